@@ -1,0 +1,1 @@
+"""Reading a study: rows to laws, comparisons and figures. Never imports torch."""

@@ -1,0 +1,143 @@
+"""The same exponent under every reasonable analyst's choice, and without each run.
+
+A specification curve (Simonsohn, Simmons and Nelson 2020): when the exponent moves more between
+choices than its statistical interval is wide, the choices are the result.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from analysis.cells import exclude
+from analysis.frontier import METHODS, frontier
+from analysis.laws import DELTA, NotIdentified
+from analysis.solver import best, log_law
+
+CORNERS = {"1%": DELTA, "0.1%": 1e-3, "squares": np.inf}
+CHOICES = ("compute", "frontier", "corner", "points", "form")
+
+
+def specifications(rows: pd.DataFrame) -> pd.DataFrame:
+    """The exponent under every combination of choices.
+
+    compute: what is counted; frontier: how its points are found; corner: Huber's, in relative
+    loss; points: all, without the smallest budget, without the worst residual; form: pure or
+    saturating (their exponents mean different things: compare within a form).
+    Returns the columns CHOICES, b, e, points_fitted, low, high (NaN: the interval belongs to the
+    main specification) and main; a combination that has no identified fit is left out.
+    """
+    rows, _ = exclude(rows, budgets=False)
+    methods = [m for m in METHODS if m != "budget" or (rows["budget_macs"] > 0).any()]
+    out = []
+    for label, compute in _conventions(rows).items():
+        for method in methods:
+            # The frontier itself depends on what is counted.
+            points = frontier(rows.assign(macs_total=compute), method=method)
+            x, y = np.log(points["macs_total"].to_numpy(float)), np.log(points["val_loss"])
+            for (corner, delta), form in itertools.product(CORNERS.items(), ("pure", "saturating")):
+                for which, fitted, count in _subsets(x, y.to_numpy(float), delta, form):
+                    if fitted is not None:
+                        e, b = fitted
+                        out.append((label, method, corner, which, form, b, e, count))
+    table = pd.DataFrame(out, columns=[*CHOICES, "b", "e", "points_fitted"])
+    main = (
+        (table["compute"] == "training MACs") & (table["frontier"] == "budget")
+        & (table["corner"] == "1%") & (table["points"] == "all")
+    )  # fmt: skip
+    return table.assign(low=np.nan, high=np.nan, main=main)
+
+
+def spread(table: pd.DataFrame) -> pd.DataFrame:
+    """Per form: count, lowest, median and highest exponent of `specifications`."""
+    return table.groupby("form")["b"].agg(["count", "min", "median", "max"]).reset_index()
+
+
+def influence(rows: pd.DataFrame, *, form: str = "pure") -> pd.DataFrame:
+    """The exponent without each run in turn, and without each budget.
+
+    Returns left_out, kind ("run" or "budget"), b, change, sorted by |change|, the largest first.
+    Only runs on the frontier move it; the others are left out of the table.
+    """
+    rows, _ = exclude(rows)
+    whole = _exponent(rows, form)
+    if whole is None:
+        raise NotIdentified("the law of all runs is not identified: there is nothing to compare")
+    points = frontier(rows)
+    parts = [
+        (f"{size} ({run})", "run", rows["run_id"] != run)
+        for run, size in dict(zip(points["run_id"], points["size"], strict=True)).items()
+    ]
+    parts += [
+        (f"budget {budget:.3g}", "budget", rows["budget_macs"] != budget)
+        for budget in points["budget_macs"]
+    ]
+    out = []
+    for label, kind, keep in parts:
+        b = _exponent(rows[keep], form) if keep.any() else None
+        out.append((label, kind, np.nan if b is None else b, np.nan if b is None else b - whole))
+    table = pd.DataFrame(out, columns=["left_out", "kind", "b", "change"])
+    order = table["change"].abs().sort_values(ascending=False, kind="stable").index
+    return table.loc[order].reset_index(drop=True)
+
+
+def _conventions(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Ways to count compute, as far as the columns allow."""
+    out = {"training MACs": rows["macs_total"].astype(float)}
+    if "macs_head" in rows.columns:
+        out["without the head"] = (rows["macs_total"] - rows["macs_head"]).astype(float)
+    if "macs_attention" in rows.columns:
+        out["without attention"] = (rows["macs_total"] - rows["macs_attention"]).astype(float)
+    for column, label in (
+        ("params", "3 N D, all parameters"),
+        ("params_non_embedding", "3 N D, without embeddings"),
+        ("params_matmul_head", "3 N D, matrices and head"),
+    ):
+        if column in rows.columns:
+            out[label] = (3.0 * rows[column] * rows["tokens"]).astype(float)
+    return {label: values for label, values in out.items() if (values > 0).all()}
+
+
+def _subsets(
+    x: np.ndarray, y: np.ndarray, delta: float, form: str
+) -> Iterator[tuple[str, tuple[float, float] | None, int]]:
+    """(points, fit of `_point`, their number) for all points and without single ones."""
+    theta, whole = _point(x, y, delta, form)
+    yield "all", whole, len(x)
+    keep = x > x.min()
+    yield "without the smallest", _point(x[keep], y[keep], delta, form)[1], int(keep.sum())
+    if whole is not None:
+        residual = np.abs(y - log_law(theta, x - x.mean())[0])
+        keep = residual < residual.max()
+        yield "without the worst", _point(x[keep], y[keep], delta, form)[1], int(keep.sum())
+
+
+def _point(
+    x: np.ndarray, y: np.ndarray, delta: float, form: str
+) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """theta (1, 3), and (E, b) or None when it is not identified."""
+    free = 2 if form == "pure" else 3
+    if len(np.unique(x)) <= free or np.ptp(x) < np.log(10) - 1e-9 or np.ptp(y) < 1e-9:
+        return np.full((1, 3), np.nan), None
+    pin = 0.0 if form == "pure" else None
+    one = np.ones((1, len(y)))
+    theta, reached = best(x - x.mean(), y[None], one, min(delta, 1e6), pin)
+    e, _, b = theta[0]
+    if form == "saturating":
+        floor = float(np.exp(y.min()))
+        if not 1e-3 * floor < e < floor * (1 - 1e-6) or b >= 0 or reached["gradient"][0] > 1e-6:
+            return theta, None
+    return theta, (float(e), float(b))
+
+
+def _exponent(rows: pd.DataFrame, form: str) -> float | None:
+    try:
+        points = frontier(rows)
+    except NotIdentified:
+        return None
+    x, y = np.log(points["macs_total"].to_numpy(float)), np.log(points["val_loss"].to_numpy(float))
+    fitted = _point(x, y, DELTA, form)[1]
+    return None if fitted is None else fitted[1]

@@ -1,0 +1,134 @@
+"""Laws next to published laws and next to each other, with uncertainty and with what it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from analysis.bootstrap import bca
+from analysis.laws import PowerLaw
+from analysis.references import Reference
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Exponent of `name` minus exponent of `other`, with the interval and the test of equality."""
+
+    name: str
+    other: str
+    b: float
+    b_other: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    verdict: str  # what the test says
+    conclusion: str  # the verdict, and what may and may not be concluded from it
+
+    @property
+    def brief(self) -> str:
+        """One line: the numbers and the verdict."""
+        return (
+            f"{self.other}: exponent {self.b_other:+.4f}, difference {self.difference:+.4f} "
+            f"[{self.low:+.4f}, {self.high:+.4f}], p = {self.p_value:.2g}: {self.verdict}"
+        )
+
+    def __str__(self) -> str:
+        rest = self.conclusion.removeprefix(self.verdict)
+        return self.brief + rest
+
+
+def exponents(law: PowerLaw, other: PowerLaw | Reference, *, name: str = "this law") -> Comparison:
+    """Test whether two exponents differ.
+
+    A published exponent without an interval is taken as exact, which the conclusion says. Two
+    fitted laws are independent studies: their resamples are paired at random.
+    """
+    samples = law.samples[:, 2]
+    if isinstance(other, PowerLaw):
+        label, b_other = f"{other.form} law over {other.decades:.1f} decades", other.b
+        rng = np.random.default_rng(0)
+        theirs = rng.choice(other.samples[:, 2], len(samples))
+    else:
+        label, b_other = other.name, other.b
+        theirs = np.full(len(samples), other.b)
+        if other.interval is not None:
+            width = other.interval[1] - other.interval[0]
+            quantiles = (np.random.default_rng(0).permutation(len(samples)) + 0.5) / len(samples)
+            theirs = theirs + stats.norm.ppf(quantiles) * width / (2 * stats.norm.ppf(0.975))
+    differences = samples - theirs
+    difference = law.b - b_other
+    low, high = bca(differences, difference, None, law.level)
+    # Resamples spread around the estimate; shifted to zero they are the law of "no difference".
+    null = differences - np.median(differences)
+    tail = (np.abs(null) >= abs(difference)).sum() + 1
+    p_value = float(tail / (len(null) + 1))
+    return Comparison(
+        name, label, law.b, b_other, float(difference), low, high, p_value,
+        *_verdict(law, other, low, high),
+    )  # fmt: skip
+
+
+CAVEAT = (
+    "losses themselves are not comparable across data and tokenizers, and neither exponent says "
+    "which model is better"
+)
+
+
+def _verdict(
+    law: PowerLaw, other: PowerLaw | Reference, low: float, high: float
+) -> tuple[str, str]:
+    """The verdict, and the conclusion that begins with it."""
+    if isinstance(other, Reference) and other.x != "compute":
+        verdict = f"not comparable, that is a law of {other.x}, this one of compute"
+        return verdict, verdict
+    if law.form != other.form:
+        verdict = "not comparable, one exponent is above a floor E and the other is not"
+        return verdict, (
+            f"{verdict}; the local slope of a saturating law is its exponent times (1 - E/L), so "
+            "it depends on the range"
+        )
+    if low <= 0 <= high:
+        verdict = "not separated by these data"
+    else:
+        verdict = f"here loss falls {'more' if high < 0 else 'less'} steeply with compute"
+    exact = isinstance(other, Reference) and other.interval is None
+    taken = "; its own uncertainty is unpublished and taken as none" if exact else ""
+    return verdict, f"{verdict}{taken}; {CAVEAT}"
+
+
+def compute_multiplier(
+    law: PowerLaw, other: PowerLaw, loss: float, *, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Compute that `other` needs for `loss` over what `law` needs, with interval.
+
+    Both laws must be of the same data, tokenizer and unit (checked for the unit only). Raises
+    ValueError when a law does not reach the loss.
+    """
+    if law.unit != other.unit:
+        raise ValueError(f"units differ ({law.unit}, {other.unit}): convert one law first")
+
+    def log_compute(samples: np.ndarray, centre: float) -> np.ndarray:
+        e, log_a, b = samples.T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where((loss > e) & (b < 0), (np.log(loss - e) - log_a) / b + centre, np.nan)
+
+    def point(one: PowerLaw) -> float:
+        if loss <= one.e or one.b >= 0:
+            raise ValueError(f"loss {loss:g} is not reached by {one}")
+        return float(np.log((loss - one.e) / one.a) / one.b)
+
+    estimate = point(other) - point(law)
+    rng = np.random.default_rng(0)
+    theirs = rng.permutation(other.samples)[: len(law.samples)]
+    ours = law.samples[: len(theirs)]
+    draws = log_compute(theirs, other.centre) - log_compute(ours, law.centre)
+    if np.isnan(draws).mean() > (1 - level) / 2:
+        raise ValueError(
+            f"loss {loss:g} lies below the floor of {np.isnan(draws).mean():.0%} of the resamples: "
+            "choose a loss that both laws surely reach"
+        )
+    low, high = bca(draws[~np.isnan(draws)], estimate, None, level)
+    return float(np.exp(estimate)), float(np.exp(low)), float(np.exp(high))

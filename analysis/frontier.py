@@ -1,0 +1,249 @@
+"""From rows to the points of a law, and to the law.
+
+    study = fit_frontier(rows)          # StudyLaw: .law, .points, .excluded, .summary()
+
+Which rows count is fixed beforehand (`RULES` in analysis/cells.py), and what each rule left out is
+counted. Per budget the frontier is the smallest loss over sizes. Uncertainty: `frontier_noise`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis import compare
+from analysis.cells import cells, exclude, surface
+from analysis.laws import (
+    DELTA,
+    RESAMPLES,
+    Holdout,
+    NotIdentified,
+    Options,
+    PowerLaw,
+    SaturatingLaw,
+    curvature,
+    select,
+)
+from analysis.references import REFERENCES
+
+METHODS = ("budget", "envelope", "hull")
+
+
+@dataclass(frozen=True)
+class StudyLaw:
+    """The law of a study and everything needed to judge it."""
+
+    law: PowerLaw  # the selected one
+    pure: PowerLaw
+    saturating: SaturatingLaw | None
+    choice: str  # why this form: held-out errors, or the refusal of the other
+    points: pd.DataFrame  # one row per point of the frontier, sorted by macs_total
+    excluded: tuple[tuple[str, int], ...]  # every rule with the rows it left out, zeros included
+    warnings: tuple[str, ...]
+    curvature: tuple[float, float]  # quadratic term in log10 compute, p-value
+    method: str
+
+    @property
+    def holdout(self) -> Holdout | None:
+        """The largest budget, predicted from the rest."""
+        return self.law.holdout[-1] if self.law.holdout else None
+
+    def compare(self) -> list[compare.Comparison]:
+        """The pure exponent next to GPT-3's and Toto's, which are pure exponents too."""
+        return [compare.exponents(self.pure, REFERENCES[name]) for name in ("gpt3", "toto")]
+
+    def summary(self) -> str:
+        """The law, its unit, its judgement, in plain text of several lines."""
+        law, points = self.law, self.points
+        lines = [str(law)]
+        if self.saturating is not None and law is not self.saturating:
+            lines.append(f"  not chosen   {self.saturating}")
+        elif law is not self.pure:
+            lines.append(f"  not chosen   {self.pure}")
+        low, high = law.compute.min(), law.compute.max()
+        lines += [
+            f"  form         {self.choice}",
+            f"  fitted to    {len(points)} points ({self.method} frontier), {low:.3g} to "
+            f"{high:.3g} {law.unit} ({law.decades:.2f} decades), "
+            f"{points['size'].nunique()} sizes, {points['run_id'].nunique()} runs",
+            f"  interval     {law.status.bootstrap}, {law.status.resamples} resamples",
+            f"  R2 (log-log) {law.r2:.4f}; residual {law.noise:.2%} of the loss",
+        ]
+        if self.holdout is not None:
+            h = self.holdout
+            lines.append(
+                f"  held out     the largest budget ({h.compute:.3g} {law.unit}), predicted from "
+                f"the rest: {h.predicted:.4f}, observed {h.actual:.4f} ({h.error:+.2%})"
+            )
+        coefficient, p_value = self.curvature
+        if np.isfinite(p_value):
+            shape = "flattens" if coefficient > 0 else "steepens"
+            seen = f"the curve {shape}" if p_value < 0.05 else "none seen"
+            lines.append(f"  curvature    {seen} (p = {p_value:.2g})")
+        lines += [f"  next to      {c.brief}" for c in self.compare()]
+        lines.append(f"               {compare.CAVEAT}")
+        left_out = "; ".join(f"{count} rows: {rule}" for rule, count in self.excluded if count)
+        lines.append(f"  left out     {left_out or 'no row'}")
+        lines += [f"  beware       {text}" for text in self.warnings]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict:
+        """Plain values only; what is missing is None."""
+        coefficient, p_value = self.curvature
+        return {
+            "law": self.law.to_json(),
+            "pure": self.pure.to_json(),
+            "saturating": None if self.saturating is None else self.saturating.to_json(),
+            "selected": self.law.form,
+            "choice": self.choice,
+            "method": self.method,
+            "points": [
+                {k: _plain(v) for k, v in row.items()} for row in self.points.to_dict("records")
+            ],
+            "excluded": [{"rule": rule, "rows": count} for rule, count in self.excluded],
+            "warnings": list(self.warnings),
+            "curvature": {"coefficient": _plain(coefficient), "p_value": _plain(p_value)},
+            "references": [{k: _plain(v) for k, v in vars(c).items()} for c in self.compare()],
+        }
+
+
+def _plain(value):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def frontier(rows: pd.DataFrame, *, method: str = "budget") -> pd.DataFrame:
+    """The points that a law is fitted to, sorted by compute.
+
+    method: "budget", the smallest loss at each nominal budget; "envelope", the points that no
+    cheaper point beats; "hull", the corners of the lower convex hull in log-log.
+    Returns the rows themselves plus `cell`, their place in `cells(rows)`, and `edge`: the size is
+    the smallest or largest tried at its budget, so that the optimum may lie outside the grid.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}: choose one of {', '.join(METHODS)}")
+    table = cells(rows, budgets=method == "budget")
+    if table.empty:
+        counts = exclude(rows, budgets=method == "budget")[1]
+        raise NotIdentified(
+            "no row is left to fit: "
+            + "; ".join(f"{count} rows: {rule}" for rule, count in counts if count)
+        )
+    by_budget = table.groupby("budget_macs")["params"]
+    inside = (table["params"] > by_budget.transform("min")) & (
+        table["params"] < by_budget.transform("max")
+    )
+    table = table.assign(edge=~inside)
+    if method == "budget":
+        table = table.loc[table.groupby("budget_macs")["val_loss"].idxmin()]
+        return table.sort_values("macs_total").reset_index(drop=True)
+    table = table.sort_values(["macs_total", "val_loss"])
+    falling = table["val_loss"] < table["val_loss"].cummin().shift(fill_value=np.inf)
+    table = table[falling].reset_index(drop=True)
+    if method == "hull":
+        table = table.loc[_lower_hull(np.log(table["macs_total"]), np.log(table["val_loss"]))]
+    return table.reset_index(drop=True)
+
+
+def _lower_hull(x, y) -> list[int]:
+    """Indices of the lower convex hull of points sorted by x (Andrew's monotone chain)."""
+    x, y = np.asarray(x), np.asarray(y)
+    hull: list[int] = []
+    for i in range(len(x)):
+        while len(hull) > 1:
+            p, q = hull[-2], hull[-1]
+            if (x[q] - x[p]) * (y[i] - y[p]) - (y[q] - y[p]) * (x[i] - x[p]) > 0:
+                break
+            hull.pop()
+        hull.append(i)
+    return hull
+
+
+def frontier_noise(
+    table: pd.DataFrame, points: pd.DataFrame, *, resamples: int, seed: int
+) -> np.ndarray | None:
+    """Noise of the frontier's log loss (resamples, points); None when cells are too few.
+
+    The noise of runs and of points (analysis/cells.py) is drawn anew, and in every resample the
+    best size of each budget is chosen again, so that the choice of the minimum is part of the
+    uncertainty. Drawing the runs themselves with replacement would drop sizes, i.e. measure the
+    design: on simulated studies that interval is two to three times too wide.
+    """
+    described = surface(table, points)
+    if described is None:
+        return None
+    described = described.contenders()
+    drawn = described.draw(resamples, seed)
+    budget = described.cells["budget_macs"].to_numpy(float)
+    columns = []
+    for one in points["budget_macs"].to_numpy(float):
+        here = budget == one
+        columns.append(drawn[:, here].min(1) - described.fitted[here].min())
+    return np.stack(columns, 1)
+
+
+def warnings_for(rows: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
+    """What a reader must know before trusting the law."""
+    out = []
+    for column, why in (
+        ("tokenizer", "losses per token of different tokenizers are not comparable"),
+        ("vocab", "losses per token of different vocabularies are not comparable"),
+        ("data_key", "losses on different data are not comparable"),
+        ("data_mix", "losses on different data are not comparable"),
+        ("context", "losses at different context lengths are not comparable"),
+    ):
+        if column in rows.columns and (count := rows[column].nunique()) > 1:
+            out.append(f"{count} values of {column} in one law: {why}")
+    edge = points[points["edge"]]
+    if len(edge):
+        text = ", ".join(f"{b:.3g}" for b in edge["budget_macs"])
+        out.append(
+            f"at budgets {text} the best size is the smallest or largest tried there: "
+            "the optimum may lie outside the grid"
+        )
+    if "seed" in rows.columns and rows["seed"].nunique() < 2:
+        out.append("one seed: the noise between runs is inferred from the surface's residuals")
+    return tuple(out)
+
+
+def fit_frontier(
+    rows: pd.DataFrame,
+    seed: int = 0,
+    *,
+    method: str = "auto",
+    form: str = "select",
+    delta: float = DELTA,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> StudyLaw:
+    """Fit the law of a study's frontier, training MACs against validation loss.
+
+    rows: the study's rows (scaling.results), one per evaluation point of a run. method: of
+    `frontier`; "auto" is "budget" where rows have nominal budgets, else "envelope". form: "select"
+    (by held-out error), or "power" / "saturating" when the form is decided beforehand.
+    Raises NotIdentified (a ValueError) when even the pure law cannot be determined: fewer than
+    three budgets, under a decade of compute, a constant loss.
+    """
+    if method == "auto":
+        named = "budget_macs" in rows.columns and bool((rows["budget_macs"] > 0).any())
+        method = "budget" if named else "envelope"
+    kept, excluded = exclude(rows, budgets=method == "budget")
+    points = frontier(rows, method=method)
+    noise = None
+    if method == "budget":
+        noise = frontier_noise(cells(rows), points, resamples=resamples, seed=seed)
+    options = Options(
+        groups=points["run_id"].tolist(), noise=noise, delta=delta, level=level,
+        resamples=resamples, seed=seed, unit="MACs",
+    )  # fmt: skip
+    macs, loss = points["macs_total"].to_numpy(float), points["val_loss"].to_numpy(float)
+    law, pure, saturating, choice = select(macs, loss, options, form)
+    bend = curvature(macs, loss) if len(np.unique(macs)) > 3 else (float("nan"), float("nan"))
+    return StudyLaw(
+        law, pure, saturating, choice, points, excluded, warnings_for(kept, points), bend, method
+    )

@@ -1,0 +1,532 @@
+"""Laws of one variable: L = a C^b and L = E + a C^b, fitted, judged and refused.
+
+    law = fit(macs, loss)            # PowerLaw, or a ValueError that says what is missing
+    law(1e15), law.b, law.ci["b"], law.status, law.predict(1e15)
+
+The fit minimises Huber's loss of log-loss residuals. log C is centred, so that log a and b are
+nearly uncorrelated; `delta` is in log loss, i.e. a relative miss: beyond 1% a point pulls with
+constant force. Every start and every resample is one row of one vectorised Newton iteration.
+How intervals arise: analysis/bootstrap.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import stats
+
+from analysis.bootstrap import FEW, MANY, bca, cluster_weights, components, widen
+from analysis.solver import (
+    best,
+    cluster_sums,
+    condition_number,
+    log_jacobian,
+    log_law,
+    one_step,
+)
+
+DELTA = 0.01
+RESAMPLES = 4000
+MIN_DECADES = 1.0
+# What lies outside is a mistake of units or of columns, and would overflow in the fits.
+LIMITS = {"loss": (1e-9, 1e9), "compute": (1e-12, 1e40)}
+FORMS = ("select", "power", "saturating")
+LARGE = 500  # points beyond which a resample is one Newton step from the estimate
+WINDOWS = 20  # at most so many held-out values of compute
+E_BOUND = 1e-3  # E below this share of the smallest loss is the bound E = 0
+
+
+class NotIdentified(ValueError):
+    """The points cannot determine the law; the message says why and what would."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the optimiser reached. `gradient_norm` is relative: |gradient| / number of points."""
+
+    converged: bool
+    gradient_norm: float
+    starts: int
+    basins: int  # distinct minima among the starts
+    condition: float  # of the scaled normal matrix
+    bootstrap: str  # how the interval arose
+    resamples: int
+    at_bound_share: float  # share of the resamples on a bound
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A law's value with two intervals: of the law itself, and of the loss of one more run."""
+
+    compute: float
+    loss: float
+    low: float
+    high: float
+    run_low: float
+    run_high: float
+    decades: float  # beyond the largest (> 0) or below the smallest (< 0) fitted compute; 0 inside
+    unit: str
+
+    def __str__(self) -> str:
+        where = "inside the fitted range"
+        if self.decades:
+            side = "above" if self.decades > 0 else "below"
+            where = f"extrapolated {abs(self.decades):.2f} decades {side} the fitted range"
+        return (
+            f"{self.loss:.4g} nats at {self.compute:.3g} {self.unit} "
+            f"[{self.low:.4g}, {self.high:.4g}], {where}"
+        )
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """One point predicted from all points with less compute."""
+
+    compute: float
+    fitted_points: int
+    actual: float
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        """Relative: predicted / actual - 1."""
+        return self.predicted / self.actual - 1
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """L = a C^b. Call it with compute in `unit`."""
+
+    a: float
+    b: float
+    unit: str
+    level: float
+    ci: dict[str, tuple[float, float]]
+    status: Status
+    compute: np.ndarray = field(repr=False)
+    loss: np.ndarray = field(repr=False)
+    samples: np.ndarray = field(repr=False)  # (resamples, 3): E, log a at the centre, b
+    centre: float = field(repr=False)  # mean log compute
+    r2: float = float("nan")  # of log loss
+    noise: float = float("nan")  # residual standard deviation of log loss
+    aic: float = float("nan")
+    holdout: tuple[Holdout, ...] = ()  # expanding window, the largest compute last
+    e: float = 0.0
+
+    form = "power"
+    parameters = 2
+
+    def __call__(self, compute: float | np.ndarray) -> float | np.ndarray:
+        return self.e + self.a * np.asarray(compute, dtype=float) ** self.b
+
+    @property
+    def decades(self) -> float:
+        """Range of the fitted compute."""
+        return float(np.log10(self.compute.max() / self.compute.min()))
+
+    @property
+    def residuals(self) -> np.ndarray:
+        """log observed - log fitted, per point."""
+        return np.log(self.loss) - np.log(self(self.compute))
+
+    @property
+    def holdout_error(self) -> float | None:
+        """Relative error of the largest compute predicted from the rest; None: not enough."""
+        return self.holdout[-1].error if self.holdout else None
+
+    @property
+    def held_out(self) -> float | None:
+        """Root mean square relative error over the expanding window."""
+        if not self.holdout:
+            return None
+        return float(np.sqrt(np.mean([h.error**2 for h in self.holdout])))
+
+    def predict(self, compute: float, *, level: float | None = None) -> Prediction:
+        """Loss at `compute` with the interval of the law and of one more run's loss there."""
+        if not (np.isfinite(compute) and compute > 0):
+            raise ValueError(f"compute is {compute!r}: give a positive number of {self.unit}")
+        level = level or self.level
+        x = np.log(compute) - self.centre
+        e, log_a, b = self.samples.T
+        curves = np.log(e + np.exp(log_a + b * x))
+        here = float(np.log(self(compute)))
+        low, high = bca(curves, here, None, level)
+        # Noise of a further run, by quantiles of the normal: deterministic, no extra draw.
+        n = len(curves)
+        order = np.random.default_rng(0).permutation(n)
+        extra = self.noise * stats.norm.ppf((order + 0.5) / n)
+        run_low, run_high = bca(curves + extra, here, None, level)
+        top, bottom = self.compute.max(), self.compute.min()
+        decades = np.log10(compute / np.clip(compute, bottom, top))
+        interval, run = np.exp([low, high]), np.exp([run_low, run_high])
+        return Prediction(
+            compute=float(compute), loss=float(np.exp(here)), decades=float(decades),
+            low=float(interval[0]), high=float(interval[1]),
+            run_low=float(run[0]), run_high=float(run[1]), unit=self.unit,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        head = f"{self.e:.4g} + " if self.e else ""
+        low, high = self.ci["b"]
+        return (
+            f"L(C) = {head}{self.a:.4g} C^{self.b:.4f}, C in {self.unit}; "
+            f"exponent {self.level:.0%} [{low:.4f}, {high:.4f}]"
+        )
+
+    def to_json(self) -> dict:
+        """Plain numbers; a missing one is None."""
+        h = self.holdout[-1] if self.holdout else None
+        return {
+            "form": self.form,
+            "unit": self.unit,
+            "parameters": {"E": self.e, "a": self.a, "b": self.b},
+            "level": self.level,
+            "interval": {k: list(v) for k, v in self.ci.items()},
+            "r2_log": _finite(self.r2),
+            "noise_log": _finite(self.noise),
+            "aic": _finite(self.aic),
+            "points": len(self.compute),
+            "compute_range": [float(self.compute.min()), float(self.compute.max())],
+            "decades": self.decades,
+            "holdout": None
+            if h is None
+            else {"compute": h.compute, "actual": h.actual, "predicted": h.predicted,
+                  "error": h.error, "window_rms": self.held_out},
+            "status": {k: _finite(v) for k, v in vars(self.status).items()},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SaturatingLaw(PowerLaw):
+    """L = E + a C^b with E > 0, free or pinned."""
+
+    pinned: bool = False
+
+    form = "saturating"
+    parameters = 3
+
+
+def _finite(value):
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def usable(values, kind: str) -> np.ndarray:
+    """Which values are finite, positive and within LIMITS[kind]; a NaN is not."""
+    low, high = LIMITS[kind]
+    values = np.asarray(values, dtype=float)
+    return (values >= low) & (values <= high)
+
+
+def checked(
+    compute, loss, names: tuple[str, str] = ("compute", "loss")
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finite positive float arrays of one length, or a ValueError naming the first bad value."""
+    try:
+        compute = np.asarray(compute, dtype=float).ravel()
+        loss = np.asarray(loss, dtype=float).ravel()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{' and '.join(names)} must be numbers: {error}") from None
+    if len(compute) != len(loss):
+        raise ValueError(
+            f"{len(compute)} values of {names[0]} but {len(loss)} of {names[1]}: give as many"
+        )
+    for name, values in zip(names, (compute, loss), strict=True):
+        low, high = LIMITS["loss" if name == "loss" else "compute"]
+        bad = ~usable(values, "loss" if name == "loss" else "compute")
+        if bad.any():
+            first = int(np.argmax(bad))
+            raise ValueError(
+                f"{name}[{first}] is {values[first]:g} ({bad.sum()} such of {len(values)}): {name} "
+                f"must be finite and positive, {low:g} to {high:g}; drop those rows, and count them"
+            )
+    return compute, loss
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `fit` that every form shares."""
+
+    groups: Sequence | None = None
+    noise: np.ndarray | None = None
+    delta: float = DELTA
+    level: float = 0.95
+    resamples: int = RESAMPLES
+    seed: int = 0
+    unit: str = "MACs"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1 or not self.delta > 0 or self.resamples < 100:
+            raise ValueError(
+                f"level {self.level}, delta {self.delta}, resamples {self.resamples}: "
+                "want 0 < level < 1, delta > 0 and at least 100 resamples"
+            )
+
+
+def fit(
+    compute: Sequence[float] | np.ndarray,
+    loss: Sequence[float] | np.ndarray,
+    *,
+    form: str = "select",
+    e: float | None = None,
+    groups: Sequence | None = None,
+    noise: np.ndarray | None = None,
+    delta: float = DELTA,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    unit: str = "MACs",
+) -> PowerLaw:
+    """Fit a law of compute (or of parameters, or tokens: `unit` names the variable).
+
+    compute, loss: (n,), positive; loss in nats. form: "power", "saturating", or "select" (the
+    pure law unless the saturating one is identified and predicts better, see `select`).
+    e: pins the irreducible loss. groups: (n,) run ids; points of one run are correlated.
+    noise: (R, n) draws of log-loss noise, when the caller knows it better than the residuals
+    do (analysis/frontier.py does).
+    Raises NotIdentified when the points cannot determine the law, ValueError on bad input.
+    """
+    options = Options(groups, noise, delta, level, resamples, seed, unit)
+    if e is None:
+        return select(compute, loss, options, form)[0]
+    if form == "power":
+        raise ValueError(f"a pure power law has no E, but e = {e:g}: choose form='saturating'")
+    return _fit(compute, loss, e, "saturating", options)
+
+
+def select(
+    compute, loss, options: Options | None = None, form: str = "select"
+) -> tuple[PowerLaw, PowerLaw, SaturatingLaw | None, str]:
+    """The chosen law, the pure one, the saturating one (None if refused), and the reason.
+
+    The saturating law is chosen only where it is identified (the interval of E excludes 0) and
+    its error over the expanding window is smaller on the windows that both can predict. form:
+    "power" or "saturating" when the choice is made beforehand.
+    """
+    options = options or Options()
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}: choose one of {', '.join(FORMS)}")
+    pure = _fit(compute, loss, 0.0, "power", options)
+    if form == "power":
+        return pure, pure, None, "the pure law was asked for"
+    try:
+        saturating = _fit(compute, loss, None, "saturating", options)
+    except NotIdentified as refusal:
+        if form == "saturating":
+            raise
+        return pure, pure, None, str(refusal)
+    assert isinstance(saturating, SaturatingLaw)
+    if form == "saturating":
+        return saturating, pure, saturating, "the saturating law was asked for"
+    common = {h.compute for h in saturating.holdout} & {h.compute for h in pure.holdout}
+    if not common:
+        return pure, pure, saturating, "too few points to hold one out of a three-parameter fit"
+    score = [
+        float(np.sqrt(np.mean([h.error**2 for h in law.holdout if h.compute in common])))
+        for law in (pure, saturating)
+    ]
+    text = (
+        f"error on held-out larger compute: pure {score[0]:.2%}, saturating {score[1]:.2%} "
+        f"({len(common)} window{'s' * (len(common) > 1)})"
+    )
+    return (saturating if score[1] < score[0] else pure), pure, saturating, text
+
+
+def _fit(compute, loss, pin: float | None, form: str, options: Options) -> PowerLaw:
+    """pin: 0 for the pure law, None for a free E, else the value that E keeps."""
+    compute, loss = checked(compute, loss)
+    order = np.argsort(compute, kind="stable")
+    compute, loss = compute[order], loss[order]
+    free = 3 if pin is None else 2
+    _require(compute, loss, free, form)
+    if pin is not None and not 0 <= pin < loss.min():
+        raise ValueError(
+            f"pinned E = {pin:g} is not in [0, smallest loss {loss.min():.4g}): "
+            "the law cannot pass below its own floor"
+        )
+    centre = float(np.log(compute).mean())
+    x, y = np.log(compute) - centre, np.log(loss)
+    theta, reached = best(x, y[None], np.ones((1, len(y))), options.delta, pin)
+    estimate, gradient = theta[0], float(reached["gradient"][0])
+    if pin is None:
+        _refuse_bounds(estimate, gradient, loss)
+    fitted = log_law(estimate[None], x)[0]
+    jacobian = log_jacobian(estimate[None], x, pin)[0]
+    samples, jackknife, how = _resample(x, y, estimate, jacobian, pin, order, options)
+    share = float((samples[:, 0] < E_BOUND * loss.min()).mean()) if pin is None else 0.0
+    if share > (1 - options.level) / 2:
+        raise NotIdentified(
+            f"L = E + a C^b is not identified: the {options.level:.0%} interval of E reaches 0 "
+            f"({share:.0%} of the resamples sit on that bound), so a pure power law fits as well; "
+            "widen the range of compute, repeat seeds, or pin E"
+        )
+
+    def log_a(t: np.ndarray) -> np.ndarray:  # at compute 1, not at the centre
+        return t[:, 1] - t[:, 2] * centre
+
+    def interval(of) -> tuple[float, float]:
+        jack = None if jackknife is None else of(jackknife)
+        return bca(of(samples), float(of(estimate[None])[0]), jack, options.level)
+
+    low, high = np.exp(interval(log_a))
+    ci = {"a": (float(low), float(high)), "b": interval(lambda t: t[:, 2])}
+    if pin is None:
+        ci["E"] = interval(lambda t: t[:, 0])
+    residual = y - fitted
+    n, rss, total = len(y), float(residual @ residual), float(((y - y.mean()) ** 2).sum())
+    fields: dict = dict(
+        a=float(np.exp(log_a(estimate[None])[0])), b=float(estimate[2]), e=float(estimate[0]),
+        unit=options.unit, level=options.level, ci=ci,
+        status=Status(
+            converged=gradient < 1e-8, gradient_norm=gradient,
+            starts=int(reached["starts"][0]), basins=int(reached["basins"][0]),
+            condition=condition_number(jacobian), bootstrap=how, resamples=len(samples),
+            at_bound_share=share,
+        ),
+        compute=compute, loss=loss, samples=samples, centre=centre, r2=1 - rss / total,
+        noise=float(np.sqrt(rss / (n - free))),
+        aic=float(n * np.log(max(rss, 1e-300) / n) + 2 * (free + 1)),
+        holdout=expanding_window(compute, loss, pin, options.delta),
+    )  # fmt: skip
+    if form == "power":
+        return PowerLaw(**fields)
+    return SaturatingLaw(**fields, pinned=pin is not None)
+
+
+def _resample(
+    x: np.ndarray, y: np.ndarray, estimate: np.ndarray, jacobian: np.ndarray,
+    pin: float | None, order: np.ndarray, options: Options,
+) -> tuple[np.ndarray, np.ndarray | None, str]:  # fmt: skip
+    """Refitted parameters (R, 3), leave-one-cluster-out ones (G, 3) or None, and how, in words."""
+    rng = np.random.default_rng(options.seed)
+    n, resamples, delta = len(y), options.resamples, options.delta
+    index = np.arange(n)
+    if options.groups is not None:
+        if len(options.groups) != n:
+            raise ValueError(f"{len(options.groups)} groups for {n} points: give one per point")
+        index = np.unique(np.asarray(options.groups).astype(str)[order], return_inverse=True)[1]
+    clusters = int(index.max()) + 1
+
+    def refit(targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return best(x, targets, weights, delta, pin, estimate)[0]
+
+    if options.noise is not None:
+        noise = np.asarray(options.noise, dtype=float)
+        if noise.ndim != 2 or noise.shape[1] != n or not np.isfinite(noise).all():
+            raise ValueError(f"noise has shape {noise.shape}: want (resamples, {n}), all finite")
+        targets = log_law(estimate[None], x) + noise[:, order]
+        how = "noise of the study's runs drawn anew, frontier recomputed"
+        return refit(targets, np.ones_like(targets)), None, how
+    influence = np.linalg.pinv(jacobian)[-1]  # of each point's noise on the exponent
+    residual = y - log_law(estimate[None], x)[0]
+    if n > LARGE:
+        scores, curvatures = cluster_sums(x, y, index, delta, pin, estimate)
+        total = curvatures.sum(0)[None]
+        if clusters < FEW:
+            spread = components(jacobian, residual, index, influence)
+            sums = np.stack([np.bincount(index, j, clusters) for j in jacobian.T], 1)
+            moved = spread.draw_sums(sums, jacobian.T @ jacobian, resamples, rng)
+            how = f"noise of {clusters} clusters drawn anew, linearised"
+            return one_step(estimate, moved, (jacobian.T @ jacobian)[None]), None, how
+        jackknife = one_step(estimate, -scores, total)
+        if clusters > MANY:  # the bootstrap's limit: normal scores, fixed curvature
+            normal = rng.standard_normal((resamples, scores.shape[1]))
+            moved = normal @ np.linalg.cholesky(scores.T @ scores).T
+            how = f"{clusters} clusters, the normal limit of drawing them with replacement"
+            return one_step(estimate, moved, total), jackknife, how
+        counts = cluster_weights(np.arange(clusters), resamples, rng)
+        hessian = np.tensordot(counts, curvatures, 1)
+        how = f"{clusters} clusters drawn with replacement, linearised"
+        return one_step(estimate, counts @ scores, hessian), jackknife, how
+    if clusters < FEW:
+        noise = components(jacobian, residual, index, influence).draw(index, resamples, rng)
+        how = f"noise of {clusters} clusters drawn anew"
+        return refit(y - residual + noise, np.ones_like(noise)), None, how
+    weights = cluster_weights(index, resamples, rng)
+    samples = refit(np.broadcast_to(y, weights.shape), weights)
+    samples = widen(samples, estimate, clusters, jacobian.shape[1])
+    samples[:, 0] = np.maximum(samples[:, 0], 0)
+    drop = (index[None] != np.arange(clusters)[:, None]).astype(float)
+    how = f"{clusters} clusters drawn with replacement"
+    return samples, refit(np.broadcast_to(y, drop.shape), drop), how
+
+
+def expanding_window(
+    compute: np.ndarray, loss: np.ndarray, e: float | None = 0.0, delta: float = DELTA
+) -> tuple[Holdout, ...]:
+    """Predict each distinct compute from all smaller ones, wherever these exceed the parameters.
+
+    compute, loss: (n,) sorted. e: 0 for the pure law, None for a free E, a number for a pin.
+    """
+    free = 3 if e is None else 2
+    out = []
+    tops = np.unique(compute)
+    if len(tops) > WINDOWS:  # a cloud of runs: the windows end at evenly spaced quantiles
+        tops = tops[np.linspace(0, len(tops) - 1, WINDOWS + 1).astype(int)[1:]]
+    for top in tops:
+        below, here = compute < top, compute == top
+        if len(np.unique(compute[below])) <= free - (free == 2):
+            continue
+        centre = np.log(compute[below]).mean()
+        x, y = np.log(compute[below]) - centre, np.log(loss[below])
+        theta, _ = best(x, y[None], np.ones((1, len(y))), delta, e)
+        predicted = float(np.exp(log_law(theta, np.array([np.log(top) - centre]))[0, 0]))
+        actual = float(np.exp(np.log(loss[here]).mean()))
+        out.append(Holdout(float(top), int(below.sum()), actual, predicted))
+    return tuple(out)
+
+
+def curvature(compute, loss) -> tuple[float, float]:
+    """Quadratic coefficient of log loss in log10 compute, and its two-sided p-value (Student).
+
+    Positive: the curve flattens, as it does above a floor E (its local slope is b (1 - E/L)).
+    """
+    compute, loss = checked(compute, loss)
+    _require(compute, loss, 3, "quadratic")
+    x = np.log10(compute / np.exp(np.log(compute).mean()))
+    design = np.stack([np.ones_like(x), x, x**2], 1)
+    coefficient, *_ = np.linalg.lstsq(design, np.log(loss), rcond=None)
+    residual = np.log(loss) - design @ coefficient
+    df = len(x) - 3
+    variance = residual @ residual / df * np.linalg.inv(design.T @ design)[2, 2]
+    if variance <= 0:
+        return float(coefficient[2]), float(coefficient[2] == 0)
+    t = coefficient[2] / np.sqrt(variance)
+    return float(coefficient[2]), float(2 * stats.t.sf(abs(t), df))
+
+
+def _require(compute: np.ndarray, loss: np.ndarray, free: int, form: str) -> None:
+    distinct = len(np.unique(compute))
+    if distinct <= free:
+        raise NotIdentified(
+            f"{distinct} distinct values of compute for {free} parameters ({form} law): "
+            f"any such fit is exact and says nothing; give at least {free + 1}"
+        )
+    decades = np.log10(compute.max() / compute.min())
+    if decades < MIN_DECADES - 1e-9:
+        raise NotIdentified(
+            f"compute spans {decades:.2f} decades: a law needs at least {MIN_DECADES:g}; "
+            "add smaller or larger budgets"
+        )
+    if np.ptp(np.log(loss)) < 1e-9:
+        raise NotIdentified(
+            "the loss is the same at every compute: there is nothing to fit; check the column"
+        )
+
+
+def _refuse_bounds(theta: np.ndarray, gradient: float, loss: np.ndarray) -> None:
+    e, _, b = theta
+    if e < E_BOUND * loss.min():
+        raise NotIdentified(
+            "L = E + a C^b is not identified: the best E is the bound 0, i.e. the pure power law"
+        )
+    if b >= 0 or e > loss.min() * (1 - 1e-6) or gradient > 1e-6:
+        raise NotIdentified(
+            f"L = E + a C^b is not identified: the best fit runs away (E {e:.4g}, b {b:.4g}, "
+            f"smallest loss {loss.min():.4g}, gradient {gradient:.1g})"
+        )

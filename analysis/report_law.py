@@ -1,0 +1,324 @@
+"""The parts of the report that question the law: other sizes, other budgets, other analysts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from analysis import choices, figures, figures_law, isoflop
+from analysis.cells import cells
+from analysis.frontier import fit_frontier
+from analysis.laws import NotIdentified
+from analysis.page import Column, figure, table
+from analysis.style import budget_text, count_text, escape, exponent_text, number_text, readable
+
+if TYPE_CHECKING:
+    from analysis.frontier import StudyLaw
+
+RESAMPLES = 1000  # of the intervals that only this page shows
+CELLS = 2000  # decayed points that the three approaches are applied to, at most
+
+
+def isoflop_section(rows: pd.DataFrame) -> str:
+    """Loss against parameters at each budget, and how the best size grows with compute."""
+    table_of_cells = cells(rows)
+    if table_of_cells.empty:
+        return "<p>No decayed point of the ladder has a nominal budget and a loss.</p>"
+    points = figures_law.isoflop_points(table_of_cells)
+    few, thinned = _every_kth_run(rows, table_of_cells)
+    minima = isoflop.minima(rows)
+    drawn = figures_law.isoflop_figure(points, minima)
+    accepted = int(minima.accepted.sum())
+    text = (
+        "At one budget a small model sees many tokens and a large one few; the best lies between. "
+        f"Rings: the vertex of a parabola in ln N, accepted at {accepted} of {len(minima)} budgets"
+    )
+    refused = minima[~minima.accepted].groupby("reason", sort=False).budget_macs
+    reasons = [f"not at {_listed(b)}\u00a0MACs ({reason})" for reason, b in refused]
+    text += "".join(f"; {one}" for one in reasons) + "."
+    if minima.curvature.isna().any():
+        text += " Dotted lines only join the points."
+    body = figure(
+        "isoflop", "Loss against parameters at each budget.", text, drawn, points,
+        alt=f"Chart on two logarithmic axes: validation loss against parameters. {text}",
+    )  # fmt: skip
+    try:
+        fits = isoflop.approaches(few, resamples=RESAMPLES)
+    except NotIdentified as refusal:
+        return body + f"<p>How the best size grows: {escape(readable(str(refusal)))}</p>"
+    return body + _approaches(fits, float(points.macs_total.max()), thinned)
+
+
+def _approaches(fits: pd.DataFrame, macs: float, thinned: str) -> str:
+    records = [
+        {
+            "approach": fit["approach"],
+            "exponent": fit["size_exponent"],
+            "interval": _interval(fit["low"], fit["high"], 3),
+            "best": fit["coefficient"] * macs ** fit["size_exponent"],
+            "budgets": fit["budgets"],
+            "refused": readable(fit["refused"]) or "–",
+        }
+        for fit in fits.to_dict("records")
+    ]
+    columns = [
+        Column("approach", "approach", kind="text"),
+        Column("exponent", "exponent", lambda v: "–" if np.isnan(v) else f"{v:.3f}"),
+        Column("interval", "95% interval", kind="text"),
+        Column("best", "best size", lambda v: "–" if np.isnan(v) else count_text(v)),
+        Column("budgets", "budgets"),
+    ]
+    if fits.refused.any():
+        columns.append(Column("refused", "refused because", kind="wrap"))
+    caption = (
+        "How the best size grows, N ∝ C to this exponent, by the three approaches of Hoffmann et "
+        f"al. 2022 on the same rows{thinned}. Best size: parameters at {number_text(macs)} MACs."
+    )
+    return table(pd.DataFrame(records), columns, caption=caption)
+
+
+def _every_kth_run(rows: pd.DataFrame, table_of_cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Rows of so many runs that they have about CELLS cells, and a note that says so."""
+    if len(table_of_cells) <= CELLS:
+        return rows, ""
+    runs = table_of_cells.sort_values(["params", "macs_total", "run_id"]).run_id.drop_duplicates()
+    chosen = runs.iloc[:: -(-len(table_of_cells) // CELLS)]
+    return rows[rows.run_id.isin(chosen)], f" ({len(chosen):,} of {len(runs):,} runs)"
+
+
+def trust_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
+    if study_law is None:
+        return "<p>There is no law to judge.</p>"
+    law = study_law.law
+    residuals = figures.residual_points(study_law.points, law)
+    worst = f"{residuals.residual_percent.abs().max():.2f}%"
+    body = figure(
+        "residuals", "Residuals.",
+        f"The largest miss is {worst}. A bow in these points would say that the form is wrong.",
+        figures.residual_figure(residuals), residuals,
+        alt=f"Chart: measured minus fitted loss in percent at each compute; at most {worst}.",
+    )  # fmt: skip
+    laws = [one for one in (study_law.pure, study_law.saturating) if one is not None]
+    held = figures.holdout_points(laws)
+    if held.empty or not law.holdout:
+        body += "<p>There are too few budgets to predict one from the others.</p>"
+    else:
+        last = held[held.form == law.form].iloc[-1]
+        text = (
+            f"The largest, {number_text(last.macs_total)}\u00a0MACs: the {law.form} law predicted "
+            f"{last.predicted:.4f} nats per token from {last.fitted_points:.0f} smaller points and "
+            f"{last.actual:.4f} was measured ({last.error_percent:+.2f}%)."
+        ).replace("-", "−")
+        body += figure(
+            "holdout", "Each budget predicted from the smaller ones.", text,
+            figures.holdout_figure(held), held,
+            alt=f"Chart: error in percent of the prediction of each budget. {text}",
+        )  # fmt: skip
+    return (
+        body
+        + _prediction(rows, study_law)
+        + _forms(study_law)
+        + _published(study_law)
+        + "<details><summary>The same as the command line prints it</summary>"
+        f"<pre>{escape(study_law.summary())}</pre></details>"
+    )
+
+
+def _prediction(rows: pd.DataFrame, study_law: StudyLaw) -> str:
+    """The law of the smaller budgets, and what the largest turned out to be."""
+    law, points = study_law.law, study_law.points
+    top = points.iloc[-1]
+    key = "budget_macs" if study_law.method == "budget" else "macs_total"
+    smaller = rows[~(rows[key] >= top[key] * (1 - 1e-9))]
+    try:
+        before = fit_frontier(
+            smaller, method=study_law.method, form=law.form, resamples=RESAMPLES
+        ).law
+    except NotIdentified as refusal:
+        return (
+            f"<p>Without the largest budget no {law.form} law is fitted, so there is no curve to "
+            f"set beside it: {escape(readable(str(refusal)))}</p>"
+        )
+    drawn = figures_law.prediction_points(before, points)
+    promised, measured = before.predict(float(top.macs_total)), float(top.val_loss)
+    inside = promised.run_low <= measured <= promised.run_high
+    text = (
+        f"Without the largest budget the {law.form} law promises {promised.loss:.4f} nats per "
+        f"token there, {before.level:.0%} of runs between {promised.run_low:.4f} and "
+        f"{promised.run_high:.4f}; {measured:.4f} was measured, {'in' if inside else 'out'}side "
+        f"that. It reaches {promised.decades:.2f} decades beyond what it was fitted to."
+    )
+    return figure(
+        "prediction", "The largest budget, promised and measured.", text,
+        figures_law.prediction_figure(drawn), drawn,
+        alt=f"Chart on two logarithmic axes: a law of the smaller budgets, continued. {text}",
+    )  # fmt: skip
+
+
+def _forms(study_law: StudyLaw) -> str:
+    """The pure and the saturating law beside each other."""
+    laws = [("L = a Cᵇ", study_law.pure), ("L = E + a Cᵇ", study_law.saturating)]
+    records = [
+        {
+            "form": form + (" (chosen)" if law is study_law.law else ""),
+            "E": law.e if law.e else np.nan,
+            "a": law.a,
+            "b": law.b,
+            "interval": f"{exponent_text(law.ci['b'][0])} to {exponent_text(law.ci['b'][1])}",
+            "r2": law.r2,
+            "held_out": np.nan if law.held_out is None else 100 * law.held_out,
+        }
+        for form, law in laws
+        if law is not None
+    ]
+    columns = [
+        Column("form", "form", kind="text"),
+        Column("E", "E", lambda v: number_text(v, 4)),
+        Column("a", "a", lambda v: number_text(v, 4)),
+        Column("b", "b", exponent_text),
+        Column("interval", f"{study_law.law.level:.0%} interval of b", kind="text"),
+        Column("r2", "R²", lambda v: f"{v:.4f}"),
+        Column("held_out", "held out", lambda v: "–" if np.isnan(v) else f"{v:.2f}%"),
+    ]
+    caption = (
+        "Both forms, fitted to the same points; E and the loss in nats per token, R² of the log "
+        "loss, held out: root mean square error over the budgets predicted from smaller ones. "
+        f"Choice: {readable(study_law.choice)}."
+    )
+    return table(pd.DataFrame(records), columns, caption=caption)
+
+
+def _published(study_law: StudyLaw) -> str:
+    """The pure exponent beside published ones."""
+    records = [
+        {
+            "law": c.other,
+            "b": c.b_other,
+            "difference": c.difference,
+            "interval": f"{exponent_text(c.low)} to {exponent_text(c.high)}",
+            "conclusion": c.conclusion,
+        }
+        for c in study_law.compare()
+    ]
+    columns = [
+        Column("law", "published law", kind="text"),
+        Column("b", "its exponent", exponent_text),
+        Column("difference", "ours minus its", exponent_text),
+        Column("interval", f"{study_law.pure.level:.0%} interval", kind="text"),
+        Column("conclusion", "what may be concluded", kind="wrap"),
+    ]
+    caption = f"The pure exponent, {exponent_text(study_law.pure.b)}, beside published ones."
+    return table(pd.DataFrame(records), columns, caption=caption)
+
+
+# --- other analysts
+
+
+def choices_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
+    """The exponent under other choices, and without single runs, beside its interval."""
+    if study_law is None:
+        return "<p>There is no law whose exponent could move.</p>"
+    try:
+        found = choices.specifications(rows)
+        influence = choices.influence(rows, form="saturating" if study_law.law.e else "pure")
+    except NotIdentified as refusal:
+        return f"<p>{escape(_sentence(readable(str(refusal))))}.</p>"
+    return _specifications(found, study_law) + _influence(influence, study_law)
+
+
+def _specifications(found: pd.DataFrame, study_law: StudyLaw) -> str:
+    laws = {"pure": study_law.pure, "saturating": study_law.saturating}
+    form = "saturating" if study_law.law.e else "pure"
+    points = figures_law.specification_points(found[found.form == form])
+    if points.empty:
+        return f"<p>No combination of choices has an identified {form} law.</p>"
+    low, high = study_law.law.ci["b"]
+    middle = np.quantile(points.b, [0.025, 0.975])
+    ratio = float(np.ptp(middle)) / (high - low)
+    verdict = "the choice matters more than the noise" if ratio > 1 else "the noise matters more"
+    text = (
+        f"{len(points)} combinations of choices that a careful analyst might make, by the exponent "
+        f"of their {form} law; the marks below say which choices each one is. Band: the "
+        f"{study_law.law.level:.0%} interval of this report’s own choice, from the noise of the "
+        f"runs alone. The middle 95% of the choices span {ratio:.2g} times its width: {verdict}."
+    )
+    points = points.rename(columns={"compute": "compute counted as", "corner": "Huber’s corner"})
+    kept = ["compute counted as", "frontier", "Huber’s corner", "points"]
+    body = figure(
+        "specifications", "The exponent under every choice.", text,
+        figures_law.specification_figure(points, kept, (low, high)), points, wide=True,
+        alt=f"Chart: exponents in rising order, and the choices of each. {text}",
+    )  # fmt: skip
+    records = []
+    for row in choices.spread(found).to_dict("records"):
+        law = laws[row["form"]]
+        own = {"own": np.nan, "interval": "refused"}
+        if law is not None:
+            own = {"own": law.b, "interval": _interval(*law.ci["b"])}
+        records.append(row | own)
+    columns = [
+        Column("form", "form", kind="text"),
+        Column("own", "b, own choice", lambda v: "–" if np.isnan(v) else exponent_text(v)),
+        Column("interval", f"{study_law.law.level:.0%} interval", kind="text"),
+        Column("count", "choices"),
+        Column("min", "lowest b", exponent_text),
+        Column("median", "median b", exponent_text),
+        Column("max", "highest b", exponent_text),
+    ]
+    caption = (
+        "Exponents over all choices. A pure exponent and one above a floor mean different things: "
+        "compare within a row only."
+    )
+    return body + table(pd.DataFrame(records), columns, caption=caption)
+
+
+def _influence(influence: pd.DataFrame, study_law: StudyLaw) -> str:
+    law = study_law.law
+    low, high = law.ci["b"]
+    points = influence.assign(left_out=[readable(name) for name in influence.left_out])
+    moved = points[np.isfinite(points.b)]
+    lost = points.left_out[~np.isfinite(points.b)]
+    text = ""
+    for kind, what in (("run", "Of the runs"), ("budget", "Of the budgets")):
+        mine = moved[moved.kind == kind]
+        if len(mine):
+            first = mine.iloc[0]
+            share = abs(first.change) / (high - low)
+            text += (
+                f"{what}, {first.left_out.removeprefix('budget ')} moves the exponent most: "
+                f"without it b is {exponent_text(first.b)}, a move of {share:.0%} of the "
+                "interval’s width. "
+            )
+    text += f"Line and band: the exponent of all, {exponent_text(law.b)}, and its interval."
+    if len(lost):
+        text += f" Without {_listed(lost)} the {law.form} law is not identified."
+    if moved.empty:
+        return f"<p>{escape(text)}</p>"
+    return figure(
+        "influence", "The exponent without one run, and without one budget.", text,
+        figures_law.influence_figure(points, law.b, (low, high)), points,
+        alt=f"Chart: the exponent refitted without each run and each budget. {text}",
+    )  # fmt: skip
+
+
+# --- pieces of text
+
+
+def _interval(low: float, high: float, digits: int = 4) -> str:
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return "–"
+    return f"{low:.{digits}f} to {high:.{digits}f}".replace("-", "−")
+
+
+def _listed(things: pd.Series) -> str:
+    """'a, b and c', at most four by name; numbers are budgets."""
+    names = [budget_text(t) if isinstance(t, float) else str(t) for t in things]
+    if len(names) > 4:
+        names = [*names[:3], f"{len(names) - 3} more"]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,93 @@
+"""Selective decoding beside plain PyAV: frames of video per second, and equality of the pixels.
+
+    python benchmarks/decode.py VIDEO...
+
+All give every 4th frame with its short side at 128 px, on one decoder thread; rounds alternate and
+medians are compared.
+`plain`: every frame decoded; the wanted ones converted to RGB and resized (area) by Pillow.
+`all`: every frame decoded; the wanted ones go through the resizer of `scaling encode`.
+`selective`: what `scaling encode` does. Its pixels must equal those of `all`.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from scaling import media, packets
+
+STRIDE, SIZE, ROUNDS = 4, 128, 5
+
+
+def plain(path: Path) -> np.ndarray:
+    return decode_all(path, pillow)
+
+
+def everything(path: Path) -> np.ndarray:
+    return decode_all(path, media._picture)
+
+
+def decode_all(path: Path, picture: Callable[[av.VideoFrame, int], np.ndarray]) -> np.ndarray:
+    frames = []
+    with av.open(str(path)) as container:
+        stream = max(container.streams.video, key=lambda s: s.width * s.height)
+        stream.codec_context.thread_count = 1
+        for index, frame in enumerate(container.decode(stream)):
+            if index % STRIDE == 0:
+                frames.append(picture(frame, SIZE))
+    return np.stack(frames)
+
+
+def pillow(frame: av.VideoFrame, size: int) -> np.ndarray:
+    height, width = media._target(frame.height, frame.width, size)
+    image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX))
+
+
+def selective(path: Path) -> np.ndarray:
+    video = media._scan(path)
+    chosen = chosen_packets(video)
+    return np.stack(
+        [
+            media._picture(frame, SIZE)
+            for index, frame in media._decode(video, chosen, [])
+            if index >= 0 and index % STRIDE == 0
+        ]
+    )
+
+
+def chosen_packets(video: media._Video) -> np.ndarray:
+    if video.counted:
+        return np.ones(len(video.shows), bool)
+    return packets.to_decode(video.kinds, (video.shows >= 0) & (video.shows % STRIDE == 0))
+
+
+def seconds(function: Callable[[Path], np.ndarray], path: Path) -> float:
+    start = time.perf_counter()
+    function(path)
+    return time.perf_counter() - start
+
+
+def main(paths: list[Path]) -> None:
+    print(f"{'video':40} decoded  frames/s: plain    all  selective  x plain  x all  equal")
+    for path in paths:
+        video = media._scan(path)
+        equal = np.array_equal(everything(path), selective(path))
+        rounds = [[seconds(f, path) for f in (plain, everything, selective)] for _ in range(ROUNDS)]
+        slow, whole, fast = (statistics.median(side) for side in zip(*rounds, strict=True))
+        n = len(video.times)
+        print(
+            f"{path.name[:40]:40} {chosen_packets(video).mean():7.0%} {n / slow:16.0f} "
+            f"{n / whole:6.0f} {n / fast:10.0f} {slow / fast:8.2f} {whole / fast:6.2f}  {equal}"
+        )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    main([Path(argument) for argument in sys.argv[1:]])

@@ -1,0 +1,1 @@
+"""What is trained: sizes, networks, parametrisation, cost. Imports nothing of ours."""

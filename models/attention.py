@@ -1,0 +1,95 @@
+"""Who sees whom, where, and what is remembered: masks, rotary positions, key-value caches.
+
+Shapes: B sequences, T positions, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.family import ModelConfig
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a call's queries stand and what they may see; one for all layers."""
+
+    start: int
+    mask: Tensor | None  # (T, start + T), True where a row may see a column; None: see is_causal
+    is_causal: bool
+
+
+def view(config: ModelConfig, start: int, T: int, device: torch.device) -> View:
+    """The view of positions start, ..., start + T - 1 on everything up to them."""
+    if config.attention == "full":
+        if start:
+            raise ValueError(
+                f"model {config.name!r} attends in both directions (attention: full), so earlier "
+                "positions change with every new one; generate with causal or prefix attention"
+            )
+        return View(start, None, is_causal=False)
+    if T == 1:
+        return View(start, None, is_causal=False)
+    if start == 0 and config.attention == "causal":
+        return View(start, None, is_causal=True)
+    row = torch.arange(start, start + T, device=device)[:, None]
+    column = torch.arange(start + T, device=device)
+    seen = row >= column
+    if config.attention == "prefix":
+        seen = seen | ((row < config.prefix) & (column < config.prefix))
+    return View(start, seen, is_causal=False)
+
+
+def attend(
+    q_BTHD: Tensor,
+    k_BTHD: Tensor,
+    v_BTHD: Tensor,
+    config: ModelConfig,
+    seen: View,
+    cache: dict[str, Tensor] | None,
+) -> Tensor:
+    """Multi-head attention, (B, T, H D); new keys and values are added to the cache."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTHD, v_BTHD))
+    if cache is not None:
+        stop = seen.start + k.shape[2]
+        cache["k"][:, :, seen.start : stop] = k
+        cache["v"][:, :, seen.start : stop] = v
+        k, v = cache["k"][:, :, :stop], cache["v"][:, :, :stop]
+    h_BHTD = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=seen.mask,
+        is_causal=seen.is_causal,
+        scale=config.attention_scale,
+        enable_gqa=config.kv_heads != config.heads,
+    )
+    return h_BHTD.transpose(1, 2).flatten(2)
+
+
+def key_value_cache(config: ModelConfig, batch: int, like: Tensor) -> list[dict[str, Tensor]]:
+    """Room for the keys and values of `config.context` positions, one dict a layer."""
+    shape = (batch, config.kv_heads, config.context, config.head_dim)
+    return [{"k": like.new_empty(shape), "v": like.new_empty(shape)} for _ in range(config.layers)]
+
+
+def rope_tables(positions: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines (positions, head_dim) of rotary positions (arXiv 2104.09864).
+
+    Dimension i turns with i + head_dim/2, the convention of Hugging Face's LLaMA. The sign of
+    the first half is in the table, so that a rotation is x cos + roll(x) sin.
+    """
+    frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle = torch.outer(torch.arange(positions, dtype=torch.float64), frequency)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), dim=1).float(), torch.cat((-sin, sin), dim=1).float()
+
+
+def rotate(x_BTHD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+    """Rotary positions on every head, in three operations."""
+    turned = torch.addcmul(x_BTHD * cos_T1D, x_BTHD.roll(x_BTHD.shape[-1] // 2, -1), sin_T1D)
+    return turned.to(x_BTHD.dtype)

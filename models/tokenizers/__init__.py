@@ -1,0 +1,1 @@
+"""Frame tokenizers: uint8 frames to integer codes and back."""

@@ -1,0 +1,1 @@
+"""Running a study: media to tokens to runs to rows."""

@@ -1,0 +1,264 @@
+"""The command line. Thin: each command parses, calls one function, prints. Imports are lazy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before anything can import MLflow
+
+import typer
+
+from scaling import cli_keeping, cli_models, cli_reading
+from scaling.errors import UserError
+
+app = typer.Typer(
+    name="scaling",
+    help="Raw clips in, a power law with honest error bars out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+ConfigArg = Annotated[
+    Path, typer.Argument(help="A study: sweeps/*.yaml, or the folder of one that was started.")
+]
+FolderArg = Annotated[Path, typer.Argument(help="The study's folder, e.g. studies/quickstart.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder that holds all studies.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Change one value: section.key=value; sources by name: data.sources.clips.path=DIR.",
+    ),
+]
+STUDIES = Path("studies")
+
+
+def _config(path: Path, overrides: list[str] | None) -> Any:
+    from scaling.config import load_study
+
+    return load_study(path / "study.yaml" if path.is_dir() else path, overrides or ())
+
+
+@app.command()
+def study(config: ConfigArg, out: OutOption = STUDIES, set_: SetOption = None) -> None:
+    """Run a study from its media to its report, or continue it.
+
+    Example: `scaling study sweeps/quickstart.yaml`
+
+    Interrupt it whenever you like: the same command continues where it stopped.
+    """
+    from scaling.study import study as run_study
+
+    run_study(_config(config, set_), out, say=_say)
+
+
+@app.command()
+def plan(
+    config: ConfigArg,
+    out: OutOption = STUDIES,
+    set_: SetOption = None,
+    measure: Annotated[
+        bool, typer.Option(help="Time one training step of each size here for the estimate.")
+    ] = True,
+) -> None:
+    """Say what a study will cost, before anything starts: runs, tokens, MACs, memory, time, disk.
+
+    Example: `scaling plan sweeps/quickstart.yaml`
+    """
+    from scaling.launch import resources
+    from scaling.plan import disk_bytes, free_bytes, study_cost
+
+    study_config = _config(config, set_)
+    parallel, threads = resources(study_config.launch)
+    costs, left = study_cost(study_config, threads=threads, measure=measure, log=_note)
+    _say(f"study {study_config.study}: {parallel} jobs at once, {threads} threads each")
+    head = f"{'':10}{'size':>12}{'params':>12}{'runs':>6}{'steps':>10}{'tokens':>12}{'MACs':>12}"
+    _say(head + f"{'memory':>10}{'time':>10}")
+    for c in costs:
+        time = "not timed" if c.seconds is None else _duration(c.seconds)
+        _say(
+            f"{c.role:10}{c.size:>12}{c.params:>12,}{c.runs:>6}{c.steps:>10,}{c.tokens:>12.3g}"
+            f"{c.macs:>12.3g}{_bytes(c.bytes_memory):>10}{time:>10}"
+        )
+    for pair in left:
+        _say(f"left out: {pair.size} at {pair.budget_macs:.3g} MACs: {pair.rule}")
+    macs = sum(c.macs for c in costs)
+    _say(
+        f"total: {sum(c.runs for c in costs)} runs, {sum(c.tokens for c in costs):.3g} tokens, "
+        f"{macs:.3g} training MACs (3 x forward; {2 * macs:.3g} FLOPs, "
+        f"{2 * macs / 8.64e19:.2g} PF-days)"
+    )
+    timed = [c.seconds for c in costs if c.seconds is not None]
+    if len(timed) == len(costs):
+        _say(f"time: about {_duration(sum(timed) / parallel)} of training on this machine")
+    elif measure:
+        _say("time: not estimated for the sizes whose single step is too large to time here")
+    folder = out / study_config.study
+    _say(f"disk: {_bytes(disk_bytes(study_config, costs))}; free: {_bytes(free_bytes(folder))}")
+
+
+@app.command()
+def status(
+    folder: FolderArg,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every 2 s.")] = False,
+) -> None:
+    """Show every run of a study: state, progress, speed, loss.
+
+    Example: `scaling status studies/quickstart --watch`
+    """
+    import time
+
+    while True:
+        text = _status_text(folder)
+        _say(("\033[2J\033[H" if watch else "") + text)
+        if not watch:
+            return
+        time.sleep(2)
+
+
+def _status_text(folder: Path) -> str:
+    from scaling.status import run_states
+
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such study; see the folders in {folder.parent}/")
+    states = run_states(folder)
+    if not states:
+        return f"{folder}: no runs planned yet (tokens are being made)"
+    lines = [f"{'run':14}{'role':10}{'size':>12}{'log2 lr':>9}{'state':>10}{'done':>6}{'loss':>9}"]
+    for s in states:
+        loss = f"{s.val_loss:.4f}" if s.val_loss is not None else "-"
+        speed = f"  {s.tokens_per_second:,.0f} tokens/s" if s.tokens_per_second else ""
+        held = f"  {s.holder}" if s.state == "running" else ""
+        lines.append(
+            f"{s.run_id:14}{s.role:10}{s.size:>12}{s.log2_lr:>9.2f}{s.state:>10}"
+            f"{s.steps_done / s.steps:>6.0%}{loss:>9}{speed}{held}"
+        )
+    done, planned = sum(s.macs_done for s in states), sum(s.macs for s in states)
+    lines.append(f"{done:.3g} of {planned:.3g} training MACs ({done / planned:.0%})")
+    return "\n".join(lines)
+
+
+@app.command()
+def encode(config: ConfigArg, out: OutOption = STUDIES, set_: SetOption = None) -> None:
+    """Only make the tokens of a study: decode, crop, fit the tokenizer, write shards.
+
+    Example: `scaling encode sweeps/clips.yaml --set data.sources.clips.path=~/Videos`
+    """
+    from scaling.study import encode as run_encode
+
+    study_config = _config(config, set_)
+    _say(f"tokens  {run_encode(study_config, out / study_config.study, _say)}")
+
+
+@app.command()
+def train(
+    run: Annotated[
+        Path, typer.Argument(help="A run's folder (with config.yaml), or a config.yaml.")
+    ],
+) -> None:
+    """Train or continue one run in this process.
+
+    Example: `scaling train studies/quickstart/runs/0a1b2c3d4e5f`
+    """
+    from scaling.checkpoint import STOP, Interrupted, RunBusy
+    from scaling.config import RunConfig
+    from scaling.train import train as run_train
+
+    path = run / "config.yaml" if run.is_dir() else run
+    STOP.install(signal.SIGINT)
+    try:
+        rows = run_train(RunConfig.from_yaml(path), path.parent, log=_say)
+    except RunBusy as busy:
+        raise UserError(f"{busy}; wait for it or stop it") from None
+    except Interrupted as stopped:
+        _note(str(stopped))
+        raise typer.Exit(130) from None
+    for row in rows:
+        if row["decayed"] or row["status"] != "finished":
+            loss = "no loss" if row["val_loss"] is None else f"{row['val_loss']:.4f} nats/token"
+            _say(f"{row['status']}: {row['macs_total']:.4g} training MACs, {loss}")
+
+
+@app.command()
+def ui(
+    folder: FolderArg,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Open the study's runs in MLflow's pages, on this machine only.
+
+    Example: `scaling ui studies/quickstart`
+    """
+    from scaling import track
+
+    track.ui(folder, port)
+
+
+app.command()(cli_keeping.logs)
+app.command()(cli_keeping.cancel)
+app.command()(cli_keeping.sync)
+app.command()(cli_keeping.doctor)
+app.command()(cli_reading.fit)
+app.command()(cli_reading.compare)
+app.command()(cli_reading.choices)
+app.command("next")(cli_reading.next_runs)
+app.command()(cli_reading.report)
+app.command()(cli_models.models)
+app.command()(cli_models.coord_check)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} PB"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one clear message and exit code 2, never a traceback."""
+    usage_error: Any = typer.BadParameter.__bases__[0]  # typer carries its own copy of click
+    try:
+        code = app(standalone_mode=False)
+    except usage_error as error:
+        error.show()
+        sys.exit(2)
+    except ValueError as error:
+        # UserError, and the plain ValueError of models/ and analysis/. A library's own kind of
+        # ValueError (a singular matrix, bytes that do not decode) is a bug: show where.
+        ours = type(error).__module__.split(".")[0] in ("scaling", "models", "analysis")
+        if not (ours or type(error) is ValueError):
+            raise
+        _note(f"error: {error}")
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()  # `scaling status | head`
+        sys.exit(0)
+    if code == 130:  # typer's answer to Ctrl-C
+        _note("interrupted; what is finished is kept, and the same command continues")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,465 @@
+"""The configuration of a study and of a run: one strict schema, every mistake reported at once.
+
+A study is one YAML file (`sweeps/*.yaml`). Values come from the defaults here, then the file, then
+`--set section.key=value`. Unknown keys, wrong types and broken rules are collected and reported
+together, each with its line and, where a name is close to a known one, a suggestion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from models.family import FAMILY, ModelConfig
+from scaling.errors import UserError
+
+SCHEMA = 1  # version of the run directory and of the rows; part of every run's identity
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Section(BaseModel):
+    """A block of the configuration: no unknown keys, no silent conversion, no later change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+class SourceConfig(Section):
+    """One source of clips. `weight` is its share of the training tokens, relative to the others."""
+
+    name: Slug
+    kind: Literal["leaves", "video", "images"]
+    path: Annotated[Path, Field(strict=False)] | None = None
+    weight: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _path_fits_kind(self) -> SourceConfig:
+        if self.kind == "leaves" and self.path is not None:
+            raise ValueError("kind 'leaves' is generated and takes no path; remove `path`")
+        if self.kind != "leaves" and self.path is None:
+            raise ValueError(f"kind '{self.kind}' needs `path:` (a folder or a file)")
+        return self
+
+
+class DataConfig(Section):
+    """What the models see. A sequence is `frames` frames of `size` x `size` pixels."""
+
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1, strict=False)]
+    frames: Positive = 16  # paper, Section 3.4
+    size: Positive = 128  # pixels; paper, Section 3.4
+    stride: Positive = 4  # every 4th frame of a video; paper, Section 3.4
+    clips_per_video: Positive = 4  # random crops in space and time of one training video
+    train_sequences: Positive = 4096  # of the generated source and of image folders
+    val_sequences: Positive = 64  # per source, at most
+    val_fraction: Fraction = 0.1  # of the files; a file is in training or validation, never both
+
+    @field_validator("sources")
+    @classmethod
+    def _names_differ(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        names = [s.name for s in sources]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two sources share the name {', '.join(twice)}; give each its own")
+        return sources
+
+
+class TokenizerConfig(Section):
+    """How a frame becomes integers."""
+
+    kind: Literal["codebook"] = "codebook"
+    patch: Positive = 8  # pixels
+    codes: Annotated[int, Field(ge=2, le=65_000)] = 1024  # uint16 shards
+    fit_frames: Positive = 4096  # training frames that the codebook is fitted on
+
+
+class ModelSection(Section):
+    """What all models of the study share."""
+
+    parametrization: Literal["mup", "standard"] = "mup"
+    base_width: Positive = 64  # width at which muP and standard parametrisation agree
+    rope_base: PositiveFloat = 10_000.0
+
+
+class TrainConfig(Section):
+    """How every run is trained."""
+
+    batch: Positive = 8  # sequences per step
+    micro_batch: Positive | None = None  # sequences of one forward pass, over all ranks; null: all
+    recompute: bool = False  # activation checkpointing: less memory, a third more compute
+    compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA, and on a CPU where it pays
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # of a run on several ranks: replicate, or shard
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    cooldown: Fraction = 0.2  # share of a budget's steps over which the rate falls to zero (wsd)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    grad_clip: PositiveFloat = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, else fp32
+    evals: Annotated[int, Field(ge=0)] = 8  # mid-schedule evaluations, log-spaced
+    checkpoint_seconds: PositiveFloat = 30.0
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainConfig:
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} does not divide batch {self.batch}; choose a "
+                f"divisor of it"
+            )
+        return self
+
+
+class LrConfig(Section):
+    """The learning-rate sweep: powers of two over several widths at fixed depth (Figure 11)."""
+
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)]
+    layers: Positive = 2
+    heads: Positive = 4
+    log2_min: int = -9
+    log2_max: int = -4
+    steps: Positive = 500  # of each run: muP carries a rate over width at equal steps
+    sampler: Literal["grid", "tpe", "gp"] = "grid"
+
+    @model_validator(mode="after")
+    def _range(self) -> LrConfig:
+        if self.log2_min > self.log2_max:
+            raise ValueError(f"log2_min {self.log2_min} is above log2_max {self.log2_max}")
+        wrong = [w for w in self.widths if w % (2 * self.heads)]
+        if wrong:
+            raise ValueError(
+                f"widths {wrong} do not divide into {self.heads} heads of even width (RoPE turns "
+                f"pairs); use multiples of {2 * self.heads}"
+            )
+        if len(set(self.widths)) < len(self.widths):
+            raise ValueError(f"widths {list(self.widths)} repeat; list each once")
+        return self
+
+
+class LadderConfig(Section):
+    """The runs that the law is fitted to: sizes times compute budgets."""
+
+    sizes: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    budgets_macs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, strict=False)]
+    tokens_per_param: tuple[PositiveFloat, PositiveFloat] | None = Field(default=None, strict=False)
+    seeds: Positive = 1
+    log2_lr: float | None = None  # skip the sweep and use this rate
+
+    @field_validator("sizes")
+    @classmethod
+    def _known(cls, sizes: tuple[str, ...]) -> tuple[str, ...]:
+        for name in sizes:
+            if name not in FAMILY:
+                hint = did_you_mean(name, FAMILY) or f"; known: {', '.join(FAMILY)}"
+                raise ValueError(f"unknown size '{name}'{hint}")
+        if len(set(sizes)) < len(sizes):
+            raise ValueError(f"sizes {list(sizes)} repeat; list each once")
+        return sizes
+
+    @field_validator("budgets_macs")
+    @classmethod
+    def _increasing(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
+        if list(budgets) != sorted(set(budgets)):
+            raise ValueError(f"budgets {list(budgets)} must increase, none twice")
+        return budgets
+
+
+class LaunchConfig(Section):
+    """Where jobs run. `slurm` is the same call as `local`; `debug` runs in this process."""
+
+    cluster: Literal["local", "slurm", "debug"] = "local"
+    parallel: Positive | None = None  # jobs at once; default: the cores (local), 64 (slurm)
+    threads: Positive | None = None  # CPU threads of a job; default: cores / parallel
+    timeout_min: Positive = 24 * 60
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus: Annotated[int, Field(ge=0)] = 0  # per node
+    nodes: Positive = 1
+    mem_gb: Positive | None = None
+    extra: dict[str, Any] = Field(default_factory=dict)  # further sbatch parameters
+
+
+class TrackingConfig(Section):
+    """MLflow. Default: a SQLite file in the study's directory."""
+
+    uri: str | None = None
+
+
+class FitConfig(Section):
+    """How the law is fitted."""
+
+    form: Literal["select", "power", "saturating"] = "select"  # select: by held-out error
+    resamples: Annotated[int, Field(ge=200)] = 2000
+
+
+class StudyConfig(Section):
+    """One study: raw clips in, a power law out."""
+
+    study: Slug
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelSection = ModelSection()
+    train: TrainConfig = TrainConfig()
+    lr: LrConfig | None = None
+    ladder: LadderConfig
+    launch: LaunchConfig = LaunchConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    fit: FitConfig = FitConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> StudyConfig:
+        if self.data.size % self.tokenizer.patch:
+            raise ValueError(
+                f"data.size {self.data.size} is not a multiple of tokenizer.patch "
+                f"{self.tokenizer.patch}; choose a patch that divides the frame"
+            )
+        if self.lr is None and self.ladder.log2_lr is None:
+            raise ValueError(
+                "no learning rate: add an `lr:` section (a sweep) or set ladder.log2_lr"
+            )
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One training run. `run_id` hashes every field that determines its numbers."""
+
+    model: ModelConfig
+    data_key: str
+    role: str  # "lr_sweep" | "ladder" | "single"
+    lr: float  # muP base rate
+    budgets_steps: tuple[int, ...]  # optimizer steps of each decayed point, increasing
+    budgets_macs: tuple[float, ...]  # the nominal budgets that these steps spend
+    batch: int = 8  # sequences
+    schedule: str = "wsd"
+    warmup_steps: int = 50
+    cooldown: float = 0.2
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    precision: str = "fp32"
+    evals: int = 8
+    seed: int = 0
+    schema: int = SCHEMA
+    # What does not determine the numbers, or no more of them than the last digits:
+    study: str = ""
+    data_dir: str = ""
+    checkpoint_seconds: float = 30.0
+    micro_batch: int | None = None
+    recompute: bool = False
+    compile: str = "auto"
+    parallel: str = "ddp"
+
+    NOT_IDENTITY = (
+        "study", "data_dir", "checkpoint_seconds", "micro_batch", "recompute", "compile", "parallel"
+    )  # fmt: skip
+
+    @property
+    def run_id(self) -> str:
+        """First 12 hex digits of the SHA-256 of the canonical JSON of the identity fields."""
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in self.NOT_IDENTITY}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_yaml(self) -> str:
+        fields = dataclasses.asdict(self)
+        fields["budgets_steps"] = list(self.budgets_steps)
+        fields["budgets_macs"] = list(self.budgets_macs)
+        return yaml.safe_dump(fields, sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> RunConfig:
+        """Read back a run directory's config.yaml. Raises UserError when it is not one."""
+        try:
+            fields = yaml.safe_load(path.read_text())
+            fields["model"] = ModelConfig(**fields["model"])
+            fields["budgets_steps"] = tuple(fields["budgets_steps"])
+            fields["budgets_macs"] = tuple(fields["budgets_macs"])
+            return cls(**fields)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such run configuration") from None
+        except (yaml.YAMLError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path}: not a run configuration of schema {SCHEMA} ({error}); it was written by "
+                f"another version or damaged. Remove the run directory to train it again"
+            ) from None
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """`; did you mean 'x'?` for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Read a study's YAML. Raises UserError with every mistake, each with its line.
+
+    Args:
+        path: the YAML file. Relative `path:` entries in it are relative to its folder.
+        overrides: `section.key=value` strings; sources are named: `data.sources.NAME.path=DIR`.
+    """
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; the sweeps that ship are in sweeps/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a YAML text file ({error})") from None
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        raw = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a study is a mapping of sections (study, data, ladder, ...)")
+    lines = _lines(node)
+    _resolve_paths(raw, path.resolve().parent)
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return StudyConfig.model_validate(raw)
+    except ValidationError as error:
+        found = error.errors()
+        inner = [e["loc"] for e in found]
+        problems = [
+            _explain(e, path, lines)
+            for e in found  # a list whose items are all wrong is not also "too short"
+            if not (
+                e["type"] == "too_short" and any(x[:-1][: len(e["loc"])] == e["loc"] for x in inner)
+            )
+        ]
+        raise UserError("\n".join(problems)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `2e11` as text; a budget is a number. Duplicate keys are mistakes."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' appears twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _lines(node: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
+    """The 1-based line of every key and list item of a composed YAML document."""
+    lines = {path: node.start_mark.line + 1}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            lines |= _lines(value, (*path, key.value))
+            lines[(*path, key.value)] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            lines |= _lines(value, (*path, i))
+    return lines
+
+
+def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
+    data = raw.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for source in sources if isinstance(sources, list) else []:
+        if isinstance(source, dict) and isinstance(source.get("path"), str):
+            source["path"] = str(folder / Path(source["path"]).expanduser())
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    if not sep:
+        raise UserError(f"--set {override}: write it as section.key=value")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not valid YAML ({error})") from None
+    *parents, last = key.split(".")
+    target: Any = raw
+    for part in parents:
+        if isinstance(target, list):
+            named = [s for s in target if isinstance(s, dict) and s.get("name") == part]
+            if not named:
+                known = [s.get("name") for s in target if isinstance(s, dict)]
+                raise UserError(
+                    f"--set {override}: no item named '{part}'{did_you_mean(part, known)}; "
+                    f"there are: {', '.join(map(str, known))}"
+                )
+            target = named[0]
+        elif isinstance(target, dict):
+            target = target.setdefault(part, {})
+        else:
+            raise UserError(f"--set {override}: '{part}' is not inside a section")
+    if not isinstance(target, dict):
+        raise UserError(f"--set {override}: '{key}' does not name one value")
+    if last == "path" and isinstance(value, str):
+        value = str(Path(value).expanduser().resolve())
+    target[last] = value
+
+
+def _explain(error: Any, path: Path, lines: dict[tuple[Any, ...], int]) -> str:
+    """One line for one mistake: where, value, rule, remedy."""
+    loc = tuple(error["loc"])
+    known_loc = loc
+    while known_loc and known_loc not in lines:
+        known_loc = known_loc[:-1]
+    where = f"{path}:{lines.get(known_loc, 1)}"
+    name = ".".join(str(p) for p in loc) or "study"
+    kind, message = error["type"], error["msg"]
+    if kind == "extra_forbidden":
+        known = _fields_at(loc[:-1])
+        hint = did_you_mean(str(loc[-1]), known) or f"; known here: {', '.join(known)}"
+        return f"{where}: {name}: unknown key{hint}"
+    if kind == "missing":
+        return f"{where}: {name}: missing; add it"
+    if kind == "value_error":
+        return f"{where}: {name}: {error['ctx']['error']!s}"
+    if kind == "literal_error":
+        hint = did_you_mean(str(error["input"]), re.findall(r"'([^']+)'", error["ctx"]["expected"]))
+        return f"{where}: {name}: {error['input']!r} is not one of {error['ctx']['expected']}{hint}"
+    return f"{where}: {name}: {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(loc: tuple[Any, ...]) -> list[str]:
+    """The keys that the schema allows at a location."""
+    model: type[BaseModel] = StudyConfig
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(str(part))
+        if field is None:
+            return []
+        found = _model_in(field.annotation)
+        if found is None:
+            return []
+        model = found
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        if (found := _model_in(argument)) is not None:
+            return found
+    return None

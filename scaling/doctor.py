@@ -1,0 +1,213 @@
+"""Is a study's directory sound? Finds what crashes, full disks and hands can leave behind.
+
+Repairs only what loses nothing, and only while no driver works on the study; everything else is
+said with its remedy. Runs need no doctor to continue: this is for looking before trusting.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaling.checkpoint import RunBusy, RunLock
+from scaling.config import SCHEMA, RunConfig
+from scaling.errors import UserError
+from scaling.results import read_run
+from scaling.status import read_plan
+
+LEAST_FREE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be. `repaired` says what was done, or is empty."""
+
+    where: str
+    what: str
+    remedy: str
+    repaired: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}. {self.repaired or self.remedy}"
+
+
+def examine(study_dir: Path, *, repair: bool = False) -> list[Finding]:
+    """Everything that is wrong with a study's directory; an empty list for a sound one.
+
+    Args:
+        study_dir: the study's directory.
+        repair: mend what can be mended without loss.
+    Raises:
+        UserError: not a study's directory, or (with `repair`) a driver works on it.
+    """
+    if not (study_dir / "study.yaml").is_file():
+        raise UserError(f"{study_dir}: not a study's folder (it has no study.yaml)")
+    if not repair:
+        return list(_findings(study_dir, mend=False))
+    try:
+        with RunLock(study_dir, "driver.lock"):
+            return list(_findings(study_dir, mend=True))
+    except RunBusy as busy:
+        raise UserError(f"{busy}; look without --repair, or repair when it has ended") from None
+
+
+def _findings(study_dir: Path, *, mend: bool) -> Iterator[Finding]:
+    free = shutil.disk_usage(study_dir).free
+    if free < LEAST_FREE_BYTES:
+        yield Finding(
+            str(study_dir), f"only {free / 1e6:.0f} MB are free on its device", "Free some space"
+        )
+    try:
+        planned = {entry["run_id"] for entry in read_plan(study_dir)}
+    except UserError as error:
+        yield Finding("plan.json", str(error), "Run the study again: it is written anew")
+        planned = set()
+    yield from _journal(study_dir / "sweep.journal", mend)
+    strangers = []
+    for run_dir in sorted(p for p in (study_dir / "runs").glob("*") if p.is_dir()):
+        yield from _run(run_dir, mend)
+        if planned and run_dir.name not in planned:
+            strangers.append(run_dir.name)
+    if strangers:
+        yield Finding(
+            "runs",
+            f"{len(strangers)} runs are not of the study as it is configured now "
+            f"({', '.join(strangers[:3])}{', ...' if len(strangers) > 3 else ''})",
+            "They stay out of its plan and law; remove them if you do not want them back",
+        )
+    yield from _tracking(study_dir)
+
+
+def _run(run_dir: Path, mend: bool) -> Iterator[Finding]:
+    name = f"runs/{run_dir.name}"
+    busy = _held(run_dir / "lock")
+    lock = run_dir / "lock"
+    if lock.exists() and lock.read_text().strip() and not busy:
+        repaired = ""
+        if mend:
+            lock.write_text("")
+            repaired = "Emptied"
+        yield Finding(
+            f"{name}/lock",
+            "its holder is gone",
+            "It holds nobody up: the next start takes it",
+            repaired,
+        )
+    if busy:
+        return  # at work: what follows may be changing
+    for leftover in sorted(run_dir.glob(".*.tmp")):
+        repaired = ""
+        if mend:
+            leftover.unlink(missing_ok=True)
+            repaired = "Removed"
+        yield Finding(
+            f"{name}/{leftover.name}", "a write that a crash cut short", "Use --repair", repaired
+        )
+    for damaged in sorted(run_dir.glob("*.damaged")):
+        yield Finding(
+            f"{name}/{damaged.name}",
+            "a damaged file that was set aside; its predecessor was used",
+            "Remove it when it is of no use",
+        )
+    try:
+        run = RunConfig.from_yaml(run_dir / "config.yaml")
+    except UserError as error:
+        if (run_dir / "rows.json").exists() or (run_dir / "checkpoint.pt").exists():
+            yield Finding(f"{name}/config.yaml", str(error), "Remove the run's directory")
+        return
+    if run.schema != SCHEMA:
+        yield Finding(
+            name,
+            f"written with schema {run.schema}, this version writes {SCHEMA}",
+            "Its rows are not mixed with new ones; the study trains it again under a new name. "
+            "Read the old table with the version that wrote it",
+        )
+        return
+    if run.run_id != run_dir.name:
+        yield Finding(
+            f"{name}/config.yaml",
+            f"describes run {run.run_id}: it was edited, or the directory renamed",
+            f"Rename the directory to {run.run_id}, or remove it to train it again",
+        )
+    yield from _rows(run_dir, name, mend)
+
+
+def _rows(run_dir: Path, name: str, mend: bool) -> Iterator[Finding]:
+    has_state = (run_dir / "checkpoint.pt").exists()
+    try:
+        rows = read_run(run_dir)
+    except UserError as error:
+        repaired = ""
+        if mend and has_state:
+            (run_dir / "rows.json").rename(run_dir / "rows.json.damaged")
+            repaired = "Set aside: the next run of the study rebuilds it from the checkpoint"
+        yield Finding(
+            f"{name}/rows.json",
+            str(error),
+            "Use --repair" if has_state else "Remove the directory to train the run again",
+            repaired,
+        )
+        return
+    if rows is None:
+        return
+    if any(row.get("run_id") != run_dir.name for row in rows):
+        yield Finding(f"{name}/rows.json", "holds rows of another run", "Remove the directory")
+    if not has_state:
+        yield Finding(
+            name,
+            "has rows but no checkpoint",
+            "The rows count; only a longer schedule would have to start from nothing",
+        )
+
+
+def _journal(journal: Path, mend: bool) -> Iterator[Finding]:
+    """The same rule as scaling.sweep.repair, without importing Optuna."""
+    if not journal.exists():
+        return
+    content = journal.read_bytes()
+    if content and not content.endswith(b"\n"):
+        whole = content.rfind(b"\n") + 1
+        repaired = ""
+        if mend:
+            with open(journal, "r+b") as file:
+                file.truncate(whole)
+            repaired = "Dropped"
+        yield Finding(
+            journal.name,
+            f"its last line ({len(content) - whole} bytes) is torn",
+            "The next run of the study drops it",
+            repaired,
+        )
+
+
+def _tracking(study_dir: Path) -> Iterator[Finding]:
+    finished = {path.parent.name for path in (study_dir / "runs").glob("*/rows.json")}
+    try:
+        sent = json.loads((study_dir / "mlflow.sent.json").read_text())["runs"]
+    except (FileNotFoundError, ValueError, KeyError):
+        sent = {}
+    missing = finished - set(sent)
+    if missing:
+        yield Finding(
+            "mlflow",
+            f"{len(missing)} finished runs have not been sent",
+            "Run `scaling sync`, or the study again",
+        )
+
+
+def _held(lock: Path) -> bool:
+    """Whether a live process holds a run's lock."""
+    if not lock.exists():
+        return False
+    try:
+        with open(lock, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

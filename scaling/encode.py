@@ -1,0 +1,373 @@
+"""Media -> tokenizer -> token shards: the data directory of a study.
+
+Encoding is a map over units (scaling/sources.py). Each unit becomes one part file, written
+atomically; so a killed call loses the units in hand, and the next call ends with the same bytes,
+with any number of workers. When all parts are there they are joined, and the finished directory is
+put in place by one rename.
+
+Layout: <root>/<key>/{index.json, manifest.csv, samples.npz, tokenizer.safetensors, *.bin};
+<root>/.<key>.partial/ while at work.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from models.tokenizers.codebook import Codebook, cut
+from scaling import disk, shards
+from scaling.errors import UserError
+from scaling.join import Joiner, part_path
+from scaling.sources import Reader, Source, Unit, survey, unusable
+
+Progress = Callable[[str, int, int], None]
+Work = Callable[[list[Unit]], int]
+Mapper = Callable[[Work, Sequence[list[Unit]]], Iterable[int]]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that shows nothing."""
+
+
+def prepare(
+    data: Any,
+    tokenizer: Any,
+    root: Path,
+    *,
+    seed: int,
+    progress: Progress = silent,
+    workers: int = 1,
+    mapper: Mapper | None = None,
+) -> Path:
+    """Encode the sources of `data` (DataConfig) with `tokenizer` (TokenizerConfig) under `root`.
+
+    Returns `<root>/<key>`, for `TokenData.open`; at once when it is there. The key is a hash of the
+    settings, the seed and the content of every file, not of where the files lie.
+
+    `workers` processes share the units. With a `mapper`, the units are dealt into `workers` lists
+    and `mapper(work, lists)` runs `work` (which pickles) on each, on other machines for instance:
+    `lambda work, lists: (job.result() for job in executor.map_array(work, lists))`.
+
+    Raises UserError when a source has no usable file or too few to split, when the tokenizer does
+    not fit, and when the disk is full.
+    """
+    sources = tuple(
+        survey(number, source, data.val_fraction, seed)
+        for number, source in enumerate(data.sources)
+    )
+    settings = _settings(data, tokenizer, seed, sources)
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    target, work = root / key, root / f".{key}.partial"
+    if (target / "index.json").exists() and not work.exists():
+        return target
+    if data.size % tokenizer.patch:
+        raise UserError(
+            f"data.size={data.size} px is no multiple of tokenizer.patch={tokenizer.patch} px. Use "
+            "a patch that divides the size."
+        )
+    with disk.explained(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with disk.lock(root / f".{key}.lock"):
+            if not (target / "index.json").exists():
+                (work / "parts").mkdir(parents=True, exist_ok=True)
+                reader = Reader(data, seed, sources)
+                _Encoder(reader, tokenizer, work, progress, workers, mapper).run(key, settings)
+                if target.exists():  # a directory without an index: someone's remains
+                    shutil.rmtree(target)
+                os.replace(work / "done", target)
+                disk.sync_folder(root)
+            shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _settings(data: Any, tokenizer: Any, seed: int, sources: tuple[Source, ...]) -> dict[str, Any]:
+    """All that determines the bytes."""
+    return {
+        "schema": shards.SCHEMA,
+        "seed": seed,
+        "frames": data.frames,
+        "size": data.size,
+        "stride": data.stride,
+        "fps": getattr(data, "fps", None),
+        "pixels": getattr(data, "pixels", False),
+        "train_sequences": data.train_sequences,
+        "val_sequences": data.val_sequences,
+        "clips_per_video": data.clips_per_video,
+        "val_fraction": data.val_fraction,
+        "tokenizer": _tokenizer_settings(tokenizer),
+        "sources": [
+            {
+                "name": source.name,
+                "kind": source.kind,
+                "weight": source.settings.weight,
+                "content": source.content,
+            }
+            for source in sources
+        ],
+    }
+
+
+def _tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
+    settings = {"kind": tokenizer.kind, "patch": tokenizer.patch, "codes": tokenizer.codes}
+    weights = getattr(tokenizer, "path", None)
+    if weights is not None:
+        try:
+            with Path(weights).expanduser().open("rb") as file:
+                return settings | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        except OSError as error:
+            raise UserError(
+                f"tokenizer.path={weights} cannot be read ({error.strerror}). Give a .safetensors "
+                "file of weights."
+            ) from error
+    settings["fit_frames"] = tokenizer.fit_frames
+    if tokenizer.kind != "codebook":
+        settings |= {"width": tokenizer.width, "steps": tokenizer.steps}
+    return settings
+
+
+# -- the work of one worker ------------------------------------------------------------------------
+
+
+def encode_units(work: Path, reader: Reader, units: list[Unit]) -> int:
+    """Make the parts of `units` that are not there yet; returns how many sequences or images."""
+    tokenizer = _tokenizer(work / "tokenizer.safetensors")
+    with _one_thread(tokenizer):
+        return sum(_encode_unit(work, reader, tokenizer, unit) for unit in units)
+
+
+def _encode_unit(work: Path, reader: Reader, tokenizer: Any, unit: Unit) -> int:
+    """A part: codes (n, L), or of images (n, 1 frame); squared error; manifest rows."""
+    path = part_path(work, unit)
+    if path.exists():
+        with np.load(path) as there:
+            return len(there["codes"])
+    pixels, rows = reader.pixels(unit)
+    frames = pixels.reshape(-1, *pixels.shape[-3:])
+    codes = np.empty((0, 1), np.uint16)
+    squared = 0
+    if len(pixels):
+        codes_NL = tokenizer.encode(frames)
+        codes = codes_NL.reshape(len(pixels), -1)
+        if unit.split == "validation":
+            difference = tokenizer.decode(codes_NL).astype(np.int16) - frames
+            squared = int(np.square(difference, dtype=np.int32).sum(dtype=np.int64))
+    buffer = io.BytesIO()
+    part: dict[str, Any] = {
+        "codes": codes,
+        "squared": np.int64(squared),
+        "values": np.int64(frames.size),
+        "rows": np.frombuffer(json.dumps(rows).encode(), np.uint8),
+    }
+    if reader.keeps_pixels:
+        part["pixels"] = pixels
+    np.savez(buffer, **part)
+    path.parent.mkdir(exist_ok=True)
+    disk.write(path, buffer.getvalue())
+    return len(codes)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(path: Path) -> Any:
+    with safe_open(path, framework="numpy") as file:
+        if set(file.keys()) == {"centroids"}:
+            return Codebook.load(path)  # without torch, whose import takes longer than the work
+    import torch
+
+    from models.tokenizers.weights import load
+
+    loaded = load(path)
+    return loaded.to("cuda") if torch.cuda.is_available() else loaded
+
+
+@contextmanager
+def _one_thread(tokenizer: Any) -> Iterator[None]:
+    """Sums in convolutions may depend on the number of threads: codes must not."""
+    if isinstance(tokenizer, Codebook):  # exact in integers
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _end_with(parent: int) -> None:
+    """In a worker: end when the driver is gone, also when it was killed outright."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# -- the driver ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Encoder:
+    reader: Reader
+    config: Any
+    work: Path
+    progress: Progress
+    workers: int
+    mapper: Mapper | None
+
+    def run(self, key: str, settings: dict[str, Any]) -> None:
+        """Split, fit, encode every unit that has no part yet, and join the parts in <work>/done."""
+        for source in self.reader.sources:
+            self._fill_validation(source)
+        tokenizer = self._make_tokenizer()
+        units = [
+            unit
+            for source in self.reader.sources
+            for split in shards.SPLITS
+            for unit in self.reader.units(source, split)
+        ]
+        self._map([unit for unit in units if not part_path(self.work, unit).exists()])
+        label = f"{self.config.kind}-{self.config.patch}px-{self.config.codes}"
+        joiner = Joiner(self.reader, tokenizer, label, self.work)
+        for source in self.reader.sources:
+            crops = self.reader.crops(source, "train") if source.kind == "images" else 1
+            needed = self.reader.minimum(source)
+            if joiner.count(source, "train") < needed * crops:
+                raise unusable(source, needed)
+        with _one_thread(tokenizer):
+            joiner.join(key, settings)
+
+    def _fill_validation(self, source: Source) -> None:
+        """Move files over, in the order of the hash, until validation has something to show.
+
+        Few files, or damaged ones, can leave it empty. This comes before the fit: the tokenizer
+        must not have seen what is moved.
+        """
+        if source.kind == "leaves":
+            return
+        needed, usable, seen = self.reader.minimum(source), 0, 0
+        while True:
+            for name in source.validation[seen:]:
+                if usable < needed:
+                    unit = self.reader.file_unit(source, "validation", (name,))
+                    usable += len(self.reader.pixels(unit)[0])
+            seen = len(source.validation)
+            if usable >= needed:
+                return
+            if len({source.identity[name] for name in source.train}) <= needed:
+                raise unusable(source, needed)
+            source.move_next()
+
+    def _make_tokenizer(self) -> Any:
+        """The given weights, or a tokenizer fitted on training frames."""
+        path = self.work / "tokenizer.safetensors"
+        if not path.exists():
+            temporary = path.with_suffix(".tmp.safetensors")
+            weights = getattr(self.config, "path", None)
+            try:
+                if weights is not None:
+                    from models.tokenizers.weights import load
+
+                    load(Path(weights).expanduser()).save(temporary)
+                else:
+                    self._fit().save(temporary)
+            except ValueError as error:
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(f"tokenizer: {error}") from error
+            disk.settle(temporary, path)
+        tokenizer = _tokenizer(path)
+        for name in ("patch", "codes"):
+            if getattr(tokenizer, name) != getattr(self.config, name):
+                raise UserError(
+                    f"tokenizer.{name} is {getattr(self.config, name)}, the weights in "
+                    f"{self.config.path} have {getattr(tokenizer, name)}. Set tokenizer.{name}: "
+                    f"{getattr(tokenizer, name)}."
+                )
+        return tokenizer
+
+    def _fit(self) -> Any:
+        frames = np.concatenate(list(self._fit_frames()))
+        if self.config.kind == "codebook":
+            self.progress("fit the codebook", 0, len(frames))
+            return Codebook.fit(cut(frames, self.config.patch), self.config.codes, self.reader.seed)
+        from models.tokenizers import train
+
+        fit = train.train_dvae if self.config.kind == "dvae" else train.train_vqgan
+        return fit(
+            frames,
+            codes=self.config.codes,
+            patch=self.config.patch,
+            width=self.config.width,
+            steps=self.config.steps,
+            seed=self.reader.seed,
+            progress=lambda step, steps, loss: self.progress(
+                f"train the {self.config.kind}, loss {loss:.4f}", step, steps
+            ),
+        )
+
+    def _fit_frames(self) -> Iterator[np.ndarray]:
+        """Training frames of every source, in proportion to its weight."""
+        whole = sum(source.settings.weight for source in self.reader.sources)
+        for source in self.reader.sources:
+            wanted = max(1, round(self.config.fit_frames * source.settings.weight / whole))
+            have = 0
+            for unit in self.reader.units(source, "train"):
+                self.progress(f"frames of {source.name} for the tokenizer", have, wanted)
+                pixels, _ = self.reader.pixels(unit, limit=wanted - have)
+                frames = pixels.reshape(-1, *pixels.shape[-3:])[: wanted - have]
+                if len(frames):
+                    yield frames
+                have += len(frames)
+                if have >= wanted:
+                    break
+            if not have:
+                raise unusable(source, self.reader.minimum(source))
+
+    def _map(self, units: list[Unit]) -> None:
+        """Make the parts of `units`, here or on the workers."""
+        work = partial(encode_units, self.work, self.reader)
+        if self.mapper is not None:
+            lists = [units[i :: self.workers] for i in range(min(self.workers, len(units)))]
+            for done, _ in enumerate(self.mapper(work, lists)):
+                self.progress("encode, lists of units", done + 1, len(lists))
+            return
+        single = [[unit] for unit in units]
+        if self.workers == 1 or len(units) < 2:
+            for done, unit in enumerate(single):
+                self.progress("encode", done, len(single))
+                work(unit)
+            return
+        # Spawned, not forked: forked copies of torch's and FFmpeg's threads can hang.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(
+            self.workers, context, initializer=_end_with, initargs=(os.getpid(),)
+        )
+        try:
+            for done, _ in enumerate(pool.map(work, single)):
+                self.progress("encode", done + 1, len(single))
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker of the encoder was killed (out of memory?). What it had finished is "
+                "kept: give the same command, perhaps with fewer workers (launch.parallel)."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,433 @@
+"""Reading video and images: files -> uint8 frames of one size.
+
+What can be used is used, what was lost is said: a damaged file gives the clips whose frames all
+decode and a `note`; a file that gives nothing raises MediaError. Everything is resized
+by one filter, swscale's area average: resizers differ by tens of grey levels, and token caches
+would not match.
+
+Shapes: n clips, T frames, S = side of the square crop in px.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.stream import Disposition
+from PIL import Image, ImageOps
+
+from scaling import packets
+
+VIDEO_SUFFIXES = frozenset(
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".wmv",
+        ".flv",
+        ".ogv",
+        ".3gp",
+        ".y4m",
+        ".gif",
+    ]
+)
+IMAGE_SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pnm",
+        ".gif",
+        ".jp2",
+        ".avif",
+    ]
+)
+_HELD = 64 << 20  # bytes: the packets of a smaller file stay in memory, so that it is read once
+_SAMPLE = 1 << 20  # bytes read at the head, middle and tail of a large file to identify it
+
+
+class MediaError(ValueError):
+    """One file cannot be used; the message is the reason, without the file's name."""
+
+
+@dataclass(frozen=True)
+class VideoClips:
+    pixels: np.ndarray  # uint8 (n, T, S, S, 3)
+    frames: int  # frames found in the stream
+    seconds: float  # duration of the stream
+    note: str  # what was lost, or ""
+
+
+def list_files(root: Path, suffixes: frozenset[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Relative POSIX paths below `root` with one of the suffixes, sorted; and what is left out.
+
+    The second list has (path, reason). Linked directories are followed, each directory once.
+    A `root` that is a file is the only file of its folder.
+    """
+    if root.is_file():
+        return [root.name], []
+    files: list[str] = []
+    left_out: list[tuple[str, str]] = []
+
+    def unreadable(error: OSError) -> None:
+        where = os.path.relpath(error.filename or root, root)
+        left_out.append((where, f"folder cannot be read: {error.strerror}"))
+
+    seen: set[tuple[int, int]] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=unreadable):
+        subfolders.sort()
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            left_out.append((os.path.relpath(folder, root), "folder reached before (a link)"))
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for name in names:
+            relative = os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+            if os.path.splitext(name)[1].lower() in suffixes:
+                files.append(relative)
+            else:
+                left_out.append((relative, "suffix is not of this kind"))
+    return sorted(files), sorted(left_out)
+
+
+def fingerprint(path: Path) -> str:
+    """Identity of a file's content, whatever its name, place and date.
+
+    Files above 3 MiB are known by their size and by 1 MiB at the head, middle and tail. OSError
+    when the file cannot be read.
+    """
+    size = path.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with path.open("rb") as file:
+        if size <= 3 * _SAMPLE:
+            digest.update(file.read())
+        else:
+            for offset in (0, (size - _SAMPLE) // 2, size - _SAMPLE):
+                file.seek(offset)
+                digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def read_image(path: Path, *, size: int, crops: int, rng: np.random.Generator | None) -> np.ndarray:
+    """Crops of one image, uint8 (crops, S, S, 3): random ones, or the centre when `rng` is None."""
+    try:
+        with Image.open(path) as image:
+            rgb = _rgb(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MediaError(_reason(error, path)) from error
+    resized = resize_short(rgb, size)
+    place = np.full((crops, 2), 0.5) if rng is None else rng.random((crops, 2))
+    return np.stack([_crop(resized, size, yx) for yx in place])
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """Upright 8-bit RGB: EXIF turned, 16-bit scaled, transparency laid over white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # 16- and 32-bit greys
+        grey = np.asarray(image).astype(np.float64)
+        # 16-bit files come as I;16 or, from some formats, as I with values up to 65535.
+        top = 65535.0 if image.mode.startswith("I") else max(float(grey.max(initial=1.0)), 1e-12)
+        grey8 = np.rint(np.clip(grey / top, 0, 1) * 255).astype(np.uint8)
+        return np.repeat(grey8[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba)
+    return np.asarray(image.convert("RGB"))
+
+
+def resize_short(rgb_HWC: np.ndarray, size: int) -> np.ndarray:
+    """The same picture with its short side `size` px, uint8 (H', W', 3)."""
+    height, width = _target(rgb_HWC.shape[0], rgb_HWC.shape[1], size)
+    if (height, width) == rgb_HWC.shape[:2]:
+        return rgb_HWC
+    # Labelled as YUV, three full planes are resized as they are; RGB would lose colour detail.
+    planes = np.ascontiguousarray(rgb_HWC.transpose(2, 0, 1))
+    frame = av.VideoFrame.from_ndarray(planes, format="yuv444p")
+    small = frame.reformat(width=width, height=height, interpolation="AREA", threads=1)
+    return np.ascontiguousarray(small.to_ndarray().transpose(1, 2, 0))
+
+
+def _target(height: int, width: int, size: int) -> tuple[int, int]:
+    short = min(height, width)
+    # Never below `size`: rounding must not lose the last row.
+    return max(size, round(height * size / short)), max(size, round(width * size / short))
+
+
+def _crop(rgb_HWC: np.ndarray, size: int, place_yx: np.ndarray) -> np.ndarray:
+    """Square crop; `place_yx` in [0, 1) goes from the first to the last possible corner."""
+    height, width = rgb_HWC.shape[:2]
+    y = int(place_yx[0] * (height - size + 1))
+    x = int(place_yx[1] * (width - size + 1))
+    return rgb_HWC[y : y + size, x : x + size]
+
+
+# -- video -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Video:
+    """What a look at the packets says, before anything is decoded."""
+
+    times: np.ndarray  # presentation time of each frame, rising
+    counted: bool  # the container keeps no times (AVI) or lacks some: they are 0, 1, 2 ...
+    period: float  # usual distance of two times
+    time_unit: float  # seconds
+    shows: np.ndarray  # the frame (place in `times`) of each packet, or -1; in decoding order
+    kinds: list[packets.Kind]
+    notes: list[str]  # what is missing
+    path: Path
+    held: tuple[av.container.InputContainer, list[av.Packet]] | None  # all packets of a small file
+
+
+def read_video(
+    path: Path,
+    *,
+    frames: int,
+    size: int,
+    stride: int,
+    clips: int,
+    rng: np.random.Generator | None,
+    fps: float | None = None,
+) -> VideoClips:
+    """Clips of `frames` frames, `stride` frame periods apart, cut from the largest video stream.
+
+    With `rng`: `clips` clips, one from each of that many equal parts of the video, at a random time
+    and place in it. Without (validation): at most `clips` clips that do not overlap, evenly spaced,
+    from the centre. A frame period is 1 / `fps` seconds, or the video's own. Time is measured on
+    the clock of the file, so a variable frame rate or missing frames do not bend it. Only what the
+    wanted frames need is decoded. Raises MediaError when no clip can be had.
+    """
+    video = _scan(path)
+    try:
+        return _cut(video, frames, size, stride, clips, rng, fps)
+    finally:
+        if video.held is not None:
+            video.held[0].close()
+
+
+def _cut(
+    video: _Video,
+    frames: int,
+    size: int,
+    stride: int,
+    clips: int,
+    rng: np.random.Generator | None,
+    fps: float | None,
+) -> VideoClips:
+    reasons = "".join(f"; {note}" for note in video.notes)
+    if not len(video.times):
+        raise MediaError("no frame in the video stream" + reasons)
+    period = video.period if fps is None else 1 / (fps * video.time_unit)
+    plan = _plan(video.times, video.period, frames, stride * period, clips, rng)
+    if not len(plan):
+        rate = "" if fps is None else f" of 1/{fps:g} s"
+        raise MediaError(
+            f"{len(video.times)} frames are too few for {frames} frames at stride {stride}{rate}"
+            + reasons
+        )
+    place = np.full((len(plan), 2), 0.5) if rng is None else rng.random((len(plan), 2))
+    users: dict[int, list[tuple[int, int]]] = {}
+    for clip, row in enumerate(plan):
+        for t, index in enumerate(row):
+            users.setdefault(int(index), []).append((clip, t))
+    pixels = np.empty((len(plan), frames, size, size, 3), np.uint8)
+    filled = np.zeros((len(plan), frames), bool)
+    everything = np.ones(len(video.shows), bool)
+    selected = everything
+    if not video.counted:  # else a frame is known only by how many came before it
+        selected = packets.to_decode(video.kinds, np.isin(video.shows, list(users)))
+    # Should a damaged stream not give all that way, everything is decoded.
+    for decode in (selected, everything):
+        notes = list(video.notes)
+        for index, frame in _decode(video, decode, notes):
+            if index in users and not frame.is_corrupt:
+                resized = _picture(frame, size)
+                for clip, t in users[index]:
+                    pixels[clip, t] = _crop(resized, size, place[clip])
+                    filled[clip, t] = True
+        if filled.all() or decode.all():
+            break
+    complete = filled.all(1)
+    if not complete.all():
+        notes.append(
+            f"{int((~complete).sum())} of {len(plan)} clips have frames that do not decode"
+        )
+    if not complete.any():
+        raise MediaError("no clip decodes: " + "; ".join(notes))
+    seconds = float(video.times[-1] - video.times[0] + video.period) * video.time_unit
+    return VideoClips(pixels[complete], len(video.times), seconds, "; ".join(notes))
+
+
+def _open(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
+    try:
+        container = av.open(str(path), mode="r", metadata_errors="ignore")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise MediaError(_reason(error, path)) from error
+    # A cover picture is a video stream too, and can be the largest.
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        container.close()
+        raise MediaError("no video stream")
+    stream = max(streams, key=lambda s: (s.width * s.height, -s.index))
+    # One thread a decoder: files are what is worked on in parallel.
+    stream.codec_context.thread_count = 1
+    return container, stream
+
+
+def _scan(path: Path) -> _Video:
+    container, stream = _open(path)
+    times: list[int | None] = []
+    shown: list[bool] = []
+    kinds: list[packets.Kind] = []
+    notes: list[str] = []
+    held: list[av.Packet] | None = [] if path.stat().st_size <= _HELD else None
+    counted = container.format.name == "avi"
+    codec = stream.codec_context
+    classify = packets.classifier(codec.name, codec.extradata)
+    promised = stream.frames
+    try:
+        for packet in _demux(container, stream):
+            times.append(packet.pts)
+            # Outside of the edit list, or 'as before' (AVI): no frame of its own.
+            shown.append(packet.size > 0 and not packet.is_discard)
+            kinds.append(classify(memoryview(packet), packet.is_keyframe))
+            if held is not None:
+                held.append(packet)
+    except (av.FFmpegError, OSError) as error:
+        notes.append(f"reading stopped after {len(times)} frames: {_reason(error, path)}")
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    unit = 1 / rate if stream.time_base is None else float(stream.time_base)
+    if held is None:
+        container.close()
+    if promised > len(times):
+        notes.append(f"{promised - len(times)} of {promised} frames are missing from the file")
+    if counted or None in times:
+        counted, unit = True, 1 / rate
+        number = np.cumsum(shown) - 1
+    else:
+        number = np.array(times, np.int64)
+    # A time that occurs twice is a frame that is only a reference for others (VP8, VP9).
+    unique, place = np.unique(number[np.array(shown, bool)], return_inverse=True)
+    shows = np.full(len(times), -1)
+    shows[np.array(shown, bool)] = place
+    period = float(np.median(np.diff(unique))) if len(unique) > 1 else 1.0
+    opened = None if held is None else (container, held)
+    return _Video(unique, counted, period, unit, shows, kinds, notes, path, opened)
+
+
+def _plan(
+    times: np.ndarray,
+    period: float,
+    frames: int,
+    step: float,
+    clips: int,
+    rng: np.random.Generator | None,
+) -> np.ndarray:
+    """Indices of the frames of each clip, (n, T), `step` apart; n = 0 for too short a video."""
+    span = (frames - 1) * step
+    # Half a period of slack: rounded timestamps must not cost the last clip.
+    possible = int(np.searchsorted(times, times[-1] - span + period / 2, side="right"))
+    if possible < 1:
+        return np.empty((0, frames), np.int64)
+    if rng is None:  # each clip in the middle of its own part of the video
+        duration = times[-1] - times[0] + period
+        clips = max(1, min(clips, int((duration + period / 2) // (span + period))))
+        middle = times[0] + (np.arange(clips) + 0.5) * (duration / clips)
+        first = np.searchsorted(times, middle - span / 2, side="right") - 1
+    else:
+        first = ((np.arange(clips) + rng.random(clips)) / clips * possible).astype(np.int64)
+    start = times[np.clip(first, 0, possible - 1)]
+    wanted = start[:, None] + np.arange(frames) * step
+    return np.searchsorted(times, wanted + period / 2, side="right") - 1  # the frame on show then
+
+
+def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    for packet in container.demux(stream):
+        if packet.size or packet.dts is not None:  # else the mark of the end
+            yield packet
+
+
+def _decode(
+    video: _Video, decode: np.ndarray, notes: list[str]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(place in `video.times`, frame) of the packets to `decode`; damaged packets are noted."""
+    if video.held is None:
+        container, stream = _open(video.path)
+        source = _demux(container, stream)
+    else:
+        container, source = video.held[0], iter(video.held[1])
+        stream = video.held[1][0].stream
+        stream.codec_context.flush_buffers()
+    position = {int(time): place for place, time in enumerate(video.times)}
+    last = int(np.flatnonzero(decode)[-1])
+    failed = count = 0
+    try:
+        for number, packet in enumerate(source):
+            if number > last:
+                break
+            if not decode[number]:
+                continue
+            try:
+                decoded = packet.decode()
+            except av.FFmpegError:
+                failed += 1
+                continue
+            for frame in decoded:
+                yield (count if video.counted else position.get(frame.pts or 0, -1)), frame
+                count += 1
+        for frame in stream.codec_context.decode(None):  # what the decoder still holds
+            yield (count if video.counted else position.get(frame.pts or 0, -1)), frame
+            count += 1
+    except (av.FFmpegError, OSError) as error:
+        if not notes:  # else the look at the packets has met and noted the same end
+            notes.append(f"reading stopped: {_reason(error, video.path)}")
+    if video.held is None:
+        container.close()
+    if failed:
+        notes.append(f"{failed} damaged packets")
+
+
+def _picture(frame: av.VideoFrame, size: int) -> np.ndarray:
+    """RGB uint8 (H', W', 3), short side `size`, turned as the display matrix says.
+
+    (PyAV leaves the display matrix to the caller.)
+    """
+    height, width = _target(frame.height, frame.width, size)
+    if (height, width) != (frame.height, frame.width):
+        # To full colour planes first: at once to RGB, swscale would halve the colour resolution.
+        frame_small = frame.reformat(
+            width=width, height=height, format="yuv444p", interpolation="AREA", threads=1
+        )
+        rgb = frame_small.to_ndarray(format="rgb24")
+    else:
+        rgb = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise
+    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    """The message of an error without the path: manifests must not depend on where files lie."""
+    text = (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip()
+    return text.replace(str(path), path.name)

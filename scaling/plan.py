@@ -1,0 +1,323 @@
+"""The runs of a study, and what they will cost, before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.family import FAMILY, SPECIAL_TOKENS, ModelConfig, size
+from models.macs import forward_macs, parameter_counts
+from scaling.config import RunConfig, StudyConfig
+from scaling.errors import UserError
+from scaling.schedule import segments
+
+MIN_STEPS_PER_WARMUP = 2  # a budget shorter than this many warm-ups is not a point on a frontier
+
+
+@dataclass(frozen=True)
+class Left:
+    """A (size, budget) pair that the plan leaves out, and by which rule."""
+
+    size: str
+    budget_macs: float
+    rule: str
+
+
+def vocab(config: StudyConfig) -> int:
+    """Codes and special tokens."""
+    return config.tokenizer.codes + SPECIAL_TOKENS
+
+
+def context(config: StudyConfig) -> int:
+    """Positions of a training sequence: start token and codes predict codes and end token."""
+    return config.data.frames * (config.data.size // config.tokenizer.patch) ** 2 + 1
+
+
+def ladder_model(config: StudyConfig, name: str) -> ModelConfig:
+    """A size of the family with the study's vocabulary, context and parametrisation."""
+    return dataclasses.replace(
+        FAMILY[name],
+        vocab=vocab(config),
+        context=context(config),
+        parametrization=config.model.parametrization,
+        base_width=config.model.base_width,
+        rope_base=config.model.rope_base,
+    )
+
+
+def sweep_model(config: StudyConfig, width: int) -> ModelConfig:
+    """A model of the learning-rate sweep: the given width at the sweep's depth and head count."""
+    assert config.lr is not None
+    return size(
+        d=width,
+        layers=config.lr.layers,
+        heads=config.lr.heads,
+        vocab=vocab(config),
+        context=context(config),
+        parametrization=config.model.parametrization,
+        base_width=config.model.base_width,
+        rope_base=config.model.rope_base,
+    )
+
+
+def step_macs(model: ModelConfig, batch: int) -> int:
+    """Training MACs of one optimizer step: 3 x forward x sequences."""
+    return 3 * batch * sum(forward_macs(model, model.context).values())
+
+
+def path_macs(run: RunConfig) -> int:
+    """MACs that a run really spends, cooldown branches included."""
+    steps = sum(s.end - s.start for s in segments(run))
+    return steps * step_macs(run.model, run.batch)
+
+
+def _run(config: StudyConfig, model: ModelConfig, budgets: list[float], **fields: Any) -> RunConfig:
+    per_step = step_macs(model, config.train.batch)
+    shared = {
+        name: getattr(config.train, name)
+        for name in (
+            "batch", "schedule", "warmup_steps", "cooldown", "weight_decay", "grad_clip",
+            "evals", "checkpoint_seconds", "micro_batch", "recompute", "compile", "parallel",
+        )
+    }  # fmt: skip
+    settings = shared | fields
+    return RunConfig(
+        model=model,
+        budgets_steps=tuple(max(1, round(b / per_step)) for b in budgets),
+        budgets_macs=tuple(budgets),
+        precision=_precision(config),
+        study=config.study,
+        **settings,
+    )
+
+
+def _precision(config: StudyConfig) -> str:
+    if config.train.precision != "auto":
+        return config.train.precision
+    import torch
+
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def sweep_run(
+    config: StudyConfig, width: int, lr: float, data_key: str, data_dir: Path
+) -> RunConfig:
+    """One trial of the learning-rate sweep. Raises UserError when its budget is too short."""
+    assert config.lr is not None
+    model = sweep_model(config, width)
+    run = _run(
+        config,
+        model,
+        [float(config.lr.steps * step_macs(model, config.train.batch))],
+        role="lr_sweep",
+        evals=0,  # only the decayed point is asked for
+        lr=lr,
+        seed=config.seed,
+        data_key=data_key,
+        data_dir=str(data_dir),
+    )
+    short = _too_short(run, 0)
+    if short:
+        raise UserError(f"lr.steps: {short}; raise it or shorten train.warmup_steps")
+    return run
+
+
+def ladder_runs(
+    config: StudyConfig, lr: float, data_key: str, data_dir: Path
+) -> tuple[list[RunConfig], list[Left]]:
+    """The runs of the ladder and the pairs left out, each with its rule.
+
+    With `wsd` one run of a size serves all its budgets; with `cosine` each budget is a run.
+    """
+    runs: list[RunConfig] = []
+    left: list[Left] = []
+    for name in config.ladder.sizes:
+        model = ladder_model(config, name)
+        kept = []
+        for budget in config.ladder.budgets_macs:
+            rule = _rule_against(config, model, budget)
+            if rule:
+                left.append(Left(name, budget, rule))
+            else:
+                kept.append(budget)
+        groups = [kept] if config.train.schedule == "wsd" else [[b] for b in kept]
+        runs += [
+            _run(
+                config,
+                model,
+                group,
+                role="ladder",
+                lr=lr,
+                seed=config.seed + repeat,
+                data_key=data_key,
+                data_dir=str(data_dir),
+            )
+            for group in groups
+            if group
+            for repeat in range(config.ladder.seeds)
+        ]
+    if not runs:
+        rules = "; ".join(f"{x.size} at {x.budget_macs:g}: {x.rule}" for x in left[:4])
+        raise UserError(f"ladder: no (size, budget) pair is left to train ({rules})")
+    return runs, left
+
+
+def _rule_against(config: StudyConfig, model: ModelConfig, budget: float) -> str:
+    """Why a pair is not trained, or ''. The rules are fixed before any result is known."""
+    run = _run(config, model, [budget], role="ladder", lr=1.0, data_key="")
+    if short := _too_short(run, 0):
+        return short
+    if config.ladder.tokens_per_param:
+        low, high = config.ladder.tokens_per_param
+        tokens = run.budgets_steps[0] * run.batch * model.context
+        ratio = tokens / parameter_counts(model)["matmul_head"]
+        if not low <= ratio <= high:
+            return (
+                f"{ratio:.3g} tokens per parameter, outside ladder.tokens_per_param "
+                f"[{low:g}, {high:g}]"
+            )
+    return ""
+
+
+def _too_short(run: RunConfig, index: int) -> str:
+    steps, warmup = run.budgets_steps[index], run.warmup_steps
+    least = max(10, math.ceil(MIN_STEPS_PER_WARMUP * warmup / (1 - run.cooldown)))
+    return (
+        f"{steps} steps, fewer than {least} ({MIN_STEPS_PER_WARMUP} warm-ups)"
+        if steps < least
+        else ""
+    )
+
+
+# ------------------------------------------------------------------ cost
+
+
+def measure_step_seconds(model: ModelConfig, batch: int, precision: str, threads: int) -> float:
+    """Seconds of one training step here: median of 3 on random tokens, after a warm-up."""
+    import torch
+
+    from models.parametrization import build, optimizer
+
+    before = torch.get_num_threads()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(threads)
+    try:
+        net = build(model, seed=0, device=device)
+        optim = optimizer(net, lr=1e-3, weight_decay=0.1)
+        tokens = torch.randint(0, model.vocab, (batch, model.context + 1), device=device)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                loss = net.loss(tokens[:, :-1], tokens[:, 1:])
+            loss.backward()
+            optim.step()
+            optim.zero_grad(set_to_none=True)
+            loss.item()
+            times.append(time.perf_counter() - start)
+        return sorted(times[1:])[1]
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one group of equal runs costs. Seconds are None where they were not measured."""
+
+    role: str
+    size: str
+    params: int
+    runs: int
+    steps: int
+    tokens: int
+    macs: int
+    bytes_memory: int
+    seconds: float | None
+
+
+MEASURABLE_MACS = 2e11  # a step beyond this takes more than seconds on a small machine
+
+
+def study_cost(
+    config: StudyConfig, *, threads: int, measure: bool, log: Callable[[str], None] = lambda _: None
+) -> tuple[list[Cost], list[Left]]:
+    """The cost of every group of runs of a study. Raises UserError as the study itself would."""
+    runs: list[RunConfig] = []
+    if config.lr is not None and config.ladder.log2_lr is None:
+        points = range(config.lr.log2_min, config.lr.log2_max + 1)
+        runs += [
+            sweep_run(config, width, 2.0**p, "", Path())
+            for width in config.lr.widths
+            for p in points
+        ]
+    from models.memory import training_bytes
+
+    ladder, left = ladder_runs(config, 1.0, "", Path())
+    groups: dict[tuple[str, str], list[RunConfig]] = {}
+    for run in [*runs, *ladder]:
+        groups.setdefault((run.role, run.model.name), []).append(run)
+    costs = []
+    for (role, name), members in groups.items():
+        model, batch = members[0].model, members[0].batch
+        macs = sum(path_macs(r) for r in members)
+        steps = macs // step_macs(model, batch)
+        seconds = None
+        if measure and step_macs(model, batch) <= MEASURABLE_MACS:
+            log(f"measuring a step of {name} ({role})")
+            seconds = steps * measure_step_seconds(model, batch, members[0].precision, threads)
+        costs.append(
+            Cost(
+                role=role,
+                size=name,
+                params=parameter_counts(model)["all"],
+                runs=len(members),
+                steps=steps,
+                tokens=steps * batch * model.context,
+                macs=macs,
+                bytes_memory=sum(
+                    training_bytes(
+                        model,
+                        members[0].micro_batch or batch,
+                        bf16=members[0].precision == "bf16",
+                        recompute=members[0].recompute,
+                    ).values()
+                ),
+                seconds=seconds,
+            )
+        )
+    return costs, left
+
+
+def disk_bytes(config: StudyConfig, costs: list[Cost]) -> int:
+    """Shards (2 bytes a token) and the checkpoints that stay (weights and two moments, fp32)."""
+    sequences = sum(
+        config.data.train_sequences + config.data.val_sequences for _ in config.data.sources
+    )
+    return 2 * sequences * (context(config) + 1) + sum(12 * c.params * c.runs for c in costs)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space of the device that holds a folder (or its first existing parent)."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def sample_tokens(sequences: int = 8) -> tuple[Any, int]:
+    """Built-in video as token ids (B, T + 1), and the vocabulary: real structure, no files."""
+    import torch
+
+    from models.tokenizers.codebook import Codebook, cut
+    from scaling import leaves
+    from scaling.shards import sequence
+
+    frames = leaves.clips(0, 0, 64, frames=4, size=16)
+    codebook = Codebook.fit(cut(frames.reshape(-1, 16, 16, 3), 4), 256, 0)
+    codes = codebook.encode(frames[:sequences].reshape(-1, 16, 16, 3)).reshape(sequences, -1)
+    return torch.from_numpy(sequence(codes, 1).astype("int64")), 256 + SPECIAL_TOKENS

@@ -1,0 +1,226 @@
+"""The row: one evaluation of one run. This schema is the contract between running and reading.
+
+A row holds identity, design, cost and outcome (columns below). Diverged runs are rows; a number
+that is missing is missing (NaN or None), never replaced. `load` reads the same frame from run
+directories, from MLflow and from a CSV.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scaling.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+
+COLUMNS: dict[str, str] = {
+    # identity
+    "run_id": "str",
+    "study": "str",
+    "role": "str",  # lr_sweep | ladder | single
+    "git_sha": "str",
+    "seed": "int",
+    "schema": "int",
+    # design
+    "size": "str",
+    "family": "str",
+    "parametrization": "str",
+    "d": "int",
+    "layers": "int",
+    "heads": "int",
+    "d_ff": "int",
+    "vocab": "int",
+    "context": "int",  # positions of a training sequence
+    "params": "int",
+    "params_non_embedding": "int",
+    "params_matmul_head": "int",
+    "tokenizer": "str",
+    "data_key": "str",
+    "data_mix": "str",  # JSON: source -> share of the sequences, as configured
+    "lr": "float",  # muP base rate
+    "log2_lr": "float",
+    "schedule": "str",
+    "warmup_steps": "int",
+    "batch_tokens": "int",
+    "weight_decay": "float",
+    "precision": "str",
+    # cost
+    "steps": "int",
+    "tokens": "int",
+    "drawn": "str",  # JSON: source -> sequences drawn so far
+    "epochs": "float",  # passes over the most-repeated source; NaN: every clip was new
+    "macs_qkvo": "int",
+    "macs_attention": "int",
+    "macs_ffn": "int",
+    "macs_head": "int",
+    "macs_total": "int",  # training MACs (3 x forward) of the path to this point
+    "seconds": "float",  # of the run's process so far; the one column that may differ in a repeat
+    "device": "str",
+    "mfu": "float",
+    # outcome
+    "budget_macs": "float",  # nominal budget that this decayed point serves; NaN mid-schedule
+    "val_loss": "float",  # nats per token, sources weighted as in training
+    "train_loss": "float",  # nats per token, mean since the last evaluation
+    "decayed": "bool",
+    "status": "str",  # finished | diverged | failed
+}
+SOURCE_PREFIX = "val_loss/"  # one further float column per source
+NOT_REPEATABLE = ("seconds", "mfu")  # clocks; every other column is bitwise repeatable on a CPU
+
+
+def frame(rows: list[Row]) -> pd.DataFrame:
+    """Rows as a DataFrame in schema order, sorted by (role, d, layers, lr, seed, steps, decayed).
+
+    Raises UserError for rows of another schema: a column that is unknown or absent.
+    """
+    import pandas as pd
+
+    sources = sorted({c for row in rows for c in row if c.startswith(SOURCE_PREFIX)})
+    columns = [*COLUMNS, *sources]
+    for row in rows:
+        wrong = (set(row) - set(columns)) | (set(COLUMNS) - set(row))
+        if wrong:
+            raise UserError(
+                f"row of run {row.get('run_id', '?')}: columns {sorted(wrong)} do not fit this "
+                f"version's schema; it was written by another version of the tool"
+            )
+    table = pd.DataFrame([[row.get(c) for c in columns] for row in rows], columns=columns)
+    kinds = COLUMNS | dict.fromkeys(sources, "float")
+    for column, kind in kinds.items():
+        if kind == "float":
+            table[column] = pd.to_numeric(table[column]).astype("float64")
+        elif kind == "int":
+            table[column] = table[column].astype("int64")
+        elif kind == "bool":
+            table[column] = table[column].astype("bool")
+        else:
+            table[column] = table[column].astype("str")
+    order = ["role", "d", "layers", "size", "lr", "seed", "run_id", "steps", "decayed"]
+    return table.sort_values(order, kind="stable").reset_index(drop=True)
+
+
+def read_run(run_dir: Path) -> list[Row] | None:
+    """The rows of a finished run directory; None while it is unfinished.
+
+    Raises UserError when the file is damaged.
+    """
+    path = run_dir / "rows.json"
+    try:
+        rows = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{path}: damaged ({error}). Remove it and run the study again: the run's rows are "
+            f"rebuilt from its metrics and checkpoint"
+        ) from None
+    return [{k: _number(v) for k, v in row.items()} for row in rows]
+
+
+def dumps(rows: list[Row]) -> str:
+    """Rows as strict JSON: NaN becomes null, infinities the strings 'inf' and '-inf'."""
+    return json.dumps([{k: _plain(v) for k, v in r.items()} for r in rows], indent=1)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value != value:
+        return None
+    if value in (float("inf"), float("-inf")):
+        return str(value)
+    return value
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in ("inf", "-inf") else value
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Export a frame so that `load` gives it back to the last digit."""
+    from scaling.checkpoint import write_atomic
+
+    write_atomic(path, table.to_csv(index=False))
+
+
+def load(source: str | Path) -> pd.DataFrame:
+    """Rows of a study as one frame, whatever holds them.
+
+    Args:
+        source: a study directory, a `.csv` that a study exported, or an MLflow address such as
+            `sqlite:///studies/quickstart/mlflow.db#quickstart` (after `#`: the study).
+    Raises:
+        UserError: nothing there, or not rows of this schema.
+    """
+    text = str(source)
+    if "://" in text:
+        from scaling import track
+
+        uri, _, study = text.partition("#")
+        return frame(track.load_rows(uri, study))
+    path = Path(source)
+    if path.suffix == ".csv":
+        return _read_csv(path)
+    if not (path / "runs").is_dir():
+        raise UserError(f"{path}: not a study directory (it has no runs/ folder) and not a .csv")
+    rows = [row for run_dir in finished_runs(path) for row in read_run(run_dir) or []]
+    if not rows:
+        raise UserError(f"{path}: no run of this study has finished yet; see `scaling status`")
+    return frame(rows)
+
+
+def finished_runs(study_dir: Path) -> list[Path]:
+    """Directories of the finished runs that belong to the study as it is configured now.
+
+    A run of an earlier configuration stays on disk, for the day the configuration goes back, and
+    is in no table meanwhile. A directory without plan.json counts whole.
+    """
+    found = sorted(p.parent for p in (study_dir / "runs").glob("*/rows.json"))
+    try:
+        plan = json.loads((study_dir / "plan.json").read_text())["runs"]
+    except FileNotFoundError:
+        return found
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{study_dir}/plan.json: damaged ({error}); remove it and run the study again"
+        ) from None
+    planned = {entry["run_id"] for entry in plan}
+    return [run_dir for run_dir in found if run_dir.name in planned]
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, keep_default_na=False, dtype=str)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a CSV table ({error})") from None
+    missing = [c for c in COLUMNS if c not in table]
+    if missing:
+        raise UserError(
+            f"{path}: not a table of this tool's rows (no column {', '.join(missing[:5])}). For "
+            f"any other table of runs use `scaling fit {path.name}`"
+        )
+    rows: list[Row] = []
+    try:
+        for record in table.to_dict("records"):
+            row: Row = {}
+            for column, cell in record.items():
+                kind = COLUMNS.get(str(column), "float")
+                if kind == "int":
+                    row[str(column)] = int(cell)
+                elif kind == "float":
+                    row[str(column)] = float(cell) if cell else None
+                elif kind == "bool":
+                    row[str(column)] = {"True": True, "False": False}[cell]
+                else:
+                    row[str(column)] = cell
+            rows.append(row)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}: column {column}: cannot read {error}") from None
+    return frame(rows)

@@ -1,0 +1,244 @@
+"""The pipeline: media -> tokens -> learning-rate sweep -> ladder -> rows -> law -> report.
+
+Each step's result is a file that the next one reads, and each step is skipped when its result is
+there, so the same command continues whatever was interrupted.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from scaling import plan, results, track
+from scaling.checkpoint import RunBusy, RunLock, write_atomic
+from scaling.config import RunConfig, StudyConfig
+from scaling.encode import prepare
+from scaling.errors import UserError
+from scaling.launch import Finished, Job, Launcher
+from scaling.results import read_run
+from scaling.shards import TokenData
+from scaling.status import Progress, read_plan, write_plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.frontier import StudyLaw
+
+Say = Callable[[str], None]
+
+
+def study(config: StudyConfig, out: Path, *, say: Say = print) -> Path:
+    """Take a study from its media to its report, or from wherever it stopped.
+
+    Args:
+        config: the study.
+        out: the folder of all studies; this one lives in `out / config.study`.
+    Returns:
+        The path of report.html.
+    Raises:
+        UserError: another driver works on the study, unusable media, runs that failed, no law.
+    """
+    folder = out / config.study
+    try:
+        with RunLock(folder, "driver.lock"):
+            return _study(config, folder, say)
+    except RunBusy as busy:
+        raise UserError(
+            f"study '{config.study}': {busy}. One driver works on a study at a time; watch it with "
+            f"`scaling status {folder}`"
+        ) from None
+
+
+def _study(config: StudyConfig, folder: Path, say: Say) -> Path:
+    _write_if_changed(folder / "study.yaml", describe(config))
+    data_dir = encode(config, folder, say)
+    data = TokenData.open(data_dir)
+    failed: list[Finished] = []
+    runs: list[RunConfig] = []
+    with Launcher(config.launch, folder / "jobs") as launcher:
+        lr, sweep = best_rate(config, folder, data, data_dir, launcher, say)
+        ladder, left = plan.ladder_runs(config, lr, data.key, data_dir)
+        for pair in left:
+            say(f"left out: {pair.size} at {pair.budget_macs:.3g} MACs: {pair.rule}")
+        runs = [*sweep, *ladder]
+        record(folder, runs)
+        # The longest first, so that no place idles at the end.
+        ladder.sort(key=plan.path_macs, reverse=True)
+        jobs = [Job(run, folder / "runs" / run.run_id) for run in ladder]
+        todo = [job for job in jobs if read_run(job.run_dir) is None]
+        if todo:
+            say(f"ladder: {len(todo)} runs to train, {len(jobs) - len(todo)} finished before")
+            with progress(folder, say):
+                for finished in launcher.map(todo):
+                    say(_outcome(finished))
+                    if finished.error:
+                        failed.append(finished)
+    table = export(folder)
+    if failed:
+        errors = "\n".join(
+            f"  {f.job.run.run_id} ({f.job.run.model.name}): {f.error}" for f in failed
+        )
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed; the others are kept. Mend the cause and "
+            f"run the same command again, which trains only what is missing:\n{errors}"
+        )
+    path = report(config, folder, data_dir, table, *fit_law(config, folder, table, say))
+    say(f"rows    {folder / 'rows.csv'}\nreport  {path}")
+    # Last: a tracking server that is down costs neither the law nor the report.
+    track.sync(folder, config.tracking.uri)
+    return path
+
+
+def describe(config: StudyConfig) -> str:
+    """The whole configuration, defaults included, as YAML."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+
+
+def encode(config: StudyConfig, folder: Path, say: Say) -> Path:
+    """Media to token shards; returns the data directory."""
+    last = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 5:
+            say(f"tokens: {what} {done}/{total}")
+            last = time.monotonic()
+
+    data_dir = prepare(
+        config.data, config.tokenizer, folder / "data", seed=config.seed, progress=tell
+    )
+    for line in not_whole(data_dir / "manifest.csv"):
+        say(line)
+    return data_dir
+
+
+def not_whole(manifest: Path, most: int = 8) -> list[str]:
+    """Lines about the files that gave no tokens or not all of theirs; empty when all did."""
+    with open(manifest, newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["status"] != "ok" or r["error"]]
+    lines = [f"  {r['source']}: {r['path']}: {r['status']}: {r['error']}" for r in rows[:most]]
+    if rows:
+        lines.insert(0, f"tokens: {len(rows)} files were not used, or not whole (all: {manifest})")
+    return lines
+
+
+def best_rate(
+    config: StudyConfig, folder: Path, data: TokenData, data_dir: Path, launcher: Launcher, say: Say
+) -> tuple[float, list[RunConfig]]:
+    """The learning rate of the ladder, and the runs that it was found with."""
+    if config.ladder.log2_lr is not None:
+        return 2.0**config.ladder.log2_lr, []
+    assert config.lr is not None
+    from scaling.sweep import sweep_lr
+
+    runs: dict[str, RunConfig] = {}
+    recorded = {entry["run_id"] for entry in read_plan(folder)}
+
+    def job(width: int, lr: float) -> Job:
+        run = plan.sweep_run(config, width, lr, data.key, data_dir)
+        runs[run.run_id] = run
+        if run.run_id not in recorded:
+            record(folder, list(runs.values()))
+            recorded.update(runs)
+        return Job(run, folder / "runs" / run.run_id)
+
+    grid = exponents(config) if config.lr.sampler == "grid" else ()
+    planned = [job(w, 2.0**p) for w in config.lr.widths for p in grid]
+    todo = [j for j in planned if read_run(j.run_dir) is None]
+    if todo:
+        say(f"lr sweep: {len(todo)} of {len(planned)} runs to train")
+    with progress(folder, say if todo else lambda _: None):
+        found = sweep_lr(
+            job,
+            widths=config.lr.widths,
+            log2_min=config.lr.log2_min,
+            log2_max=config.lr.log2_max,
+            launcher=launcher,
+            journal=folder / "sweep.journal",
+            sampler=config.lr.sampler,
+            seed=config.seed,
+        )
+    say(found.summary())
+    # In the order of the trials, and also those that an earlier call trained beyond the grid.
+    runs.clear()
+    for trial in found.trials:
+        job(trial.width, 2.0**trial.log2_lr)
+    return found.best_lr, list(runs.values())
+
+
+def exponents(config: StudyConfig) -> range:
+    assert config.lr is not None
+    return range(config.lr.log2_min, config.lr.log2_max + 1)
+
+
+def record(folder: Path, runs: list[RunConfig]) -> None:
+    write_plan(folder, runs, [plan.path_macs(run) for run in runs])
+
+
+def progress(folder: Path, say: Say) -> Progress:
+    return Progress(folder, say, live=sys.stderr.isatty())
+
+
+def _outcome(finished: Finished) -> str:
+    run = finished.job.run
+    if finished.error:
+        return f"failed   {run.run_id} {run.model.name}: {finished.error.splitlines()[0]}"
+    rows = read_run(finished.job.run_dir) or []
+    points = ", ".join(f"{r['val_loss']:.4f}" for r in rows if r["decayed"])
+    status = "diverged" if any(r["status"] == "diverged" for r in rows) else "finished"
+    return f"{status} {run.run_id} {run.model.name}: {points} nats/token"
+
+
+def export(folder: Path) -> pd.DataFrame:
+    """rows.csv of the study's runs; written only when it changes."""
+    table = results.load(folder)
+    _write_if_changed(folder / "rows.csv", table.to_csv(index=False))
+    return table
+
+
+def fit_law(
+    config: StudyConfig, folder: Path, table: pd.DataFrame, say: Say
+) -> tuple[StudyLaw | None, str]:
+    """Fit the frontier of the ladder and write law.json; or no law, and the reason."""
+    from analysis.frontier import fit_frontier
+    from analysis.laws import NotIdentified
+
+    try:
+        law = fit_frontier(
+            table, seed=config.seed, form=config.fit.form, resamples=config.fit.resamples
+        )
+    except NotIdentified as refusal:
+        (folder / "law.json").unlink(missing_ok=True)
+        say(f"no law: {refusal}")
+        return None, str(refusal)
+    _write_if_changed(folder / "law.json", json.dumps(law.to_json(), indent=1))
+    say(law.summary())
+    return law, ""
+
+
+def report(
+    config: StudyConfig,
+    folder: Path,
+    data_dir: Path,
+    table: pd.DataFrame,
+    law: StudyLaw | None,
+    refusal: str,
+) -> Path:
+    """report.html, written again only when what it shows has changed."""
+    from analysis.report import write_report
+
+    return write_report(
+        folder, table, law, config_text=describe(config), data_dir=data_dir, refusal=refusal
+    )
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        write_atomic(path, text)

@@ -1,0 +1,407 @@
+"""The learning-rate sweep: powers of two over several widths. The one home of Optuna.
+
+One driver asks and tells; one trial is one job is one run directory. Each width is an Optuna study
+of its own (losses of different widths do not compare) in one journal file, which optuna-dashboard
+can read. The journal says what was asked; the run directories hold the results: a trial that a
+crash left open is asked of its directory again, so nothing is trained twice, and a journal that is
+lost costs nothing but its dates.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from scipy import stats
+
+from scaling.errors import UserError
+from scaling.launch import Finished, Job
+from scaling.results import read_run
+
+if TYPE_CHECKING:
+    import optuna
+
+EXTENSIONS = 2  # octaves by which the grid may grow on each side when the best rate is on its edge
+NEIGHBOURHOOD = 2.0  # octaves on each side of the lowest loss that its parabola is fitted to
+
+
+class Mapper(Protocol):
+    """What the sweep needs of a Launcher."""
+
+    def map(self, jobs: Iterator[Job]) -> Iterator[Finished]: ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the sweep. `loss` (nats per token) is inf where the run diverged."""
+
+    width: int
+    log2_lr: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """A width's best rate: the vertex of a parabola in log2(lr), with a 95% interval.
+
+    The interval is None with fewer than four points near the minimum (nothing to judge the fit by);
+    the vertex is then exact through three points, or the lowest point where no parabola opens
+    upwards within an octave of it.
+    """
+
+    width: int
+    log2_lr: float
+    low: float | None
+    high: float | None
+    loss: float  # lowest measured, nats per token
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What the sweep found.
+
+    `best_lr` is the rate of the grid with the lowest excess loss, averaged over the widths (excess:
+    above the width's own best); of equals the smaller. With TPE or GP, which share no rates between
+    widths: two to the power of the mean of the widths' optima.
+    """
+
+    best_lr: float
+    log2_lr: float
+    trials: tuple[Trial, ...]  # by width, then rate
+    optima: tuple[Optimum, ...]  # by width
+    drift_octaves: float  # optimum of the widest minus optimum of the narrowest
+    on_edge: bool  # the best rate is the first or last one tried
+    warnings: tuple[str, ...]
+
+    def summary(self) -> str:
+        """A line for the whole, one for each width, one for each warning."""
+        lines = [f"learning rate 2^{self.log2_lr:g} (drift {self.drift_octaves:+.2f} octaves)"]
+        for best in self.optima:
+            interval = "" if best.low is None else f" [{best.low:.2f}, {best.high:.2f}]"
+            mine = [t for t in self.trials if t.width == best.width]
+            diverged = sum(not math.isfinite(t.loss) for t in mine)
+            lines.append(
+                f"  width {best.width}: best near 2^{best.log2_lr:.2f}{interval}, lowest "
+                f"{best.loss:.4f} nats/token of {len(mine)} rates"
+                + (f", {diverged} diverged" if diverged else "")
+            )
+        return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
+
+
+def decayed_loss(job: Job) -> float | None:
+    """Validation loss of a finished run at its (last) decayed point; None where it diverged."""
+    rows = read_run(job.run_dir)
+    if rows is None:
+        raise UserError(f"{job.run_dir}: has no rows although its job ended; run the study again")
+    losses = [r["val_loss"] for r in rows if r["decayed"] and r["status"] == "finished"]
+    return losses[-1] if losses else None
+
+
+def sweep_lr(
+    make_job: Callable[[int, float], Job],
+    widths: Sequence[int],
+    log2_min: int,
+    log2_max: int,
+    launcher: Mapper,
+    journal: Path,
+    *,
+    sampler: str = "grid",
+    seed: int = 0,
+    read_loss: Callable[[Job], float | None] = decayed_loss,
+) -> SweepResult:
+    """Sweep the learning rate over every width; continues whatever the journal holds.
+
+    Args:
+        make_job: (width, rate) to a job; a pure function. Its run directory names the trial.
+        widths: d of the models.
+        log2_min, log2_max: ends of the grid of powers of two, both included. The grid grows by one
+            octave, at most EXTENSIONS times, on the side on whose edge the best rate lies.
+        launcher: runs the jobs.
+        journal: Optuna's journal file. The caller sees to it that one driver uses it at a time.
+        sampler: "grid", or "tpe" or "gp" (a Gaussian process): as many trials a width as the grid
+            has, continuous in log2(lr), asked in rounds of one trial a width, so that the order of
+            completion changes nothing.
+        read_loss: a finished job's loss, None where it diverged.
+    Raises:
+        UserError: a damaged journal; jobs that failed (the others are kept, and the same call
+            tries only those again); no rate without divergence at every width.
+    """
+    ends = f"2^{log2_min}..2^{log2_max}"
+    # One run's directory stands for all else that determines the numbers: trials of another
+    # configuration are another study.
+    names = {w: f"width {w} {ends} {make_job(w, 2.0**log2_min).run_dir.name}" for w in widths}
+    board = Board(make_job, names, journal, seed, read_loss)
+    low, high = log2_min, log2_max
+    if sampler != "grid":
+        for count in range(1, log2_max - log2_min + 2):
+            board.ask_up_to(count, low, high, launcher, sampler)
+        return _result(board, sampler, low, high)
+    while True:
+        board.grid(range(low, high + 1), launcher)
+        result = _result(board, sampler, low, high)
+        if not result.on_edge:
+            return result
+        if result.log2_lr == low and low > log2_min - EXTENSIONS:
+            low -= 1
+        elif result.log2_lr == high and high < log2_max + EXTENSIONS:
+            high += 1
+        else:
+            return result
+
+
+class Board:
+    """The trials of every width, on disk."""
+
+    def __init__(
+        self,
+        make_job: Callable[[int, float], Job],
+        names: dict[int, str],
+        journal: Path,
+        seed: int,
+        read_loss: Callable[[Job], float | None],
+    ) -> None:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.make_job, self.seed, self.read_loss = make_job, seed, read_loss
+        path = str(journal.resolve())
+        repair(journal)
+        Path(path + ".lock").unlink(missing_ok=True)  # of a killed driver: there is only one
+        backend = JournalFileBackend(path, lock_obj=JournalFileOpenLock(path))
+        storage = optuna.storages.JournalStorage(backend)
+        there = {study.study_name for study in storage.get_all_studies()}
+        self.studies = {
+            width: (optuna.load_study if names[width] in there else optuna.create_study)(
+                storage=storage, study_name=names[width], pruner=optuna.pruners.NopPruner()
+            )
+            for width in sorted(names)
+        }
+        self.failed: dict[tuple[int, float], str] = {}
+
+    def grid(self, log2_lrs: Sequence[int], launcher: Mapper) -> None:
+        """Bring every (width, rate) to a result."""
+        from optuna.distributions import IntDistribution
+        from optuna.trial import TrialState
+
+        space = {"log2_lr": IntDistribution(min(log2_lrs), max(log2_lrs))}
+        for study in self.studies.values():
+            self._close_empty(study)
+            live = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
+            there = {_asked(t) for t in study.get_trials(deepcopy=False) if t.state in live}
+            for log2_lr in log2_lrs:
+                if log2_lr not in there:
+                    study.enqueue_trial({"log2_lr": log2_lr})
+        self._run(launcher, space, wanted=None)
+
+    def ask_up_to(
+        self, count: int, low: float, high: float, launcher: Mapper, sampler: str
+    ) -> None:
+        """Bring every width to `count` trials with a result, proposed by TPE or GP."""
+        import optuna
+
+        kind = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}[sampler]
+
+        for study in self.studies.values():
+            self._close_empty(study)
+            # A sampler made anew from the same seed would propose the same start-up points again.
+            trials = len(study.get_trials(deepcopy=False))
+            study.sampler = kind(seed=self.seed + trials, n_startup_trials=4)
+        space = {"log2_lr": optuna.distributions.FloatDistribution(low, high)}
+        self._run(launcher, space, wanted=count)
+
+    def _run(self, launcher: Mapper, space: dict[str, Any], wanted: int | None) -> None:
+        """Run open trials, then waiting ones, then (with `wanted`) new ones up to that count."""
+        from optuna.trial import TrialState
+
+        open_trials: dict[Path, tuple[int, float, int]] = {}
+
+        def job(width: int, log2_lr: float, number: int) -> Job:
+            made = self.make_job(width, 2.0**log2_lr)
+            open_trials[made.run_dir] = (width, log2_lr, number)
+            return made
+
+        def jobs() -> Iterator[Job]:
+            for width, study in self.studies.items():
+                for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                    yield job(width, trial.params["log2_lr"], trial.number)
+            for width, study in self.studies.items():
+
+                def more(study: optuna.Study = study) -> bool:
+                    if wanted is None:
+                        states = (TrialState.WAITING,)
+                        return bool(study.get_trials(deepcopy=False, states=states))
+                    there = (TrialState.COMPLETE, TrialState.RUNNING)
+                    return len(study.get_trials(deepcopy=False, states=there)) < wanted
+
+                while more():
+                    asked = study.ask(fixed_distributions=space)
+                    yield job(width, asked.params["log2_lr"], asked.number)
+
+        for finished in launcher.map(jobs()):
+            width, log2_lr, number = open_trials.pop(finished.job.run_dir)
+            study = self.studies[width]
+            trial_id = study.get_trials(deepcopy=False)[number]._trial_id
+            storage = study._storage
+            if finished.error is not None:
+                self.failed[width, log2_lr] = finished.error
+                storage.set_trial_user_attr(trial_id, "error", finished.error)
+                study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+                continue
+            self.failed.pop((width, log2_lr), None)
+            loss = self.read_loss(finished.job)
+            storage.set_trial_user_attr(trial_id, "run_id", finished.job.run_dir.name)
+            storage.set_trial_user_attr(trial_id, "diverged", loss is None)
+            study.tell(number, math.inf if loss is None else loss, skip_if_finished=True)
+        if self.failed:
+            errors = [f"  width {w}, lr 2^{p:g}: {e}" for (w, p), e in sorted(self.failed.items())]
+            raise UserError(
+                f"learning-rate sweep: {len(errors)} runs failed; the others are kept. Mend the "
+                f"cause and run the same command again, which trains only what is missing:\n"
+                + "\n".join(errors)
+            )
+
+    def _close_empty(self, study: optuna.Study) -> None:
+        """A crash between opening a trial and giving it its rate leaves one that names no job."""
+        from optuna.trial import TrialState
+
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if "log2_lr" not in trial.params:
+                study.tell(trial.number, state=TrialState.FAIL)
+
+    def trials(self, low: float, high: float) -> list[Trial]:
+        """What is known within [low, high] (log2), by width and rate."""
+        from optuna.trial import TrialState
+
+        found = {
+            (width, t.params["log2_lr"]): Trial(width, t.params["log2_lr"], t.value)
+            for width, study in self.studies.items()
+            for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if t.value is not None and low <= t.params["log2_lr"] <= high
+        }
+        return [found[key] for key in sorted(found)]
+
+
+def _asked(trial: Any) -> float | None:
+    """The rate of a trial, also of one that waits in the queue."""
+    return trial.params.get("log2_lr", trial.system_attrs.get("fixed_params", {}).get("log2_lr"))
+
+
+def repair(journal: Path) -> bool:
+    """Drop a last line that a crash tore; True when there was one.
+
+    Raises UserError when a line before the last is damaged: then it was not a crash.
+    """
+    try:
+        content = journal.read_bytes()
+    except FileNotFoundError:
+        return False
+    lines = content.splitlines(keepends=True)
+    whole = 0
+    for number, line in enumerate(lines, 1):
+        try:
+            if not line.endswith(b"\n"):
+                raise ValueError
+            json.loads(line)
+        except ValueError:
+            if number < len(lines):
+                raise UserError(
+                    f"{journal}:{number}: not a line of Optuna's journal. Move the file away and "
+                    f"run the study again: finished runs are found in their directories"
+                ) from None
+            os.truncate(journal, whole)
+            return True
+        whole += len(line)
+    return False
+
+
+# ---------------------------------------------------------------- reading the trials
+
+
+def optimum(trials: Sequence[Trial]) -> Optimum:
+    """Best rate of one width from its trials; those that diverged do not bend the parabola.
+
+    Least squares of loss on log2(lr) over the points within NEIGHBOURHOOD of the lowest; interval
+    of the vertex -b/2a by the delta method with Student's t.
+
+    Raises UserError when every trial diverged.
+    """
+    finite = [t for t in trials if math.isfinite(t.loss)]
+    if not finite:
+        raise UserError(
+            f"width {trials[0].width}: every learning rate diverged "
+            f"({', '.join(f'2^{t.log2_lr:g}' for t in trials)}); lower lr.log2_min"
+        )
+    lowest = min(finite, key=lambda t: (t.loss, t.log2_lr))
+    near = [t for t in finite if abs(t.log2_lr - lowest.log2_lr) <= NEIGHBOURHOOD]
+    vertex, low, high = lowest.log2_lr, None, None
+    if len(near) >= 3:
+        x = np.array([t.log2_lr for t in near]) - lowest.log2_lr
+        y = np.array([t.loss for t in near])
+        design = np.stack([x**2, x, np.ones_like(x)], axis=1)
+        fitted = np.linalg.lstsq(design, y, rcond=None)[0]
+        a, b = fitted[:2]
+        if a > 0 and abs(b / (2 * a)) <= 1:
+            vertex += float(-b / (2 * a))
+            freedom = len(x) - 3
+            if freedom > 0:
+                residual = y - design @ fitted
+                covariance = np.linalg.inv(design.T @ design) * float(residual @ residual) / freedom
+                slope = np.array([b / (2 * a**2), -1 / (2 * a), 0.0])
+                error = math.sqrt(float(slope @ covariance @ slope))
+                half = float(stats.t.ppf(0.975, freedom)) * error
+                low, high = vertex - half, vertex + half
+    return Optimum(lowest.width, vertex, low, high, lowest.loss)
+
+
+def _result(board: Board, sampler: str, low: int, high: int) -> SweepResult:
+    trials = board.trials(low, high)
+    by_width = {w: [t for t in trials if t.width == w] for w in board.studies}
+    optima = tuple(optimum(by_width[w]) for w in board.studies)
+    warnings = []
+    if sampler != "grid":
+        log2_lr = float(np.mean([o.log2_lr for o in optima]))
+        on_edge = min(log2_lr - low, high - log2_lr) < 0.25
+    else:
+        log2_lr = _lowest_mean_excess(by_width)
+        on_edge = low < high and log2_lr in (low, high)
+    if on_edge:
+        side = "log2_min" if log2_lr - low < high - log2_lr else "log2_max"
+        warnings.append(
+            f"the best learning rate, 2^{log2_lr:g}, lies on the edge of what was tried "
+            f"(2^{low:g}..2^{high:g}); move lr.{side} to be sure of it"
+        )
+    drift = optima[-1].log2_lr - optima[0].log2_lr
+    if abs(drift) > 1:
+        warnings.append(
+            f"the best rate moves by {drift:+.1f} octaves from width {optima[0].width} to "
+            f"{optima[-1].width}: it does not transfer well at this setting"
+        )
+    return SweepResult(
+        2.0**log2_lr, log2_lr, tuple(trials), optima, drift, on_edge, tuple(warnings)
+    )
+
+
+def _lowest_mean_excess(by_width: dict[int, list[Trial]]) -> float:
+    """The rate, tried at every width, with the lowest mean loss above each width's lowest."""
+    excess: dict[float, list[float]] = {}
+    for trials in by_width.values():
+        lowest = min(t.loss for t in trials)
+        for t in trials:
+            excess.setdefault(t.log2_lr, []).append(t.loss - lowest)
+    means = {
+        p: sum(found) / len(found)
+        for p, found in excess.items()
+        if len(found) == len(by_width) and all(map(math.isfinite, found))
+    }
+    if not means:
+        raise UserError(
+            "learning-rate sweep: no rate gave a finite loss at every width; lower lr.log2_min"
+        )
+    return min(means, key=lambda p: (means[p], p))

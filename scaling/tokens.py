@@ -1,0 +1,118 @@
+"""Reading a token directory: what is in it, and how its tokens are distributed."""
+
+import csv
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaling.errors import UserError
+from scaling.shards import SPECIALS, SPLITS, Rows, read_index
+
+
+@dataclass(frozen=True)
+class NGrams:
+    """How often each n-gram of codes that occurs does; Figures 3, 12 and 13 of the paper."""
+
+    n: int
+    counts: np.ndarray  # int64, one for each n-gram that occurs, falling
+    possible: float  # codes^n
+
+    @property
+    def coverage(self) -> float:
+        """Share of the possible n-grams that occur. Bounded by the number of tokens looked at."""
+        return len(self.counts) / self.possible
+
+    @property
+    def entropy_nats(self) -> float:
+        share = self.counts / self.counts.sum()
+        return float(-(share * np.log(share)).sum())
+
+
+def ngrams(
+    path: Path,
+    n: int,
+    *,
+    source: str | None = None,
+    split: str = "train",
+    most_frames: int = 10_000,
+) -> NGrams:
+    """n-grams of neighbouring codes in raster order, within frames, of at most `most_frames`.
+
+    The frames are the first ones of evenly spaced sequences (the paper looks at 10,000 images).
+    `source` None is all sources. Raises UserError for an unknown source.
+    """
+    index = read_index(path)
+    width, per_frame = index["context"] + 1, index["tokens_per_frame"]
+    names = [s["name"] for s in index["sources"]]
+    if source is not None and source not in names:
+        raise UserError(f"source {source!r} is not in {path}; it has {', '.join(names)}.")
+    chosen = [s for s in index["sources"] if source in (None, s["name"])]
+    total = sum(s[split]["sequences"] for s in chosen)
+    found = []
+    for entry in chosen:
+        rows = Rows(path, entry[split], width, verify=False)
+        take = min(len(rows), max(1, round(most_frames * len(rows) / total)))
+        every = np.arange(take) * len(rows) // take
+        found.append(rows[every][:, 1 : 1 + per_frame].astype(np.int64) - SPECIALS)
+    frames_NL = np.concatenate(found)
+    codes = index["tokenizer"]["codes"]
+    key = np.zeros((len(frames_NL), per_frame - n + 1), np.int64)
+    for offset in range(n):
+        key = key * codes + frames_NL[:, offset : offset + key.shape[1]]
+    counts = np.unique(key, return_counts=True)[1]
+    return NGrams(n, np.sort(counts)[::-1], float(codes) ** n)
+
+
+def tokens_summary(path: Path) -> dict[str, Any]:
+    """What `scaling tokens` prints: totals, and a row for each source and split.
+
+    A row: source, kind, weight, split, files (used), partial, errors, ignored, hours (of video),
+    frames (in the files), sequences, tokens (with start and end), gigabytes.
+    """
+    index = read_index(path)
+    width = index["context"] + 1
+    status: Counter[tuple[str, str, str]] = Counter()
+    seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+    frames: Counter[tuple[str, str]] = Counter()
+    with (path / "manifest.csv").open() as file:
+        for row in csv.DictReader(file):
+            status[row["source"], row["split"], row["status"]] += 1
+            seconds[row["source"], row["split"]] += float(row["seconds"])
+            frames[row["source"], row["split"]] += int(row["frames"])
+    rows = []
+    for entry in index["sources"]:
+        for split in SPLITS:
+            place = entry["name"], split
+            tokens = entry[split]["sequences"] * width
+            rows.append(
+                {
+                    "source": entry["name"],
+                    "kind": entry["kind"],
+                    "weight": entry["weight"],
+                    "split": split,
+                    "files": status[(*place, "ok")] + status[(*place, "partial")],
+                    "partial": status[(*place, "partial")],
+                    "errors": status[(*place, "error")],
+                    "hours": seconds[place] / 3600,
+                    "frames": frames[place],
+                    "sequences": entry[split]["sequences"],
+                    "tokens": tokens,
+                    "gigabytes": 2 * tokens / 1e9,
+                }
+            )
+    tokenizer = index["tokenizer"]
+    return {
+        "key": index["key"],
+        "tokenizer": tokenizer["label"],
+        "sha256": tokenizer["sha256"],
+        "vocab": index["vocab"],
+        "context": index["context"],
+        "coverage": tokenizer["codes_used"] / tokenizer["codes"],
+        "entropy_nats": tokenizer["entropy_nats"],
+        "psnr": {name: error["psnr"] for name, error in tokenizer["reconstruction"].items()},
+        "not_used": {kind: index["files"].get(kind, 0) for kind in ("error", "ignored")},
+        "rows": rows,
+    }

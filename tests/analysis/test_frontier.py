@@ -1,0 +1,158 @@
+"""From rows to a law: which rows count, the frontier, the interval, what is printed."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.cells import cells, exclude, surface
+from analysis.frontier import fit_frontier, frontier
+from analysis.laws import NotIdentified
+from analysis.simulate import PURE, TRUTH, frontier_exponent, study
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    return study(PURE, sizes=6, budgets=5, seed=3)
+
+
+def spoiled(rows: pd.DataFrame) -> pd.DataFrame:
+    """The study plus one row for every rule, each with the lowest loss of all."""
+    extra = rows.iloc[[0] * 8].assign(val_loss=0.5, run_id=[f"bad{i}" for i in range(8)])
+    extra = extra.reset_index(drop=True).astype({"budget_macs": float, "params": float})
+    extra.loc[0, "role"] = "lr_sweep"
+    extra.loc[1, "role"] = "single"
+    extra.loc[2, "status"] = "diverged"
+    extra.loc[3, "status"] = "failed"
+    extra.loc[4, "decayed"] = False
+    extra.loc[5, "val_loss"] = np.nan
+    extra.loc[6, "params"] = -1.0
+    extra.loc[7, "budget_macs"] = np.nan
+    return pd.concat([rows, extra], ignore_index=True)
+
+
+def test_every_rule_leaves_out_its_row_and_counts_it(rows: pd.DataFrame) -> None:
+    kept, excluded = exclude(spoiled(rows))
+    assert len(kept) == len(rows)
+    counts = dict(excluded)
+    assert counts.pop("no usable compute") == 0
+    assert set(counts.values()) == {1} and len(counts) == 8
+
+
+def test_rows_left_out_do_not_touch_the_law(rows: pd.DataFrame) -> None:
+    clean, dirty = fit_frontier(rows, resamples=300), fit_frontier(spoiled(rows), resamples=300)
+    assert dirty.law.b == clean.law.b and dirty.law.ci == clean.law.ci
+    assert "1 rows: diverged" in dirty.summary() and "no row" in clean.summary()
+
+
+def test_budget_frontier_is_the_minimum_over_sizes(rows: pd.DataFrame) -> None:
+    points = frontier(rows)
+    best = rows.groupby("budget_macs")["val_loss"].min()
+    assert points["val_loss"].to_numpy() == pytest.approx(best.to_numpy())
+    assert points["macs_total"].is_monotonic_increasing
+
+
+def test_envelope_and_hull() -> None:
+    table = study(sizes=6, budgets=8, seed=1)
+    envelope, hull = frontier(table, method="envelope"), frontier(table, method="hull")
+    assert (np.diff(envelope["val_loss"]) < 0).all()
+    for point in envelope.itertuples():
+        cheaper = table[table["macs_total"] < point.macs_total]
+        assert (cheaper["val_loss"] > point.val_loss).all()
+    slopes = np.diff(np.log(hull["val_loss"])) / np.diff(np.log(hull["macs_total"]))
+    assert (np.diff(slopes) > 0).all()
+    assert set(hull["cell"]) <= set(envelope["cell"])
+
+
+def test_edges_are_flagged(rows: pd.DataFrame) -> None:
+    largest = rows[rows["params"] <= np.sort(rows["params"].unique())[2]]
+    law = fit_frontier(largest, resamples=300)
+    assert law.points["edge"].iloc[-1]
+    assert any("smallest or largest" in text for text in law.warnings)
+
+
+def test_the_order_of_rows_does_not_matter(rows: pd.DataFrame) -> None:
+    shuffled = rows.sample(frac=1, random_state=0)
+    one, other = fit_frontier(rows, resamples=300), fit_frontier(shuffled, resamples=300)
+    assert one.law.b == other.law.b
+    assert one.law.ci["b"] == pytest.approx(other.law.ci["b"], rel=0.02)
+
+
+def test_a_study_recovers_its_exponent(rows: pd.DataFrame) -> None:
+    law = fit_frontier(rows).pure
+    low, high = law.ci["b"]
+    assert low < frontier_exponent(PURE, rows["budget_macs"].to_numpy()) < high
+    assert 0.001 < high - low < 0.01
+    assert "frontier recomputed" in law.status.bootstrap
+
+
+def test_the_surface_recovers_the_noise() -> None:
+    table = cells(study(TRUTH, sizes=12, budgets=10, run_noise=0.004, point_noise=0.002, seed=0))
+    described = surface(table, frontier(table))
+    assert described is not None
+    assert described.noise.run == pytest.approx(0.004, rel=0.6)
+    assert described.noise.point == pytest.approx(0.002, rel=0.25)
+    smooth = TRUTH(*described.cells[["params", "tokens"]].to_numpy().T)
+    assert described.fitted == pytest.approx(np.log(smooth), abs=0.012)
+
+
+def test_too_few_cells_fall_back_to_the_points() -> None:
+    law = fit_frontier(study(PURE, sizes=2, budgets=3, seed=1), resamples=300).pure
+    assert "clusters drawn anew" in law.status.bootstrap
+
+
+def test_saturating_study_chooses_the_floor_when_it_predicts_better() -> None:
+    table = study(TRUTH, sizes=10, budgets=10, decades=3, run_noise=5e-4, point_noise=5e-4, seed=2)
+    law = fit_frontier(table, resamples=1000)
+    assert law.law is law.saturating and law.saturating is not None
+    assert law.saturating.ci["E"][0] < TRUTH.e < law.saturating.ci["E"][1]
+    assert law.curvature[1] < 0.01
+
+
+def test_form_can_be_decided_beforehand(rows: pd.DataFrame) -> None:
+    assert fit_frontier(rows, form="power", resamples=300).law.form == "power"
+    with pytest.raises(NotIdentified, match="not identified"):
+        fit_frontier(rows, form="saturating", resamples=300)
+
+
+def test_mixed_tokens_are_warned_of(rows: pd.DataFrame) -> None:
+    mixed = rows.assign(tokenizer=["a", "b"] * (len(rows) // 2))
+    found = fit_frontier(mixed, resamples=300).warnings
+    assert any("2 values of tokenizer" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r.drop(columns="decayed"), "no column decayed"),
+        (lambda r: r.assign(role="lr_sweep"), "no row is left to fit: .* rows: learning-rate"),
+        (lambda r: r[r["budget_macs"] == r["budget_macs"].min()], "1 distinct values of compute"),
+        (lambda r: r.assign(macs_total=r["macs_total"] ** 0.1), "spans 0.17 decades"),
+    ],
+)
+def test_refusals(rows: pd.DataFrame, change, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fit_frontier(change(rows), resamples=300)
+
+
+def test_wrong_method(rows: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match="choose one of budget, envelope, hull"):
+        frontier(rows, method="lower")
+
+
+def test_summary_and_json(rows: pd.DataFrame) -> None:
+    law = fit_frontier(rows, resamples=300)
+    text = law.summary()
+    for words in ("MACs", "95%", "R2", "held out", "GPT-3", "Toto", "decades", "left out"):
+        assert words in text
+    data = json.loads(json.dumps(law.to_json(), allow_nan=False))
+    assert data["law"]["parameters"]["b"] == law.law.b
+    assert len(data["points"]) == 5 and data["excluded"][0]["rows"] == 0
+    assert [c["other"] for c in data["references"]] == ["GPT-3", "Toto"]
+
+
+def test_same_seed_same_json(rows: pd.DataFrame) -> None:
+    one = fit_frontier(rows, seed=7, resamples=300).to_json()
+    assert one == fit_frontier(rows, seed=7, resamples=300).to_json()
+    assert one != fit_frontier(rows, seed=8, resamples=300).to_json()

@@ -1,0 +1,526 @@
+"""Fault campaign: studies under fire, and then the question whether anything shows.
+
+    python -m tests.faults --out /tmp/faults                      # local and, with `sbatch`, Slurm
+    python -m tests.faults --out /tmp/faults --studies 20 --faults 500 --seed 7
+
+Every study is run undisturbed once. Then its twin is run while faults are injected at random
+moments, the same command is repeated until it ends by itself, and the two tables must be equal to
+the last digit (but for clocks), no finished run may have been touched again, and no process or
+cluster job may be left. Prints what was injected, what survived and how much work was repeated;
+exits with 1 if anything was lost.
+
+The faults are real: signals, truncated files, a full tmpfs (needs root), a locked and an absent
+MLflow, and on a cluster made by a start script (SLURM_UP, default ../shared/slurm/slurm-up, run
+again to mend it) killed daemons, nodes set down, preemption and one-minute time limits. Clocks of
+nodes that disagree show in a run directory as file times, so file times are moved by an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+
+import pandas as pd
+
+from scaling.results import NOT_REPEATABLE, load
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDY = """\
+study: {name}
+seed: {seed}
+data:
+  frames: 2
+  size: 16
+  stride: 1
+  train_sequences: 2048
+  val_sequences: 64
+  sources:
+    - {{name: leaves, kind: leaves}}
+tokenizer: {{patch: 4, codes: 64, fit_frames: 1000}}
+model: {{base_width: 32}}
+train: {{batch: 4, warmup_steps: 10, evals: 3, checkpoint_seconds: 0.5}}
+lr: {{widths: [16, 32], layers: 2, heads: 2, log2_min: -8, log2_max: -5, steps: 200}}
+ladder:
+  sizes: [t16, t24, t32]
+  budgets_macs: [1e9, 2e9, 4e9, 8e9, 1.6e10]
+"""
+
+
+@dataclass
+class Study:
+    """One study under fire."""
+
+    out: Path
+    name: str
+    seed: int
+    slurm: bool
+    rng: random.Random
+    driver: subprocess.Popen | None = None
+    injected: Counter = field(default_factory=Counter)
+    sessions: int = 0
+    undo: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.name
+
+    def command(self, *more: str) -> list[str]:
+        yaml = self.out / f"{self.name}.yaml"
+        if not yaml.exists():
+            self.out.mkdir(parents=True, exist_ok=True)
+            yaml.write_text(STUDY.format(name=self.name, seed=self.seed))
+        where = ["--set", "launch.threads=1"]
+        if self.slurm:
+            where += ["--set", "launch.cluster=slurm", "--set", "launch.timeout_min=1"]
+            where += ["--set", "launch.partition=low", "--set", "launch.parallel=4"]
+        call = [sys.executable, "-m", "scaling.cli", "study", str(yaml), "--out", str(self.out)]
+        return [*call, *where, *more]
+
+    def start(self, *more: str) -> None:
+        self.sessions += 1
+        command = self.command(*more)
+        log = open(f"{self.out}.log", "a")  # noqa: SIM115  # the driver's own
+        print(f"--- session {self.sessions} {' '.join(more)}", file=log, flush=True)
+        self.driver = subprocess.Popen(command, stdout=log, stderr=log)
+        log.close()
+
+    def finish(self, *more: str) -> int:
+        """A whole session; its exit code."""
+        self.start(*more)
+        assert self.driver is not None
+        return self.driver.wait()
+
+    def table(self) -> pd.DataFrame:
+        rows = load(self.folder)
+        return rows.drop(columns=[*NOT_REPEATABLE, "git_sha", "study"])
+
+    def runs(self) -> list[Path]:
+        found = (self.folder / "runs").glob("*/config.yaml")
+        return sorted(p.parent for p in found if not (p.parent / "rows.json").exists())
+
+    def training(self) -> list[tuple[Path, int]]:
+        """Runs at work, with their processes (the cluster's nodes are this machine)."""
+        found = []
+        for run_dir in self.runs():
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(json.loads((run_dir / "lock").read_text())["pid"])
+                if Path(f"/proc/{pid}").exists():
+                    found.append((run_dir, pid))
+        return found
+
+    def processes(self) -> list[int]:
+        """Everything at work below this study's folder."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    line = (entry / "cmdline").read_bytes().decode(errors="replace")
+                    state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                    if str(self.out) in line and "tests.faults" not in line and state != "Z":
+                        found.append(int(entry.name))
+        return found
+
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
+        self.undo.append((time.monotonic() + seconds, call))
+
+    def mend(self, everything: bool = False) -> None:
+        due = [c for at, c in self.undo if everything or at <= time.monotonic()]
+        self.undo = [(at, c) for at, c in self.undo if c not in due]
+        for call in due:
+            call()
+
+
+# ---------------------------------------------------------------- faults; False: not possible now
+
+
+def kill_driver(s: Study) -> bool:
+    assert s.driver is not None
+    s.driver.kill()
+    return True
+
+
+def interrupt_driver(s: Study) -> bool:
+    assert s.driver is not None
+    s.driver.send_signal(signal.SIGINT)
+    return True
+
+
+def kill_job(s: Study) -> bool:
+    at_work = s.training()
+    if not at_work:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(s.rng.choice(at_work)[1], signal.SIGKILL)
+    return True
+
+
+def terminate_job(s: Study) -> bool:
+    at_work = s.training()
+    if not at_work:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(s.rng.choice(at_work)[1], signal.SIGTERM)
+    return True
+
+
+def kill_any_process(s: Study) -> bool:
+    """Also lanes, submitit's controllers, steps of Slurm."""
+    found = s.processes()
+    if not found:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(s.rng.choice(found), signal.SIGKILL)
+    return True
+
+
+def truncate_checkpoint(s: Study) -> bool:
+    """The newest checkpoint of a run loses its second half while its process is killed."""
+    at_work = [(r, p) for r, p in s.training() if (r / "checkpoint.pt").exists()]
+    if not at_work:
+        return False
+    run_dir, pid = s.rng.choice(at_work)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        path = run_dir / "checkpoint.pt"
+        os.truncate(path, path.stat().st_size // 2)
+    return True
+
+
+def tear_journal(s: Study) -> bool:
+    journal = s.folder / "sweep.journal"
+    if not journal.exists():
+        return False
+    kill_driver(s)
+    assert s.driver is not None
+    s.driver.wait()
+    with open(journal, "ab") as file:
+        file.write(b'{"op_code":6,"worker_id":"torn in the mid')
+    return True
+
+
+def tear_metrics(s: Study) -> bool:
+    at_work = s.training()
+    if not at_work:
+        return False
+    run_dir, pid = s.rng.choice(at_work)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with open(run_dir / "metrics.jsonl", "ab") as file:
+        file.write(b'{"position": 1')
+    return True
+
+
+def move_file_times(s: Study) -> bool:
+    runs = s.runs()
+    if not runs:
+        return False
+    moved = time.time() + s.rng.choice([-3600, 3600])
+    for path in s.rng.choice(runs).iterdir():
+        with contextlib.suppress(OSError):
+            os.utime(path, (moved, moved))
+    return True
+
+
+def second_driver(s: Study) -> bool:
+    """It must be told so and leave (2), or, where the first ended meanwhile, do the work (0)."""
+    assert s.driver is not None
+    if not (s.folder / "driver.lock").exists() or s.driver.poll() is not None:
+        return False
+    done = subprocess.run(s.command(), capture_output=True, text=True)
+    return done.returncode != 2 or "One driver works on a study at a time" in done.stderr
+
+
+def fill_disk(s: Study) -> bool:
+    if not os.path.ismount(s.out):
+        return False
+    filler = s.out / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb") as file:
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
+    s.later(s.rng.uniform(1, 4), lambda: filler.unlink(missing_ok=True))
+    return True
+
+
+def scancel_warning(s: Study) -> bool:
+    jobs = live_jobs(s)
+    if jobs:
+        slurm("scancel", "--signal", "USR2", s.rng.choice(jobs))
+    return bool(jobs)
+
+
+def requeue(s: Study) -> bool:
+    jobs = live_jobs(s)
+    if jobs:
+        slurm("scontrol", "requeue", s.rng.choice(jobs))
+    return bool(jobs)
+
+
+def cancel(s: Study) -> bool:
+    """By hand: the driver gives up on that run, the next session submits it again."""
+    jobs = live_jobs(s)
+    if jobs:
+        slurm("scancel", s.rng.choice(jobs))
+    return bool(jobs)
+
+
+def preempt(s: Study) -> bool:
+    """A job of a higher partition takes whole nodes for some seconds."""
+    if not live_jobs(s):
+        return False
+    slurm("sbatch", "-p", "main", "--exclusive", "-N", "2", "-o", "/dev/null", "--wrap", "sleep 4")
+    return True
+
+
+def node_down(s: Study) -> bool:
+    nodes = busy_nodes(s)
+    if not nodes:
+        return False
+    node = s.rng.choice(nodes)
+    slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=fault")
+    s.later(6, lambda: slurm("scontrol", "update", f"nodename={node}", "state=resume"))
+    return True
+
+
+def kill_slurmd(s: Study) -> bool:
+    nodes = busy_nodes(s)
+    return bool(nodes) and kill_daemon(s, f"slurmd-{s.rng.choice(nodes)}")
+
+
+def kill_slurmctld(s: Study) -> bool:
+    return bool(live_jobs(s)) and kill_daemon(s, "slurmctld")
+
+
+EVERYWHERE = [
+    *(kill_driver, kill_driver, interrupt_driver, kill_job, kill_job, terminate_job),
+    *(kill_any_process, truncate_checkpoint, tear_journal, tear_metrics, move_file_times),
+    second_driver,
+]
+ON_SLURM = [scancel_warning, requeue, cancel, preempt, node_down, kill_slurmd, kill_slurmctld]
+
+
+def slurm(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
+def live_jobs(s: Study) -> list[str]:
+    listed = slurm("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i|%k").splitlines()
+    return [job for job, _, at in (x.partition("|") for x in listed) if str(s.folder) in at]
+
+
+def busy_nodes(s: Study) -> list[str]:
+    listed = slurm("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%N|%k").splitlines()
+    return sorted({n for n, _, at in (x.partition("|") for x in listed) if str(s.folder) in at})
+
+
+def cluster_root() -> Path:
+    return Path(os.environ.get("SLURM_CONF", "/nowhere/etc/slurm.conf")).parent.parent
+
+
+def kill_daemon(s: Study, name: str) -> bool:
+    pid_file = cluster_root() / "run" / f"{name}.pid"
+    if not pid_file.exists():
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
+    s.later(s.rng.uniform(2, 14), restart_cluster)
+    return True
+
+
+def restart_cluster() -> None:
+    script = os.environ.get("SLURM_UP", str(ROOT.parent / "shared" / "slurm" / "slurm-up"))
+    subprocess.run(
+        [script],
+        env={**os.environ, "SLURM_ROOT": str(cluster_root())},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+
+
+# ---------------------------------------------------------------- watching
+
+
+class Watch:
+    """Follows every run's position: what is trained again, and that finished runs stay as they are.
+
+    Positions come every ten steps and are read several times a second, so repeated work is known to
+    about that much.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.position: dict[str, int] = {}
+        self.trained = self.repeated = 0
+        self.finished: dict[str, tuple[int, int]] = {}
+        self.touched: list[str] = []
+        self._stop = Event()
+        self._thread = Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(0.15):
+            self._look()
+
+    def _look(self) -> None:
+        for run_dir in (self.study.folder / "runs").glob("*"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                with open(run_dir / "metrics.jsonl", "rb") as file:
+                    file.seek(max(0, file.seek(0, os.SEEK_END) - 400))
+                    last = file.read().splitlines()[-1]
+                now = int(json.loads(last)["position"])
+                before = self.position.get(run_dir.name, 0)
+                self.trained += max(0, now - before)
+                self.repeated += max(0, before - now)
+                self.position[run_dir.name] = now
+            with contextlib.suppress(OSError):
+                stat = (run_dir / "rows.json").stat()
+                seen = self.finished.setdefault(run_dir.name, (stat.st_ino, stat.st_size))
+                if seen != (stat.st_ino, stat.st_size):
+                    self.touched.append(run_dir.name)
+
+
+@contextlib.contextmanager
+def small_disk(out: Path) -> Iterator[None]:
+    """A file system of 300 MB below the study, where that may be mounted."""
+    out.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(out)]
+    mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    try:
+        yield
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(out)], check=True)
+
+
+def under_fire(s: Study, faults: int, pause: tuple[float, float]) -> None:
+    """Inject faults until there were enough or the study ended by itself."""
+    kinds = [*EVERYWHERE, *(ON_SLURM * 2 if s.slurm else [])]
+    kinds += [fill_disk] * 3 if os.path.ismount(s.out) else []
+    s.start()
+    assert s.driver is not None
+    while sum(s.injected.values()) < faults:
+        end = time.monotonic() + s.rng.uniform(*pause)
+        while time.monotonic() < end:
+            s.mend()
+            time.sleep(0.1)
+        code = s.driver.poll()
+        if code == 0:
+            return
+        if code is not None:
+            s.start()
+            continue
+        fault = s.rng.choice(kinds)
+        if fault(s):
+            s.injected[fault.__name__] += 1
+
+
+def campaign(s: Study, twin: Study, faults: int, pause: tuple[float, float]) -> list[str]:
+    """One study's whole story; what was lost, as sentences."""
+    lost = []
+    expected_code = twin.finish()
+    with Watch(s) as watch:
+        under_fire(s, faults, pause)
+        s.mend(everything=True)
+        assert s.driver is not None
+        s.driver.wait()
+        s.finish("--set", "tracking.uri=http://127.0.0.1:9")
+        s.injected["mlflow_down"] += 1
+        for _ in range(10):
+            if (code := s.finish()) == expected_code:
+                break
+        else:
+            lost.append(f"the command still ends with {code}, undisturbed with {expected_code}")
+    try:
+        pd.testing.assert_frame_equal(s.table(), twin.table(), check_exact=True)
+    except (AssertionError, ValueError) as error:
+        lost.append(f"another table: {str(error)[:400]}")
+    lost += [f"run {name} was written again after its end" for name in watch.touched]
+    end = time.monotonic() + 40
+    while (left := s.processes()) and time.monotonic() < end:
+        time.sleep(0.5)
+    lost += [f"process {pid} is left" for pid in left]
+    if s.slurm:
+        lost += [f"job {job} is left" for job in live_jobs(s)]
+    share = 100 * watch.repeated / max(1, watch.trained)
+    print(
+        f"{s.name}: {sum(s.injected.values())} faults in {s.sessions} sessions, "
+        f"{len(watch.finished)} runs, {share:.1f}% of the steps done again: "
+        + ("; ".join(lost) or "the same table"),
+        flush=True,
+    )
+    twin.injected.update(steps=watch.trained, again=watch.repeated)
+    return lost
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="an empty folder, on a shared disk")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--studies", type=int, default=6, help="at least this many")
+    parser.add_argument("--faults", type=int, default=100, help="at least this many in all")
+    parser.add_argument("--cluster", choices=["local", "slurm", "both"], default="both")
+    parser.add_argument("--pause", type=float, nargs=2, default=(1.0, 6.0), help="seconds between")
+    chosen = parser.parse_args()
+    with_slurm = chosen.cluster != "local" and shutil.which("sbatch") is not None
+    if chosen.cluster == "slurm" and not with_slurm:
+        sys.exit("no `sbatch` on this machine")
+    if not with_slurm:
+        print("no Slurm here: local faults only")
+    total: Counter = Counter()
+    steps: Counter = Counter()
+    lost: list[str] = []
+    begin = time.monotonic()
+    number = 0
+    while number < chosen.studies or sum(total.values()) < chosen.faults:
+        rng = random.Random(chosen.seed * 1000 + number)
+        on_slurm = with_slurm and (chosen.cluster == "slurm" or number % 2 == 1)
+        where = chosen.out.resolve() / f"study{number}"
+        disk = small_disk(where) if number % 4 == 0 else contextlib.nullcontext()
+        name = f"fire{number}"
+        with disk:
+            study = Study(where, name, number, on_slurm, rng)
+            twin = Study(where.with_name(f"undisturbed{number}"), name, number, False, rng)
+            each = max(5, chosen.faults // chosen.studies + 3)
+            lost += [f"{name}: {x}" for x in campaign(study, twin, each, tuple(chosen.pause))]
+        total += study.injected
+        steps += twin.injected
+        number += 1
+    print(f"\nseed {chosen.seed}, {number} studies, {(time.monotonic() - begin) / 60:.0f} minutes")
+    for name, count in sorted(total.items(), key=lambda item: -item[1]):
+        print(f"  {count:4d} {name.replace('_', ' ')}")
+    repeated = 100 * steps["again"] / max(1, steps["steps"])
+    whole = number - len({line.split(":")[0] for line in lost})
+    print(
+        f"{sum(total.values())} faults injected, {whole} of {number} studies ended with the "
+        f"undisturbed table, {repeated:.1f}% of the steps done again"
+    )
+    for line in lost:
+        print(f"LOST {line}")
+    sys.exit(1 if lost else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The doctor finds what crashes leave behind and mends only what loses nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from models.family import FAMILY
+from scaling.checkpoint import RunLock
+from scaling.config import RunConfig
+from scaling.doctor import examine
+from scaling.errors import UserError
+from scaling.status import write_plan
+
+RUN = RunConfig(
+    model=FAMILY["t16"],
+    data_key="tokens",
+    role="ladder",
+    lr=2.0**-6,
+    budgets_steps=(100,),
+    budgets_macs=(1e9,),
+    warmup_steps=10,
+)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A sound study of one finished run."""
+    (tmp_path / "study.yaml").write_text("study: sound\n")
+    write_plan(tmp_path, [RUN], [10**9])
+    run_dir = tmp_path / "runs" / RUN.run_id
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(RUN.to_yaml())
+    (run_dir / "rows.json").write_text(json.dumps([{"run_id": RUN.run_id}]))
+    (run_dir / "checkpoint.pt").write_bytes(b"state")
+    (run_dir / "lock").touch()
+    (tmp_path / "sweep.journal").write_bytes(b'{"op_code":0}\n')
+    (tmp_path / "mlflow.sent.json").write_text(json.dumps({"runs": {RUN.run_id: "x"}}))
+    return tmp_path
+
+
+def said(study: Path, *, repair: bool = False) -> str:
+    return "\n".join(map(str, examine(study, repair=repair)))
+
+
+def test_a_sound_study_has_no_findings(study: Path) -> None:
+    assert examine(study) == []
+    assert examine(study, repair=True) == []
+
+
+def test_finds_everything_and_mends_what_is_safe(study: Path) -> None:
+    run_dir = study / "runs" / RUN.run_id
+    (run_dir / "lock").write_text('{"host": "gone", "pid": 1, "job": null}')
+    (run_dir / ".rows.json.123.tmp").write_text("[{")
+    (run_dir / "trunk.pt.damaged").touch()
+    (run_dir / "rows.json").write_text('[{"run_id": "')
+    (study / "sweep.journal").write_bytes(b'{"op_code":0}\n{"op_co')
+    before = {p: p.read_bytes() for p in study.rglob("*") if p.is_file()}
+    first = said(study)
+    assert before == {p: p.read_bytes() for p in study.rglob("*") if p.is_file()}, "only looks"
+    for words in (
+        "lock: its holder is gone",
+        ".rows.json.123.tmp: a write that a crash cut short",
+        "trunk.pt.damaged: a damaged file that was set aside",
+        "rows.json: .* Use --repair",
+        r"sweep.journal: its last line \(7 bytes\) is torn",
+    ):
+        assert re.search(words, first)
+    repaired = [f.where for f in examine(study, repair=True) if f.repaired]
+    assert len(repaired) == 4
+    assert (study / "sweep.journal").read_bytes() == b'{"op_code":0}\n'
+    assert (run_dir / "checkpoint.pt").exists() and (run_dir / "rows.json.damaged").exists()
+    left = said(study)
+    assert left.count("set aside") == 2 and left.count("\n") == 1
+
+
+def test_rows_without_a_checkpoint_are_kept(study: Path) -> None:
+    run_dir = study / "runs" / RUN.run_id
+    (run_dir / "checkpoint.pt").unlink()
+    assert "has rows but no checkpoint. The rows count" in said(study, repair=True)
+    (run_dir / "rows.json").write_text("[")
+    assert "Remove the directory to train the run again" in said(study, repair=True)
+    assert (run_dir / "rows.json").read_text() == "["
+
+
+def test_drift_schema_and_strangers(study: Path) -> None:
+    run_dir = study / "runs" / RUN.run_id
+    edited = dataclasses.replace(RUN, lr=0.5)
+    (run_dir / "config.yaml").write_text(edited.to_yaml())
+    assert f"describes run {edited.run_id}: it was edited" in said(study)
+    older = dataclasses.replace(RUN, schema=0)
+    (run_dir / "config.yaml").write_text(older.to_yaml())
+    assert "written with schema 0, this version writes 1. Its rows are not mixed" in said(study)
+    (run_dir / "config.yaml").write_text("lr: [")
+    assert "not a run configuration" in said(study)
+    (run_dir / "config.yaml").write_text(RUN.to_yaml())
+    stranger = study / "runs" / edited.run_id
+    stranger.mkdir()
+    (stranger / "config.yaml").write_text(edited.to_yaml())
+    assert f"1 runs are not of the study as it is configured now ({edited.run_id})" in said(study)
+    (stranger / "rows.json").write_text(json.dumps([{"run_id": RUN.run_id}]))
+    assert "holds rows of another run" in said(study)
+    assert "mlflow: 1 finished runs have not been sent. Run `scaling sync`" in said(study)
+
+
+def test_runs_and_studies_at_work_are_left_alone(study: Path) -> None:
+    run_dir = study / "runs" / RUN.run_id
+    (run_dir / ".rows.json.123.tmp").touch()
+    with RunLock(run_dir):
+        assert examine(study, repair=True) == []
+        assert (run_dir / "lock").read_text() != ""
+    with (
+        RunLock(study, "driver.lock"),
+        pytest.raises(UserError, match=r"in use by .*look without --repair"),
+    ):
+        examine(study, repair=True)
+    with pytest.raises(UserError, match=r"not a study's folder"):
+        examine(study / "runs")

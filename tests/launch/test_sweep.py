@@ -1,0 +1,198 @@
+"""The sweep finds the rate, never asks twice, and ends the same after any crash."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+
+from scaling.config import LaunchConfig
+from scaling.errors import UserError
+from scaling.launch import Job, Launcher
+from scaling.sweep import SweepResult, Trial, optimum, repair, sweep_lr
+
+
+@dataclass(frozen=True)
+class Point:
+    """Stands where a RunConfig stands: one trial of a bowl with a known optimum."""
+
+    width: int
+    lr: float
+    best: float = -6.0  # log2 of the optimum
+    edge: float = -3.0  # diverges above
+    broken: float | None = None  # log2 of a rate whose job fails
+
+
+def train(point: Point, run_dir: Path) -> None:
+    """Loss of the bowl, left in the run's directory; each training leaves a mark."""
+    if (run_dir / "loss").exists():
+        return
+    log2_lr = math.log2(point.lr)
+    if log2_lr == point.broken:
+        raise RuntimeError("out of luck")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / "trained", "a") as file:
+        file.write("once\n")
+    loss = 2.5 + 10 / point.width + 0.01 * (log2_lr - point.best) ** 2
+    (run_dir / "loss").write_text(repr(math.inf if log2_lr > point.edge else loss))
+
+
+def read(job: Job) -> float | None:
+    loss = float((job.run_dir / "loss").read_text())
+    return None if math.isinf(loss) else loss
+
+
+def sweep(
+    folder: Path,
+    low: int = -8,
+    high: int = -4,
+    widths: tuple[int, ...] = (16, 32),
+    sampler: str = "grid",
+    **point: float,
+) -> SweepResult:
+    def job(width: int, lr: float) -> Job:
+        name = f"w{width}_{math.log2(lr):.6f}".replace(".000000", "")
+        return Job(Point(width, lr, **point), folder / "runs" / name)  # type: ignore[arg-type]
+
+    launch = LaunchConfig(cluster="debug")
+    with Launcher(launch, folder / "jobs", function=train) as launcher:  # type: ignore[arg-type]
+        return sweep_lr(
+            job, widths, low, high, launcher, folder / "j", sampler=sampler, read_loss=read
+        )
+
+
+def states(folder: Path) -> list[tuple[str, float, str]]:
+    """Every trial as optuna-dashboard would read it from the journal."""
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "j"))
+    storage = optuna.storages.JournalStorage(backend)
+    return [
+        (study.study_name, trial.params.get("log2_lr", math.nan), trial.state.name)
+        for study in optuna.get_all_study_summaries(storage)
+        for trial in optuna.load_study(study_name=study.study_name, storage=storage).trials
+    ]
+
+
+def test_finds_the_rate_and_trains_each_point_once(tmp_path: Path) -> None:
+    result = sweep(tmp_path)
+    assert result.best_lr == 2.0**-6 and result.log2_lr == -6
+    assert [(t.width, t.log2_lr) for t in result.trials] == [
+        (w, p) for w in (16, 32) for p in range(-8, -3)
+    ]
+    for best in result.optima:
+        assert best.log2_lr == pytest.approx(-6, abs=1e-9)
+        assert best.low is not None and best.high is not None
+        assert best.low - 1e-9 <= -6 <= best.high + 1e-9
+    assert not result.on_edge and not result.warnings
+    assert result.drift_octaves == pytest.approx(0, abs=1e-9)
+    assert "learning rate 2^-6" in result.summary()
+    before = (tmp_path / "j").read_bytes()
+    assert sweep(tmp_path) == result
+    assert (tmp_path / "j").read_bytes() == before, "a finished sweep writes nothing"
+    assert len(states(tmp_path)) == 10
+
+
+def test_a_sweep_cut_at_any_line_ends_the_same(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    result = sweep(whole, -7, -5)
+    lines = (whole / "j").read_bytes().splitlines(keepends=True)
+    assert len(lines) > 30
+    for cut in range(len(lines)):
+        folder = tmp_path / f"cut{cut}"
+        folder.mkdir()
+        torn = lines[cut][: len(lines[cut]) // 2] if cut % 2 else b""
+        (folder / "j").write_bytes(b"".join(lines[:cut]) + torn)
+        (folder / "j.lock").touch()  # a driver killed inside a write leaves Optuna's lock
+        if cut % 3 == 0:  # some of the runs had finished
+            shutil.copytree(whole / "runs", folder / "runs")
+        assert sweep(folder, -7, -5) == result
+        complete = [(s, p) for s, p, state in states(folder) if state == "COMPLETE"]
+        assert len(complete) == len(set(complete)) == 6
+        assert not [s for s in states(folder) if s[2] in ("RUNNING", "WAITING")]
+        assert all((r / "trained").read_text() == "once\n" for r in (folder / "runs").iterdir())
+        shutil.rmtree(folder)
+
+
+def test_the_grid_grows_towards_a_minimum_outside_it(tmp_path: Path) -> None:
+    result = sweep(tmp_path, -9, -7, best=-5.2)
+    assert result.log2_lr == -5 and result.on_edge, "within its limit: two octaves"
+    assert "move lr.log2_max" in result.warnings[0]
+    result = sweep(tmp_path, -8, -6, best=-5.2)
+    assert result.log2_lr == -5 and not result.on_edge
+    assert max(t.log2_lr for t in result.trials) == -4
+
+
+def test_divergence_is_a_value_and_does_not_bend_the_parabola(tmp_path: Path) -> None:
+    result = sweep(tmp_path, -8, -1, best=-4.0)
+    assert result.log2_lr == -4
+    assert [t.loss for t in result.trials if t.log2_lr > -3] == [math.inf] * 4
+    assert result.optima[0].log2_lr == pytest.approx(-4, abs=1e-9)
+    assert "2 diverged" in result.summary()
+    with pytest.raises(UserError, match=r"every learning rate diverged \(2\^-2, .*lower lr.log2"):
+        sweep(tmp_path, -2, 0)
+
+
+def test_failed_jobs_stop_the_sweep_and_only_they_are_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"2 runs failed.*\n +width 16, lr 2\^-5: .*(\n.*)*out of l"
+    ):
+        sweep(tmp_path, broken=-5)
+    assert [s[2] for s in states(tmp_path)].count("FAIL") == 2
+    result = sweep(tmp_path)
+    assert result.best_lr == 2.0**-6 and len(result.trials) == 10
+    assert [s[2] for s in states(tmp_path)].count("COMPLETE") == 10
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_other_samplers_are_repeatable_and_resume(tmp_path: Path, sampler: str) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    a = sweep(tmp_path / "a", sampler=sampler)
+    lines = (tmp_path / "a" / "j").read_bytes().splitlines(keepends=True)
+    (tmp_path / "b" / "j").write_bytes(b"".join(lines[: len(lines) // 2]))
+    b = sweep(tmp_path / "b", sampler=sampler)
+    assert a == b
+    assert len({(t.width, t.log2_lr) for t in a.trials}) == 10
+    assert a.log2_lr == pytest.approx(-6, abs=1)
+
+
+def test_another_configuration_is_another_sweep(tmp_path: Path) -> None:
+    assert sweep(tmp_path, -8, -4).log2_lr == -6
+    shutil.rmtree(tmp_path / "runs")
+    assert sweep(tmp_path, -8, -5, best=-7).log2_lr == -7
+
+
+def test_repair_drops_a_torn_end_only(tmp_path: Path) -> None:
+    journal = tmp_path / "j"
+    assert not repair(journal)
+    journal.write_bytes(b'{"a":1}\n{"b":2}\n{"c"')
+    assert repair(journal) and journal.read_bytes() == b'{"a":1}\n{"b":2}\n'
+    assert not repair(journal)
+    journal.write_bytes(b'{"a":1}\nnoise\n{"c":3}\n')
+    with pytest.raises(UserError, match=r"j:2: not a line of Optuna's journal. Move the file away"):
+        repair(journal)
+
+
+def test_the_interval_covers_the_optimum_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        true = rng.uniform(-6.5, -5.5)
+        x = np.arange(-8, -3)
+        y = 2.5 + 0.01 * (x - true) ** 2 + rng.normal(0, 0.001, 5)
+        best = optimum([Trial(64, float(p), float(v)) for p, v in zip(x, y, strict=True)])
+        assert best.low is not None and best.high is not None
+        hits += best.low <= true <= best.high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_the_optimum_without_a_bowl_is_the_lowest_point() -> None:
+    falling = [Trial(64, float(p), 3.0 - 0.1 * p) for p in range(-3, 1)]
+    assert optimum(falling).log2_lr == 0 and optimum(falling).low is None
+    two = optimum(falling[:2])
+    assert two.log2_lr == -2 and two.high is None

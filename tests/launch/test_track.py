@@ -1,0 +1,273 @@
+"""MLflow holds what the run directories hold, whatever happened on the way there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling import track
+from scaling.errors import UserError
+from scaling.results import COLUMNS, Row, dumps, frame, load, read_run
+
+EXAMPLE: dict[str, Any] = {
+    "str": "word, 'quoted' \u00b5 2^-6",
+    "int": 7,
+    "float": 0.1,
+    "bool": True,
+}
+
+
+def row(run_id: str, steps: int, **changes: Any) -> Row:
+    macs = steps * 3_000_000_000_007  # beyond the integers that a float holds
+    return {
+        **{column: EXAMPLE[kind] for column, kind in COLUMNS.items()},
+        "run_id": run_id,
+        "study": "small",
+        "role": "ladder",
+        "steps": steps,
+        "macs_total": macs,
+        "tokens": steps * 1024,
+        "epochs": None,
+        "lr": 2.0**-6,
+        "log2_lr": -6.0,
+        "seconds": steps * 0.25,
+        "mfu": None,
+        "budget_macs": None,
+        "val_loss": 2.0 + 1 / 3 + 1e-15 * steps,
+        "val_loss/leaves": 1 / 7,
+        "decayed": False,
+        "status": "finished",
+    } | changes
+
+
+def write(folder: Path, run_id: str, rows: list[Row]) -> None:
+    run_dir = folder / "runs" / run_id
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "rows.json").write_text(dumps(rows))
+    with open(run_dir / "metrics.jsonl", "w") as file:
+        for step in range(10, 40, 10):
+            record = {
+                "position": step,
+                "step": step,
+                "macs": step * 3,
+                "train_loss": 4 - step / 100,
+            }
+            file.write(json.dumps({**record, "lr": 0.1, "seconds": step / 4}) + "\n")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of four finished runs (one diverged), in MLflow."""
+    folder = tmp_path_factory.mktemp("track") / "small"
+    for k in range(3):
+        decayed = row(f"run{k}", 30, decayed=True, budget_macs=9e13)
+        write(folder, f"run{k}", [row(f"run{k}", 10), row(f"run{k}", 20), decayed])
+    lost = {"val_loss": None, "val_loss/leaves": None, "train_loss": float("inf")}
+    write(folder, "wild", [row("wild", 10), row("wild", 20, status="diverged", **lost)])
+    (folder / "runs" / "unfinished").mkdir()
+    assert track.sync(folder) == 4
+    return folder
+
+
+@pytest.fixture
+def study(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "small"))
+
+
+def directory_rows(folder: Path) -> list[Row]:
+    return [r for d in sorted((folder / "runs").iterdir()) for r in read_run(d) or []]
+
+
+def contents(folder: Path) -> dict[str, int]:
+    """Live rows of MLflow's tables."""
+    live = "run_uuid IN (SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active')"
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        return {
+            table: database.execute(f"SELECT COUNT(*) FROM {table} WHERE {live}").fetchone()[0]
+            for table in ("runs", "metrics", "params", "tags")
+        }
+
+
+def test_reads_back_to_the_last_digit(made: Path) -> None:
+    rows = track.load_rows(track.default_uri(made), "small")
+    key = lambda r: (r["run_id"], r["steps"])  # noqa: E731
+    assert sorted(rows, key=key) == sorted(directory_rows(made), key=key)
+    types = {k: {type(r[k]) for r in rows} for k in rows[0]}
+    assert (
+        types["decayed"] == {bool} and types["macs_total"] == {int} and type(None) in types["mfu"]
+    )
+    assert [r["train_loss"] for r in rows if r["status"] == "diverged"] == [float("inf")]
+    from_mlflow = load(f"{track.default_uri(made)}#small")
+    assert from_mlflow.equals(load(made)) and from_mlflow.equals(frame(rows))
+    assert load(track.default_uri(made)).equals(from_mlflow), "the only study needs no name"
+
+
+def test_metrics_lie_over_macs(made: Path) -> None:
+    with sqlite3.connect(made / "mlflow.db") as database:
+        found = database.execute(
+            "SELECT m.key, m.step, m.value FROM metrics m JOIN tags t ON m.run_uuid = t.run_uuid "
+            "WHERE t.key = 'run_id' AND t.value = 'run0' ORDER BY m.key, m.step"
+        ).fetchall()
+    by_key: dict[str, list[tuple[int, float]]] = {}
+    for key, step, value in found:
+        by_key.setdefault(key, []).append((step, value))
+    rows = [r for r in directory_rows(made) if r["run_id"] == "run0"]
+    assert by_key["val_loss"] == [(r["macs_total"], r["val_loss"]) for r in rows]
+    assert by_key["macs"] == [(r["macs_total"], float(r["macs_total"])) for r in rows]
+    assert by_key["tokens"] == [(r["macs_total"], r["tokens"]) for r in rows]
+    assert by_key["train_loss_window"] == [(30, 3.9), (60, 3.8), (90, 3.7)]
+    assert set(by_key) >= {"val_loss/leaves", "train_loss"} and "mfu" not in by_key
+
+
+def test_a_second_call_adds_nothing_and_imports_nothing(study: Path) -> None:
+    shutil.rmtree(study / "runs" / "unfinished")
+    track.sync(study, force=True)
+    before = contents(study)
+    assert before["runs"] == 4
+    script = (
+        "import sys; from pathlib import Path; from scaling import track\n"
+        f"assert track.sync(Path({str(study)!r})) == 0\n"
+        "assert 'mlflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert track.sync(study, force=True) == 0
+    assert contents(study) == before
+
+
+def test_only_changes_are_sent(study: Path) -> None:
+    write(study, "run1", [row("run1", 10)])
+    write(study, "new", [row("new", 10)])
+    shutil.rmtree(study / "runs" / "run2")
+    assert track.sync(study) == 2
+    rows = track.load_rows(track.default_uri(study), "small")
+    assert sorted((r["run_id"], r["steps"]) for r in rows) == [
+        *[("new", 10), ("run0", 10), ("run0", 20), ("run0", 30), ("run1", 10)],
+        *[("wild", 10), ("wild", 20)],
+    ]
+
+
+def test_cut_short_at_any_request_it_completes_without_duplicates(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    whole = contents(study)
+    expected = track.load_rows(track.default_uri(study), "small")
+    calls = ["create_run", "log_batch", "set_terminated", "set_tag"]
+    for cut in range(1, 7):
+        write(study, "run0", [row("run0", 10), row("run0", 20), row("run0", 30, seed=cut)])
+        count = 0
+
+        def counted(original: Any) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count == cut:  # noqa: B023
+                    raise KeyboardInterrupt
+                return original(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in calls:
+                patch.setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
+            with pytest.raises(KeyboardInterrupt):
+                track.sync(study)
+        assert track.sync(study) == 1
+        after = contents(study)
+        assert (after["runs"], after["metrics"]) == (whole["runs"], whole["metrics"])
+        rows = track.load_rows(track.default_uri(study), "small")
+        assert len(rows) == len(expected)
+        assert sum(r["seed"] == cut for r in rows) == 1
+
+
+def test_rebuilt_from_the_directories(made: Path, study: Path) -> None:
+    (study / "mlflow.db").write_bytes(b"not a database, but long enough to be taken for one" * 99)
+    with pytest.raises(UserError, match=r"mlflow.db: file is not a database. Move the file away"):
+        track.sync(study, force=True)
+    (study / "mlflow.db").unlink()
+    with pytest.raises(UserError, match="no such database"):
+        track.load_rows(track.default_uri(study), "small")
+    assert not (study / "mlflow.db").exists(), "looking makes no file"
+    assert track.sync(study) == 4
+    assert load(track.default_uri(study)).equals(load(track.default_uri(made)))
+
+
+def test_a_locked_database_is_waited_for_then_named(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(study, "new", [row("new", 10)])
+    holder = (
+        "import sqlite3, sys, time\n"
+        f"d = sqlite3.connect({str(study / 'mlflow.db')!r}); d.execute('BEGIN EXCLUSIVE')\n"
+        "print('held', flush=True); time.sleep(float(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", holder]
+    with subprocess.Popen([*command, "60"], stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline()
+        monkeypatch.setattr(track, "PATIENCE_SECONDS", 0.5)
+        with pytest.raises(UserError, match=r"database is locked for 0.5 s.*scaling sync"):
+            track.sync(study)
+        process.kill()
+    with subprocess.Popen([*command, "1"], stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline()
+        monkeypatch.setattr(track, "PATIENCE_SECONDS", 20.0)
+        assert track.sync(study) == 1
+
+
+def test_a_server_that_is_down_costs_seconds_and_loses_nothing(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=r"http://127.0.0.1:9.*Nothing is lost.*scaling sync"):
+        track.sync(study, "http://127.0.0.1:9")
+    assert time.monotonic() - begin < 15
+    assert track.sync(study) == 0, "what the default database holds is still known"
+
+
+def test_unknown_studies_are_named(made: Path) -> None:
+    with pytest.raises(UserError, match=r"no study 'smal'; it holds small.*mlflow.db#small"):
+        track.load_rows(track.default_uri(made), "smal")
+
+
+@pytest.mark.slow
+def test_pages_are_served_on_loopback(study: Path) -> None:
+    import socket
+    import urllib.request
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port}: .*choose another with --port"):
+            track.ui(study, port)
+    script = (
+        "from pathlib import Path; from scaling import track\n"
+        f"track.ui(Path({str(study)!r}), {port})"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], start_new_session=True, stderr=subprocess.PIPE
+    ) as server:
+        try:
+            end = time.monotonic() + 240
+            while True:
+                assert time.monotonic() < end and server.poll() is None
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+                        assert answer.status == 200
+                    break
+                except OSError:
+                    time.sleep(0.3)
+        finally:
+            os.killpg(server.pid, 2)
+    with pytest.raises(UserError, match=r"no mlflow.db here; run the study first"):
+        track.ui(study / "nowhere")

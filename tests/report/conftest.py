@@ -1,0 +1,197 @@
+"""A small simulated study: rows with every column of the schema and a known law."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.frontier import StudyLaw, fit_frontier
+from scaling import results
+
+WIDTHS = (16, 32, 64, 128)
+SIZES = ((16, 2), (24, 2), (32, 3), (48, 3), (64, 4))
+BUDGETS_MACS = (1e11, 3e11, 1e12, 3e12, 1e13)
+CONTEXT = 257
+BEST_LOG2_LR = -6
+
+
+def _row(run_id: str, role: str, d: int, layers: int, log2_lr: int, **outcome: object) -> dict:
+    matmul = 12 * layers * d * d
+    head = 516 * d
+    row: dict = dict.fromkeys(results.COLUMNS, "")
+    row |= dict.fromkeys([c for c, kind in results.COLUMNS.items() if kind in ("int", "float")], 0)
+    row |= {
+        "run_id": run_id,
+        "study": "simulated",
+        "role": role,
+        "git_sha": "0123456789abcdef",
+        "seed": 0,
+        "schema": 1,
+        "size": f"d{d}",
+        "family": "toto",
+        "parametrization": "mup",
+        "d": d,
+        "layers": layers,
+        "heads": 4,
+        "d_ff": 8 * d // 3,
+        "vocab": 516,
+        "context": CONTEXT,
+        "params": matmul + 2 * head,
+        "params_non_embedding": matmul,
+        "params_matmul_head": matmul + head,
+        "tokenizer": "codebook 4px 512",
+        "data_key": "abc",
+        "data_mix": json.dumps({"leaves": 1.0}),
+        "lr": 2.0**log2_lr,
+        "log2_lr": float(log2_lr),
+        "schedule": "wsd",
+        "batch_tokens": 8 * CONTEXT,
+        "precision": "fp32",
+        "device": "cpu",
+        "epochs": float("nan"),
+        "mfu": float("nan"),
+        "budget_macs": float("nan"),
+        "decayed": False,
+        "status": "finished",
+    }
+    return row | outcome
+
+
+def _loss(params: float, tokens: float) -> float:
+    return 2.0 + 6.0 / params**0.25 + 60.0 / tokens**0.35
+
+
+def simulated_rows(seed: int = 0) -> pd.DataFrame:
+    """A learning-rate sweep (two runs diverge) and 5 sizes x 5 budgets (one more diverges)."""
+    noise = np.random.default_rng(seed)
+    rows = []
+    for d in WIDTHS:
+        for log2_lr in range(-10, -2):
+            macs = 2e11
+            params = 24 * d * d + 516 * d
+            tokens = macs / (3 * params)
+            optimum = BEST_LOG2_LR + 0.2 * np.log2(d / 32)
+            diverged = log2_lr == -3 and d >= 64
+            loss = _loss(params, tokens) + 0.03 * (log2_lr - optimum) ** 2 + 0.003 * noise.normal()
+            rows.append(
+                _row(
+                    f"lr{d:03d}{-log2_lr:02d}",
+                    "lr_sweep",
+                    d,
+                    2,
+                    log2_lr,
+                    macs_total=int(macs),
+                    tokens=int(tokens),
+                    steps=int(tokens / 2056) + 1,
+                    seconds=20.0,
+                    val_loss=float("nan") if diverged else loss,
+                    train_loss=loss - 0.02,
+                    budget_macs=float("nan") if diverged else macs,
+                    decayed=not diverged,
+                    status="diverged" if diverged else "finished",
+                )
+            )
+    for d, layers in SIZES:
+        params = 12 * layers * d * d + 516 * d
+        for kind in ("trunk", "diverged") if d == 48 else ("trunk",):
+            run_id = f"{kind[:2]}{d:03d}"
+            end = 3e11 if kind == "diverged" else max(BUDGETS_MACS)
+            for macs in np.geomspace(2e10, end, 14):
+                tokens = macs / (3 * params)
+                loss = _loss(params, tokens) + 0.06 + 0.004 * noise.normal()
+                rows.append(
+                    _row(
+                        run_id,
+                        "ladder",
+                        d,
+                        layers,
+                        BEST_LOG2_LR,
+                        macs_total=int(macs),
+                        tokens=int(tokens),
+                        steps=int(tokens / 2056) + 1,
+                        seconds=macs / 2e10,
+                        val_loss=loss,
+                        train_loss=loss - 0.02,
+                    )
+                )
+            if kind == "diverged":
+                rows[-1] |= {"status": "diverged", "val_loss": float("nan")}
+                for row in rows[-14:-1]:
+                    row["status"] = "diverged"
+                continue
+            for budget in BUDGETS_MACS:
+                tokens = budget / (3 * params)
+                loss = _loss(params, tokens) + 0.003 * noise.normal()
+                rows.append(
+                    _row(
+                        run_id,
+                        "ladder",
+                        d,
+                        layers,
+                        BEST_LOG2_LR,
+                        macs_total=int(budget * 0.998),
+                        tokens=int(tokens),
+                        steps=int(tokens / 2056) + 1,
+                        seconds=budget / 2e10,
+                        val_loss=loss,
+                        train_loss=loss - 0.02,
+                        budget_macs=budget,
+                        decayed=True,
+                    )
+                )
+    return results.frame(rows)
+
+
+@pytest.fixture(scope="session")
+def rows() -> pd.DataFrame:
+    return simulated_rows()
+
+
+@pytest.fixture(scope="session")
+def study_law(rows: pd.DataFrame) -> StudyLaw:
+    return fit_frontier(rows)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token directory as `scaling.encode.prepare` leaves it: two sources, one damaged file."""
+    folder = tmp_path_factory.mktemp("data") / "abc"
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    original = noise.integers(0, 256, (6, 4, 16, 16, 3), dtype=np.uint8)
+    reconstruction = np.clip(original.astype(int) + 5, 0, 255).astype(np.uint8)
+    names = np.array(["leaves"] * 4 + ["cl<i>ps"] * 2)
+    np.savez(folder / "samples.npz", original=original, reconstruction=reconstruction, source=names)
+    (folder / "manifest.csv").write_text(
+        "source,split,path,status,frames,clips,tokens,error\n"
+        "leaves,train,(built-in),ok,4096,1024,65536,\n"
+        "cl<i>ps,train,<b>a</b>.mp4,error,0,0,0,not a video\n"
+    )
+    sources = [
+        {
+            "name": name,
+            "kind": kind,
+            "weight": weight,
+            "train": {"sequences": 1000},
+            "validation": {"sequences": 64},
+        }
+        for name, kind, weight in (("leaves", "leaves", 4.0), ("cl<i>ps", "video", 1.0))
+    ]
+    index = {
+        "frames": 4,
+        "size": 16,
+        "tokens_per_frame": 64,
+        "context": 257,
+        "tokenizer": {
+            "label": "codebook-2px-512",
+            "codes": 512,
+            "codes_used": 355,
+            "entropy_nats": 4.93,
+            "reconstruction": {"leaves": {"psnr": 28.1}, "cl<i>ps": {"psnr": 31.4}},
+        },
+        "sources": sources,
+    }
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder

@@ -1,0 +1,107 @@
+"""The schema: every mistake at once, with line, value, rule and remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from scaling.config import RunConfig, load_study
+from scaling.errors import UserError
+
+GOOD = """\
+study: s
+data:
+  sources:
+    - {name: leaves, kind: leaves}
+  size: 16
+tokenizer: {patch: 4}
+lr:
+  widths: [16, 32]
+  log2_min: -8
+ladder:
+  sizes: [t16]
+  budgets_macs: [1e9, 2.5e9]
+"""
+
+
+def problems(tmp_path: Path, text: str, *overrides: str) -> str:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_study(path, overrides)
+    return str(caught.value).replace(str(tmp_path) + "/", "")
+
+
+def test_good(tmp_path: Path) -> None:
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD)
+    config = load_study(path, ["train.batch=16", "data.sources.leaves.weight=2"])
+    assert config.ladder.budgets_macs == (1e9, 2.5e9)
+    assert config.train.batch == 16
+    assert config.data.sources[0].weight == 2.0
+
+
+def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
+    text = (
+        GOOD.replace("log2_min", "log2_mn").replace("t16]", "t17]").replace("size: 16", "size: x")
+    )
+    said = problems(tmp_path, text)
+    assert "bad.yaml:9: lr.log2_mn: unknown key; did you mean 'log2_min'?" in said
+    assert "bad.yaml:11: ladder.sizes: unknown size 't17'; did you mean 't16'?" in said
+    assert "bad.yaml:5: data.size: 'x': input should be a valid integer" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[1e9, 2.5e9]", "[-1e9]", "bad.yaml:12: ladder.budgets_macs.0: -1000000000.0:"),
+        ("[1e9, 2.5e9]", "[2e9, 1e9]", "must increase"),
+        ("[16, 32]", "[16, 36]", "widths [36] do not divide into 4 heads"),
+        ("patch: 4", "patch: 5", "is not a multiple of tokenizer.patch 5"),
+        ("kind: leaves", "kind: leafs", "'leafs' is not one of 'leaves', 'video' or 'images'; did"),
+        ("kind: leaves", "kind: video", "kind 'video' needs `path:`"),
+        ("study: s", "study: ../s", "bad.yaml:1: study: '../s'"),
+        ("study: s", "studdy: s", "bad.yaml:1: studdy: unknown key; did you mean 'study'?"),
+        ("study: s", "study: s\nstudy: t", "bad.yaml:2: not valid YAML: key 'study' appears twice"),
+        ("data:", "data: [", "bad.yaml:4: not valid YAML: expected"),
+        ("lr:", "lr: null\nlrx:", "unknown key; did you mean 'lr'?"),
+    ],
+)  # fmt: skip
+def test_one_mistake(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert message in problems(tmp_path, GOOD.replace(old, new))
+
+
+def test_overrides(tmp_path: Path) -> None:
+    assert "no item named 'leafs'; did you mean 'leaves'" in problems(
+        tmp_path, GOOD, "data.sources.leafs.weight=1"
+    )
+    assert "section.key=value" in problems(tmp_path, GOOD, "train.batch")
+    assert "train.batch: 0" in problems(tmp_path, GOOD, "train.batch=0")
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(GOOD.replace("kind: leaves", "kind: video, path: clips"))
+    assert load_study(path).data.sources[0].path == tmp_path / "clips"
+
+
+def test_run_id_is_the_hash_of_what_determines_the_numbers(run: RunConfig, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    assert (
+        replace(run, data_dir="elsewhere", study="x", checkpoint_seconds=1.0).run_id == run.run_id
+    )
+    assert replace(run, lr=run.lr * 2).run_id != run.run_id
+    assert replace(run, model=replace(run.model, layers=2)).run_id != run.run_id
+    (tmp_path / "config.yaml").write_text(run.to_yaml())
+    assert RunConfig.from_yaml(tmp_path / "config.yaml") == run
+    (tmp_path / "config.yaml").write_text("model: 3\n")
+    with pytest.raises(UserError, match="not a run configuration"):
+        RunConfig.from_yaml(tmp_path / "config.yaml")
+
+
+def test_missing_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_study(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match="cannot be read as a YAML text file"):
+        load_study(tmp_path / "binary.yaml")

@@ -1,0 +1,199 @@
+"""Training: bitwise resume, schedules, divergence as a row, one worker per directory."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.checkpoint import Interrupted, RunBusy, RunLock, StopFlag, previous
+from scaling.config import RunConfig
+from scaling.errors import UserError
+from scaling.results import COLUMNS, NOT_REPEATABLE, Row, frame, read_run
+from scaling.schedule import position, rate, segments
+from scaling.train import train
+
+
+def repeatable(rows: list[Row]) -> list[Row]:
+    return [{k: v for k, v in row.items() if k not in (*NOT_REPEATABLE, "git_sha")} for row in rows]
+
+
+def quiet(text: str) -> None:
+    """Training's log is not what these tests look at."""
+
+
+class StopAfter(StopFlag):
+    """Asks for a stop at the n-th look."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def __bool__(self) -> bool:
+        self.looks -= 1
+        return self.looks == 0
+
+
+@pytest.fixture
+def undisturbed(run: RunConfig, tmp_path: Path) -> list[Row]:
+    return train(run, tmp_path / "undisturbed", log=quiet)
+
+
+def test_rows_follow_the_schema(run: RunConfig, undisturbed: list[Row]) -> None:
+    table = frame(undisturbed)
+    assert set(COLUMNS) <= set(table.columns)
+    decayed = table[table.decayed]
+    assert list(decayed.steps) == list(run.budgets_steps)
+    assert list(decayed.budget_macs) == list(run.budgets_macs)
+    assert (table.status == "finished").all()
+    terms = table[["macs_qkvo", "macs_attention", "macs_ffn", "macs_head"]].sum(axis=1)
+    assert (terms == table.macs_total).all()
+    # Sources are weighted as in training: 3 to 1.
+    expected = 0.75 * table["val_loss/near"] + 0.25 * table["val_loss/far"]
+    assert table.val_loss.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-12)
+    assert decayed.val_loss.is_monotonic_decreasing
+
+
+@pytest.mark.parametrize("stops", [[1], [21], [26], [37, 5], [60, 1, 1]])
+def test_interrupted_equals_undisturbed_bitwise(
+    run: RunConfig, undisturbed: list[Row], tmp_path: Path, stops: list[int]
+) -> None:
+    for looks in stops:
+        with pytest.raises(Interrupted):
+            train(run, tmp_path / "run", stop=StopAfter(looks), log=quiet)
+    rows = train(run, tmp_path / "run", log=quiet)
+    assert repeatable(rows) == repeatable(undisturbed)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "undisturbed")
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
+
+
+def test_kill_minus_nine_equals_undisturbed_bitwise(
+    run: RunConfig, undisturbed: list[Row], tmp_path: Path
+) -> None:
+    """A child process is killed while it trains; state is saved as often as it can be."""
+    eager = dataclasses.replace(run, checkpoint_seconds=1e-6)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(eager.to_yaml())
+    kills = 0
+    while read_run(run_dir) is None:
+        child = subprocess.Popen([sys.executable, "-m", "scaling.cli", "train", str(run_dir)])
+        before = size_of(run_dir / "metrics.jsonl")
+        while child.poll() is None and size_of(run_dir / "metrics.jsonl") < before + 400:
+            time.sleep(0.001)
+        if child.poll() is None:
+            child.kill()
+            kills += 1
+        child.wait()
+        if kills == 3:  # and now to the end
+            train(eager, run_dir, log=quiet)
+    assert kills >= 1
+    assert repeatable(read_run(run_dir) or []) == repeatable(undisturbed)
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_damaged_checkpoint_falls_back_to_the_previous(
+    run: RunConfig, undisturbed: list[Row], tmp_path: Path, damage: str
+) -> None:
+    eager = dataclasses.replace(run, checkpoint_seconds=1e-6)
+    run_dir = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(eager, run_dir, stop=StopAfter(40), log=quiet)
+    path = run_dir / "checkpoint.pt"
+    assert previous(path).exists()
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    if damage == "empty":
+        path.write_bytes(b"")
+    said: list[str] = []
+    rows = train(eager, run_dir, log=said.append)
+    assert any("damaged" in line for line in said)
+    assert any("continues at step" in line for line in said)
+    assert repeatable(rows) == repeatable(undisturbed)
+
+
+def test_finished_run_is_not_trained_again(
+    run: RunConfig, undisturbed: list[Row], tmp_path: Path
+) -> None:
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "undisturbed").glob("*.*")}
+    assert train(run, tmp_path / "undisturbed", log=quiet) == undisturbed
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+
+
+def test_divergence_is_a_row(run: RunConfig, tmp_path: Path) -> None:
+    rows = train(dataclasses.replace(run, lr=2.0**14), tmp_path, log=quiet)
+    assert rows[-1]["status"] == "diverged"
+    assert rows[-1]["val_loss"] is None
+    assert not rows[-1]["decayed"]
+    assert len(frame(rows)) == len(rows)
+
+
+def test_two_processes_on_one_directory(run: RunConfig, tmp_path: Path) -> None:
+    with RunLock(tmp_path), pytest.raises(RunBusy, match=f'"pid": {os.getpid()}'):
+        train(run, tmp_path, log=quiet)
+
+
+def test_directory_of_another_run(run: RunConfig, undisturbed: list[Row], tmp_path: Path) -> None:
+    (tmp_path / "undisturbed" / "rows.json").unlink()
+    with pytest.raises(UserError, match="holds run"):
+        train(dataclasses.replace(run, seed=1), tmp_path / "undisturbed", log=quiet)
+
+
+def test_sigterm_saves_and_the_same_command_continues(run: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        dataclasses.replace(run, budgets_steps=(20_000,), budgets_macs=(1e9,)).to_yaml()
+    )
+    command = [sys.executable, "-m", "scaling.cli", "train", str(tmp_path)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while size_of(tmp_path / "metrics.jsonl") < 400:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGTERM)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "the same command continues" in error
+    assert "Traceback" not in error
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+def test_schedule_of_branches(run: RunConfig) -> None:
+    plan = segments(run)
+    assert [(s.start, s.end, s.budget) for s in plan] == [
+        (0, 20, None), (20, 25, 0), (20, 36, None), (36, 45, 1), (36, 60, None), (60, 75, 2),
+    ]  # fmt: skip
+    assert rate(run, plan[0], 0) == pytest.approx(1 / 5)
+    assert rate(run, plan[0], 4) == rate(run, plan[2], 30) == rate(run, plan[1], 20) == 1.0
+    assert 0 < rate(run, plan[1], 24) < 0.2
+    assert position(plan, 2, 20) == 25
+    assert position(plan, len(plan), 75) == 60 + 5 + 9 + 15
+
+
+def test_schedule_cosine(run: RunConfig) -> None:
+    cosine = dataclasses.replace(
+        run, schedule="cosine", budgets_steps=(100,), budgets_macs=(1e6,), warmup_steps=10
+    )
+    (segment,) = segments(cosine)
+    rates = [rate(cosine, segment, s) for s in range(100)]
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-2)
+
+
+def test_impossible_schedule(run: RunConfig) -> None:
+    with pytest.raises(UserError, match="before the warm-up"):
+        segments(dataclasses.replace(run, warmup_steps=50))

@@ -1,0 +1,248 @@
+"""Jobs on a real cluster: what Slurm does to them, and what the driver makes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from scaling import slurm
+from scaling.config import LaunchConfig
+from scaling.errors import UserError
+from scaling.launch import RETRIES, Finished, Job, Launcher
+from tests.slurm.cluster_work import Task, attempts, perform, until
+
+pytestmark = pytest.mark.slurm
+
+
+def jobs(tmp_path: Path, *tasks: Task) -> list[Job]:
+    return [Job(task, tmp_path / "runs" / f"run{k}") for k, task in enumerate(tasks)]  # type: ignore[arg-type]
+
+
+def launcher(tmp_path: Path, **launch: object) -> Launcher:
+    config = LaunchConfig.model_validate({"cluster": "slurm", "threads": 1} | launch)
+    return Launcher(config, tmp_path / "jobs", function=perform)  # type: ignore[arg-type]
+
+
+def run(tmp_path: Path, made: list[Job], **launch: object) -> dict[str, Finished]:
+    with launcher(tmp_path, **launch) as started:
+        return {f.job.run_dir.name: f for f in started.map(made)}
+
+
+def in_background(tmp_path: Path, made: list[Job], **launch: object) -> tuple[Thread, dict]:
+    found: dict[str, Finished] = {}
+    thread = Thread(target=lambda: found.update(run(tmp_path, made, **launch)), daemon=True)
+    thread.start()
+    return thread, found
+
+
+def job_id(tmp_path: Path, name: str = "run0") -> str:
+    return slurm.entries(tmp_path / "jobs")[tmp_path / "runs" / name].job_id
+
+
+def working(tmp_path: Path, name: str = "run0", times: int = 1) -> bool:
+    return len(attempts(tmp_path / "runs" / name)) >= times
+
+
+def test_every_job_comes_back_once_with_what_happened(tmp_path: Path) -> None:
+    made = jobs(tmp_path, Task(), Task("raise"), Task("mistake"), Task("killed once"), Task())
+    finished = run(tmp_path, made, parallel=4)
+    assert sorted(finished) == [f"run{k}" for k in range(5)]
+    assert [finished[f"run{k}"].error for k in (0, 3, 4)] == [None] * 3
+    assert "a worm in the apple" in str(finished["run1"].error)
+    assert str(tmp_path / "runs" / "run1" / "log.txt") in str(finished["run1"].error)
+    assert str(finished["run2"].error).startswith("lr 7: must be below 1; lower it")
+    assert [len(attempts(j.run_dir)) for j in made] == [1, 1, 1, 2, 1]
+    assert (tmp_path / "runs" / "run0" / "done").read_text() == "1", "OMP_NUM_THREADS"
+
+
+def test_a_job_that_dies_is_tried_a_bounded_number_of_times(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 3.0)
+    finished = run(tmp_path, jobs(tmp_path, Task("killed")))
+    assert "died without leaving a result" in str(finished["run0"].error)
+    assert f"attempt {RETRIES + 1}, the last" in str(finished["run0"].error)
+    assert len(attempts(tmp_path / "runs" / "run0")) == RETRIES + 1
+
+
+def test_the_next_driver_attaches_to_what_the_last_one_left(tmp_path: Path) -> None:
+    script = (
+        "from pathlib import Path; from tests.slurm.test_slurm import *\n"
+        f"p = Path({str(tmp_path)!r}); run(p, jobs(p, Task(seconds=12), Task(seconds=12)))"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", script])
+    until(lambda: working(tmp_path) and working(tmp_path, "run1"))
+    driver.kill()
+    driver.wait()
+    before = {name: job_id(tmp_path, name) for name in ("run0", "run1")}
+    made = jobs(tmp_path, Task(seconds=12), Task(seconds=12), Task())
+    with launcher(tmp_path) as started:
+        finished = {f.job.run_dir.name: f.error for f in started.map(made)}
+    assert finished == {"run0": None, "run1": None, "run2": None}
+    assert [len(attempts(j.run_dir)) for j in made] == [1, 1, 1], "nothing was submitted twice"
+    assert len(set(before.values())) == 2
+
+
+def test_detached_jobs_go_on_and_are_found(tmp_path: Path) -> None:
+    made = jobs(tmp_path, *[Task(seconds=1)] * 6)
+    detached = launcher(tmp_path, parallel=2)
+    assert detached.submit(made) == 6
+    assert launcher(tmp_path, parallel=2).submit(made) == 0, "all are there already"
+    states = [e.state for e in slurm.entries(tmp_path / "jobs").values()]
+    assert len(states) == 6 and states.count("RUNNING") <= 2
+    finished = run(tmp_path, made)
+    assert all(f.error is None for f in finished.values())
+    assert [len(attempts(j.run_dir)) for j in made] == [1] * 6
+
+
+def test_a_cancelled_job_is_not_brought_back(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 3.0)
+    thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=60)))
+    until(lambda: working(tmp_path))
+    assert slurm.cancel(tmp_path / "jobs") == 1
+    thread.join(60)
+    assert "was cancelled" in found["run0"].error
+    assert len(attempts(tmp_path / "runs" / "run0")) == 1
+    assert slurm.entries(tmp_path / "jobs") == {}
+
+
+def test_a_warned_job_saves_requeues_itself_and_continues(tmp_path: Path) -> None:
+    thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=8)))
+    until(lambda: working(tmp_path))
+    time.sleep(2)
+    job = job_id(tmp_path)
+    subprocess.run(["scancel", "--signal", "USR2", job], check=True)
+    until(lambda: working(tmp_path, times=2))
+    first, second = attempts(tmp_path / "runs" / "run0")
+    assert first.split()[0] == second.split()[0] == job, "the same job, requeued"
+    assert float(second.split()[-1]) > 1, "continued where it was"
+    thread.join(60)
+    assert found["run0"].error is None
+
+
+def test_sigterm_alone_requeues_too(tmp_path: Path) -> None:
+    """Preemption where the cluster sends no user signal."""
+    thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=6)))
+    until(lambda: working(tmp_path))
+    time.sleep(1)
+    subprocess.run(["scancel", "--signal", "TERM", job_id(tmp_path)], check=True)
+    thread.join(90)
+    assert found["run0"].error is None
+    assert len(attempts(tmp_path / "runs" / "run0")) == 2
+
+
+def test_a_preempted_job_gives_way_and_comes_back(tmp_path: Path) -> None:
+    """All CPUs of `low` are in use; a job of `main` needs one of its nodes."""
+    shown = subprocess.run(["sinfo", "-h", "-o", "%R %c"], capture_output=True, text=True).stdout
+    partitions = dict(line.split() for line in shown.splitlines())
+    if not {"low", "main"} <= set(partitions):
+        pytest.skip("this cluster has no partition `low` that `main` preempts")
+    cpus = int(partitions["low"])
+    nodes = 4
+    made = jobs(tmp_path, *[Task(seconds=10)] * nodes)
+    thread, found = in_background(tmp_path, made, partition="low", threads=cpus)
+    until(lambda: all(working(tmp_path, f"run{k}") for k in range(nodes)))
+    time.sleep(1)
+    rival = ["sbatch", "--parsable", "-p", "main", f"--cpus-per-task={cpus}", "-o", "/dev/null"]
+    done = subprocess.run([*rival, "--wrap", "sleep 5"], capture_output=True, text=True, check=True)
+    thread.join(120)
+    subprocess.run(["scancel", done.stdout.strip()], check=True)
+    assert all(f.error is None for f in found.values())
+    tries = [attempts(j.run_dir) for j in made]
+    assert sum(len(t) for t in tries) == nodes + 1, "one gave way, once"
+    (again,) = [t for t in tries if len(t) == 2]
+    assert float(again[1].split()[-1]) > 0.5
+
+
+def test_a_lost_node_is_told_from_a_failure(tmp_path: Path) -> None:
+    thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=6)))
+    until(lambda: working(tmp_path))
+    node = slurm.entries(tmp_path / "jobs")[tmp_path / "runs" / "run0"].node
+    update = ["scontrol", "update", f"nodename={node}"]
+    done = subprocess.run([*update, "state=down", "reason=test"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"not allowed to set a node down: {done.stderr.strip()}")
+    try:
+        thread.join(90)
+    finally:
+        subprocess.run([*update, "state=resume"], check=True)
+    assert found["run0"].error is None
+    assert 2 <= len(attempts(tmp_path / "runs" / "run0")) <= 3
+
+
+@pytest.mark.slow
+def test_a_short_limit_finishes_a_longer_run(tmp_path: Path) -> None:
+    finished = run(tmp_path, jobs(tmp_path, Task(seconds=75)), timeout_min=1)
+    assert finished["run0"].error is None
+    tries = [line.split() for line in attempts(tmp_path / "runs" / "run0")]
+    assert len(tries) >= 2 and len({job for job, *_ in tries}) == 1
+    starts = [float(t[-1]) for t in tries]
+    assert starts == sorted(starts) and starts[0] == 0 < starts[1]
+
+
+def test_tasks_of_two_nodes_find_each_other(tmp_path: Path) -> None:
+    launch = {"nodes": 2, "extra": {"ntasks-per-node": 2}}
+    finished = run(tmp_path, jobs(tmp_path, Task("sum")), **launch)
+    assert finished["run0"].error is None
+    assert (tmp_path / "runs" / "run0" / "sum").read_text() == "10.0"
+
+
+@pytest.mark.parametrize(
+    ("launch", "words"),
+    [
+        ({"partition": "nowhere"}, r"Slurm refuses.*nvalid partition.*Change the `launch:`"),
+        ({"gpus": 99}, r"Slurm refuses.*node configuration is not available"),
+        ({"nodes": 999}, r"Slurm refuses"),
+        ({"extra": {"colour": "red"}}, r"Slurm refuses.*colour"),
+    ],
+)
+def test_what_slurm_refuses_is_said_before_anything_starts(
+    tmp_path: Path, launch: dict, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run(tmp_path, jobs(tmp_path, Task()), **launch)
+    assert not (tmp_path / "jobs").exists()
+
+
+def test_without_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "/nowhere")
+        with pytest.raises(UserError, match=r"no `sbatch` on this machine.*cluster: local"):
+            run(tmp_path, jobs(tmp_path, Task()))
+
+
+def test_a_job_that_slurm_forgot_is_submitted_again(tmp_path: Path, monkeypatch) -> None:
+    """As after a controller that died just behind a submission."""
+    monkeypatch.setattr(slurm, "UNKNOWN_SECONDS", 2.0)
+    original = slurm.Slurm._place
+
+    def forget(self: slurm.Slurm, at_once: int) -> None:
+        before = len(self._placed)
+        original(self, at_once)
+        if before == 0 and self._placed and not (tmp_path / "forgot").exists():
+            (tmp_path / "forgot").touch()
+            subprocess.run(["scancel", self._placed[0].job_id], check=True)
+            self._placed[0].job_id = "1"
+
+    monkeypatch.setattr(slurm.Slurm, "_place", forget)
+    finished = run(tmp_path, jobs(tmp_path, Task()))
+    assert finished["run0"].error is None
+    assert len(attempts(tmp_path / "runs" / "run0")) >= 1
+
+
+def test_overhead_per_run(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    finished = run(tmp_path, jobs(tmp_path, *[Task()] * 40), parallel=16)
+    assert all(f.error is None for f in finished.values())
+    assert (time.monotonic() - begin) / 40 < 1.0
+
+
+def test_signals_in_this_process_are_as_before(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGUSR2), os.environ.get("OMP_NUM_THREADS")
+    run(tmp_path, jobs(tmp_path, Task()))
+    assert before == (signal.getsignal(signal.SIGUSR2), os.environ.get("OMP_NUM_THREADS"))

@@ -1,0 +1,147 @@
+"""The command line with a user's mistakes: one clear message, exit code 2, nothing damaged."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+CLIPS = """\
+study: own
+data:
+  frames: 2
+  size: 16
+  stride: 1
+  clips_per_video: 8
+  train_sequences: 64
+  val_sequences: 8
+  val_fraction: 0.3
+  sources:
+    - {name: clips, kind: video, path: clips, weight: 0.8}
+    - {name: photos, kind: images, path: photos, weight: 0.2}
+tokenizer: {patch: 4, codes: 16, fit_frames: 64}
+ladder: {sizes: [t16], budgets_macs: [1e9], log2_lr: -6}
+"""
+
+
+def scaling(*arguments: str, code: int) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "scaling.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said, said
+    assert done.returncode == code, said
+    return said
+
+
+def write_video(path: Path, seed: int, frames: int = 12, side: int = 32) -> None:
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=12)
+        stream.width = stream.height = side
+        stream.pix_fmt = "yuv420p"
+        for _ in range(frames):
+            picture = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A study of own media: five videos and six photos."""
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "photos").mkdir()
+    for i in range(5):
+        write_video(tmp_path / "clips" / f"{i}.mp4", i)
+    rng = np.random.default_rng(9)
+    for i in range(6):
+        picture = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "own.yaml").write_text(CLIPS)
+    return tmp_path
+
+
+def encode(own: Path, code: int, *more: str) -> str:
+    return scaling("encode", str(own / "own.yaml"), "--out", str(own / "studies"), *more, code=code)
+
+
+def manifest(own: Path) -> str:
+    (path,) = (own / "studies" / "own" / "data").glob("*/manifest.csv")
+    return path.read_text()
+
+
+def test_bad_files_are_listed_and_not_fatal(own: Path) -> None:
+    (own / "clips" / "text.mp4").write_text("this is not a video\n" * 50)
+    whole = (own / "clips" / "0.mp4").read_bytes()
+    write_video(own / "clips" / "cut.avi", 7, frames=60)
+    cut = (own / "clips" / "cut.avi").read_bytes()
+    (own / "clips" / "cut.avi").write_bytes(cut[: len(cut) * 2 // 3])
+    (own / "photos" / "empty.png").write_bytes(b"")
+    encode(own, 0)
+    listed = manifest(own)
+    bad = [x for x in listed.splitlines() if "text.mp4" in x or "empty.png" in x]
+    assert len(bad) == 2
+    assert all(",ok," not in line for line in bad)
+    assert "cut.avi" in listed
+    assert (own / "clips" / "0.mp4").read_bytes() == whole
+
+
+def test_empty_folder(own: Path) -> None:
+    (own / "none").mkdir()
+    said = encode(own, 2, "--set", f"data.sources.clips.path={own / 'none'}")
+    assert str(own / "none") in said
+
+
+def test_missing_folder(own: Path) -> None:
+    said = encode(own, 2, "--set", f"data.sources.clips.path={own / 'nowhere'}")
+    assert "nowhere" in said
+
+
+def test_whole_study_of_own_media_refuses_a_law_from_one_budget(own: Path) -> None:
+    said = scaling("study", str(own / "own.yaml"), "--out", str(own / "studies"), code=0)
+    assert "no law" in said
+    assert (own / "studies" / "own" / "report.html").exists()
+    rows = scaling("status", str(own / "studies" / "own"), code=0)
+    assert "finished" in rows and "100%" in rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("stdy",), "Did you mean 'study'"),
+        (("study", "--ot", "x"), "--out"),
+        (("study", "none.yaml"), "no such file"),
+        (("status", "nowhere"), "no such study"),
+        (("fit", "nowhere"), "not a study directory"),
+        (("train", "nowhere"), "no such run"),
+        (("ui", "nowhere"), "nowhere"),
+        (("compare", "nowhere"), "not a study directory"),
+        (("report", "nowhere"), "nowhere"),
+    ],
+)
+def test_mistakes(arguments: tuple[str, ...], message: str) -> None:
+    assert message in scaling(*arguments, code=2)
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    top = scaling("--help", code=0)
+    names = ["study", "plan", "status", "encode", "train", "fit", "compare", "report", "ui"]
+    names += ["choices", "next", "models", "coord-check", "logs", "cancel", "sync", "doctor"]
+    for name in names:
+        assert name in top
+        assert "Example" in scaling(name, "--help", code=0)
+
+
+def test_plan_says_what_a_study_costs(own: Path) -> None:
+    said = scaling("plan", str(own / "own.yaml"), code=0)
+    for word in ("runs", "tokens", "training MACs", "memory", "time: about", "disk"):
+        assert word in said

@@ -1,0 +1,68 @@
+"""`kill -9` at ten random moments of a study, then the same command: the same table to the last
+digit, no run done twice, no process left behind."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.test_study import command, no_process_left, run, table
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    out = tmp_path_factory.mktemp("undisturbed")
+    run(out)
+    return table(out)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kills_at_random_moments(undisturbed: pd.DataFrame, tmp_path: Path, seed: int) -> None:
+    """`kill -9` of the driver or of a job, five times a seed; then the same command."""
+    draw = random.Random(seed)
+    for kill in range(5):
+        driver = subprocess.Popen(
+            command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        until = time.monotonic() + draw.uniform(1, 12)
+        while time.monotonic() < until and driver.poll() is None:
+            time.sleep(0.02)
+        if kill % 2 and (jobs := descendants(driver.pid)):
+            os.kill(draw.choice(jobs), signal.SIGKILL)
+            time.sleep(draw.uniform(0, 2))
+        driver.kill()
+        driver.wait()
+        no_process_left(tmp_path)
+    run(tmp_path)
+    pd.testing.assert_frame_equal(table(tmp_path), undisturbed, check_exact=True)
+    trained = [p for p in (tmp_path / "tiny" / "runs").iterdir() if (p / "rows.json").exists()]
+    assert {p.name for p in trained} == set(table(tmp_path).run_id)
+    for run_dir in trained:  # no step is logged twice: nothing was trained past its last state
+        positions = [
+            line.split('"position": ')[1].split(",")[0]
+            for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+            if '"train_loss"' in line
+        ]
+        assert len(positions) == len(set(positions))
+    no_process_left(tmp_path)
+
+
+def descendants(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, queue = [], [pid]
+    while queue:
+        found += (more := children.get(queue.pop(), []))
+        queue += more
+    return found

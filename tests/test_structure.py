@@ -1,0 +1,64 @@
+"""The house: who may import whom, and what may not be in the repository."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = [p for d in ("models", "scaling", "analysis") for p in sorted((ROOT / d).rglob("*.py"))]
+HOMES = {
+    "mup": "models/parametrization.py",
+    "optuna": "scaling/sweep.py",
+    "submitit": "scaling/launch.py",
+    "mlflow": "scaling/track.py",
+}
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_import_directions(path: Path) -> None:
+    room, names = path.relative_to(ROOT).parts[0], imports(path)
+    roots = {n.split(".")[0] for n in names}
+    if room == "models":
+        assert not roots & {"scaling", "analysis"}
+    if room == "scaling" and path.name not in ("study.py", "cli_reading.py", "cli_models.py"):
+        assert "analysis" not in roots, "only the pipeline and the command line read the analysis"
+    if room == "analysis":
+        assert not roots & {"torch", "models"}
+        ours = {n for n in names if n.startswith("scaling.") and n.count(".") == 1}
+        assert ours <= {"scaling.results", "scaling.errors", "scaling.tokens"}
+    assert "torchvision" not in roots, "it does not import beside a CPU build of torch"
+    for library, home in HOMES.items():
+        if library in roots:
+            assert str(path.relative_to(ROOT)) == home
+
+
+def test_nothing_unfinished() -> None:
+    words = ["TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error"]
+    command = ["git", "grep", "-nIE", "|".join(words), "--", ".", ":!CHANGELOG.md"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.stdout == ""
+
+
+def test_light_imports() -> None:
+    """`scaling --help` and `status` start fast: no torch, no MLflow, no pandas."""
+    code = (
+        "import sys, scaling.cli, scaling.status\n"
+        "heavy = {'torch', 'mlflow', 'pandas', 'optuna', 'submitit', 'plotly'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    import sys
+
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,201 @@
+"""The study end to end, through the command line, in the way a user meets it: run it, run it again,
+kill it, corner it. Sizes are tiny; what is asserted is the same as for large ones."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from scaling.results import NOT_REPEATABLE, load
+
+TINY = """\
+study: tiny
+data:
+  frames: 2
+  size: 16
+  stride: 1
+  train_sequences: 2048
+  val_sequences: 64
+  sources:
+    - {name: leaves, kind: leaves}
+tokenizer: {patch: 4, codes: 64, fit_frames: 1000}
+model: {base_width: 32}
+train: {batch: 4, warmup_steps: 10, evals: 3, checkpoint_seconds: 0.2}
+lr: {widths: [16, 32], layers: 2, heads: 2, log2_min: -7, log2_max: -5, steps: 60}
+ladder:
+  sizes: [t16, t24, t32]
+  budgets_macs: [5e8, 1e9, 2e9, 4e9, 8e9]
+"""
+
+
+def command(out: Path, *more: str) -> list[str]:
+    yaml = out / "tiny.yaml"
+    if not yaml.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        yaml.write_text(TINY)
+    return [sys.executable, "-m", "scaling.cli", "study", str(yaml), "--out", str(out), *more]
+
+
+def run(out: Path, *more: str, code: int = 0, timeout: float = 300) -> str:
+    """The command's whole output; asserts its exit code and that no traceback is shown."""
+    done = subprocess.run(
+        command(out, *more), capture_output=True, text=True, timeout=timeout, check=False
+    )
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said, said
+    assert done.returncode == code, said
+    return said
+
+
+def table(out: Path) -> pd.DataFrame:
+    rows = load(out / "tiny")
+    return rows.drop(columns=[*NOT_REPEATABLE, "git_sha"])
+
+
+def processes(out: Path) -> list[str]:
+    """Command lines of live processes that work under a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if str(out) in line and state != "Z":
+                found.append(f"{entry.name} {line}")
+    return found
+
+
+def no_process_left(out: Path, within: float = 60) -> None:
+    until = time.monotonic() + within
+    while (left := processes(out)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert left == []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    return out, run(out)
+
+
+def test_goes_the_whole_way(finished: tuple[Path, str]) -> None:
+    out, said = finished
+    assert "MACs" in said and str(out / "tiny" / "report.html") in said
+    for name in ("rows.csv", "law.json", "report.html", "mlflow.db", "study.yaml", "plan.json"):
+        assert (out / "tiny" / name).stat().st_size > 0
+    rows = table(out)
+    assert set(rows.role) == {"lr_sweep", "ladder"}
+    assert rows[(rows.role == "ladder") & rows.decayed].groupby("size").size().min() >= 4
+
+
+def test_second_call_changes_nothing(finished: tuple[Path, str]) -> None:
+    out, _ = finished
+    before = stamps(out)
+    run(out)
+    assert stamps(out) == before
+
+
+def stamps(out: Path) -> dict[str, int]:
+    files = (p for p in (out / "tiny").rglob("*") if p.is_file() and "lock" not in p.name)
+    return {str(p): p.stat().st_mtime_ns for p in files}
+
+
+def test_directories_mlflow_and_csv_are_the_same_frame(finished: tuple[Path, str]) -> None:
+    out, _ = finished
+    folder = out / "tiny"
+    rows = load(folder)
+    pd.testing.assert_frame_equal(rows, load(folder / "rows.csv"), check_exact=True)
+    mlflow = load(f"sqlite:///{folder / 'mlflow.db'}#tiny")
+    pd.testing.assert_frame_equal(rows, mlflow, check_exact=True)
+
+
+def test_ctrl_c_and_again(finished: tuple[Path, str], tmp_path: Path) -> None:
+    driver = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "tiny" / "runs").glob("*/metrics.jsonl")):
+        time.sleep(0.05)
+        assert driver.poll() is None
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "the same command continues" in said and "Traceback" not in said
+    no_process_left(tmp_path)
+    run(tmp_path)
+    pd.testing.assert_frame_equal(table(tmp_path), table(finished[0]), check_exact=True)
+
+
+def test_second_driver_is_told(finished: tuple[Path, str], tmp_path: Path) -> None:
+    first = subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "tiny" / "driver.lock").exists():
+            time.sleep(0.02)
+        time.sleep(0.5)
+        said = run(tmp_path, code=2)
+        assert "One driver works on a study at a time" in said
+    finally:
+        first.send_signal(signal.SIGINT)
+        first.wait(60)
+
+
+def test_locked_mlflow_database(finished: tuple[Path, str]) -> None:
+    """Another program holds the database: the message says so, and nothing is damaged."""
+    out, _ = finished
+    folder = out / "tiny"
+    (folder / "mlflow.sent.json").unlink()
+    database = sqlite3.connect(folder / "mlflow.db", isolation_level=None)
+    database.execute("BEGIN EXCLUSIVE")
+    try:
+        said = run(out, code=2)
+        assert "mlflow.db" in said and "lock" in said
+    finally:
+        database.execute("ROLLBACK")
+        database.close()
+    run(out)
+    pd.testing.assert_frame_equal(
+        load(folder), load(f"sqlite:///{folder / 'mlflow.db'}#tiny"), check_exact=True
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kB; needs the right to mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_no_space_left(finished: tuple[Path, str], small_disk: Path, tmp_path: Path) -> None:
+    yaml = tmp_path / "tiny.yaml"
+    yaml.write_text(TINY)
+    call = [sys.executable, "-m", "scaling.cli", "study", str(yaml), "--out", str(small_disk)]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert "space left" in done.stderr and "Traceback" not in done.stderr
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    subprocess.run(call, capture_output=True, timeout=300, check=True)
+    pd.testing.assert_frame_equal(table(small_disk), table(finished[0]), check_exact=True)
+
+
+def test_corrupt_shard(tmp_path: Path) -> None:
+    subprocess.run(
+        [*command(tmp_path)[:3], "encode", *command(tmp_path)[4:]], check=True, capture_output=True
+    )
+    (shard,) = (tmp_path / "tiny" / "data").glob("*/*train*.bin")
+    content = bytearray(shard.read_bytes())
+    content[1000] ^= 255
+    shard.write_bytes(content)
+    said = run(tmp_path, code=2)
+    assert shard.name in said
