@@ -14,7 +14,8 @@ import pytest
 
 from analysis import figures
 from analysis.frontier import StudyLaw
-from analysis.report import run_table, write_report
+from analysis.report import write_report
+from analysis.report_data import run_table
 from analysis.style import number_text
 
 CONFIG = "study: simulated\ndata:\n  note: '</script><script>alert(1)</script>'\n"
