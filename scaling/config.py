@@ -200,7 +200,7 @@ class FitConfig(Section):
     """How the law is fitted."""
 
     form: Literal["select", "power", "saturating"] = "select"  # select: by held-out error
-    resamples: Annotated[int, Field(ge=200)] = 2000
+    resamples: Annotated[int, Field(ge=200)] = 4000
 
 
 class StudyConfig(Section):
