@@ -464,20 +464,27 @@ def expanding_window(
     compute, loss: (n,) sorted. e: 0 for the pure law, None for a free E, a number for a pin.
     """
     free = 3 if e is None else 2
-    out = []
     tops = np.unique(compute)
     if len(tops) > WINDOWS:  # a cloud of runs: the windows end at evenly spaced quantiles
         tops = tops[np.linspace(0, len(tops) - 1, WINDOWS + 1).astype(int)[1:]]
-    for top in tops:
-        below, here = compute < top, compute == top
-        if len(np.unique(compute[below])) <= free - (free == 2):
-            continue
-        centre = np.log(compute[below]).mean()
-        x, y = np.log(compute[below]) - centre, np.log(loss[below])
-        theta, _ = best(x, y[None], np.ones((1, len(y))), delta, e)
-        predicted = float(np.exp(log_law(theta, np.array([np.log(top) - centre]))[0, 0]))
-        actual = float(np.exp(np.log(loss[here]).mean()))
-        out.append(Holdout(float(top), int(below.sum()), actual, predicted))
+    distinct = np.searchsorted(np.unique(compute), tops)  # values of compute below each top
+    tops = tops[distinct > free - (free == 2)]
+    x, y = np.log(compute) - np.log(compute).mean(), np.log(loss)
+    below = [int(np.searchsorted(compute, top)) for top in tops]
+    if not below:
+        return ()
+    if len(compute) <= LARGE:  # all windows at once, as weights of zero and one
+        weights = (np.arange(len(x)) < np.array(below)[:, None]).astype(float)
+        thetas = best(x, np.tile(y, (len(below), 1)), weights, delta, e)[0]
+    else:  # so many points that a window is worth its own, shorter arrays
+        fits = [best(x[:k], y[None, :k], np.ones((1, k)), delta, e)[0] for k in below]
+        thetas = np.concatenate(fits)
+    out = []
+    for top, k, theta in zip(tops, below, thetas, strict=True):
+        here = compute == top
+        predicted = float(np.exp(log_law(theta[None], x[here][:1])[0, 0]))
+        actual = float(np.exp(y[here].mean()))
+        out.append(Holdout(float(top), k, actual, predicted))
     return tuple(out)
 
 

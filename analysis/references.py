@@ -17,8 +17,9 @@ PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "TPUv4": 275e12}
 
 def macs_per(unit: str, *, mfu: float | None = None) -> float:
     """MACs in one `unit`: "MACs", "FLOPs", "PF-days", or "<GPU> hours" at a utilisation `mfu`."""
-    if unit in UNITS:
-        return UNITS[unit]
+    named = {name.lower(): value for name, value in UNITS.items()}
+    if unit.lower() in named:
+        return named[unit.lower()]
     device = unit.removesuffix(" hours")
     if device != unit and device in PEAK_FLOPS:
         if mfu is None or not 0 < mfu <= 1:

@@ -27,7 +27,7 @@ class Truth:
     b: float
     beta: float
 
-    def __call__(self, n: np.ndarray, d: np.ndarray) -> np.ndarray:
+    def __call__(self, n, d) -> np.ndarray:
         return self.e + self.a / n**self.alpha + self.b / d**self.beta
 
     @property
@@ -35,13 +35,13 @@ class Truth:
         """b of the frontier's E + a C^b: -alpha beta / (alpha + beta)."""
         return -self.alpha * self.beta / (self.alpha + self.beta)
 
-    def n_opt(self, macs: np.ndarray) -> np.ndarray:
+    def n_opt(self, macs) -> np.ndarray:
         """Parameters that minimise the loss at a budget (Hoffmann et al. 2022, eq. 4)."""
         g = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
         nd = np.asarray(macs, dtype=float) / MACS_PER_PARAMETER_TOKEN
         return g * nd ** (self.beta / (self.alpha + self.beta))
 
-    def frontier(self, macs: np.ndarray) -> np.ndarray:
+    def frontier(self, macs) -> np.ndarray:
         """The smallest loss at a budget, over all sizes."""
         n = self.n_opt(macs)
         return self(n, np.asarray(macs, dtype=float) / (MACS_PER_PARAMETER_TOKEN * n))

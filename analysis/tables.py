@@ -28,9 +28,10 @@ NAMES: dict[str, tuple[str, ...]] = {
         "totaltokens",
     ),
     "c": (
-        "c", "flop", "flops", "trainingflop", "trainingflops", "totalflops", "flops6nd", "c6nd",
-        "compute", "computebudget", "trainingcompute", "macs", "trainingmacs", "macstotal",
-        "pfdays",
+        "c", "flop", "flops", "trainflop", "trainflops", "trainingflop", "trainingflops",
+        "totalflop", "totalflops", "flops6nd", "c6nd",
+        "compute", "computebudget", "trainingcompute", "macs", "trainmacs", "trainingmacs",
+        "macstotal", "totalmacs", "pfdays",
     ),
     "loss": (
         "loss", "valloss", "evalloss", "validationloss", "finalloss", "testloss", "lossval",

@@ -1,0 +1,104 @@
+"""Exponents side by side: the test is honest, and says what may not be concluded."""
+
+import numpy as np
+import pytest
+
+from analysis.compare import compute_multiplier, exponents
+from analysis.laws import fit
+from analysis.references import REFERENCES, SURFACES, Reference, convert, macs_per, reference
+
+MACS = np.geomspace(1e12, 1e15, 16)
+
+
+def law(b: float, seed: int = 0, a: float = 3.0, noise: float = 0.002, e: float = 0.0):
+    draw = np.random.default_rng(seed).standard_normal(len(MACS))
+    loss = (e + a * (MACS / 1e12) ** b) * np.exp(noise * draw)
+    return fit(MACS, loss, form="saturating" if e else "power", seed=seed, resamples=1000)
+
+
+def test_a_clear_difference_is_seen_and_an_equal_exponent_is_not_separated() -> None:
+    steep, flat = law(-0.06), law(-0.04, seed=1)
+    found = exponents(steep, flat)
+    assert found.difference == pytest.approx(-0.02, abs=0.002)
+    assert found.low < found.difference < found.high < 0 and found.p_value < 0.01
+    assert "falls more steeply" in found.verdict
+    same = exponents(law(-0.05), law(-0.05, seed=2))
+    assert same.low < 0 < same.high and same.p_value > 0.05
+    assert same.verdict == "not separated by these data"
+    assert "losses themselves are not comparable" in same.conclusion
+
+
+def test_equality_is_rejected_as_often_as_it_says() -> None:
+    """Two laws of one exponent: p below 5% in about 5% of the pairs; the interval agrees."""
+    p_values, held = [], []
+    for seed in range(300):
+        found = exponents(law(-0.05, seed=2 * seed), law(-0.05, seed=2 * seed + 1))
+        p_values.append(found.p_value)
+        held.append(found.low <= 0 <= found.high)
+    assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09
+    assert 0.91 < np.mean(held) < 0.98
+
+
+def test_a_published_interval_widens_the_comparison() -> None:
+    ours = law(-0.048)
+    exact = Reference("x", -0.05, 2.6, "MACs", "nowhere")
+    vague = Reference("x", -0.05, 2.6, "MACs", "nowhere", interval=(-0.056, -0.044))
+    sharp, wide = exponents(ours, exact), exponents(ours, vague)
+    assert "uncertainty is unpublished" in sharp.conclusion
+    assert "unpublished" not in wide.conclusion
+    ratio = np.hypot(sharp.high - sharp.low, 0.012) / (wide.high - wide.low)
+    assert ratio == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("henighan-video", "above a floor E"), ("kaplan-n", "a law of parameters")],
+)
+def test_what_cannot_be_compared_is_said(name: str, words: str) -> None:
+    assert words in exponents(law(-0.05), reference(name)).verdict
+
+
+def test_the_multiplier_is_the_ratio_of_compute() -> None:
+    """The second study needs 10^0.3 = 2.0 times the compute at every loss."""
+    ours, theirs = law(-0.05), law(-0.05, seed=1, a=3.0 * 2.0**0.05)
+    times, low, high = compute_multiplier(ours, theirs, 2.5)
+    assert low < 2.0 < high and times == pytest.approx(2.0, rel=0.15)
+    back, _, _ = compute_multiplier(theirs, ours, 2.5)
+    assert back == pytest.approx(1 / times)
+
+
+def test_the_multiplier_refuses_a_loss_that_is_not_reached() -> None:
+    floor = law(-0.2, e=1.8, a=1.5, noise=0.0005)
+    with pytest.raises(ValueError, match="is not reached"):
+        compute_multiplier(floor, law(-0.05), 1.7)
+    with pytest.raises(ValueError, match="units differ"):
+        compute_multiplier(law(-0.05), fit(MACS, 3 * MACS**-0.05, form="power", unit="FLOPs"), 2)
+
+
+def test_units() -> None:
+    assert convert(1, "PF-days", "FLOPs") == pytest.approx(8.64e19)
+    assert convert(3, "FLOPs", "MACs") == 1.5
+    day = convert(24, "A100 hours", "PF-days", mfu=0.5)
+    assert day == pytest.approx(0.5 * 312e12 * 86400 / 8.64e19)
+    with pytest.raises(ValueError, match="give mfu"):
+        macs_per("H100 hours")
+    with pytest.raises(ValueError, match="choose one of MACs"):
+        macs_per("joules")
+
+
+def test_published_laws_agree_with_themselves() -> None:
+    """GPT-3's two printings, Henighan's notation, and the line in Toto's figure."""
+    gpt3, language = reference("gpt3"), reference("henighan-language")
+    for pf_days in (1e-5, 1.0, 1e3):
+        assert gpt3(pf_days) == pytest.approx(language(pf_days), rel=0.005)
+    video = reference("henighan-video")
+    assert video(2.2e-5) == pytest.approx(0.95 + 1)
+    toto = reference("toto")
+    assert toto.coefficient("MACs") == pytest.approx(12.34, rel=0.005)
+    assert toto.coefficient("MACs") * 1e14**toto.b == pytest.approx(3.65, rel=0.01)
+    assert len([n for n in REFERENCES if n.startswith("henighan") and not n.endswith("-n")]) == 7
+    assert SURFACES["chinchilla"](70e9, 1.4e12) == pytest.approx(1.93, abs=0.01)
+    with pytest.raises(ValueError, match="unknown reference 'gpt5'"):
+        reference("gpt5")
+    with pytest.raises(ValueError, match="law of parameters"):
+        reference("kaplan-n").coefficient("FLOPs")

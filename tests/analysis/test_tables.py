@@ -1,0 +1,179 @@
+"""Anyone's table: columns by name or by flag, units, and no silent guess."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.frontier import fit_frontier, frontier
+from analysis.simulate import study
+from analysis.tables import budgets, read
+
+
+@pytest.fixture(scope="module")
+def runs() -> pd.DataFrame:
+    """Parameters, tokens, training FLOPs and loss of a simulated study."""
+    rows = study(sizes=6, budgets=5, seed=3)
+    return pd.DataFrame(
+        {
+            "N": rows["params"],
+            "D": rows["tokens"],
+            "C": 2 * rows["macs_total"],
+            "loss": rows["val_loss"],
+            "run": rows["run_id"],
+        }
+    )
+
+
+def test_a_table_gives_the_law_of_the_study(runs: pd.DataFrame) -> None:
+    rows, _ = read(runs.rename(columns={"C": "training_flops"}))
+    ours = fit_frontier(rows, resamples=200)
+    assert ours.method == "budget" and ours.law.unit == "MACs"
+    original = fit_frontier(study(sizes=6, budgets=5, seed=3), resamples=200)
+    assert ours.pure.b == pytest.approx(original.pure.b, rel=1e-6)
+    assert ours.pure.a == pytest.approx(original.pure.a, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "flags"),
+    [
+        ({"N": "Model Size", "C": "Training FLOP", "D": "tokens"}, {}),
+        ({"N": "params", "C": "compute"}, {"compute_unit": "FLOPs"}),
+        ({"N": "width", "D": "seen", "C": "cost", "loss": "nll"},
+         {"n": "width", "d": "seen", "c": "cost", "loss": "nll", "compute_unit": "flops"}),
+        ({"loss": "eval/loss", "N": "n_params"}, {}),
+    ],
+)  # fmt: skip
+def test_columns_are_found_by_name_or_by_flag(runs: pd.DataFrame, names, flags) -> None:
+    rows, notes = read(runs.rename(columns=names), **flags)
+    assert rows["macs_total"].to_numpy() == pytest.approx(runs["C"].to_numpy() / 2)
+    assert rows["params"].to_numpy() == pytest.approx(runs["N"].to_numpy())
+    assert rows["tokens"].to_numpy() == pytest.approx(runs["D"].to_numpy())
+    for name in names.values():
+        assert any(repr(name) in note for note in notes), (name, notes)
+
+
+@pytest.mark.parametrize("unit", ["MACs", "FLOPs", "PF-days"])
+def test_every_unit_of_compute(runs: pd.DataFrame, unit: str) -> None:
+    macs = {"MACs": 1.0, "FLOPs": 0.5, "PF-days": 4.32e19}[unit]
+    table = runs[["N", "loss"]].assign(compute=runs["C"] / 2 / macs)
+    rows, notes = read(table, compute_unit=unit)
+    assert rows["macs_total"].to_numpy() == pytest.approx(runs["C"].to_numpy() / 2)
+    assert rows["tokens"].to_numpy() == pytest.approx(runs["D"].to_numpy())
+    assert any("as no column gives them" in note for note in notes)
+
+
+def test_the_unit_is_told_from_the_ratio_to_parameters_and_tokens(runs: pd.DataFrame) -> None:
+    rows, notes = read(runs)
+    assert "compute: column 'C' in FLOPs" in notes
+    halved, notes = read(runs.assign(C=runs["C"] / 2))
+    assert "compute: column 'C' in MACs" in notes
+    assert halved["macs_total"].to_numpy() == pytest.approx(rows["macs_total"].to_numpy())
+    with pytest.raises(ValueError, match="give compute_unit"):
+        read(runs[["N", "C", "loss"]])
+
+
+@pytest.mark.parametrize("how", ["flag", "name", "brackets", "text"])
+def test_tokens_in_billions(runs: pd.DataFrame, how: str) -> None:
+    table, flags = runs[["N", "loss"]].copy(), {}
+    billions = runs["D"] / 1e9
+    if how == "flag":
+        table["D"], flags = billions, {"tokens_in": "B"}
+    elif how == "text":
+        table["D"] = [f"{v!r}B" for v in billions]
+    else:
+        table["tokens_B" if how == "name" else "tokens (B)"] = billions
+    rows, _ = read(table, **flags)
+    assert rows["tokens"].to_numpy() == pytest.approx(runs["D"].to_numpy())
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json"])
+def test_files(runs: pd.DataFrame, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"table.{kind}"
+    if kind == "json":
+        runs.to_json(path, orient="records")
+    else:
+        runs.to_csv(path, index=False, sep="\t" if kind == "tsv" else ",")
+    from_file, _ = read(path)
+    from_frame, _ = read(runs)
+    pd.testing.assert_frame_equal(from_file, from_frame, check_exact=False, rtol=1e-8)
+
+
+def test_a_weights_and_biases_export(runs: pd.DataFrame) -> None:
+    """The columns of its CSV export; a crashed run is left out and counted."""
+    export = pd.DataFrame(
+        {
+            "Name": runs["run"] + [f"-{i}" for i in range(len(runs))],
+            "State": ["crashed", *["finished"] * (len(runs) - 1)],
+            "Created": "2026-01-01",
+            "Runtime": 12.0,
+            "params": runs["N"],
+            "tokens": runs["D"],
+            "_step": 100,
+            "eval/loss": runs["loss"],
+        }
+    )
+    rows, _ = read(export)
+    law = fit_frontier(rows, resamples=200)
+    assert ("did not finish", 1) in law.excluded
+    assert export["Name"][0] not in set(law.points["run_id"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.drop(columns="loss"), "no column for loss"),
+        (lambda t: t[["N", "loss"]], "no column for tokens"),
+        (lambda t: t.assign(flops=t["C"], macs=t["C"] / 2).drop(columns="C"), "'flops', 'macs'"),
+        (lambda t: t.assign(val_loss=t["loss"], eval_loss=t["loss"]).drop(columns="loss"),
+         "could all be meant"),
+        (lambda t: t.assign(loss="high"), "holds no numbers"),
+        (lambda t: t.iloc[:0], "no rows"),
+        (lambda t: t.set_axis(["N", "N", "C", "loss", "run"], axis=1), "two columns are called"),
+        (lambda t: t.assign(D=t["D"] / 1e9), "in millions or billions|give compute_unit"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_said(runs: pd.DataFrame, change, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read(change(runs))
+
+
+def test_wrong_flags_are_said(runs: pd.DataFrame, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no column 'perplexity'"):
+        read(runs, loss="perplexity")
+    with pytest.raises(ValueError, match="choose one of K, M, B, T"):
+        read(runs, tokens_in="dozens")
+    with pytest.raises(ValueError, match="unknown unit of compute"):
+        read(runs, compute_unit="joules")
+    with pytest.raises(ValueError, match="no such file"):
+        read(tmp_path / "nothing.csv")
+
+
+def test_a_repeated_row_counts_once(runs: pd.DataFrame) -> None:
+    rows, _ = read(pd.concat([runs, runs.iloc[:4]]))
+    assert (rows["role"] == "repeat").sum() == 4
+    once, _ = read(runs)
+    assert fit_frontier(rows, resamples=200).pure.b == fit_frontier(once, resamples=200).pure.b
+
+
+def test_budgets_are_costs_that_several_sizes_share() -> None:
+    rng = np.random.default_rng(0)
+    macs = np.repeat([1e12, 1e13], 5) * rng.uniform(0.995, 1.005, 10)
+    sizes = np.tile(np.arange(1.0, 6), 2)
+    found = budgets(macs, sizes)
+    assert len(np.unique(found)) == 2 and np.log(found / macs) == pytest.approx(0, abs=0.01)
+    cloud = 10 ** rng.uniform(10, 15, 200)
+    assert np.isnan(budgets(cloud, rng.uniform(1, 5, 200))).all()
+    assert np.isnan(budgets(macs, np.ones(10))).all(), "one size at a cost is no grid"
+
+
+def test_published_isoflops_have_nine_budgets(shared_data: Path) -> None:
+    """Stanford CS336's table: the best run of each budget grows as C^0.469."""
+    table = pd.read_json(shared_data / "scaling_tables/cs336_isoflops_curves.json")
+    rows, _ = read(table, n="parameters", c="compute_budget", loss="final_loss",
+                   compute_unit="FLOPs")  # fmt: skip
+    assert rows["budget_macs"].nunique() == 9
+    points = frontier(rows)
+    slope = np.polyfit(np.log(points["macs_total"]), np.log(points["params"]), 1)[0]
+    assert slope == pytest.approx(0.469, abs=5e-4)
