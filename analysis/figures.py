@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from analysis.laws import PowerLaw
 
 DRAWN_POINTS = 3000  # points of one kind in a figure, at most; above it they are thinned
+LEGEND_SIZES = 24  # more than that are drawn by half decades of parameters
 
 
 # --- what is drawn
@@ -88,9 +89,9 @@ def run_points(rows: pd.DataFrame) -> pd.DataFrame:
     """Every evaluation of the ladder's runs, thinned to what a page can draw: mid-schedule points
     evenly along each run, decayed ones as `drawn_points` does.
 
-    Returns columns run_id, size, params, seed, kind ('mid': the rate has not decayed, 'decayed',
-    'diverged': a run's last point), macs_total, tokens, val_loss; sorted by (params, size, run_id,
-    macs_total). A run that diverged before its first evaluation has a NaN loss.
+    Returns columns run_id, size, params, seed (where the rows have it), kind ('mid': the rate has
+    not decayed, 'decayed', 'diverged': a run's last point), macs_total, tokens, val_loss; sorted by
+    (params, size, run_id, X before its first evaluation has a NaN loss.
     """
     points = rows[rows.role != "lr_sweep"].sort_values(
         ["params", "size", "run_id", "macs_total", "decayed"]
@@ -107,7 +108,7 @@ def run_points(rows: pd.DataFrame) -> pd.DataFrame:
     shown = drawn_points(points[done]).index.append(lost[:: max(1, _stride(len(lost)))])
     points = points[mid | points.index.isin(shown)]
     columns = ["run_id", "size", "params", "seed", "kind", "macs_total", "tokens", "val_loss"]
-    return points[columns].reset_index(drop=True)
+    return points[[c for c in columns if c in points]].reset_index(drop=True)
 
 
 def drawn_points(points: pd.DataFrame) -> pd.DataFrame:
@@ -270,12 +271,12 @@ def scaling_figure(
     """
     figure = base_figure("training compute (MACs)", "validation loss (nats per token)", height=560)
     log_compute(figure)
-    sizes = list(points.groupby(["params", "size"], sort=True))
-    for ((_, size), group), colour, i in zip(
-        sizes, shades(len(sizes)), range(len(sizes)), strict=True
-    ):
+    sizes = _by_size(points)
+    for (size, group), colour, i in zip(sizes, shades(len(sizes)), range(len(sizes)), strict=True):
         name, shape = escape(size), i % len(SYMBOLS)
-        label = f"{name} ({count_text(group.params.iloc[0])} parameters)"
+        label = name
+        if group.params.nunique() == 1:
+            label += f" ({count_text(group.params.iloc[0])} parameters)"
         mid, done = group[group.kind != "decayed"], group[group.kind == "decayed"]
         x, y = _broken_lines(mid)
         figure.add_scatter(
@@ -321,6 +322,19 @@ def scaling_figure(
         )  # fmt: skip
     log_loss(figure, low, high)
     return figure
+
+
+def _by_size(points: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """(name, points) of each size, the smallest first; of half decades of parameters where there
+    are more sizes than a legend can hold (a cloud of runs)."""
+    if points["size"].nunique() > LEGEND_SIZES and points.params.notna().all():
+        half = np.floor(2 * np.log10(points.params.astype(float)))
+        names = {
+            h: f"{count_text(10 ** (h / 2))} to {count_text(10 ** ((h + 1) / 2))}" for h in half
+        }
+        return [(names[h], group) for h, group in points.groupby(half)]
+    by = points.groupby(["params", "size"], sort=True, dropna=False)
+    return [(str(size), group) for (_, size), group in by]
 
 
 def _broken_lines(points: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

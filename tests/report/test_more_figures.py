@@ -23,6 +23,7 @@ def specifications() -> pd.DataFrame:
             "high": b + 0.003,
             "frontier": ["budget", "envelope", "hull"] * 4,
             "warm-up": [True, False] * 6,
+            "main": [False] * 4 + [True] + [False] * 7,
         }
     )
 
@@ -50,7 +51,11 @@ def all_figures(rows: pd.DataFrame, specifications: pd.DataFrame) -> dict[str, g
     )
     ordered = figures_law.specification_points(specifications)
     left_out = pd.DataFrame(
-        {"left_out": [f"run {i}" for i in range(40)], "b": specifications.b.iloc[0]}
+        {
+            "left_out": [f"<b>run</b> {i}" for i in range(40)],
+            "kind": ["run", "budget"] * 20,
+            "b": specifications.b.iloc[0],
+        }
     )
     return {
         "isoflop": figures_law.isoflop_figure(points, minima),
@@ -77,7 +82,7 @@ def test_all_draw_in_colours_that_both_themes_know(
         text = str(figure.to_json())
         used = {c[:7] for c in re.findall(r"#[0-9a-fA-F]{6,8}", text)}
         assert used and used <= set(DARK), name
-        assert "<b>" not in text
+        assert ("<b>run" not in text and "&lt;b&gt;" in text) or name != "influence"
         assert figure.layout.height and len(figure.data) >= 1
 
 
@@ -112,15 +117,26 @@ def test_specifications_are_ordered_and_every_choice_is_marked(
     marks = [t for t in figure.data if t.yaxis == "y2"]
     assert len(marks) == 3 + 2
     assert sum(len(t.x) for t in marks) == 2 * len(ordered)
-    labels = list(figure.layout.yaxis2.ticktext)
-    hull = next(t for t in marks if t.y[0] == labels.index("frontier: hull"))
+    axis = figure.layout.yaxis2
+    labels = dict(zip(axis.ticktext, axis.tickvals, strict=True))
+    hull = next(t for t in marks if t.y[0] == labels["hull"])
     assert set(hull.x) == set(ordered["rank"][ordered.frontier == "hull"])
+    # The study's own choices come first under their heading, and its exponent stands out.
+    assert labels["<b>frontier</b>"] == labels["envelope"] + 1
+    own = next(t for t in figure.data if t.name == "this report’s choice")
+    assert list(own.y) == specifications.b[specifications.main].tolist()
 
 
 def test_the_most_influential_run_is_on_top() -> None:
-    points = pd.DataFrame({"left_out": ["a", "b", "c"], "b": [-0.05, -0.02, -0.04]})
+    points = pd.DataFrame(
+        {"left_out": ["a", "b", "c"], "kind": ["run", "run", "budget"], "b": [-0.05, -0.02, -0.04]}
+    )
     figure = figures_law.influence_figure(points, -0.045)
-    assert list(figure.data[0].y)[-1] == "b"
+    assert list(figure.layout.yaxis.categoryarray)[-1] == "b"
+    assert {t.name: list(t.y) for t in figure.data} == {
+        "without one run": ["a", "b"],
+        "without one budget": ["c"],
+    }
 
 
 @pytest.mark.parametrize("growth", [0.0, 0.15])

@@ -118,7 +118,7 @@ def test_user_text_is_text(page: _Page) -> None:
     assert "</script><script>alert(1)</script>" in page.text, "the config is shown as it is"
     assert "<b>a</b>.mp4" in page.text and "cl<i>ps" in page.text
     assert not [attrs for tag, attrs in page.tags if tag == "i"]
-    assert [tag for tag, _ in page.tags].count("script") == 4 + 3, "4 figures, colours, 2 scripts"
+    assert [tag for tag, _ in page.tags].count("script") == 8 + 3, "8 figures, colours, 2 scripts"
 
 
 def test_each_figure_has_its_data(page: _Page, rows: pd.DataFrame, study_law: StudyLaw) -> None:
@@ -127,7 +127,10 @@ def test_each_figure_has_its_data(page: _Page, rows: pd.DataFrame, study_law: St
         for tag, attrs in page.tags
         if tag == "a" and "download" in attrs
     }
-    assert set(files) == {"rate.csv", "compute.csv", "residuals.csv", "holdout.csv"}
+    assert set(files) == {
+        "rate.csv", "compute.csv", "isoflop.csv", "residuals.csv", "holdout.csv", "prediction.csv",
+        "specifications.csv", "influence.csv",
+    }  # fmt: skip
     drawn = figures.run_points(rows)
     table = pd.read_csv(io.StringIO(files["compute.csv"]))
     pd.testing.assert_frame_equal(table, drawn, check_dtype=False, rtol=1e-12)
@@ -200,7 +203,7 @@ def test_specs_are_whole_json(page: _Page, rows: pd.DataFrame, tmp_path: Path) -
     path = write_report(tmp_path, hostile, None, config_text="a: 1")
     source = path.read_text(encoding="utf-8")
     specs = re.findall(r'<script type="application/json">(.*?)</script>', source, re.DOTALL)
-    assert len(specs) == 2
+    assert len(specs) == 3
     for spec in specs:
         names = [trace.get("name", "") for trace in json.loads(spec)["data"]]
         assert not any("<img" in html.unescape(name) for name in names if "&" not in name)

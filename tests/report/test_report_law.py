@@ -1,0 +1,93 @@
+"""The sections that question the law print the numbers that analysis gives."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import choices, isoflop
+from analysis.frontier import StudyLaw, fit_frontier
+from analysis.report import POSITIONS
+from analysis.report_data import config_section, position_section
+from analysis.report_law import RESAMPLES, choices_section, isoflop_section, trust_section
+from analysis.style import exponent_text
+
+
+def words(section: str) -> str:
+    """The text of a section, without its figures."""
+    section = re.sub(r"<script.*?</script>", "", section, flags=re.DOTALL)
+    text = re.sub(r"<[^>]+>", " ", section).replace("&nbsp;", " ").replace("\u00a0", " ")
+    return re.sub(r"\s+", " ", text)
+
+
+def test_the_three_approaches_and_the_refused_vertices(rows: pd.DataFrame) -> None:
+    text = words(isoflop_section(rows))
+    fits = isoflop.approaches(rows, resamples=RESAMPLES)
+    for exponent in fits["size_exponent"].dropna():
+        assert f"{exponent:.3f}" in text
+    minima = isoflop.minima(rows)
+    assert f"accepted at {int(minima['accepted'].sum())} of {len(minima)} budgets" in text
+    for reason in set(minima["reason"]) - {""}:
+        assert reason in text
+
+
+def test_the_approaches_name_their_refusals(rows: pd.DataFrame) -> None:
+    two = rows[(rows.role == "ladder") & ~(rows.budget_macs > 5e11)]
+    text = words(isoflop_section(two))
+    assert "2 budgets with a usable optimum: a line needs 3" in text or "usable optimum" in text
+    none = rows.assign(budget_macs=float("nan"))
+    assert "No decayed point of the ladder has a nominal budget" in words(isoflop_section(none))
+
+
+def test_both_forms_the_prediction_and_the_published_laws(
+    rows: pd.DataFrame, study_law: StudyLaw
+) -> None:
+    text = words(trust_section(rows, study_law))
+    laws = [law for law in (study_law.pure, study_law.saturating) if law is not None]
+    assert len(laws) == 2
+    for law in laws:
+        assert exponent_text(law.b) in text and f"{law.r2:.4f}" in text
+    for comparison in study_law.compare():
+        assert comparison.conclusion in text and exponent_text(comparison.difference) in text
+    top = study_law.points.iloc[-1]
+    smaller = rows[~(rows.budget_macs >= top.budget_macs * (1 - 1e-9))]
+    before = fit_frontier(smaller, form=study_law.law.form, resamples=RESAMPLES).law
+    promised = before.predict(float(top.macs_total))
+    for number in (promised.loss, promised.run_low, promised.run_high, top.val_loss):
+        assert f"{number:.4f}" in text
+    inside = promised.run_low <= top.val_loss <= promised.run_high
+    assert f"measured, {'in' if inside else 'out'}side that" in text
+
+
+def test_other_analysts(rows: pd.DataFrame, study_law: StudyLaw) -> None:
+    text = words(choices_section(rows, study_law))
+    for row in choices.spread(choices.specifications(rows)).to_dict("records"):
+        assert exponent_text(row["min"]) in text and exponent_text(row["max"]) in text
+    form = "saturating" if study_law.law.e else "pure"
+    found = choices.influence(rows, form=form)
+    first = found[(found["kind"] == "run") & found["b"].notna()].iloc[0]
+    assert first["left_out"] in text and exponent_text(first["b"]) in text
+
+
+def test_what_is_missing_is_said(rows: pd.DataFrame, tmp_path: Path) -> None:
+    assert "no law to judge" in trust_section(rows, None)
+    assert "no law whose exponent" in choices_section(rows, None)
+    assert position_section(tmp_path / POSITIONS) == ""
+    assert "No configuration was given" in config_section(" ")
+
+
+@pytest.mark.parametrize("content", ["{", '{"loss": [1.0]}', '{"loss": 3, "tokens_per_frame": 4}'])
+def test_a_damaged_position_file_is_said(tmp_path: Path, content: str) -> None:
+    (tmp_path / POSITIONS).write_text(content)
+    assert "cannot be shown" in position_section(tmp_path / POSITIONS)
+
+
+def test_loss_by_position_says_what_the_frames_tell(tmp_path: Path) -> None:
+    first, later = [6.0] * 4, [3.0] * 12
+    record = {"size": "a<1>", "tokens_per_frame": 4, "loss": [*first, *later, 0.1]}
+    (tmp_path / POSITIONS).write_text(json.dumps(record))
+    text = words(position_section(tmp_path / POSITIONS))
+    assert "The first frame costs 6" in text and "is worth 3" in text
+    assert "a&lt;1&gt;" in text
