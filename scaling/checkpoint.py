@@ -217,6 +217,18 @@ class RunLock:
         self._file.close()
 
 
+def held(lock: Path) -> bool:
+    """Whether a live process holds a lock file."""
+    try:
+        with open(lock, "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 class Interrupted(RuntimeError):
     """A run stopped at a step boundary with its state saved; the same call continues it."""
 

@@ -46,7 +46,17 @@ def _config(path: Path, overrides: list[str] | None) -> Any:
 
 
 @app.command()
-def study(config: ConfigArg, out: OutOption = STUDIES, set_: SetOption = None) -> None:
+def study(
+    config: ConfigArg,
+    out: OutOption = STUDIES,
+    set_: SetOption = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Slurm: submit what can run now, and return.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Start also beyond launch.max_macs or max_gpu_hours.")
+    ] = False,
+) -> None:
     """Run a study from its media to its report, or continue it.
 
     Example: `scaling study sweeps/quickstart.yaml`
@@ -55,7 +65,7 @@ def study(config: ConfigArg, out: OutOption = STUDIES, set_: SetOption = None) -
     """
     from scaling.study import study as run_study
 
-    run_study(_config(config, set_), out, say=_say)
+    run_study(_config(config, set_), out, say=_say, detach=detach, yes=yes)
 
 
 @app.command()
@@ -71,8 +81,8 @@ def plan(
 
     Example: `scaling plan sweeps/quickstart.yaml`
     """
-    from scaling.launch import resources
-    from scaling.plan import disk_bytes, free_bytes, study_cost
+    from scaling.launch import check, resources
+    from scaling.plan import disk_bytes, free_bytes, gpu_hours, over_budget, study_cost
 
     study_config = _config(config, set_)
     parallel, threads = resources(study_config.launch)
@@ -99,49 +109,19 @@ def plan(
         _say(f"time: about {_duration(sum(timed) / parallel)} of training on this machine")
     elif measure:
         _say("time: not estimated for the sizes whose single step is too large to time here")
+    launch = study_config.launch
+    if (hours := gpu_hours(launch, costs)) is not None:
+        _say(f"GPUs: about {hours:.3g} GPU-hours")
     folder = out / study_config.study
     _say(f"disk: {_bytes(disk_bytes(study_config, costs))}; free: {_bytes(free_bytes(folder))}")
-
-
-@app.command()
-def status(
-    folder: FolderArg,
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh every 2 s.")] = False,
-) -> None:
-    """Show every run of a study: state, progress, speed, loss.
-
-    Example: `scaling status studies/quickstart --watch`
-    """
-    import time
-
-    while True:
-        text = _status_text(folder)
-        _say(("\033[2J\033[H" if watch else "") + text)
-        if not watch:
-            return
-        time.sleep(2)
-
-
-def _status_text(folder: Path) -> str:
-    from scaling.status import run_states
-
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such study; see the folders in {folder.parent}/")
-    states = run_states(folder)
-    if not states:
-        return f"{folder}: no runs planned yet (tokens are being made)"
-    lines = [f"{'run':14}{'role':10}{'size':>12}{'log2 lr':>9}{'state':>10}{'done':>6}{'loss':>9}"]
-    for s in states:
-        loss = f"{s.val_loss:.4f}" if s.val_loss is not None else "-"
-        speed = f"  {s.tokens_per_second:,.0f} tokens/s" if s.tokens_per_second else ""
-        held = f"  {s.holder}" if s.state == "running" else ""
-        lines.append(
-            f"{s.run_id:14}{s.role:10}{s.size:>12}{s.log2_lr:>9.2f}{s.state:>10}"
-            f"{s.steps_done / s.steps:>6.0%}{loss:>9}{speed}{held}"
-        )
-    done, planned = sum(s.macs_done for s in states), sum(s.macs for s in states)
-    lines.append(f"{done:.3g} of {planned:.3g} training MACs ({done / planned:.0%})")
-    return "\n".join(lines)
+    over = over_budget(launch, costs)
+    for line in over:
+        _say(f"over budget: {line}; `scaling study` starts it only with --yes")
+    if not over and (launch.max_macs or launch.max_gpu_hours):
+        _say("within its budget")
+    check(launch, folder)
+    if launch.cluster == "slurm":
+        _say("Slurm would take these jobs")
 
 
 @app.command()
@@ -199,6 +179,7 @@ def ui(
     track.ui(folder, port)
 
 
+app.command()(cli_keeping.status)
 app.command()(cli_keeping.logs)
 app.command()(cli_keeping.cancel)
 app.command()(cli_keeping.sync)

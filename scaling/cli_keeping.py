@@ -1,13 +1,15 @@
-"""Commands that look after a study: logs, cancel, sync, doctor. Imports are lazy."""
+"""Commands that look after a study: status, logs, cancel, sync, doctor. Imports are lazy."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,19 +18,59 @@ from scaling.errors import UserError
 FolderArg = Annotated[Path, typer.Argument(help="The study's folder, e.g. studies/quickstart.")]
 
 
+def status(
+    folder: FolderArg,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until interrupted.")] = False,
+) -> None:
+    """Show every run of a study: state, progress, speed, time left, loss, and where it runs.
+
+    Example: `scaling status studies/quickstart --watch`
+    """
+    from scaling.status import text
+
+    while True:
+        jobs, said = _slurm_jobs(folder)
+        shown = text(folder, jobs) + (f"\n{said}" if said else "")
+        print(("\033[2J\033[H" if watch else "") + shown, flush=True)
+        if not watch:
+            return
+        time.sleep(2 if jobs is None else 10)  # Slurm's controller is everybody's
+
+
+def _slurm_jobs(folder: Path) -> tuple[dict[Path, Any] | None, str]:
+    """The live jobs of a study that runs on Slurm; None when there is nobody to ask, and why."""
+    if not (folder / "study.yaml").is_file():
+        return None, ""
+    from scaling.config import load_study
+
+    if load_study(folder / "study.yaml").launch.cluster != "slurm":
+        return None, ""
+    from scaling.slurm import entries
+
+    try:
+        return entries(folder / "jobs"), ""
+    except UserError as error:
+        return None, f"Slurm was not asked: {error}"
+
+
 def logs(
     run: Annotated[Path, typer.Argument(help="A run's folder: studies/x/runs/RUN_ID.")],
     lines: Annotated[int, typer.Option(min=1, help="How many of the last lines.")] = 40,
 ) -> None:
-    """Print the end of a run's log.
+    """Print the end of a run's log; where it has none, what its Slurm jobs said.
 
     Example: `scaling logs studies/quickstart/runs/0a1b2c3d4e5f`
     """
     from scaling.launch import LOG, tail
+    from scaling.slurm import job_logs
 
-    if not (run / LOG).exists():
+    if (run / LOG).exists():
+        print(tail(run / LOG, lines))
+        return
+    of_jobs = job_logs(run.parent.parent / "jobs", run)
+    if not of_jobs:
         raise UserError(f"{run}: no log here; `scaling status` lists the runs of a study")
-    print(tail(run / LOG, lines))
+    print(f"{of_jobs[-1]}:\n{tail(of_jobs[-1], lines)}")
 
 
 def cancel(folder: FolderArg) -> None:
@@ -36,13 +78,14 @@ def cancel(folder: FolderArg) -> None:
 
     Example: `scaling cancel studies/quickstart`
     """
+    from scaling.checkpoint import held
     from scaling.config import load_study
 
     config = load_study(folder / "study.yaml")
-    try:
-        holder = json.loads((folder / "driver.lock").read_text())
-    except (OSError, ValueError):
-        holder = None
+    holder = None
+    if held(folder / "driver.lock"):  # else a number in it may be anybody's by now
+        with contextlib.suppress(OSError, ValueError):
+            holder = json.loads((folder / "driver.lock").read_text())
     if holder and holder["host"] == socket.gethostname():
         try:
             os.kill(holder["pid"], signal.SIGINT)

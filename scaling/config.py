@@ -188,6 +188,9 @@ class LaunchConfig(Section):
     nodes: Positive = 1
     mem_gb: Positive | None = None
     extra: dict[str, Any] = Field(default_factory=dict)  # further sbatch parameters
+    max_macs: PositiveFloat | None = None  # training MACs; a study beyond it takes --yes to start
+    max_gpu_hours: PositiveFloat | None = None  # likewise
+    gpu_macs_per_second: PositiveFloat | None = None  # of one GPU in training; default: timed here
 
 
 class TrackingConfig(Section):

@@ -6,14 +6,13 @@ said with its remedy. Runs need no doctor to continue: this is for looking befor
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling.checkpoint import RunBusy, RunLock
+from scaling.checkpoint import RunBusy, RunLock, held
 from scaling.config import SCHEMA, RunConfig
 from scaling.errors import UserError
 from scaling.results import read_run
@@ -84,7 +83,7 @@ def _findings(study_dir: Path, *, mend: bool) -> Iterator[Finding]:
 
 def _run(run_dir: Path, mend: bool) -> Iterator[Finding]:
     name = f"runs/{run_dir.name}"
-    busy = _held(run_dir / "lock")
+    busy = held(run_dir / "lock")
     lock = run_dir / "lock"
     if lock.exists() and lock.read_text().strip() and not busy:
         repaired = ""
@@ -197,17 +196,3 @@ def _tracking(study_dir: Path) -> Iterator[Finding]:
             f"{len(missing)} finished runs have not been sent",
             "Run `scaling sync`, or the study again",
         )
-
-
-def _held(lock: Path) -> bool:
-    """Whether a live process holds a run's lock."""
-    if not lock.exists():
-        return False
-    try:
-        with open(lock, "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

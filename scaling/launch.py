@@ -7,6 +7,7 @@ job that was lost is simply started again, and what was finished returns at once
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from scaling.checkpoint import STOP, Interrupted, RunBusy
+from scaling.checkpoint import STOP, Interrupted, RunBusy, storage_error, write_atomic
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 RETRIES = 3  # of one job that was killed, lost its node or was interrupted
 LOG = "log.txt"  # what a run prints, in its directory
+ERROR = "error.txt"  # why its last attempt gave up; gone when it is started again
+ROWS = "rows.json"  # its result
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,14 @@ class Finished:
 
     job: Job
     error: str | None
+
+
+class Detached(Exception):
+    """Jobs were handed to the cluster, and nobody waits for them."""
+
+    def __init__(self, jobs: int, new: int) -> None:
+        super().__init__(f"{jobs} jobs, {new} of them new")
+        self.jobs, self.new = jobs, new
 
 
 @dataclass(frozen=True)
@@ -86,10 +97,20 @@ class Launcher:
         launch: the `launch:` section of a study.
         folder: where submitit keeps its files; the same one for every launcher of a study.
         function: what a job calls with its run and directory; must be importable on the node.
+        detach: do not wait for jobs (Slurm only): `map` yields what is finished, submits the rest
+            and raises Detached.
     """
 
-    def __init__(self, launch: LaunchConfig, folder: Path, function: Function = train) -> None:
+    def __init__(
+        self,
+        launch: LaunchConfig,
+        folder: Path,
+        function: Function = train,
+        *,
+        detach: bool = False,
+    ) -> None:
         self.parallel, self.threads = resources(launch)
+        self._detach = detach
         self._launch, self._function = launch, function
         self._folder = folder.resolve()
         self._backend: Backend | None = None
@@ -109,11 +130,18 @@ class Launcher:
         a generator that decides by the results so far. An attempt that was killed is repeated up
         to RETRIES times; an exception is not, since the same input would raise it again.
         """
+        if self._detach:
+            yield from self._hand_over(jobs)
+            return
         waiting = iter(jobs)
         attempts: dict[Job, int] = {}
         while True:
             while len(attempts) < self.parallel and (job := next(waiting, None)) is not None:
+                if (job.run_dir / ROWS).is_file():
+                    yield Finished(job, None)
+                    continue
                 attempts[job] = 1
+                (job.run_dir / ERROR).unlink(missing_ok=True)
                 self._open().start(job)
             if not attempts:
                 return
@@ -124,16 +152,26 @@ class Launcher:
                     continue
                 tried = attempts.pop(job)
                 again = f" (attempt {tried}, the last)" if outcome.lost else ""
-                yield Finished(job, outcome.error and f"{outcome.error}{again}")
+                error = outcome.error and f"{outcome.error}{again}"
+                if error:  # for `scaling status`; where the disk is full the driver says it alone
+                    with contextlib.suppress(OSError, UserError):
+                        write_atomic(job.run_dir / ERROR, error)
+                yield Finished(job, error)
+
+    def _hand_over(self, jobs: Iterable[Job]) -> Iterator[Finished]:
+        left = []
+        for job in jobs:
+            if (job.run_dir / ROWS).is_file():
+                yield Finished(job, None)
+            else:
+                (job.run_dir / ERROR).unlink(missing_ok=True)
+                left.append(job)
+        if left:
+            raise Detached(len(left), self.submit(left))
 
     def submit(self, jobs: Iterable[Job]) -> int:
         """Hand all jobs to the cluster, which runs `launch.parallel` at once, and return how many
         were new to it. A later `map` of the same jobs waits for them."""
-        if self._launch.cluster != "slurm":
-            raise UserError(
-                f"launch.cluster is {self._launch.cluster}: its jobs end with this program, so it "
-                f"cannot detach from them; that takes launch.cluster: slurm"
-            )
         from scaling.slurm import Slurm
 
         slurm = Slurm(self._launch, self._folder, self._function, self.threads)
@@ -220,6 +258,36 @@ def resources(launch: LaunchConfig) -> tuple[int, int]:
     if launch.threads:
         parallel = max(1, min(parallel, cores // launch.threads))
     return parallel, launch.threads or max(1, cores // parallel)
+
+
+def check(launch: LaunchConfig, study_dir: Path, *, detach: bool = False) -> None:
+    """All that can be known of the `launch:` section before anything starts.
+
+    Raises UserError: more GPUs than there are, what Slurm refuses, a folder that cannot be written,
+    `detach` from jobs that end with this program.
+    """
+    _, threads = resources(launch)
+    if launch.cluster == "slurm":
+        from scaling.slurm import check as check_slurm
+
+        check_slurm(launch, threads)
+    elif detach:
+        raise UserError(
+            f"launch.cluster is {launch.cluster}: its jobs end with this program, so it cannot "
+            f"detach from them; that takes launch.cluster: slurm"
+        )
+    probe = study_dir / f".writable.{os.getpid()}"
+    try:
+        study_dir.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        known = storage_error(error, study_dir)
+        if isinstance(known, UserError):
+            raise known from None
+        raise UserError(
+            f"{study_dir}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
 
 
 def available_cores() -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from models.family import FAMILY, SPECIAL_TOKENS, ModelConfig, size
 from models.macs import forward_macs, parameter_counts
-from scaling.config import RunConfig, StudyConfig
+from scaling.config import LaunchConfig, RunConfig, StudyConfig
 from scaling.errors import UserError
 from scaling.schedule import segments
 
@@ -292,6 +292,50 @@ def study_cost(
             )
         )
     return costs, left
+
+
+def must_time(launch: LaunchConfig) -> bool:
+    """Whether a limit in GPU-hours can only be judged by timing steps here."""
+    return launch.max_gpu_hours is not None and launch.gpu_macs_per_second is None
+
+
+def gpu_hours(launch: LaunchConfig, costs: list[Cost]) -> float | None:
+    """GPU-hours of a study if its runs scale perfectly over their GPUs; None where nothing tells.
+
+    By `launch.gpu_macs_per_second`, else by steps that were timed on a GPU of this machine.
+    """
+    if launch.gpu_macs_per_second is not None:
+        return sum(c.macs for c in costs) / launch.gpu_macs_per_second / 3600
+    import torch
+
+    seconds = [c.seconds for c in costs if c.seconds is not None]
+    if not torch.cuda.is_available() or len(seconds) < len(costs):
+        return None
+    return sum(seconds) / 3600
+
+
+def over_budget(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
+    """How a plan goes beyond `launch.max_macs` and `launch.max_gpu_hours`; empty when it does not.
+
+    Raises UserError for a limit in GPU-hours where the speed of a GPU is not known.
+    """
+    macs = sum(c.macs for c in costs)
+    over = []
+    if launch.max_macs is not None and macs > launch.max_macs:
+        over.append(f"{macs:.3g} training MACs, launch.max_macs is {launch.max_macs:.3g}")
+    if launch.max_gpu_hours is not None:
+        hours = gpu_hours(launch, costs)
+        if hours is None:
+            raise UserError(
+                f"launch.max_gpu_hours is {launch.max_gpu_hours:g}, but the speed of a GPU is not "
+                f"known: none here can be timed. Set launch.gpu_macs_per_second (half of the "
+                f"FLOP/s that one GPU sustains in training), or limit launch.max_macs instead"
+            )
+        if hours > launch.max_gpu_hours:
+            over.append(
+                f"about {hours:.3g} GPU-hours, launch.max_gpu_hours is {launch.max_gpu_hours:g}"
+            )
+    return over
 
 
 def disk_bytes(config: StudyConfig, costs: list[Cost]) -> int:

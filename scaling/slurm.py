@@ -109,7 +109,8 @@ class Slurm:
         self._silent = False
 
     def start(self, job: Job) -> None:
-        found = self._there.pop(job.run_dir, None)
+        # Jobs may outlive this program, and the next one may stand in another folder.
+        found = self._there.pop(job.run_dir.resolve(), None)
         if found is None:
             self._new.append(job)
         else:
@@ -154,7 +155,7 @@ class Slurm:
             jobs, self._new = self._new[:ARRAY], self._new[ARRAY:]
             folder = new_folder(self._folder)
             folder.mkdir(parents=True)
-            write_atomic(folder / RUNS, json.dumps([str(job.run_dir) for job in jobs]))
+            write_atomic(folder / RUNS, json.dumps([str(job.run_dir.resolve()) for job in jobs]))
             launch, threads = self._launch, self._threads
             made = executor(
                 folder,
@@ -230,6 +231,9 @@ def _with_logs(outcome: Outcome, placed: Placed) -> Outcome:
     """The run's log, and what Slurm itself said."""
     if outcome.error is None:
         return outcome
+    if placed.state == "FAILED" and not any(placed.folder.glob(f"{placed.job_id}_*_log.*")):
+        hint = f"; Slurm wrote no log of it: can its nodes see and write {placed.folder}?"
+        outcome = Outcome(f"{outcome.error}{hint}", outcome.lost)
     outcome = with_log(outcome, placed.job.run_dir / LOG)
     said = placed.folder / f"{placed.job_id}_0_log.err"
     lines = [line for line in tail(said).splitlines() if "slurm" in line or "srun" in line]
@@ -289,6 +293,43 @@ def check(launch: LaunchConfig, threads: int) -> None:
             f"Slurm refuses the jobs of this study: {said} (asked with {' '.join(options)}). "
             f"Change the `launch:` section"
         )
+    _check_time_limit(flags(launch, threads))
+
+
+def _check_time_limit(wanted: dict[str, Any]) -> None:
+    """Slurm takes a job with a limit above its partition's, and then never starts it."""
+    named = str(wanted.get("partition") or "").split(",")
+    limits = {}
+    for line in _ask(["sinfo", "-h", "-o", "%P|%l"]):
+        name, _, limit = line.partition("|")
+        if name.rstrip("*") in named or (named == [""] and name.endswith("*")):
+            limits[name.rstrip("*")] = limit
+    minutes = _minutes(str(wanted["time"]))
+    if (
+        limits
+        and minutes
+        and all((_minutes(limit) or minutes) < minutes for limit in limits.values())
+    ):
+        shown = ", ".join(f"'{name}' ({limit})" for name, limit in limits.items())
+        raise UserError(
+            f"launch.timeout_min {minutes:g} is above the time limit of partition {shown}; lower "
+            f"it (jobs save, requeue and continue, so a short limit costs little)"
+        )
+
+
+def _minutes(text: str) -> float | None:
+    """A time limit in Slurm's words (`90`, `5:00`, `1-00:00:00`, `infinite`) in minutes."""
+    days, dash, clock = text.rpartition("-")
+    try:
+        parts = [int(part) for part in clock.split(":")]
+        if dash:  # days-hours[:minutes[:seconds]]
+            hours, minutes, seconds = [*parts, 0, 0][:3]
+            return int(days) * 1440 + hours * 60 + minutes + seconds / 60
+    except ValueError:
+        return None
+    if len(parts) == 3:
+        return parts[0] * 60 + parts[1] + parts[2] / 60
+    return parts[0] + (parts[1] / 60 if len(parts) == 2 else 0)
 
 
 def queue() -> list[Entry]:
@@ -348,6 +389,26 @@ def entries(folder: Path) -> dict[Path, Entry]:
         _, _, task = entry.job_id.partition("_")
         found[Path(run_dirs[int(task or 0)])] = entry
     return found
+
+
+def job_logs(folder: Path, run_dir: Path) -> list[Path]:
+    """What Slurm and submitit wrote about a run's jobs, the newest last: for a job that died before
+    its run could write a log."""
+    found = []
+    for listing in folder.glob(f"*/{RUNS}"):
+        try:
+            index = json.loads(listing.read_text()).index(str(run_dir.resolve()))
+        except (OSError, ValueError):
+            continue
+        logs = [p for p in listing.parent.glob("*_log.err") if _task(p) == index]
+        found += [log for log in logs if log.stat().st_size]
+    return sorted(found, key=lambda p: p.stat().st_mtime)
+
+
+def _task(log: Path) -> int:
+    """Of `123_4_0_log.err` 4; of a job that is no array, `123_0_log.err`, 0."""
+    parts = log.name.removesuffix("_log.err").split("_")
+    return int(parts[1]) if len(parts) == 3 else 0
 
 
 def cancel(folder: Path) -> int:

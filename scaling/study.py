@@ -21,10 +21,11 @@ from scaling.checkpoint import RunBusy, RunLock, write_atomic
 from scaling.config import RunConfig, StudyConfig
 from scaling.encode import prepare
 from scaling.errors import UserError
-from scaling.launch import Finished, Job, Launcher
+from scaling.launch import ROWS, Detached, Finished, Job, Launcher, check
+from scaling.progress import Progress
 from scaling.results import read_run
 from scaling.shards import TokenData
-from scaling.status import Progress, read_plan, write_plan
+from scaling.status import check_schema, read_plan, write_plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,21 +35,38 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def study(config: StudyConfig, out: Path, *, say: Say = print) -> Path:
+def study(
+    config: StudyConfig, out: Path, *, say: Say = print, detach: bool = False, yes: bool = False
+) -> Path | None:
     """Take a study from its media to its report, or from wherever it stopped.
 
     Args:
         config: the study.
         out: the folder of all studies; this one lives in `out / config.study`.
+        detach: on Slurm, submit the runs that can be named now and return. The next call, with or
+            without it, takes up what they left: the ladder waits for the sweep's learning rate.
+        yes: start although the plan is beyond launch.max_macs or launch.max_gpu_hours.
     Returns:
-        The path of report.html.
+        The path of report.html; None when it detached from jobs.
     Raises:
-        UserError: another driver works on the study, unusable media, runs that failed, no law.
+        UserError: another driver works on the study, over its budget, jobs that Slurm would refuse,
+            unusable media, runs that failed, no law.
     """
     folder = out / config.study
+    check_schema(folder)
+    if not _complete(folder):
+        check(config.launch, folder, detach=detach)
+        guard(config, say, yes=yes)
+        track.check(config.tracking.uri, say)
     try:
         with RunLock(folder, "driver.lock"):
-            return _study(config, folder, say)
+            return _study(config, folder, say, detach)
+    except Detached as left:
+        say(
+            f"{left.jobs} jobs are in Slurm, {left.new} of them new, and go on by themselves. See "
+            f"`scaling status {folder} --watch`; run the same command again when they have ended"
+        )
+        return None
     except RunBusy as busy:
         raise UserError(
             f"study '{config.study}': {busy}. One driver works on a study at a time; watch it with "
@@ -56,13 +74,35 @@ def study(config: StudyConfig, out: Path, *, say: Say = print) -> Path:
         ) from None
 
 
-def _study(config: StudyConfig, folder: Path, say: Say) -> Path:
+def _complete(folder: Path) -> bool:
+    """Whether every run planned so far is finished: then another look needs no cluster."""
+    runs = read_plan(folder)
+    return bool(runs) and all((folder / "runs" / r["run_id"] / ROWS).is_file() for r in runs)
+
+
+def guard(config: StudyConfig, say: Say, *, yes: bool) -> None:
+    """Raises UserError when the plan goes beyond the study's own limits and nobody said yes."""
+    if config.launch.max_macs is None and config.launch.max_gpu_hours is None:
+        return
+    costs, _ = plan.study_cost(config, threads=1, measure=plan.must_time(config.launch), log=say)
+    over = plan.over_budget(config.launch, costs)
+    if over and not yes:
+        raise UserError(
+            f"study '{config.study}' is over its budget: {'; '.join(over)}. Nothing was started. "
+            f"Plan a smaller study (`scaling plan` shows where it goes), raise the limit, or start "
+            f"it nevertheless with --yes"
+        )
+    for line in over:
+        say(f"over budget, started with --yes: {line}")
+
+
+def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
     _write_if_changed(folder / "study.yaml", describe(config))
     data_dir = encode(config, folder, say)
     data = TokenData.open(data_dir)
     failed: list[Finished] = []
     runs: list[RunConfig] = []
-    with Launcher(config.launch, folder / "jobs") as launcher:
+    with Launcher(config.launch, folder / "jobs", detach=detach) as launcher:
         lr, sweep = best_rate(config, folder, data, data_dir, launcher, say)
         ladder, left = plan.ladder_runs(config, lr, data.key, data_dir)
         for pair in left:
@@ -140,12 +180,14 @@ def best_rate(
 
     runs: dict[str, RunConfig] = {}
     recorded = {entry["run_id"] for entry in read_plan(folder)}
+    ladder, _ = plan.ladder_runs(config, 1.0, data.key, data_dir)  # their size, not yet their rate
+    ladder_macs = sum(map(plan.path_macs, ladder))
 
     def job(width: int, lr: float) -> Job:
         run = plan.sweep_run(config, width, lr, data.key, data_dir)
         runs[run.run_id] = run
         if run.run_id not in recorded:
-            record(folder, list(runs.values()))
+            record(folder, list(runs.values()), later_macs=ladder_macs)
             recorded.update(runs)
         return Job(run, folder / "runs" / run.run_id)
 
@@ -178,8 +220,8 @@ def exponents(config: StudyConfig) -> range:
     return range(config.lr.log2_min, config.lr.log2_max + 1)
 
 
-def record(folder: Path, runs: list[RunConfig]) -> None:
-    write_plan(folder, runs, [plan.path_macs(run) for run in runs])
+def record(folder: Path, runs: list[RunConfig], *, later_macs: int = 0) -> None:
+    write_plan(folder, runs, [plan.path_macs(run) for run in runs], later_macs=later_macs)
 
 
 def progress(folder: Path, say: Say) -> Progress:

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 from scaling.checkpoint import write_atomic
 from scaling.errors import UserError
@@ -76,6 +77,31 @@ def sync(study_dir: Path, uri: str | None = None, *, force: bool = False) -> int
             _send(client, experiment, study_dir / "runs" / name, digest)
     write_atomic(record, now)
     return len(missing)
+
+
+def check(uri: str | None, say: Callable[[str], None]) -> None:
+    """Look at a tracking address before a study starts; one that is silent now costs no run.
+
+    Raises UserError for an address that cannot be one.
+    """
+    if uri is None:
+        return
+    address = urlsplit(uri)
+    if address.scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+        return
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise UserError(
+            f"tracking.uri {uri}: not an address of MLflow; write http://HOST:PORT of a tracking "
+            f"server or sqlite:///FILE, or leave it out"
+        )
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname, port), timeout=5).close()
+    except (OSError, ValueError) as error:
+        say(
+            f"tracking.uri {uri} does not answer ({error}); the study goes on, and what could not "
+            f"be sent at its end `scaling sync` sends later"
+        )
 
 
 def load_rows(uri: str, study: str = "") -> list[Row]:

@@ -138,6 +138,8 @@ def _train(
         state = saved
         state["rows"] = json.loads(state["rows"])
         log(f"{run_dir.name}: continues at step {state['step']}")
+    else:
+        log(f"{run_dir.name}: {run.model.name}, {total} steps on {device_name(device)}")
     metrics = run_dir / "metrics.jsonl"
 
     def rewind_metrics() -> None:
@@ -301,6 +303,11 @@ def _train(
             }
         )
         log(f"{run_dir.name}: diverged at step {state['step']} (training loss {mean:.4g})")
+    else:
+        log(
+            f"{run_dir.name}: finished after {seconds():.1f} s, "
+            f"{state['rows'][-1]['val_loss']:.4f} nats/token"
+        )
     keep("checkpoint.pt")
 
     def finish() -> list[Row]:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scaling.errors import UserError
+
 CLIPS = """\
 study: own
 data:
@@ -145,3 +147,41 @@ def test_plan_says_what_a_study_costs(own: Path) -> None:
     said = scaling("plan", str(own / "own.yaml"), code=0)
     for word in ("runs", "tokens", "training MACs", "memory", "time: about", "disk"):
         assert word in said
+    assert "budget" not in said and "Slurm" not in said
+
+
+def test_a_study_over_its_budget_takes_a_yes(own: Path) -> None:
+    def limited(*limits: str) -> list[str]:
+        return [str(own / "own.yaml"), "--out", str(own / "never"), *limits]
+
+    macs = ["--set", "launch.max_macs=1e6"]
+    said = scaling("plan", "--no-measure", *limited(*macs), code=0)
+    assert "over budget" in said and "launch.max_macs is 1e+06" in said
+    said = scaling("study", *limited(*macs), code=2)
+    assert "over its budget" in said and "--yes" in said
+    assert not (own / "never" / "own" / "data").exists(), "nothing was started"
+    said = scaling("plan", "--no-measure", *limited("--set", "launch.max_macs=1e15"), code=0)
+    assert "within its budget" in said
+    hours = ["--set", "launch.max_gpu_hours=1e-9", "--set", "launch.gpu_macs_per_second=1e12"]
+    said = scaling("plan", "--no-measure", *limited(*hours), code=0)
+    assert "GPU-hours, launch.max_gpu_hours is 1e-09" in said
+
+
+def test_a_limit_in_gpu_hours_takes_a_speed() -> None:
+    from scaling.config import LaunchConfig
+    from scaling.plan import Cost, over_budget
+
+    cost = Cost("ladder", "t16", 1, 1, 1, 1, macs=7_200, bytes_memory=1, seconds=None)
+    with pytest.raises(UserError, match=r"Set launch.gpu_macs_per_second"):
+        over_budget(LaunchConfig(max_gpu_hours=1.0), [cost])
+    assert over_budget(LaunchConfig(max_gpu_hours=1.0, gpu_macs_per_second=2.0), [cost]) == []
+    assert over_budget(LaunchConfig(max_gpu_hours=0.9, gpu_macs_per_second=2.0), [cost]) == [
+        "about 1 GPU-hours, launch.max_gpu_hours is 0.9"
+    ]
+
+
+def test_an_address_that_is_none_is_said_before_anything_starts(own: Path) -> None:
+    wrong = ["--set", "tracking.uri=localhost/5000"]
+    arguments = [str(own / "own.yaml"), "--out", str(own / "never"), *wrong]
+    assert "not an address of MLflow" in scaling("study", *arguments, code=2)
+    assert not (own / "never" / "own" / "data").exists()

@@ -18,7 +18,7 @@ import pytest
 from scaling.checkpoint import STOP, Interrupted
 from scaling.config import LaunchConfig
 from scaling.errors import UserError
-from scaling.launch import RETRIES, Finished, Job, Launcher, resources, tail
+from scaling.launch import RETRIES, Finished, Job, Launcher, check, resources, tail
 
 
 @dataclass(frozen=True)
@@ -205,6 +205,34 @@ def test_nothing_outlives_its_driver(tmp_path: Path, ended_by: signal.Signals) -
         for pid in processes_of(marker):
             os.kill(pid, signal.SIGKILL)
         driver.communicate()
+
+
+def test_why_a_run_gave_up_is_kept_until_it_starts_again(tmp_path: Path) -> None:
+    failing, finished = jobs(tmp_path, Task("raise"), Task())
+    (finished.run_dir / "rows.json").write_text("[]")
+    found = run(tmp_path, [failing, finished], cluster="debug")
+    assert (failing.run_dir / "error.txt").read_text() == found["run0"].error
+    assert found["run1"].error is None and not (finished.run_dir / "attempts").exists()
+    mended = Job(Task(), failing.run_dir)  # type: ignore[arg-type]
+    assert run(tmp_path, [mended], cluster="debug")["run0"].error is None
+    assert not (failing.run_dir / "error.txt").exists()
+
+
+def test_what_can_be_known_before_a_start(tmp_path: Path, monkeypatch) -> None:
+    local = LaunchConfig()
+    check(local, tmp_path / "new" / "study")
+    with pytest.raises(UserError, match=r"its jobs end with this program.*cluster: slurm"):
+        check(local, tmp_path, detach=True)
+    with pytest.raises(UserError, match=r"launch.gpus is 99, but this machine shows \d+ GPUs"):
+        check(LaunchConfig(gpus=99), tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/study: cannot be written \(Not a directory\)"):
+        check(local, tmp_path / "file" / "study")
+    with pytest.raises(UserError, match=r"/proc/study: cannot be written .*--out"):
+        check(local, Path("/proc/study"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"no `sbatch` on this machine"):
+        check(LaunchConfig(cluster="slurm"), tmp_path)
 
 
 def test_resources_divide_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,14 @@ import sys
 import time
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
 from scaling import slurm
 from scaling.config import LaunchConfig
 from scaling.errors import UserError
-from scaling.launch import RETRIES, Finished, Job, Launcher
+from scaling.launch import RETRIES, Detached, Finished, Job, Launcher
 from tests.slurm.cluster_work import Task, attempts, perform, until
 
 pytestmark = pytest.mark.slurm
@@ -25,12 +26,12 @@ def jobs(tmp_path: Path, *tasks: Task) -> list[Job]:
     return [Job(task, tmp_path / "runs" / f"run{k}") for k, task in enumerate(tasks)]  # type: ignore[arg-type]
 
 
-def launcher(tmp_path: Path, **launch: object) -> Launcher:
+def launcher(tmp_path: Path, *, detach: bool = False, **launch: Any) -> Launcher:
     config = LaunchConfig.model_validate({"cluster": "slurm", "threads": 1} | launch)
-    return Launcher(config, tmp_path / "jobs", function=perform)  # type: ignore[arg-type]
+    return Launcher(config, tmp_path / "jobs", function=perform, detach=detach)  # type: ignore[arg-type]
 
 
-def run(tmp_path: Path, made: list[Job], **launch: object) -> dict[str, Finished]:
+def run(tmp_path: Path, made: list[Job], **launch: Any) -> dict[str, Finished]:
     with launcher(tmp_path, **launch) as started:
         return {f.job.run_dir.name: f for f in started.map(made)}
 
@@ -88,11 +89,19 @@ def test_the_next_driver_attaches_to_what_the_last_one_left(tmp_path: Path) -> N
     assert len(set(before.values())) == 2
 
 
-def test_detached_jobs_go_on_and_are_found(tmp_path: Path) -> None:
+def test_detached_jobs_go_on_and_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = jobs(tmp_path, *[Task(seconds=1)] * 6)
-    detached = launcher(tmp_path, parallel=2)
-    assert detached.submit(made) == 6
-    assert launcher(tmp_path, parallel=2).submit(made) == 0, "all are there already"
+    finished_before = Job(Task(), tmp_path / "finished")  # type: ignore[arg-type]
+    finished_before.run_dir.mkdir()
+    (finished_before.run_dir / "rows.json").touch()
+    detach = launcher(tmp_path, parallel=2, detach=True).map([*made, finished_before])
+    assert next(detach) == Finished(finished_before, None)
+    with pytest.raises(Detached, match="6 jobs, 6 of them new"):
+        next(detach)
+    monkeypatch.chdir(tmp_path)  # the next driver names the same folders in another way
+    nearby = [Job(job.run, Path("runs") / job.run_dir.name) for job in made]
+    with pytest.raises(Detached, match="6 jobs, 0 of them new"):
+        list(launcher(Path("."), parallel=2, detach=True).map(nearby))
     states = [e.state for e in slurm.entries(tmp_path / "jobs").values()]
     assert len(states) == 6 and states.count("RUNNING") <= 2
     finished = run(tmp_path, made)
@@ -206,6 +215,22 @@ def test_what_slurm_refuses_is_said_before_anything_starts(
 ) -> None:
     with pytest.raises(UserError, match=words):
         run(tmp_path, jobs(tmp_path, Task()), **launch)
+    assert not (tmp_path / "jobs").exists()
+
+
+def test_a_limit_above_the_partitions_is_refused(tmp_path: Path) -> None:
+    """Slurm itself would take the job and never start it."""
+    create = ["scontrol", "create", "partitionname=brief", "maxtime=5", "nodes=ALL"]
+    if subprocess.run(create, capture_output=True).returncode:
+        pytest.skip("not allowed to make a partition")
+    try:
+        words = r"timeout_min 6 is above the time limit of partition 'brief' \(5:00\)"
+        with pytest.raises(UserError, match=words):
+            run(tmp_path, jobs(tmp_path, Task()), partition="brief", timeout_min=6)
+        slurm.check(LaunchConfig(cluster="slurm", partition="brief", timeout_min=5), 1)
+        slurm.check(LaunchConfig(cluster="slurm", partition="brief,main", timeout_min=6), 1)
+    finally:
+        subprocess.run(["scontrol", "delete", "partitionname=brief"], check=True)
     assert not (tmp_path / "jobs").exists()
 
 

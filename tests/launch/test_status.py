@@ -1,0 +1,125 @@
+"""What a study's directory and Slurm say of each run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from models.family import FAMILY
+from scaling.config import SCHEMA, RunConfig
+from scaling.errors import UserError
+from scaling.slurm import Entry
+from scaling.status import check_schema, clock, run_states, text, write_plan
+
+RUNS = [
+    RunConfig(
+        model=FAMILY["t16"],
+        data_key="tokens",
+        role="ladder",
+        lr=2.0**-6,
+        budgets_steps=(100,),
+        budgets_macs=(1e9,),
+        warmup_steps=10,
+        seed=seed,
+    )
+    for seed in range(8)
+]
+MACS = 10**9
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    write_plan(tmp_path, RUNS, [MACS] * len(RUNS))
+    return tmp_path
+
+
+def begin(study: Path, run: RunConfig, *, lock: str = "", **records: float) -> Path:
+    """A run that trained 20 of its 100 steps in one second."""
+    run_dir = study / "runs" / run.run_id
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(run.to_yaml())
+    (run_dir / "lock").write_text(lock)
+    lines = [{"position": p, "train_loss": 3.0, "seconds": p / 20} for p in (10, 20)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return run_dir
+
+
+def lock(host: str, pid: int) -> str:
+    return json.dumps({"host": host, "pid": pid, "job": None})
+
+
+def test_states_without_slurm(study: Path) -> None:
+    here = socket.gethostname()
+    begin(study, RUNS[1], lock=lock(here, os.getpid()))
+    begin(study, RUNS[2], lock=lock(here, 2**22 + 1))  # crashed: no such process
+    begin(study, RUNS[3], lock=lock("elsewhere", 7))
+    (begin(study, RUNS[4]) / "error.txt").write_text("a worm in the apple\nand more")
+    (begin(study, RUNS[5]) / "rows.json").write_text('[{"status": "finished"}]')
+    (begin(study, RUNS[6]) / "rows.json").write_text('[{"status": "diverged"}]')
+    (study / "runs" / RUNS[7].run_id).mkdir()
+    states = run_states(study)
+    assert [s.state for s in states] == [
+        *("waiting", "running", "stopped", "running", "failed", "finished", "diverged", "waiting")
+    ]
+    assert [s.steps_done for s in states] == [0, 20, 20, 20, 20, 100, 20, 0]
+    running = states[1]
+    tokens = RUNS[1].batch * RUNS[1].model.context
+    assert running.tokens_per_second == pytest.approx(20 * tokens)
+    assert running.eta_seconds == pytest.approx(4.0)
+    assert running.where == f"{here}:{os.getpid()}" and states[3].where == "elsewhere:7"
+    assert states[4].where == "a worm in the apple"
+    assert [s.tokens_per_second for s in (states[0], states[2], states[5])] == [None] * 3
+    shown = text(study)
+    # four runs at 20%, one at its end, one diverged: 2.8 of 8; two run at 0.2e9 MACs/s each
+    assert "2.8e+09 of 8e+09 training MACs (35%); ETA 0:13 at the present speed" in shown
+    assert re.search(rf"{RUNS[4].run_id} .* failed +20% .*a worm in the apple$", shown, re.M)
+
+
+def test_slurm_knows_better_than_a_lock_of_another_host(study: Path) -> None:
+    dirs = [begin(study, run, lock=lock("node9", 7)) for run in RUNS[:3]]
+    fresh = study / "runs" / RUNS[3].run_id
+    jobs = {
+        dirs[0].resolve(): Entry("7_0", "RUNNING", "node2", "None"),
+        dirs[1].resolve(): Entry("7_1", "PENDING", "", "BeginTime"),
+        fresh.resolve(): Entry("7_3", "PENDING", "", "Resources"),
+    }
+    states = run_states(study, jobs)
+    assert [s.state for s in states[:5]] == ["running", "requeued", "stopped", "pending", "waiting"]
+    assert [s.where for s in states[:4]] == [
+        *("node2 (job 7_0)", "job 7_1 pending: BeginTime", "", "job 7_3 pending: Resources")
+    ]
+
+
+def test_the_ladder_counts_before_its_rate_is_known(study: Path) -> None:
+    write_plan(study, RUNS[:1], [MACS], later_macs=3 * MACS)
+    assert "0 of 4e+09 training MACs (0%), 3e+09 of them in ladder runs" in text(study)
+
+
+def test_directories_of_other_versions_are_refused(study: Path) -> None:
+    check_schema(study)
+    check_schema(study / "new")
+    plan = json.loads((study / "plan.json").read_text())
+    for schema, words in ((SCHEMA - 1, "another name"), (SCHEMA + 1, "Install the newer version")):
+        (study / "plan.json").write_text(json.dumps(plan | {"schema": schema}))
+        with pytest.raises(UserError, match=rf"written with schema {schema} .*{words}"):
+            check_schema(study)
+    assert dataclasses.replace(RUNS[0], schema=SCHEMA - 1).run_id != RUNS[0].run_id
+
+
+def test_damaged_or_absent(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such study"):
+        text(tmp_path / "none")
+    assert "no runs planned yet" in text(tmp_path)
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"plan.json: damaged"):
+        text(tmp_path)
+
+
+def test_clock() -> None:
+    assert [clock(s) for s in (4, 65, 3725, 90000)] == ["0:04", "1:05", "1:02:05", "1d 1:00:00"]
