@@ -43,6 +43,7 @@ class SourceConfig(Section):
     kind: Literal["leaves", "video", "images"]
     path: Annotated[Path, Field(strict=False)] | None = None
     weight: PositiveFloat = 1.0
+    exhausted: Literal["repeat", "error"] = "repeat"  # when a run needs more than it holds
 
     @model_validator(mode="after")
     def _path_fits_kind(self) -> SourceConfig:
@@ -60,6 +61,8 @@ class DataConfig(Section):
     frames: Positive = 16  # paper, Section 3.4
     size: Positive = 128  # pixels; paper, Section 3.4
     stride: Positive = 4  # every 4th frame of a video; paper, Section 3.4
+    fps: PositiveFloat | None = None  # frames a second that `stride` counts; null: the video's own
+    pixels: bool = False  # store the frames beside the tokens: for models that see patches
     clips_per_video: Positive = 4  # random crops in space and time of one training video
     train_sequences: Positive = 4096  # of the generated source and of image folders
     val_sequences: Positive = 64  # per source, at most
@@ -76,17 +79,43 @@ class DataConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """How a frame becomes integers."""
+    """How a frame becomes integers: with published weights, or with what is fitted on the study's
+    own training frames (k-means, or a small dVAE or VQGAN)."""
 
-    kind: Literal["codebook"] = "codebook"
-    patch: Positive = 8  # pixels
+    kind: Literal["codebook", "dvae", "vqgan"] = "codebook"
+    patch: Positive = 8  # side of a code's square, pixels
     codes: Annotated[int, Field(ge=2, le=65_000)] = 1024  # uint16 shards
-    fit_frames: Positive = 4096  # training frames that the codebook is fitted on
+    weights: Annotated[Path, Field(strict=False)] | None = None  # safetensors or a state_dict
+    fit_frames: Positive = 4096  # training frames that it is fitted on, without weights
+    width: Positive = 32  # of a dVAE or VQGAN without weights: channels at full resolution
+    steps: Positive = 2000  # of its training
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> TokenizerConfig:
+        if self.kind == "codebook" or self.weights is not None:
+            return self
+        if self.patch < 2 or self.patch & (self.patch - 1):
+            raise ValueError(
+                f"patch {self.patch}: a {self.kind} halves the side again and again; use 2, 4, 8 "
+                f"or 16"
+            )
+        if self.width % 8:
+            raise ValueError(
+                f"width {self.width}: a {self.kind} takes multiples of 8; use "
+                f"{-(-self.width // 8) * 8}"
+            )
+        return self
 
 
 class ModelSection(Section):
-    """What all models of the study share."""
+    """What all models of the study share.
 
+    Table 3 of the paper pairs what a model reads with what it predicts: tokens with tokens (of any
+    tokenizer), patches with patches, patches with tokens. Patches are as large as a token's square.
+    """
+
+    inputs: Literal["tokens", "patches"] = "tokens"
+    targets: Literal["tokens", "patches"] = "tokens"  # patches: normalised, squared error a value
     parametrization: Literal["mup", "standard"] = "mup"
     base_width: Positive = 64  # width at which muP and standard parametrisation agree
     rope_base: PositiveFloat = 10_000.0
@@ -227,6 +256,11 @@ class StudyConfig(Section):
             raise ValueError(
                 f"data.size {self.data.size} is not a multiple of tokenizer.patch "
                 f"{self.tokenizer.patch}; choose a patch that divides the frame"
+            )
+        if "patches" in (self.model.inputs, self.model.targets) and not self.data.pixels:
+            raise ValueError(
+                "model.inputs or model.targets is patches, which are cut from stored frames; set "
+                "data.pixels: true"
             )
         if self.lr is None and self.ladder.log2_lr is None:
             raise ValueError(
@@ -387,6 +421,9 @@ def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
     for source in sources if isinstance(sources, list) else []:
         if isinstance(source, dict) and isinstance(source.get("path"), str):
             source["path"] = str(folder / Path(source["path"]).expanduser())
+    tokenizer = raw.get("tokenizer")
+    if isinstance(tokenizer, dict) and isinstance(tokenizer.get("weights"), str):
+        tokenizer["weights"] = str(folder / Path(tokenizer["weights"]).expanduser())
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -415,7 +452,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {override}: '{part}' is not inside a section")
     if not isinstance(target, dict):
         raise UserError(f"--set {override}: '{key}' does not name one value")
-    if last == "path" and isinstance(value, str):
+    if last in ("path", "weights") and isinstance(value, str):
         value = str(Path(value).expanduser().resolve())
     target[last] = value
 

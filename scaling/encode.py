@@ -29,19 +29,15 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from models.tokenizers.codebook import Codebook, cut
+from models.tokenizers.codebook import Codebook
 from scaling import disk, shards
 from scaling.errors import UserError
+from scaling.fit_tokenizer import Progress, fit, silent
 from scaling.join import Joiner, part_path
 from scaling.sources import Reader, Source, Unit, survey, unusable
 
-Progress = Callable[[str, int, int], None]
 Work = Callable[[list[Unit]], int]
 Mapper = Callable[[Work, Sequence[list[Unit]]], Iterable[int]]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Progress that shows nothing."""
 
 
 def prepare(
@@ -124,15 +120,15 @@ def _settings(data: Any, tokenizer: Any, seed: int, sources: tuple[Source, ...])
 
 def _tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
     settings = {"kind": tokenizer.kind, "patch": tokenizer.patch, "codes": tokenizer.codes}
-    weights = getattr(tokenizer, "path", None)
+    weights = getattr(tokenizer, "weights", None)
     if weights is not None:
         try:
             with Path(weights).expanduser().open("rb") as file:
                 return settings | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
         except OSError as error:
             raise UserError(
-                f"tokenizer.path={weights} cannot be read ({error.strerror}). Give a .safetensors "
-                "file of weights."
+                f"tokenizer.weights={weights} cannot be read ({error.strerror}). Give a file of "
+                "weights (.safetensors)."
             ) from error
     settings["fit_frames"] = tokenizer.fit_frames
     if tokenizer.kind != "codebook":
@@ -281,14 +277,14 @@ class _Encoder:
         path = self.work / "tokenizer.safetensors"
         if not path.exists():
             temporary = path.with_suffix(".tmp.safetensors")
-            weights = getattr(self.config, "path", None)
+            weights = getattr(self.config, "weights", None)
             try:
                 if weights is not None:
                     from models.tokenizers.weights import load
 
                     load(Path(weights).expanduser()).save(temporary)
                 else:
-                    self._fit().save(temporary)
+                    fit(self.config, self.reader, self.progress).save(temporary)
             except ValueError as error:
                 if isinstance(error, UserError):
                     raise
@@ -299,48 +295,10 @@ class _Encoder:
             if getattr(tokenizer, name) != getattr(self.config, name):
                 raise UserError(
                     f"tokenizer.{name} is {getattr(self.config, name)}, the weights in "
-                    f"{self.config.path} have {getattr(tokenizer, name)}. Set tokenizer.{name}: "
+                    f"{self.config.weights} have {getattr(tokenizer, name)}. Set tokenizer.{name}: "
                     f"{getattr(tokenizer, name)}."
                 )
         return tokenizer
-
-    def _fit(self) -> Any:
-        frames = np.concatenate(list(self._fit_frames()))
-        if self.config.kind == "codebook":
-            self.progress("fit the codebook", 0, len(frames))
-            return Codebook.fit(cut(frames, self.config.patch), self.config.codes, self.reader.seed)
-        from models.tokenizers import train
-
-        fit = train.train_dvae if self.config.kind == "dvae" else train.train_vqgan
-        return fit(
-            frames,
-            codes=self.config.codes,
-            patch=self.config.patch,
-            width=self.config.width,
-            steps=self.config.steps,
-            seed=self.reader.seed,
-            progress=lambda step, steps, loss: self.progress(
-                f"train the {self.config.kind}, loss {loss:.4f}", step, steps
-            ),
-        )
-
-    def _fit_frames(self) -> Iterator[np.ndarray]:
-        """Training frames of every source, in proportion to its weight."""
-        whole = sum(source.settings.weight for source in self.reader.sources)
-        for source in self.reader.sources:
-            wanted = max(1, round(self.config.fit_frames * source.settings.weight / whole))
-            have = 0
-            for unit in self.reader.units(source, "train"):
-                self.progress(f"frames of {source.name} for the tokenizer", have, wanted)
-                pixels, _ = self.reader.pixels(unit, limit=wanted - have)
-                frames = pixels.reshape(-1, *pixels.shape[-3:])[: wanted - have]
-                if len(frames):
-                    yield frames
-                have += len(frames)
-                if have >= wanted:
-                    break
-            if not have:
-                raise unusable(source, self.reader.minimum(source))
 
     def _map(self, units: list[Unit]) -> None:
         """Make the parts of `units`, here or on the workers."""

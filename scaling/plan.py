@@ -35,19 +35,36 @@ def vocab(config: StudyConfig) -> int:
 
 
 def context(config: StudyConfig) -> int:
-    """Positions of a training sequence: start token and codes predict codes and end token."""
-    return config.data.frames * (config.data.size // config.tokenizer.patch) ** 2 + 1
+    """Positions of a training sequence: start token and codes predict codes and end token.
+
+    With patches as targets there is no end to predict.
+    """
+    codes = config.data.frames * (config.data.size // config.tokenizer.patch) ** 2
+    return codes + (config.model.targets == "tokens")
+
+
+def _patches(config: StudyConfig) -> dict[str, Any]:
+    """What a model reads and predicts: values of a patch, 0 for tokens."""
+    values = 3 * config.tokenizer.patch**2
+    return {
+        "patch_inputs": values * (config.model.inputs == "patches"),
+        "patch_targets": values * (config.model.targets == "patches"),
+    }
 
 
 def ladder_model(config: StudyConfig, name: str) -> ModelConfig:
     """A size of the family with the study's vocabulary, context and parametrisation."""
+    patches = _patches(config)
     return dataclasses.replace(
         FAMILY[name],
+        tied=FAMILY[name].tied and not any(patches.values()),
         vocab=vocab(config),
         context=context(config),
         parametrization=config.model.parametrization,
         base_width=config.model.base_width,
         rope_base=config.model.rope_base,
+        patch_inputs=patches["patch_inputs"],
+        patch_targets=patches["patch_targets"],
     )
 
 
@@ -63,6 +80,7 @@ def sweep_model(config: StudyConfig, width: int) -> ModelConfig:
         parametrization=config.model.parametrization,
         base_width=config.model.base_width,
         rope_base=config.model.rope_base,
+        **_patches(config),
     )
 
 
@@ -199,7 +217,7 @@ def _too_short(run: RunConfig, index: int) -> str:
 
 
 def measure_step_seconds(model: ModelConfig, batch: int, precision: str, threads: int) -> float:
-    """Seconds of one training step here: median of 3 on random tokens, after a warm-up."""
+    """Seconds of one training step here: median of 3 on random data, after a warm-up."""
     import torch
 
     from models.parametrization import build, optimizer
@@ -210,12 +228,17 @@ def measure_step_seconds(model: ModelConfig, batch: int, precision: str, threads
     try:
         net = build(model, seed=0, device=device)
         optim = optimizer(net, lr=1e-3, weight_decay=0.1)
-        tokens = torch.randint(0, model.vocab, (batch, model.context + 1), device=device)
+        inputs, targets = (
+            torch.rand(batch, model.context, values, device=device)
+            if values
+            else torch.randint(0, model.vocab, (batch, model.context), device=device)
+            for values in (model.patch_inputs, model.patch_targets)
+        )
         times = []
         for _ in range(4):
             start = time.perf_counter()
             with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                loss = net.loss(tokens[:, :-1], tokens[:, 1:])
+                loss = net.loss(inputs, targets)
             loss.backward()
             optim.step()
             optim.zero_grad(set_to_none=True)
@@ -339,11 +362,12 @@ def over_budget(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
 
 
 def disk_bytes(config: StudyConfig, costs: list[Cost]) -> int:
-    """Shards (2 bytes a token) and the checkpoints that stay (weights and two moments, fp32)."""
-    sequences = sum(
-        config.data.train_sequences + config.data.val_sequences for _ in config.data.sources
-    )
-    return 2 * sequences * (context(config) + 1) + sum(12 * c.params * c.runs for c in costs)
+    """Shards (2 bytes a token, 3 a stored pixel) and the checkpoints that stay (weights and two
+    moments, fp32)."""
+    data = config.data
+    sequences = (data.train_sequences + data.val_sequences) * len(data.sources)
+    a_sequence = 2 * (context(config) + 1) + 3 * data.frames * data.size**2 * data.pixels
+    return a_sequence * sequences + sum(12 * c.params * c.runs for c in costs)
 
 
 def free_bytes(folder: Path) -> int:

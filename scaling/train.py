@@ -22,7 +22,7 @@ import torch
 from models.macs import forward_macs, parameter_counts
 from models.memory import check_fits
 from models.parametrization import build, optimizer
-from scaling import checkpoint
+from scaling import checkpoint, feed
 from scaling.checkpoint import STOP, Interrupted, RunBusy, RunLock, StopFlag, write_atomic
 from scaling.config import RunConfig
 from scaling.device import autocast, compiles, device_name, gemm_peak_macs
@@ -111,15 +111,17 @@ def _train(
     optim = optimizer(model, lr=run.lr, weight_decay=run.weight_decay)
     peak_lrs = [group["lr"] for group in optim.param_groups]
     parameters = list(model.parameters())
-    validation = {
-        name: torch.from_numpy(tokens_NS).to(device)
-        for name, tokens_NS in data.validation().items()
-    }
+    with ranks.alike():
+        validation = {
+            name: (inputs.to(device), targets.to(device))
+            for name, (inputs, targets) in feed.validation_pairs(data, run.model).items()
+        }
     shares = {s["name"]: s["weight"] for s in data.meta["sources"]}
     weights = {name: share / sum(shares.values()) for name, share in shares.items()}
     identity = _identity(run, data, ranks) | {"data_mix": json.dumps(weights)}
     evaluate_at = evaluation_steps(run)
-    diverged_above = 2 * math.log(run.model.vocab)  # the untrained model's loss is log(vocab)
+    # Twice the untrained model's loss: nats a token, or the variance of a normalised patch.
+    diverged_above = 2.0 if run.model.patch_targets else 2 * math.log(run.model.vocab)
     peak_macs = gemm_peak_macs(device)  # per second
 
     state: dict[str, Any] = {
@@ -211,15 +213,20 @@ def _train(
                 group["lr"] = peak * multiple
             if at_hand != step // WINDOW_STEPS:
                 at_hand = step // WINDOW_STEPS
-                drawn, _ = data.batch(at_hand, WINDOW_STEPS * run.batch, run.seed)
-                shape = (WINDOW_STEPS, passes, ranks.size, sequences, -1)
-                tokens_WPBS = torch.from_numpy(drawn.reshape(shape)[:, :, ranks.rank]).to(device)
-            for left, tokens_BS in zip(
-                range(passes - 1, -1, -1), tokens_WPBS[step % WINDOW_STEPS], strict=True
+                drawn = feed.train_pair(
+                    data, run.model, at_hand, WINDOW_STEPS * run.batch, run.seed
+                )
+                shape = (WINDOW_STEPS, passes, ranks.size, sequences)
+                inputs_WPB, targets_WPB = (
+                    x.reshape(*shape, *x.shape[1:])[:, :, ranks.rank].to(device) for x in drawn
+                )
+            now_at = step % WINDOW_STEPS
+            for left, inputs_B, targets_B in zip(
+                range(passes - 1, -1, -1), inputs_WPB[now_at], targets_WPB[now_at], strict=True
             ):
                 with unsynchronised() if left else nullcontext():
                     with autocast(device, bf16):
-                        loss = loss_of(tokens_BS[:, :-1], tokens_BS[:, 1:])
+                        loss = loss_of(feed.values(inputs_B), feed.values(targets_B))
                     loss.backward(portion)
                 window.add_(loss.detach(), alpha=1 / (passes * ranks.size))
             torch.nn.utils.clip_grad_norm_(parameters, run.grad_clip)
@@ -336,24 +343,25 @@ def _truncate_metrics(path: Path, position: int) -> None:
 
 @torch.no_grad()
 def _validation_loss(
-    model: Any, validation: dict[str, torch.Tensor], batch: int, ranks: Ranks, bf16: bool
+    model: Any, validation: dict[str, feed.Pair], batch: int, ranks: Ranks, bf16: bool
 ) -> dict[str, float]:
-    """Mean loss per token (nats) of each source's validation sequences, shared out to the ranks."""
+    """Mean loss per position of each source's validation sequences, shared out to the ranks."""
     model.eval()
     sums = torch.zeros(len(validation), dtype=torch.float64, device=ranks.device)
-    for k, tokens_NS in enumerate(validation.values()):
-        for tokens_BS in tokens_NS.split(batch):
-            own_BS = tokens_BS[ranks.rank :: ranks.size]
-            count = len(own_BS)
+    for k, pair in enumerate(validation.values()):
+        for inputs_B, targets_B in zip(*(x.split(batch) for x in pair), strict=True):
+            own = slice(ranks.rank, None, ranks.size)
+            count = len(inputs_B[own])
             if count == 0:  # a sharded model takes all ranks for every forward pass
-                own_BS = tokens_BS[:1]
+                own = slice(1)
             with autocast(ranks.device, bf16):
-                sums[k] += model.loss(own_BS[:, :-1], own_BS[:, 1:]).double() * count
+                loss = model.loss(feed.values(inputs_B[own]), feed.values(targets_B[own]))
+                sums[k] += loss.double() * count
     model.train()
     means = ranks.total(sums).tolist()
     return {
-        source: total / len(tokens_NS)
-        for (source, tokens_NS), total in zip(validation.items(), means, strict=True)
+        source: total / len(pair[0])
+        for (source, pair), total in zip(validation.items(), means, strict=True)
     }
 
 
@@ -383,7 +391,7 @@ def _identity(run: RunConfig, data: TokenData, ranks: Ranks) -> Row:
         "params": counts["all"],
         "params_non_embedding": counts["non_embedding"],
         "params_matmul_head": counts["matmul_head"],
-        "tokenizer": data.tokenizer,
+        "tokenizer": _tokenizer(run, data),
         "data_key": run.data_key,
         "lr": run.lr,
         "log2_lr": math.log2(run.lr),
@@ -394,6 +402,15 @@ def _identity(run: RunConfig, data: TokenData, ranks: Ranks) -> Row:
         "precision": run.precision,
         "device": device_name(ranks.device) + several,
     }
+
+
+def _tokenizer(run: RunConfig, data: TokenData) -> str:
+    """`dvae-8px-8192`, or with patches what is read and what predicted: `patch-8px > ...`."""
+    reads, predicts = (
+        f"patch-{round((values / 3) ** 0.5)}px" if values else data.tokenizer
+        for values in (run.model.patch_inputs, run.model.patch_targets)
+    )
+    return reads if reads == predicts else f"{reads} > {predicts}"
 
 
 def _cost(run: RunConfig, data: TokenData, state: dict[str, Any], step_macs: int) -> Row:

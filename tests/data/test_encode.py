@@ -311,15 +311,15 @@ def test_learned_tokenizers(tmp_path, videos, kind):
     assert data.tokenizer == f"{kind}-4px-16" and data.context == 33
     weights = tmp_path / "weights.safetensors"
     shutil.copy(one / "tokenizer.safetensors", weights)
-    given = run(tmp_path / "given", *sources, tokenizer={"kind": kind, "path": weights})
+    given = run(tmp_path / "given", *sources, tokenizer={"kind": kind, "weights": weights})
     assert digest(one)["0-video.train-00000.bin"] == digest(given)["0-video.train-00000.bin"]
     with pytest.raises(UserError, match=r"tokenizer\.codes is 8, the weights .* have 16"):
-        run(tmp_path / "a", *sources, codes=8, tokenizer={"kind": kind, "path": weights})
+        run(tmp_path / "a", *sources, codes=8, tokenizer={"kind": kind, "weights": weights})
     weights.write_text("no weights")
     with pytest.raises(UserError, match=r"tokenizer: .*cannot be read"):
-        run(tmp_path / "b", *sources, tokenizer={"kind": kind, "path": weights})
+        run(tmp_path / "b", *sources, tokenizer={"kind": kind, "weights": weights})
     with pytest.raises(UserError, match="cannot be read"):
-        run(tmp_path / "c", *sources, tokenizer={"kind": kind, "path": tmp_path / "none"})
+        run(tmp_path / "c", *sources, tokenizer={"kind": kind, "weights": tmp_path / "none"})
 
 
 # -- bad input -------------------------------------------------------------------------------------

@@ -62,6 +62,9 @@ def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
         ("study: s", "study: ../s", "bad.yaml:1: study: '../s'"),
         ("study: s", "studdy: s", "bad.yaml:1: studdy: unknown key; did you mean 'study'?"),
         ("study: s", "study: s\nstudy: t", "bad.yaml:2: not valid YAML: key 'study' appears twice"),
+        ("{patch: 4}", "{kind: vqgan, patch: 6}", "halves the side again and again"),
+        ("{patch: 4}", "{kind: dvae, width: 12}", "takes multiples of 8; use 16"),
+        ("lr:", "model: {inputs: patches}\nlr:", "set data.pixels: true"),
         ("data:", "data: [", "bad.yaml:4: not valid YAML: expected"),
         ("lr:", "lr: null\nlrx:", "unknown key; did you mean 'lr'?"),
     ],
@@ -82,6 +85,8 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(GOOD.replace("kind: leaves", "kind: video, path: clips"))
     assert load_study(path).data.sources[0].path == tmp_path / "clips"
+    path.write_text(GOOD.replace("{patch: 4}", "{kind: dvae, weights: dvae.safetensors}"))
+    assert load_study(path).tokenizer.weights == tmp_path / "dvae.safetensors"
 
 
 def test_run_id_is_the_hash_of_what_determines_the_numbers(run: RunConfig, tmp_path: Path) -> None:
