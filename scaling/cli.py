@@ -12,7 +12,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before anything can import ML
 
 import typer
 
-from scaling import cli_keeping, cli_models, cli_reading
+from scaling import cli_keeping, cli_models, cli_probes, cli_reading
 from scaling.errors import UserError
 
 app = typer.Typer(
@@ -191,6 +191,7 @@ app.command("next")(cli_reading.next_runs)
 app.command()(cli_reading.report)
 app.command()(cli_models.models)
 app.command()(cli_models.coord_check)
+app.command()(cli_probes.probe)
 
 
 def _duration(seconds: float) -> str:

@@ -210,6 +210,7 @@ def read_video(
     clips: int,
     rng: np.random.Generator | None,
     fps: float | None = None,
+    crops: int | None = None,
 ) -> VideoClips:
     """Clips of `frames` frames, `stride` frame periods apart, cut from the largest video stream.
 
@@ -217,11 +218,14 @@ def read_video(
     and place in it. Without (validation): at most `clips` clips that do not overlap, evenly spaced,
     from the centre. A frame period is 1 / `fps` seconds, or the video's own. Time is measured on
     the clock of the file, so a variable frame rate or missing frames do not bend it. Only what the
-    wanted frames need is decoded. Raises MediaError when no clip can be had.
+    wanted frames need is decoded. With `crops` (a test of several views; `rng` is None): exactly
+    `clips` clips from the first to the last possible one, which may overlap, each at `crops` places
+    along the long side; a clip's crops follow one another.
+    Raises MediaError when no clip can be had.
     """
     video = _scan(path)
     try:
-        return _cut(video, frames, size, stride, clips, rng, fps)
+        return _cut(video, frames, size, stride, clips, rng, fps, crops)
     finally:
         if video.held is not None:
             video.held[0].close()
@@ -235,12 +239,13 @@ def _cut(
     clips: int,
     rng: np.random.Generator | None,
     fps: float | None,
+    crops: int | None,
 ) -> VideoClips:
     reasons = "".join(f"; {note}" for note in video.notes)
     if not len(video.times):
         raise MediaError("no frame in the video stream" + reasons)
     period = video.period if fps is None else 1 / (fps * video.time_unit)
-    plan = _plan(video.times, video.period, frames, stride * period, clips, rng)
+    plan = _plan(video.times, video.period, frames, stride * period, clips, rng, crops)
     if not len(plan):
         rate = "" if fps is None else f" of 1/{fps:g} s"
         raise MediaError(
@@ -248,6 +253,8 @@ def _cut(
             + reasons
         )
     place = np.full((len(plan), 2), 0.5) if rng is None else rng.random((len(plan), 2))
+    if crops is not None:  # the short side has one place, whatever is asked of it
+        place = np.repeat(np.tile(_spread(crops), clips)[:, None], 2, axis=1)
     users: dict[int, list[tuple[int, int]]] = {}
     for clip, row in enumerate(plan):
         for t, index in enumerate(row):
@@ -344,6 +351,7 @@ def _plan(
     step: float,
     clips: int,
     rng: np.random.Generator | None,
+    crops: int | None = None,
 ) -> np.ndarray:
     """Indices of the frames of each clip, (n, T), `step` apart; n = 0 for too short a video."""
     span = (frames - 1) * step
@@ -351,7 +359,9 @@ def _plan(
     possible = int(np.searchsorted(times, times[-1] - span + period / 2, side="right"))
     if possible < 1:
         return np.empty((0, frames), np.int64)
-    if rng is None:  # each clip in the middle of its own part of the video
+    if crops is not None:
+        first = np.repeat((_spread(clips) * possible).astype(np.int64), crops)
+    elif rng is None:  # each clip in the middle of its own part of the video
         duration = times[-1] - times[0] + period
         clips = max(1, min(clips, int((duration + period / 2) // (span + period))))
         middle = times[0] + (np.arange(clips) + 0.5) * (duration / clips)
@@ -361,6 +371,12 @@ def _plan(
     start = times[np.clip(first, 0, possible - 1)]
     wanted = start[:, None] + np.arange(frames) * step
     return np.searchsorted(times, wanted + period / 2, side="right") - 1  # the frame on show then
+
+
+def _spread(count: int) -> np.ndarray:
+    """Places in [0, 1): the middle, or from the first to the last."""
+    last = np.nextafter(1, 0)
+    return np.array([0.5]) if count == 1 else np.linspace(0, last, count)
 
 
 def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:

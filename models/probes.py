@@ -1,0 +1,165 @@
+"""Heads that read hidden states: what a frozen model has learned, layer by layer (Section 3.5).
+
+The heads of all layers are one batch of independent problems: each parameter has the layer as its
+first axis, and the loss is summed over layers, so that no layer sees another's gradient.
+
+Shapes: L layers, B sequences, T tokens, d width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KINDS = ("average", "attention", "cross")
+MLP_RATIO = 4
+
+
+class Heads(nn.Module):
+    """Classifiers on the hidden states of L layers: (L, B, T, d) -> logits (L, B, C).
+
+    kind: "average", mean over tokens and a linear map. "attention", one learned query attends to
+    the tokens through Wk and Wv (d x d, no bias), then a linear map (Section 3.5). "cross", with
+    more capacity (A.7): multi-head cross-attention of a learned query, then an MLP, both residual
+    and pre-norm, then a linear map.
+    Average heads also take states that are averaged already, (L, B, d).
+    Raises ValueError for another kind.
+    """
+
+    def __init__(
+        self, kind: str, layers: int, d: int, classes: int, *, heads: int = 1, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"head {kind!r}: choose one of {', '.join(KINDS)}")
+        self.kind, self.heads = kind, heads if d % heads == 0 else 1
+        random = torch.Generator().manual_seed(seed)
+
+        def matrix(rows: int, columns: int) -> nn.Parameter:
+            scale = columns**-0.5
+            return nn.Parameter(torch.randn(layers, rows, columns, generator=random) * scale)
+
+        if kind != "average":
+            self.query = nn.Parameter(0.02 * torch.randn(layers, d, generator=random))
+            self.key, self.value = matrix(d, d), matrix(d, d)
+        if kind == "cross":
+            self.project_query, self.out = matrix(d, d), matrix(d, d)
+            self.up, self.down = matrix(MLP_RATIO * d, d), matrix(d, MLP_RATIO * d)
+        self.weight = nn.Parameter(torch.zeros(layers, classes, d))
+        self.bias = nn.Parameter(torch.zeros(layers, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled_LBd = {"average": self._average, "attention": self._attend, "cross": self._cross}[
+            self.kind
+        ](x)
+        return torch.einsum("lbd,lcd->lbc", pooled_LBd, self.weight) + self.bias[:, None]
+
+    def _average(self, x: Tensor) -> Tensor:
+        return x.mean(2) if x.ndim == 4 else x
+
+    def _attend(self, x_LBTd: Tensor) -> Tensor:
+        # q.(Wk x) = (Wk'q).x and sum a Wv x = Wv (sum a x): no key or value is ever formed.
+        d = x_LBTd.shape[-1]
+        asked_Ld = torch.einsum("lkd,lk->ld", self.key, self.query) * d**-0.5
+        weight_LBT = torch.einsum("lbtd,ld->lbt", x_LBTd, asked_Ld).softmax(-1)
+        mixed_LBd = torch.einsum("lbt,lbtd->lbd", weight_LBT, x_LBTd)
+        return torch.einsum("lbd,lvd->lbv", mixed_LBd, self.value)
+
+    def _cross(self, x_LBTd: Tensor) -> Tensor:
+        d = x_LBTd.shape[-1]
+        x_LBTd = F.layer_norm(x_LBTd, (d,))
+        q_LHD = torch.einsum("ld,led->le", self.query, self.project_query).unflatten(
+            -1, (self.heads, -1)
+        )
+        key_LHDd = self.key.unflatten(1, (self.heads, -1))
+        value_LHDd = self.value.unflatten(1, (self.heads, -1))
+        asked_LHd = torch.einsum("lhe,lhed->lhd", q_LHD, key_LHDd) * q_LHD.shape[-1] ** -0.5
+        weight_LBHT = torch.einsum("lbtd,lhd->lbht", x_LBTd, asked_LHd).softmax(-1)
+        mixed_LBHd = torch.einsum("lbht,lbtd->lbhd", weight_LBHT, x_LBTd)
+        heads_LBe = torch.einsum("lbhd,lhed->lbhe", mixed_LBHd, value_LHDd).flatten(2)
+        y_LBd = self.query[:, None] + torch.einsum("lbe,lde->lbd", heads_LBe, self.out)
+        h_LBd = F.gelu(torch.einsum("lbd,lhd->lbh", F.layer_norm(y_LBd, (d,)), self.up))
+        return y_LBd + torch.einsum("lbh,ldh->lbd", h_LBd, self.down)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How heads are trained: AdamW, cosine to zero."""
+
+    steps: int = 400
+    batch: int = 128  # sequences
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+
+
+def train_heads(
+    heads: Heads,
+    states: Callable[[Tensor], Tensor],
+    rows_N: Tensor,
+    labels_N: Tensor,
+    recipe: Recipe,
+    *,
+    seed: int,
+    at_once: int | None = None,
+) -> None:
+    """Train the heads of all layers on the states of some rows.
+
+    Args:
+        states: from row numbers (B,) to states (L, B, T, d) or, averaged, (L, B, d).
+        rows_N, labels_N: the training rows and their classes.
+        at_once: rows whose states are in memory together; gradients of a batch are summed.
+    """
+    random = torch.Generator().manual_seed(seed)
+    optim = torch.optim.AdamW(heads.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, recipe.steps)
+    batch = min(recipe.batch, len(rows_N))
+    order, place = torch.randperm(len(rows_N), generator=random), 0
+    for _ in range(recipe.steps):
+        if place + batch > len(order):
+            order, place = torch.randperm(len(rows_N), generator=random), 0
+        chosen = order[place : place + batch]
+        place += batch
+        for part in chosen.split(at_once or batch):
+            logits_LBC = heads(states(rows_N[part]))
+            target_LB = labels_N[part].to(logits_LBC.device).expand(len(logits_LBC), -1)
+            loss = F.cross_entropy(logits_LBC.flatten(0, 1), target_LB.flatten(), reduction="sum")
+            (loss / batch).backward()
+        optim.step()
+        schedule.step()
+        optim.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def file_scores(
+    heads: Heads,
+    states: Callable[[Tensor], Tensor],
+    rows_N: Tensor,
+    file_N: Tensor,
+    files: int,
+    *,
+    batch: int,
+) -> Tensor:
+    """Class probabilities of whole files, averaged over their views, (L, files, C).
+
+    file_N: the file, 0 .. files - 1, of each row (a view: one clip and crop).
+    """
+    summed: Tensor | None = None
+    for rows, file in zip(rows_N.split(batch), file_N.split(batch), strict=True):
+        scores_LBC = heads(states(rows)).softmax(-1)
+        if summed is None:
+            summed = scores_LBC.new_zeros(len(scores_LBC), files, scores_LBC.shape[-1])
+        summed.index_add_(1, file.to(scores_LBC.device), scores_LBC)
+    if summed is None:
+        raise ValueError("no row to score: give at least one")
+    return summed / torch.bincount(file_N, minlength=files).to(summed.device)[:, None]
+
+
+def top_accuracy(scores_LFC: Tensor, labels_F: Tensor, k: int) -> Tensor:
+    """Share of files whose class is among the k likeliest, (L,); all are when C <= k."""
+    k = min(k, scores_LFC.shape[-1])
+    best_LFk = scores_LFC.topk(k, dim=-1).indices
+    return (best_LFk == labels_F.to(best_LFk.device)[:, None]).any(-1).double().mean(-1)

@@ -1,0 +1,60 @@
+"""Commands about what a study's models have learned. Imports are lazy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StudyArg = Annotated[Path, typer.Argument(help="The study's folder, e.g. studies/quickstart.")]
+RunsOption = Annotated[
+    list[str] | None,
+    typer.Option("--run", help="A run's id; repeatable. Default: the whole ladder."),
+]
+MemoryOption = Annotated[
+    float, typer.Option("--memory-gb", help="Hidden states and activations in memory, at most.")
+]
+
+
+def probe(
+    study: StudyArg,
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="A folder per class, train/ and val/ of these, a CSV path,label, or an .npz."
+        ),
+    ],
+    head: Annotated[
+        list[str] | None,
+        typer.Option(help="average | attention | cross; repeatable. Default: the first two."),
+    ] = None,
+    layer: Annotated[
+        list[int] | None,
+        typer.Option(help="0 is the embedding; repeatable. Default: every layer."),
+    ] = None,
+    run: RunsOption = None,
+    seeds: Annotated[int, typer.Option(help="Splits of the files and starts of the heads.")] = 5,
+    clips: Annotated[int, typer.Option(help="Views of a video in time (the paper: 10).")] = 1,
+    crops: Annotated[int, typer.Option(help="Views of a video in space (the paper: 3).")] = 1,
+    memory_gb: MemoryOption = 2.0,
+) -> None:
+    """Probe every layer of a study's models on labelled images or clips, against random weights.
+
+    Example: `scaling probe studies/quickstart --data ~/sign_digits`
+
+    Interrupt it whenever you like: the same command continues where it stopped.
+    """
+    from scaling.probe import Views, probe
+
+    out = probe(
+        study,
+        data,
+        heads=tuple(head or ("average", "attention")),
+        layers=layer or None,
+        runs=run or None,
+        seeds=seeds,
+        views=Views(clips, crops),
+        memory_gb=memory_gb,
+    )
+    print(f"rows    {out}")

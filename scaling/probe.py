@@ -1,0 +1,372 @@
+"""Probing a study: labelled files -> tokens -> hidden states of every layer -> accuracies.
+
+Each arrow leaves a file and is skipped when the file is there, so a killed call loses a chunk:
+
+    STUDY/probes/<key>/tokens.npz            codes of every file and view
+    STUDY/probes/<key>/features/*.bin        hidden states, memory-mapped while heads train
+    STUDY/probes/<key>/<run>-<weights>-<head>.json   one row per seed and layer
+    STUDY/probes.csv                         all rows, beside rows.csv
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.probes import KINDS, Heads, Recipe, file_scores, top_accuracy, train_heads
+from scaling import disk, media, shards
+from scaling.checkpoint import write_atomic
+from scaling.errors import UserError
+from scaling.features import Features, write_features
+from scaling.labelled import Labelled, draw_split, read_labelled, usable
+from scaling.weights import WEIGHTS, TrainedRun, data_dir_of, open_tokenizer, trained_runs
+
+SCHEMA = 1
+COLUMNS = (
+    "run_id", "study", "size", "family", "d", "layers", "params", "macs_total", "budget_macs",
+    "val_loss", "tokenizer", "data", "data_key", "classes", "clips", "crops", "weights", "head",
+    "layer", "depth", "seed", "split", "n_train", "n_test", "top1", "top5", "chance",
+)  # fmt: skip
+CHUNK = 32  # labelled files encoded before they are written
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a clip is looked at: `clips` in time, `crops` in space (the paper: 10 x 3)."""
+
+    clips: int = 1
+    crops: int = 1
+
+    @property
+    def count(self) -> int:
+        return self.clips * self.crops
+
+
+def probe(
+    study: Path,
+    data: Path,
+    *,
+    heads: tuple[str, ...] = ("average", "attention"),
+    layers: list[int] | None = None,
+    runs: list[str] | None = None,
+    seeds: int = 5,
+    views: Views = Views(),
+    memory_gb: float = 2.0,
+    recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+    say: Say = print,
+) -> Path:
+    """Probe every layer of a study's runs on labelled data; returns STUDY/probes.csv.
+
+    Each run is probed twice, trained and with the weights that it started from. A seed draws the
+    split of the files (unless the data give one) and the heads.
+
+    Args:
+        layers: which; default all, 0 (the embedding) to the model's depth.
+        runs: run ids; default every finished run of the ladder.
+        memory_gb: bound on the states and activations held in memory.
+    Raises:
+        UserError: see `read_labelled`, `usable`, `trained_runs`, `data_dir_of`; a layer that does
+            not exist; no space on the device.
+    """
+    unknown = [kind for kind in heads if kind not in KINDS]
+    if unknown or not heads:
+        raise UserError(f"head {', '.join(unknown) or '(none)'}: choose of {', '.join(KINDS)}")
+    if seeds < 1 or memory_gb <= 0 or views.clips < 1 or views.crops < 1:
+        raise UserError(
+            f"seeds {seeds}, memory {memory_gb} GB, {views.clips} clips x {views.crops} crops: all "
+            f"must be positive"
+        )
+    chosen = trained_runs(study, runs)
+    for trained in chosen:
+        _check_layers(trained, layers)
+    labelled = read_labelled(data)
+    for trained in chosen:
+        data_dir_of(study, trained.run)  # before anything is encoded
+    with disk.explained(study):
+        for trained in chosen:
+            folder = _encoded(study, trained, labelled, data, views, recipe, say)
+            for weights in WEIGHTS:
+                _probe_run(folder, trained, weights, heads, layers, seeds, memory_gb, recipe, say)
+        return gather(study)
+
+
+def _check_layers(trained: TrainedRun, layers: list[int] | None) -> None:
+    depth = trained.run.model.layers
+    wrong = [layer for layer in layers or () if not 0 <= layer <= depth]
+    if wrong:
+        raise UserError(
+            f"layer {', '.join(map(str, wrong))} of run {trained.run_id} "
+            f"({trained.run.model.name}): its layers are 0 (the embedding) to {depth}"
+        )
+
+
+# -- tokens
+
+
+def _encoded(
+    study: Path,
+    trained: TrainedRun,
+    labelled: Labelled,
+    path: Path,
+    views: Views,
+    recipe: Recipe,
+    say: Say,
+) -> Path:
+    """The probe directory of (labelled data, tokens of the run's tokenizer), made if need be."""
+    data_dir = data_dir_of(study, trained.run)
+    tokenizer, index = open_tokenizer(data_dir)
+    used = views if labelled.kind == "video" else Views()
+    settings = {
+        "schema": SCHEMA,
+        "labelled": labelled.key,
+        "tokens": index["key"],
+        "views": asdict(used),
+        "recipe": asdict(recipe),
+    }
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    folder = study / "probes" / key
+    if (folder / "tokens.npz").exists():
+        return folder
+    parts = folder / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    stride = index["settings"]["stride"]
+    for first in range(0, len(labelled.names), CHUNK):
+        part = parts / f"{first:09d}.npz"
+        if part.exists():
+            continue
+        codes, kept, lost = [], [], []
+        for i in range(first, min(first + CHUNK, len(labelled.names))):
+            try:
+                pixels = _pixels(labelled, i, index, used, stride)
+            except (media.MediaError, OSError) as error:
+                lost.append(f"{labelled.names[i]}: {error}")
+                continue
+            codes.append(
+                tokenizer.encode(pixels.reshape(-1, *pixels.shape[-3:])).reshape(used.count, -1)
+            )
+            kept.append(i)
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            codes=np.stack(codes) if codes else np.empty((0, used.count, 0), np.uint16),
+            kept=np.array(kept, np.int64),
+            lost=np.array(json.dumps(lost)),
+        )
+        disk.write(part, buffer.getvalue())
+    held = [dict(np.load(part)) for part in sorted(parts.iterdir()) if part.suffix == ".npz"]
+    kept_F = np.concatenate([h["kept"] for h in held])
+    lost = [line for h in held for line in json.loads(str(h["lost"]))]
+    if lost:
+        say(f"{path}: {len(lost)} of {len(labelled.names)} files were not used:")
+        for line in lost[:8]:
+            say(f"  {line}")
+    if not len(kept_F):
+        raise UserError(f"{path}: no labelled file can be read; first: {lost[0]}")
+    left = labelled.take(kept_F)
+    usable(left, path)
+    codes_FVL = np.concatenate([h["codes"] for h in held if len(h["kept"])])
+    has_images = any(s["kind"] == "images" for s in index["sources"])
+    image = labelled.kind == "images" and has_images
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        codes=codes_FVL,
+        labels=left.labels_F,
+        split=left.split_F if left.split_F is not None else np.array([]),
+    )
+    described = {
+        "settings": settings,
+        "data": path.name,
+        "kind": labelled.kind,
+        "classes": list(left.classes),
+        "names": list(left.names),
+        "lost": lost,
+        "start": shards.IMAGE_START if image else shards.VIDEO_START,
+    }
+    write_atomic(folder / "index.json", json.dumps(described))
+    disk.write(folder / "tokens.npz", buffer.getvalue())
+    shutil.rmtree(parts)
+    return folder
+
+
+def _pixels(
+    labelled: Labelled, i: int, index: dict[str, Any], views: Views, stride: int
+) -> np.ndarray:
+    """Views of one file, uint8 (V, T, S, S, 3); an image is one frame."""
+    size = index["size"]
+    if labelled.images is not None:
+        rgb = media.resize_short(labelled.images[i], size)
+        y, x = (rgb.shape[0] - size) // 2, (rgb.shape[1] - size) // 2
+        return rgb[None, None, y : y + size, x : x + size]
+    path = labelled.root / labelled.names[i]
+    if labelled.kind == "images":
+        return media.read_image(path, size=size, crops=1, rng=None)[None]
+    clips = media.read_video(
+        path,
+        frames=index["frames"],
+        size=size,
+        stride=stride,
+        clips=views.clips,
+        crops=views.crops,
+        rng=None,
+        fps=index["settings"].get("fps"),
+    )
+    if len(clips.pixels) < views.count:
+        raise media.MediaError(clips.note or "not all of its clips decode")
+    return clips.pixels
+
+
+# -- heads
+
+
+def _probe_run(
+    folder: Path,
+    trained: TrainedRun,
+    weights: str,
+    kinds: tuple[str, ...],
+    layers: list[int] | None,
+    seeds: int,
+    memory_gb: float,
+    recipe: Recipe,
+    say: Say,
+) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    found = {kind: _read_rows(folder / f"{trained.run_id}-{weights}-{kind}.json") for kind in kinds}
+    chosen = layers if layers is not None else list(range(trained.run.model.layers + 1))
+    have = {(k, r["seed"], r["layer"]) for k, rows in found.items() for r in rows}
+    todo = {
+        kind: [s for s in range(seeds) if any((kind, s, layer) not in have for layer in chosen)]
+        for kind in kinds
+    }
+    if not any(todo.values()):
+        return
+    with np.load(folder / "tokens.npz") as held:
+        codes_FVL, labels_F, split = held["codes"], held["labels"], held["split"]
+    files, views = codes_FVL.shape[:2]
+    memory = memory_gb * 1e9
+    stem = folder / "features" / f"{trained.run_id}-{weights}"
+    pooled = all(kind == "average" for kind in kinds)
+    whole = stem.with_suffix(".tokens.bin")
+    path = stem.with_suffix(".mean.bin") if pooled and not whole.exists() else whole
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = write_features(
+        trained.model(weights).to(device),
+        codes_FVL.reshape(files * views, -1),
+        path,
+        start=index["start"],
+        pooled=path != whole,
+        memory_bytes=memory,
+    )
+    features = Features(path, shape, memory)
+    names, classes = tuple(index["names"]), tuple(index["classes"])
+    given = split if len(split) else None
+    labelled = Labelled(folder, names, labels_F, classes, given, index["kind"])
+    labels = torch.from_numpy(labels_F)
+    for seed in range(seeds):
+        train_F, test_F = draw_split(labelled, seed)
+        rows_train, rows_test = (
+            torch.from_numpy((f[:, None] * views + np.arange(views)).reshape(-1))
+            for f in (train_F, test_F)
+        )
+        standardised = False
+        for kind in kinds:
+            if seed not in todo[kind]:
+                continue
+            if not standardised:
+                features.standardise(rows_train)
+                standardised = True
+            heads = Heads(
+                kind,
+                shape[1],
+                shape[3],
+                len(labelled.classes),
+                heads=trained.run.model.heads,
+                seed=seed,
+            )
+            train_heads(
+                heads, features, rows_train, labels[rows_train // views], recipe, seed=seed,
+                at_once=features.rows_at_once,
+            )  # fmt: skip
+            scores_LFC = file_scores(
+                heads, features, rows_test, torch.arange(len(rows_test)) // views, len(test_F),
+                batch=features.rows_at_once,
+            )  # fmt: skip
+            top1, top5 = (top_accuracy(scores_LFC, labels[test_F], k) for k in (1, 5))
+            most_frequent = np.bincount(labels_F[train_F]).argmax()
+            row = trained.row
+            base = {k: row[k] for k in ("study", "size", "family", "d", "layers", "params")}
+            base |= {k: row[k] for k in ("macs_total", "budget_macs", "val_loss", "tokenizer")}
+            if weights == "random":
+                base |= {"macs_total": 0, "budget_macs": None, "val_loss": None}
+            base |= {
+                "run_id": trained.run_id,
+                "data": index["data"],
+                "data_key": folder.name,
+                "classes": len(labelled.classes),
+                "clips": index["settings"]["views"]["clips"],
+                "crops": index["settings"]["views"]["crops"],
+                "weights": weights,
+                "head": kind,
+                "seed": seed,
+                "split": "drawn" if labelled.split_F is None else "given",
+                "n_train": len(train_F),
+                "n_test": len(test_F),
+                "chance": float((labels_F[test_F] == most_frequent).mean()),
+            }
+            made = [
+                base
+                | {
+                    "layer": i,
+                    "depth": i / (shape[1] - 1),
+                    "top1": float(top1[i]),
+                    "top5": float(top5[i]),
+                }
+                for i in chosen
+            ]
+            replaced = {(seed, i) for i in chosen}
+            found[kind] = [r for r in found[kind] if (r["seed"], r["layer"]) not in replaced] + made
+            found[kind].sort(key=lambda r: (r["seed"], r["layer"]))
+            write_atomic(
+                folder / f"{trained.run_id}-{weights}-{kind}.json", json.dumps(found[kind])
+            )
+    for kind in kinds:
+        mean: dict[int, list[float]] = {}
+        for r in found[kind]:
+            mean.setdefault(r["layer"], []).append(r["top1"])
+        best = max(mean, key=lambda layer: float(np.mean(mean[layer])))
+        say(
+            f"{trained.run_id} {trained.row['size']:>8} {weights:8} {kind:10} best layer {best} of "
+            f"{trained.run.model.layers}: top-1 {np.mean(mean[best]):.1%}"
+        )
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); remove it and probe again") from None
+
+
+def gather(study: Path) -> Path:
+    """STUDY/probes.csv of all rows that are there; the same rows give the same bytes."""
+    import pandas as pd
+
+    rows = [r for path in sorted((study / "probes").glob("*/*-*-*.json")) for r in _read_rows(path)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(
+        ["data", "data_key", "params", "run_id", "weights", "head", "seed", "layer"], kind="stable"
+    )
+    out = study / "probes.csv"
+    write_atomic(out, table.to_csv(index=False))
+    return out

@@ -1,0 +1,106 @@
+"""Heads on hidden states equal plain references, and layers do not see one another."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.probes import KINDS, Heads, Recipe, file_scores, top_accuracy, train_heads
+
+L, B, T, D, C = 3, 5, 7, 8, 4
+
+
+def filled(kind: str, heads: int = 2) -> Heads:
+    made = Heads(kind, L, D, C, heads=heads, seed=3)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.normal_()
+    return made
+
+
+def test_attention_equals_a_plain_reference() -> None:
+    """Keys, values and softmax written out, a layer and a sequence at a time."""
+    heads, x = filled("attention"), torch.randn(L, B, T, D)
+    got = heads(x)
+    for layer in range(L):
+        for b in range(B):
+            keys = x[layer, b] @ heads.key[layer].T
+            values = x[layer, b] @ heads.value[layer].T
+            weight = torch.softmax(keys @ heads.query[layer] / D**0.5, 0)
+            expected = heads.weight[layer] @ (weight @ values) + heads.bias[layer]
+            torch.testing.assert_close(got[layer, b], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_cross_attention_equals_torch() -> None:
+    heads, x = filled("cross"), torch.randn(L, B, T, D)
+    got = heads(x)
+    for layer in range(L):
+        normed = F.layer_norm(x[layer], (D,))
+        query = heads.query[layer].expand(B, 1, D)
+        y, _ = F.multi_head_attention_forward(
+            query.transpose(0, 1), normed.transpose(0, 1), normed.transpose(0, 1), D, 2,
+            torch.cat((heads.project_query[layer], heads.key[layer], heads.value[layer])),
+            None, None, None, False, 0.0, heads.out[layer], None, need_weights=False,
+        )  # fmt: skip
+        y = heads.query[layer] + y[0]
+        h = F.gelu(F.layer_norm(y, (D,)) @ heads.up[layer].T)
+        pooled = y + h @ heads.down[layer].T
+        expected = pooled @ heads.weight[layer].T + heads.bias[layer]
+        torch.testing.assert_close(got[layer], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_train_as_if_alone(kind: str) -> None:
+    x = torch.randn(L, 40, T, D)
+    labels, rows = torch.randint(C, (40,)), torch.arange(40)
+    recipe = Recipe(steps=12, batch=16)
+    together = Heads(kind, L, D, C, seed=1)
+    alone = Heads(kind, 1, D, C, seed=1)
+    with torch.no_grad():
+        for p, q in zip(together.parameters(), alone.parameters(), strict=True):
+            q.copy_(p[1:2])
+    train_heads(together, lambda r: x[:, r], rows, labels, recipe, seed=2)
+    train_heads(alone, lambda r: x[1:2, r], rows, labels, recipe, seed=2, at_once=5)
+    for p, q in zip(together.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(p[1:2], q, rtol=1e-3, atol=1e-4)
+
+
+def test_attention_learns_what_an_average_hides() -> None:
+    """The class is which of two marked tokens carries a sign; the mean over tokens is the same."""
+    torch.manual_seed(0)
+    labels = torch.randint(2, (300,))
+    x = torch.randn(1, 300, 4, D) * 0.1
+    sign = 2.0 * labels - 1
+    x[0, :, 0, 0], x[0, :, 0, 1] = sign, 1.0
+    x[0, :, 1, 0], x[0, :, 1, 1] = -sign, -1.0
+    accuracy = {}
+    for kind in ("average", "attention"):
+        heads = Heads(kind, 1, D, 2, seed=0)
+        train_heads(
+            heads, lambda r: x[:, r], torch.arange(200), labels[:200], Recipe(steps=300), seed=0
+        )
+        rows = torch.arange(200, 300)
+        scores = file_scores(heads, lambda r: x[:, r], rows, rows - 200, 100, batch=32)
+        accuracy[kind] = float(top_accuracy(scores, labels[200:], 1)[0])
+    assert accuracy["attention"] > 0.95 and accuracy["average"] < 0.75
+
+
+def test_scores_average_views_as_probabilities() -> None:
+    heads, x = filled("average"), torch.randn(L, 6, T, D)
+    file = torch.tensor([0, 1, 0, 1, 2, 2])
+    got = file_scores(heads, lambda r: x[:, r], torch.arange(6), file, 3, batch=4)
+    single = heads(x).softmax(-1)
+    torch.testing.assert_close(got[:, 0], (single[:, 0] + single[:, 2]) / 2)
+    torch.testing.assert_close(got.sum(-1), torch.ones(L, 3))
+
+
+def test_top_accuracy() -> None:
+    scores = torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]])
+    assert top_accuracy(scores, torch.tensor([1, 2]), 1).tolist() == [0.5]
+    assert top_accuracy(scores, torch.tensor([1, 2]), 2).tolist() == [1.0]
+    assert top_accuracy(scores, torch.tensor([2, 0]), 5).tolist() == [1.0]
+
+
+def test_unknown_kind() -> None:
+    with pytest.raises(ValueError, match=r"head 'mean'.*average, attention, cross"):
+        Heads("mean", L, D, C)

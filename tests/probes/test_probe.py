@@ -1,0 +1,206 @@
+"""A study is probed from its labelled files to its rows; killed anywhere, it ends the same."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from models.probes import Recipe
+from scaling import features, probe
+from scaling.errors import UserError
+from scaling.probe import Views
+from scaling.weights import open_tokenizer, trained_runs
+from tests.probes.conftest import write_clip
+
+QUICK = Recipe(steps=60, batch=32)
+
+
+def run(study: Path, data: Path, **options: object) -> pd.DataFrame:
+    settings: dict = {"seeds": 2, "recipe": QUICK, "say": lambda _: None} | options
+    return pd.read_csv(probe.probe(study, data, **settings))
+
+
+@pytest.fixture
+def own(study: Path, tmp_path: Path) -> Path:
+    """A copy of the study, to be written to."""
+    return Path(shutil.copytree(study, tmp_path / "own"))
+
+
+def test_probes_beat_chance(own: Path, pictures: Path) -> None:
+    table = run(own, pictures, heads=("average", "attention", "cross"))
+    assert len(table) == 2 * 3 * 2 * 3  # weights, heads, seeds, layers
+    trained = table[table.weights == "trained"]
+    assert (trained.macs_total > 0).all() and (
+        table[table.weights == "random"].macs_total == 0
+    ).all()
+    assert trained.groupby("head").top1.max().min() > trained.chance.max() + 0.3
+    assert (table.top5 >= table.top1).all() and table.top5.min() == 1.0  # of three classes
+    assert sorted(table.depth.unique()) == [0, 0.5, 1]
+    assert set(table.n_test) == {9} and set(table.n_train) == {27}
+
+
+def test_states_are_the_models(own: Path, pictures: Path) -> None:
+    """What lies on disk is model(x, hidden=True), to half precision, in every layer."""
+    run(own, pictures, seeds=1)
+    (folder,) = (own / "probes").iterdir()
+    (trained,) = trained_runs(own)
+    codes = np.load(folder / "tokens.npz")["codes"]
+    shape = tuple(json.loads(next(folder.glob("features/*-trained*.json")).read_text())["shape"])
+    states = np.memmap(next(folder.glob("features/*-trained*.bin")), np.float16, "r", shape=shape)
+    start = json.loads((folder / "index.json").read_text())["start"]
+    ids = np.concatenate((np.full((len(codes), 1), start), codes[:, 0].astype(np.int64) + 4), 1)
+    with torch.no_grad():
+        _, hidden = trained.model("trained")(torch.from_numpy(ids), hidden=True)
+    for i, name in enumerate(("embed", "layer_1", "layer_2")):
+        np.testing.assert_allclose(states[:, i], hidden[name][:, 1:], rtol=2e-3, atol=2e-3)
+
+
+def test_clips_and_views(own: Path, clips: Path) -> None:
+    table = run(own, clips, heads=("average",), views=Views(3, 2), seeds=1)
+    assert set(table.clips) == {3} and set(table.crops) == {2} and set(table.n_test) == {2}
+    (folder,) = (own / "probes").iterdir()
+    codes = np.load(folder / "tokens.npz")["codes"]
+    assert codes.shape == (8, 6, 16)
+    assert (codes[:, 0] != codes[:, 1]).any() and (codes[:, 0] != codes[:, 2]).any()
+
+
+SHORT = {"heads": ("attention",), "recipe": Recipe(steps=5, batch=32)}
+
+
+@pytest.fixture(scope="module")
+def whole(study: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The rows of a call that nothing interrupts."""
+    own = Path(shutil.copytree(study, tmp_path_factory.mktemp("whole") / "own"))
+    run(own, pictures, **SHORT)
+    return (own / "probes.csv").read_bytes()
+
+
+@pytest.mark.parametrize("after", range(7))
+def test_killed_anywhere_ends_the_same(
+    own: Path, pictures: Path, whole: bytes, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every durable write is a place to die at; what came before it is not done again."""
+    monkeypatch.setattr(probe, "CHUNK", 16)
+    writes = 0
+
+    def dying(real):
+        def write(*arguments):
+            nonlocal writes
+            if writes == after:
+                raise KeyboardInterrupt
+            writes += 1
+            return real(*arguments)
+
+        return write
+
+    with monkeypatch.context() as dies:
+        dies.setattr(probe.disk, "write", dying(probe.disk.write))
+        dies.setattr(probe, "write_atomic", dying(probe.write_atomic))
+        dies.setattr(features, "write_atomic", dying(features.write_atomic))
+        with pytest.raises(KeyboardInterrupt):
+            run(own, pictures, **SHORT)
+    made = {p: p.stat().st_mtime_ns for p in own.glob("probes/*/parts/*.npz")}
+    encoded: list[int] = []
+    real_pixels = probe._pixels
+
+    def watched(labelled, i, *rest):
+        encoded.append(i)
+        return real_pixels(labelled, i, *rest)
+
+    monkeypatch.setattr(probe, "_pixels", watched)
+    run(own, pictures, **SHORT)
+    assert (own / "probes.csv").read_bytes() == whole
+    assert len(encoded) == (0 if after >= 4 else 36 - 16 * len(made) + 12 * (len(made) == 3))
+
+
+def test_done_work_is_not_repeated(
+    own: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(own, pictures, heads=("attention",))
+    monkeypatch.setattr(probe, "train_heads", None)
+    pd.testing.assert_frame_equal(run(own, pictures, heads=("attention",)), first)
+    monkeypatch.undo()
+    monkeypatch.setattr(features.np, "isfinite", None)  # more seeds and heads need no new states
+    before = {p: p.stat().st_mtime_ns for p in own.glob("probes/*/features/*")}
+    more = run(own, pictures, heads=("attention", "average"), seeds=3)
+    assert len(more) == 3 * len(first)
+    assert {p: p.stat().st_mtime_ns for p in own.glob("probes/*/features/*")} == before
+
+
+def test_memory_bound_changes_no_number(own: Path, pictures: Path) -> None:
+    free = run(own, pictures)
+    shutil.rmtree(own / "probes")
+    states = probe.Features
+    sizes = []
+
+    class Watched(states):  # type: ignore[misc, valid-type]
+        def raw(self, rows: torch.Tensor) -> torch.Tensor:
+            x = super().raw(rows)
+            sizes.append(x.numel() * 4)
+            return x
+
+    probe.Features = Watched  # type: ignore[misc]
+    try:
+        tight = run(own, pictures, memory_gb=40e-6)  # 40 kB: six rows of 768 B at a time
+    finally:
+        probe.Features = states  # type: ignore[misc]
+    assert max(sizes) <= 40e3 / 8
+    pd.testing.assert_frame_equal(tight, free, atol=0.12)  # one file in nine may tip
+
+
+def test_bad_input(own: Path, pictures: Path, clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"layer 3, -1 of run .*0 \(the embedding\) to 2"):
+        run(own, pictures, layers=[1, 3, -1])
+    with pytest.raises(UserError, match="head mean: choose of average"):
+        run(own, pictures, heads=("mean",))
+    with pytest.raises(UserError, match="no finished run 'nothere'"):
+        run(own, pictures, runs=["nothere"])
+    with pytest.raises(UserError, match="not a study directory"):
+        run(tmp_path, pictures)
+
+
+def test_unreadable_clip_is_named_and_left_out(own: Path, clips: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(clips, tmp_path / "data"))
+    (data / "left" / "0.mp4").write_bytes(b"not a video")
+    said: list[str] = []
+    table = run(own, data, heads=("average",), seeds=1, say=said.append)
+    assert set(table.n_train + table.n_test) == {7}
+    assert any("1 of 8 files were not used" in line for line in said)
+    assert any("left/0.mp4" in line for line in said)
+    for i in (1, 2):
+        (data / "left" / f"{i}.mp4").write_bytes(b"not a video either")
+    with pytest.raises(UserError, match=r"fewer than two readable files \(left\)"):
+        run(own, data, heads=("average",), seeds=1)
+
+
+def test_too_short_a_clip_is_named(own: Path, clips: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(clips, tmp_path / "data"))
+    write_clip(data / "left" / "short.mp4", np.zeros((2, 32, 32, 3), np.uint8))
+    said: list[str] = []
+    run(own, data, heads=("average",), seeds=1, say=said.append)
+    assert any("left/short.mp4: 2 frames are too few" in line for line in said)
+
+
+def test_checkpoint_of_another_tokenizer(own: Path, pictures: Path) -> None:
+    (data_dir,) = (p for p in (own / "data").iterdir() if p.is_dir())
+    index = json.loads((data_dir / "index.json").read_text())
+    tokenizer = data_dir / index["tokenizer"]["file"]
+    intact = tokenizer.read_bytes()
+    tokenizer.write_bytes(intact[:-1] + b"\0")
+    with pytest.raises(UserError, match="is not the tokenizer of"):
+        open_tokenizer(data_dir)
+    tokenizer.write_bytes(intact)
+    (data_dir / "index.json").write_text(json.dumps(index | {"key": "0123", "vocab": 99}))
+    with pytest.raises(UserError, match=r"tokens 0123 .*codes of another tokenizer mean nothing"):
+        run(own, pictures)
+
+
+def test_damaged_checkpoint(own: Path, pictures: Path) -> None:
+    (path,) = own.glob("runs/*/checkpoint.pt")
+    path.write_bytes(path.read_bytes()[:-10] + b"0123456789")
+    with pytest.raises(UserError, match=r"no checkpoint that verifies; checkpoint.pt is damaged"):
+        run(own, pictures)
