@@ -12,7 +12,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before anything can import ML
 
 import typer
 
-from scaling import cli_keeping, cli_models, cli_probes, cli_reading
+from scaling import cli_keeping, cli_models, cli_probes, cli_reading, cli_tokens
 from scaling.errors import UserError
 
 app = typer.Typer(
@@ -192,6 +192,8 @@ app.command()(cli_reading.report)
 app.command()(cli_models.models)
 app.command()(cli_models.coord_check)
 app.command()(cli_probes.probe)
+app.command()(cli_tokens.tokens)
+app.add_typer(cli_tokens.tokenizer, name="tokenizer")
 
 
 def _duration(seconds: float) -> str:

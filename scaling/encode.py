@@ -56,8 +56,8 @@ def prepare(
     settings, the seed and the content of every file, not of where the files lie.
 
     `workers` processes share the units. With a `mapper`, the units are dealt into `workers` lists
-    and `mapper(work, lists)` runs `work` (which pickles) on each, on other machines for instance:
-    `lambda work, lists: (job.result() for job in executor.map_array(work, lists))`.
+    and `mapper(work, lists)` runs `work` (which pickles) on each, on other machines for instance
+    (scaling.encode_jobs.on_cluster).
 
     Raises UserError when a source has no usable file or too few to split, when the tokenizer does
     not fit, and when the disk is full.
@@ -68,7 +68,7 @@ def prepare(
     )
     settings = _settings(data, tokenizer, seed, sources)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    target, work = root / key, root / f".{key}.partial"
+    target, work = root / key, (root / f".{key}.partial").resolve()  # workers may start elsewhere
     if (target / "index.json").exists() and not work.exists():
         return target
     if data.size % tokenizer.patch:
@@ -234,13 +234,17 @@ class _Encoder:
         for source in self.reader.sources:
             self._fill_validation(source)
         tokenizer = self._make_tokenizer()
-        units = [
-            unit
-            for source in self.reader.sources
-            for split in shards.SPLITS
-            for unit in self.reader.units(source, split)
-        ]
-        self._map([unit for unit in units if not part_path(self.work, unit).exists()])
+        todo = self._missing()
+        while todo:
+            self._map(todo)
+            # Jobs that an earlier driver left on a cluster may have had other shares than these.
+            left = self._missing()
+            if len(left) == len(todo):
+                raise UserError(
+                    f"the workers ended and {len(left)} parts are not in {self.work}: is this "
+                    "folder on a file system that all nodes share?"
+                )
+            todo = left
         label = f"{self.config.kind}-{self.config.patch}px-{self.config.codes}"
         joiner = Joiner(self.reader, tokenizer, label, self.work)
         for source in self.reader.sources:
@@ -250,6 +254,16 @@ class _Encoder:
                 raise unusable(source, needed)
         with _one_thread(tokenizer):
             joiner.join(key, settings)
+
+    def _missing(self) -> list[Unit]:
+        """The units whose part is not there yet."""
+        return [
+            unit
+            for source in self.reader.sources
+            for split in shards.SPLITS
+            for unit in self.reader.units(source, split)
+            if not part_path(self.work, unit).exists()
+        ]
 
     def _fill_validation(self, source: Source) -> None:
         """Move files over, in the order of the hash, until validation has something to show.

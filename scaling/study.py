@@ -20,8 +20,9 @@ from scaling import plan, results, track
 from scaling.checkpoint import RunBusy, RunLock, write_atomic
 from scaling.config import RunConfig, StudyConfig
 from scaling.encode import prepare
+from scaling.encode_jobs import on_cluster
 from scaling.errors import UserError
-from scaling.launch import ROWS, Detached, Finished, Job, Launcher, check
+from scaling.launch import ROWS, Detached, Finished, Job, Launcher, check, resources
 from scaling.progress import Progress
 from scaling.results import read_run
 from scaling.shards import TokenData
@@ -151,8 +152,17 @@ def encode(config: StudyConfig, folder: Path, say: Say) -> Path:
             say(f"tokens: {what} {done}/{total}")
             last = time.monotonic()
 
+    mapper = None
+    if config.launch.cluster == "slurm":
+        mapper = on_cluster(config.launch, folder)
     data_dir = prepare(
-        config.data, config.tokenizer, folder / "data", seed=config.seed, progress=tell
+        config.data,
+        config.tokenizer,
+        folder / "data",
+        seed=config.seed,
+        progress=tell,
+        workers=resources(config.launch)[0],
+        mapper=mapper,
     )
     for line in not_whole(data_dir / "manifest.csv"):
         say(line)

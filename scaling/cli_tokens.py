@@ -1,0 +1,184 @@
+"""Commands about tokens: what a study's tokens hold, and tokenizer files. Imports are lazy."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scaling.errors import UserError
+
+tokenizer = typer.Typer(
+    no_args_is_help=True, help="Tokenizer files: convert published ones, train small ones."
+)
+
+
+def tokens(
+    where: Annotated[
+        Path, typer.Argument(help="A study: its YAML or its folder; or a folder of tokens.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder that holds all studies.")] = Path(
+        "studies"
+    ),
+) -> None:
+    """Print what a study's tokens hold: sources, files, tokens, hours, codes used, n-grams, PSNR.
+
+    Example: `scaling tokens studies/quickstart`
+    """
+    from scaling.study import not_whole
+    from scaling.tokens import ngrams, tokens_summary
+
+    for number, folder in enumerate(_token_folders(where, out)):
+        about = tokens_summary(folder)
+        print("\n" * (number > 0) + f"tokens    {folder}")
+        print(f"tokenizer {about['tokenizer']}, weights sha256 {about['sha256'][:16]}...")
+        print(
+            f"sequence  {about['frames']} frames of {about['size']} px, "
+            f"{about['tokens_per_frame']} tokens a frame, {about['context'] + 1} tokens with start "
+            "and end"
+        )
+        head = f"{'source':16}{'kind':8}{'share':>7}{'split':>12}{'files':>8}{'partial':>8}"
+        print(head + f"{'errors':>7}{'hours':>9}{'frames':>11}{'sequences':>11}{'tokens':>15}")
+        whole = sum(row["weight"] for row in about["rows"] if row["split"] == "train")
+        for row in about["rows"]:
+            print(
+                f"{row['source'][:15]:16}{row['kind']:8}{row['weight'] / whole:>7.1%}"
+                f"{row['split']:>12}{row['files']:>8,}{row['partial']:>8,}{row['errors']:>7,}"
+                f"{row['hours']:>9.3f}{row['frames']:>11,}{row['sequences']:>11,}"
+                f"{row['tokens']:>15,}"
+            )
+        train = [row["tokens"] for row in about["rows"] if row["split"] == "train"]
+        size = sum(row["gigabytes"] for row in about["rows"])
+        print(f"total     {sum(train):,} training tokens; {size:.3g} GB of shards")
+        print(
+            f"codes     {about['codes_used']:,} of {about['codes']:,} used in training "
+            f"({about['coverage']:.1%}), entropy {about['entropy_nats']:.3f} nats"
+        )
+        for n in (1, 2, 3):
+            if n <= about["tokens_per_frame"]:
+                found = ngrams(folder, n)
+                print(
+                    f"{n}-grams   {len(found.counts):,} of {found.possible:.4g} occur "
+                    f"({found.coverage:.2%}) among {found.counts.sum():,}"
+                )
+        said = ", ".join(f"{name} {value:.2f} dB" for name, value in about["psnr"].items())
+        print(f"PSNR      {said} (validation frames)")
+        for line in not_whole(folder / "manifest.csv"):
+            print(line)
+
+
+def _token_folders(where: Path, out: Path) -> list[Path]:
+    """The token directories of a study, or the one that is meant itself. Raises UserError."""
+    if where.is_file():
+        from scaling.config import load_study
+
+        where = out / load_study(where).study
+    if (where / "index.json").exists():
+        return [where]
+    found = sorted(path.parent for path in where.glob("data/*/index.json"))
+    if not found:
+        raise UserError(f"{where}: no tokens here; `scaling encode CONFIG` makes them")
+    return found
+
+
+@tokenizer.command()
+def convert(
+    sources: Annotated[
+        list[Path], typer.Argument(help="One checkpoint, or the dVAE's encoder and decoder.")
+    ],
+    target: Annotated[Path, typer.Argument(help="The file to write (.safetensors).")],
+    run_code_in_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--run-code-in-pickle",
+            help="Open whole pickled modules. DANGER: this runs whatever code their author put in "
+            "them, with your rights; only for files whose origin you trust.",
+        ),
+    ] = False,
+) -> None:
+    """Write published weights as one safetensors file, which cannot hold code.
+
+    Example: `scaling tokenizer convert encoder.pkl decoder.pkl dvae.safetensors
+    --run-code-in-pickle`
+    """
+    from models.tokenizers.weights import convert as run_convert
+    from models.tokenizers.weights import load
+
+    for source in sources:
+        if not source.is_file():
+            raise UserError(f"{source}: no such file")
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: name the file to write with .safetensors at its end")
+    count = run_convert(sources, target, run_code_in_pickle=run_code_in_pickle)
+    made = load(target)
+    print(
+        f"{target}: {count} tensors, a {type(made).__name__} of {made.codes:,} codes, "
+        f"{made.patch} px each"
+    )
+
+
+@tokenizer.command()
+def train(
+    config: Annotated[
+        Path, typer.Argument(help="A study whose `tokenizer:` is a dvae or a vqgan, or its folder.")
+    ],
+    target: Annotated[
+        Path | None, typer.Argument(help="Where to keep the weights (.safetensors).")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one value: section.key=value.")
+    ] = None,
+) -> None:
+    """Train a small dVAE or VQGAN on a study's frames, and set it beside k-means.
+
+    Both see the same training frames, with equal tokens a frame and equally many codes; PSNR is of
+    frames of files that neither has seen.
+
+    Example: `scaling tokenizer train sweeps/clips.yaml vqgan.safetensors --set
+    tokenizer.kind=vqgan`
+    """
+    from scaling import disk
+    from scaling.config import load_study
+    from scaling.fit_tokenizer import compare
+
+    study = load_study(config / "study.yaml" if config.is_dir() else config, set_ or ())
+    if study.tokenizer.kind == "codebook" or study.tokenizer.weights is not None:
+        raise UserError(
+            "tokenizer.kind is codebook, or tokenizer.weights is given: there is nothing to train; "
+            "add --set tokenizer.kind=vqgan (or dvae)"
+        )
+    if target is not None and target.suffix != ".safetensors":
+        raise UserError(f"{target}: name the file to write with .safetensors at its end")
+    found, fitted_on, judged_on = compare(
+        study.data, study.tokenizer, seed=study.seed, progress=_progress()
+    )
+    side = study.data.size // study.tokenizer.patch
+    print(
+        f"{fitted_on:,} training frames of {study.data.size} px; {side} x {side} tokens a frame, "
+        f"{study.tokenizer.codes:,} codes; judged on {judged_on:,} held-out frames"
+    )
+    for one in found:
+        decibel = ", ".join(f"{name} {value:.2f} dB" for name, value in one.psnr.items())
+        print(f"{one.kind:9} {one.seconds:7.1f} s  {one.codes_used:,} codes used  {decibel}")
+    if target is not None:
+        temporary = target.with_suffix(".tmp.safetensors")
+        found[-1].tokenizer.save(temporary)
+        disk.settle(temporary, target)
+        print(f"weights   {target}: use it with tokenizer.weights in a study")
+
+
+def _progress() -> Any:
+    """A line to stderr every few seconds."""
+    import time
+
+    last = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 5:
+            print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
+            last = time.monotonic()
+
+    return tell

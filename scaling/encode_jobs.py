@@ -1,0 +1,60 @@
+"""Encoding on a cluster: shares of the units as an array of jobs, by the launcher of the runs.
+
+A share's state is the parts that it has made, so a job that was warned, preempted or lost is simply
+started again, and a driver that was killed finds its live jobs.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaling.checkpoint import STOP, Interrupted
+from scaling.config import LaunchConfig
+from scaling.encode import Mapper, Work
+from scaling.errors import UserError
+from scaling.launch import Job, Launcher
+from scaling.sources import Unit
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """Stands where a run stands: what one job does."""
+
+    work: Work
+    units: tuple[Unit, ...]
+
+
+def encode_share(share: Share, folder: Path) -> None:
+    """Make the parts of a share; a warned job stops between two units. Raises Interrupted."""
+    for done, unit in enumerate(share.units):
+        if STOP:
+            raise Interrupted(f"{folder.name}: stopped after {done} of {len(share.units)} units")
+        share.work([unit])
+
+
+def on_cluster(launch: LaunchConfig, folder: Path) -> Mapper:
+    """The mapper of `prepare` for `launch.cluster: slurm`: one job, on one GPU if any, a share.
+
+    `folder` is the study's: its jobs/ has submitit's files, as for runs, and encode/ the logs while
+    there is work. The mapper raises UserError where a job failed.
+    """
+    extra = {k: v for k, v in launch.extra.items() if k.replace("_", "-") != "ntasks-per-node"}
+    single = launch.model_copy(update={"gpus": min(1, launch.gpus), "nodes": 1, "extra": extra})
+
+    def mapper(work: Work, lists: Sequence[list[Unit]]) -> Iterator[int]:
+        logs = folder.resolve() / "encode"
+        jobs = [
+            Job(Share(work, tuple(units)), logs / f"{number:05d}")  # type: ignore[arg-type]
+            for number, units in enumerate(lists)
+        ]
+        with Launcher(single, folder / "jobs", function=encode_share) as launcher:  # type: ignore[arg-type]
+            for finished in launcher.map(jobs):
+                if finished.error:
+                    raise UserError(f"encoding on the cluster: {finished.error}")
+                yield 1
+        shutil.rmtree(logs, ignore_errors=True)
+
+    return mapper

@@ -1,0 +1,64 @@
+"""Encoding as an array of jobs on a real cluster."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scaling import slurm
+from scaling.config import load_study
+from scaling.study import encode
+from tests.data.test_encode import digest
+
+pytestmark = pytest.mark.slurm
+
+STUDY = """\
+study: own
+data:
+  frames: 2
+  size: 32
+  stride: 1
+  train_sequences: 6000
+  val_sequences: 64
+  sources: [{name: leaves, kind: leaves}]
+tokenizer: {patch: 4, codes: 64, fit_frames: 64}
+ladder: {sizes: [t16], budgets_macs: [1e9], log2_lr: -6}
+launch: {cluster: slurm, parallel: 2, threads: 1}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    (tmp_path / "own.yaml").write_text(STUDY)
+    return tmp_path
+
+
+def reference(own: Path) -> dict[str, str]:
+    config = load_study(own / "own.yaml", ["launch.cluster=debug"])
+    return digest(encode(config, own / "here", lambda _: None))
+
+
+def test_an_array_gives_the_bytes_of_one_process(own: Path) -> None:
+    made = encode(load_study(own / "own.yaml"), own, lambda _: None)
+    assert digest(made) == reference(own)
+    assert not (own / "encode").exists()
+
+
+def test_a_killed_driver_leaves_jobs_that_the_next_one_takes_over(own: Path) -> None:
+    code = (
+        "from pathlib import Path; from scaling.config import load_study\n"
+        "from scaling.study import encode\n"
+        f"encode(load_study(Path({str(own / 'own.yaml')!r})), Path({str(own)!r}), print)\n"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 90
+    while not slurm.entries(own / "jobs"):
+        assert time.monotonic() < deadline and driver.poll() is None
+        time.sleep(0.1)
+    driver.kill()
+    driver.wait()
+    assert digest(encode(load_study(own / "own.yaml"), own, lambda _: None)) == reference(own)
