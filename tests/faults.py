@@ -9,10 +9,11 @@ the last digit (but for clocks), no finished run may have been touched again, an
 cluster job may be left. Prints what was injected, what survived and how much work was repeated;
 exits with 1 if anything was lost.
 
-The faults are real: signals, truncated files, a full tmpfs (needs root), a locked and an absent
-MLflow, and on a cluster made by a start script (SLURM_UP, default ../shared/slurm/slurm-up, run
-again to mend it) killed daemons, nodes set down, preemption and one-minute time limits. Clocks of
-nodes that disagree show in a run directory as file times, so file times are moved by an hour.
+The faults are real: signals, truncated files, a full tmpfs (needs root), an absent MLflow, and on a
+cluster made by a start script (SLURM_UP, default ../shared/slurm/slurm-up, run again to mend it)
+killed daemons, nodes set down, preemption and a time limit of one minute, which the longest run
+exceeds. Where libfaketime is installed (Debian: faketime) the clocks of two nodes are an hour off;
+elsewhere that is left to file times, which are moved by an hour.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ import pandas as pd
 from scaling.results import NOT_REPEATABLE, load
 
 ROOT = Path(__file__).resolve().parent.parent
+START_SCRIPT = Path(os.environ.get("SLURM_UP", ROOT.parent / "shared" / "slurm" / "slurm-up"))
 STUDY = """\
 study: {name}
 seed: {seed}
@@ -55,7 +57,20 @@ train: {{batch: 4, warmup_steps: 10, evals: 3, checkpoint_seconds: 0.5}}
 lr: {{widths: [16, 32], layers: 2, heads: 2, log2_min: -8, log2_max: -5, steps: 200}}
 ladder:
   sizes: [t16, t24, t32]
-  budgets_macs: [1e9, 2e9, 4e9, 8e9, 1.6e10]
+  budgets_macs: [1e9, 2e9, 4e9, 8e9, 1.6e10{more}]
+  tokens_per_param: [1e-3, 86.5]
+"""
+LONG = ", 2e11"  # by tokens_per_param for t32 alone: minutes, under a limit of one
+SKEW = """\
+#!/bin/sh
+case $SLURMD_NODENAME in
+node2) echo export FAKETIME=+1h ;;
+node3) echo export FAKETIME=-1h ;;
+*) exit ;;
+esac
+echo export LD_PRELOAD={library}
+echo export FAKETIME_DONT_FAKE_MONOTONIC=1
+echo export FAKETIME_DONT_RESET=1
 """
 
 
@@ -67,8 +82,10 @@ class Study:
     name: str
     seed: int
     slurm: bool
+    long: bool  # one run outlasts Slurm's time limit
     rng: random.Random
     driver: subprocess.Popen | None = None
+    detached: bool = False  # the last session left its jobs to Slurm
     injected: Counter = field(default_factory=Counter)
     sessions: int = 0
     undo: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
@@ -81,7 +98,8 @@ class Study:
         yaml = self.out / f"{self.name}.yaml"
         if not yaml.exists():
             self.out.mkdir(parents=True, exist_ok=True)
-            yaml.write_text(STUDY.format(name=self.name, seed=self.seed))
+            more_budgets = LONG if self.long else ""
+            yaml.write_text(STUDY.format(name=self.name, seed=self.seed, more=more_budgets))
         where = ["--set", "launch.threads=1"]
         if self.slurm:
             where += ["--set", "launch.cluster=slurm", "--set", "launch.timeout_min=1"]
@@ -91,10 +109,11 @@ class Study:
 
     def start(self, *more: str) -> None:
         self.sessions += 1
+        self.detached = "--detach" in more
         command = self.command(*more)
         log = open(f"{self.out}.log", "a")  # noqa: SIM115  # the driver's own
         print(f"--- session {self.sessions} {' '.join(more)}", file=log, flush=True)
-        self.driver = subprocess.Popen(command, stdout=log, stderr=log)
+        self.driver = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment())
         log.close()
 
     def finish(self, *more: str) -> int:
@@ -102,6 +121,18 @@ class Study:
         self.start(*more)
         assert self.driver is not None
         return self.driver.wait()
+
+    def environment(self) -> dict[str, str]:
+        """With it the nodes' clocks disagree: srun asks a script of Slurm's own kind."""
+        library = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+        if not self.slurm or library is None:
+            return dict(os.environ)
+        script = self.out / "skew.sh"
+        if not script.exists():
+            script.write_text(SKEW.format(library=library))
+            script.chmod(0o755)
+            self.injected["clock_skew_between_nodes"] += 1
+        return os.environ | {"SLURM_TASK_PROLOG": str(script)}
 
     def table(self) -> pd.DataFrame:
         rows = load(self.folder)
@@ -278,6 +309,15 @@ def cancel(s: Study) -> bool:
     return bool(jobs)
 
 
+def detach(s: Study) -> bool:
+    """The driver dies; another submits what can run, and leaves it to Slurm."""
+    kill_driver(s)
+    assert s.driver is not None
+    s.driver.wait()
+    s.finish("--detach")
+    return True
+
+
 def preempt(s: Study) -> bool:
     """A job of a higher partition takes whole nodes for some seconds."""
     if not live_jobs(s):
@@ -310,7 +350,9 @@ EVERYWHERE = [
     *(kill_any_process, truncate_checkpoint, tear_journal, tear_metrics, move_file_times),
     second_driver,
 ]
-ON_SLURM = [scancel_warning, requeue, cancel, preempt, node_down, kill_slurmd, kill_slurmctld]
+ON_SLURM = [
+    *(scancel_warning, requeue, cancel, detach, preempt, node_down, kill_slurmd, kill_slurmctld)
+]
 
 
 def slurm(*command: str) -> str:
@@ -320,6 +362,12 @@ def slurm(*command: str) -> str:
 def live_jobs(s: Study) -> list[str]:
     listed = slurm("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i|%k").splitlines()
     return [job for job, _, at in (x.partition("|") for x in listed) if str(s.folder) in at]
+
+
+def requeues(s: Study) -> int:
+    """How often runs of the study have saved, ended and asked Slurm to run them again."""
+    logs = (s.folder / "runs").glob("*/log.txt")
+    return sum(log.read_text(errors="replace").count("; requeues") for log in logs)
 
 
 def busy_nodes(s: Study) -> list[str]:
@@ -333,7 +381,7 @@ def cluster_root() -> Path:
 
 def kill_daemon(s: Study, name: str) -> bool:
     pid_file = cluster_root() / "run" / f"{name}.pid"
-    if not pid_file.exists():
+    if not (pid_file.exists() and START_SCRIPT.exists()):
         return False
     with contextlib.suppress(ProcessLookupError):
         os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
@@ -342,9 +390,8 @@ def kill_daemon(s: Study, name: str) -> bool:
 
 
 def restart_cluster() -> None:
-    script = os.environ.get("SLURM_UP", str(ROOT.parent / "shared" / "slurm" / "slurm-up"))
     subprocess.run(
-        [script],
+        [str(START_SCRIPT)],
         env={**os.environ, "SLURM_ROOT": str(cluster_root())},
         check=True,
         capture_output=True,
@@ -427,7 +474,7 @@ def under_fire(s: Study, faults: int, pause: tuple[float, float]) -> None:
             s.mend()
             time.sleep(0.1)
         code = s.driver.poll()
-        if code == 0:
+        if code == 0 and not s.detached:
             return
         if code is not None:
             s.start()
@@ -444,8 +491,13 @@ def campaign(s: Study, twin: Study, faults: int, pause: tuple[float, float]) -> 
     with Watch(s) as watch:
         under_fire(s, faults, pause)
         s.mend(everything=True)
+        warned = requeues(s)
         assert s.driver is not None
         s.driver.wait()
+        while s.slurm and live_jobs(s):  # of a driver that detached, or gave up on another run
+            time.sleep(1)
+        if s.slurm:  # from here on nothing but the limit interrupts a run
+            s.injected["time_limit"] += requeues(s) - warned
         s.finish("--set", "tracking.uri=http://127.0.0.1:9")
         s.injected["mlflow_down"] += 1
         for _ in range(10):
@@ -498,11 +550,14 @@ def main() -> None:
         rng = random.Random(chosen.seed * 1000 + number)
         on_slurm = with_slurm and (chosen.cluster == "slurm" or number % 2 == 1)
         where = chosen.out.resolve() / f"study{number}"
-        disk = small_disk(where) if number % 4 == 0 else contextlib.nullcontext()
+        # Nodes in name spaces of their own would not see a disk that is mounted here.
+        small = number % 4 == 0 and not on_slurm
+        disk = small_disk(where) if small else contextlib.nullcontext()
         name = f"fire{number}"
         with disk:
-            study = Study(where, name, number, on_slurm, rng)
-            twin = Study(where.with_name(f"undisturbed{number}"), name, number, False, rng)
+            study = Study(where, name, number, on_slurm, on_slurm, rng)
+            calm = where.with_name(f"undisturbed{number}")
+            twin = Study(calm, name, number, False, on_slurm, rng)
             each = max(5, chosen.faults // chosen.studies + 3)
             lost += [f"{name}: {x}" for x in campaign(study, twin, each, tuple(chosen.pause))]
         total += study.injected
