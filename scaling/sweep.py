@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 EXTENSIONS = 2  # octaves by which the grid may grow on each side when the best rate is on its edge
 NEIGHBOURHOOD = 2.0  # octaves on each side of the lowest loss that its parabola is fitted to
+ROUNDING = 4  # rates are used to a quarter of an octave: finer than any sweep can tell apart, and
+# the same on machines whose last digits differ
 
 
 class Mapper(Protocol):
@@ -66,13 +68,18 @@ class Optimum:
 class SweepResult:
     """What the sweep found.
 
-    `best_lr` is the rate of the grid with the lowest excess loss, averaged over the widths (excess:
-    above the width's own best); of equals the smaller. With TPE or GP, which share no rates between
-    widths: two to the power of the mean of the widths' optima.
+    `best_lr` is the vertex of one parabola in log2(lr) through all widths (equal curvature and
+    optimum, a level for each width), to a quarter of an octave. It is fitted around the rate with
+    the lowest excess loss, averaged over the widths (excess: above the width's own best; of equals
+    the smaller), and stays within half an octave of it, below it where the next rate up diverged.
+    Without a bowl, or on the edge of the grid, that rate itself. With TPE or GP, which share no
+    rates between widths, the parabola lies around the mean of the widths' optima.
     """
 
     best_lr: float
     log2_lr: float
+    low: float | None  # 95% interval of the vertex, log2; None where no parabola was used
+    high: float | None
     trials: tuple[Trial, ...]  # by width, then rate
     optima: tuple[Optimum, ...]  # by width
     drift_octaves: float  # optimum of the widest minus optimum of the narrowest
@@ -81,7 +88,10 @@ class SweepResult:
 
     def summary(self) -> str:
         """A line for the whole, one for each width, one for each warning."""
-        lines = [f"learning rate 2^{self.log2_lr:g} (drift {self.drift_octaves:+.2f} octaves)"]
+        interval = "" if self.low is None else f"95% [{self.low:.2f}, {self.high:.2f}], "
+        lines = [
+            f"learning rate 2^{self.log2_lr:g} ({interval}drift {self.drift_octaves:+.2f} octaves)"
+        ]
         for best in self.optima:
             interval = "" if best.low is None else f" [{best.low:.2f}, {best.high:.2f}]"
             mine = [t for t in self.trials if t.width == best.width]
@@ -141,10 +151,10 @@ def sweep_lr(
     if sampler != "grid":
         for count in range(1, log2_max - log2_min + 2):
             board.ask_up_to(count, low, high, launcher, sampler)
-        return _result(board, sampler, low, high)
+        return read_trials(board.trials(low, high), low, high, sampler)
     while True:
         board.grid(range(low, high + 1), launcher)
-        result = _result(board, sampler, low, high)
+        result = read_trials(board.trials(low, high), low, high, sampler)
         if not result.on_edge:
             return result
         if result.log2_lr == low and low > log2_min - EXTENSIONS:
@@ -339,38 +349,65 @@ def optimum(trials: Sequence[Trial]) -> Optimum:
             f"({', '.join(f'2^{t.log2_lr:g}' for t in trials)}); lower lr.log2_min"
         )
     lowest = min(finite, key=lambda t: (t.loss, t.log2_lr))
-    near = [t for t in finite if abs(t.log2_lr - lowest.log2_lr) <= NEIGHBOURHOOD]
-    vertex, low, high = lowest.log2_lr, None, None
-    if len(near) >= 3:
-        x = np.array([t.log2_lr for t in near]) - lowest.log2_lr
-        y = np.array([t.loss for t in near])
-        design = np.stack([x**2, x, np.ones_like(x)], axis=1)
-        fitted = np.linalg.lstsq(design, y, rcond=None)[0]
-        a, b = fitted[:2]
-        if a > 0 and abs(b / (2 * a)) <= 1:
-            vertex += float(-b / (2 * a))
-            freedom = len(x) - 3
-            if freedom > 0:
-                residual = y - design @ fitted
-                covariance = np.linalg.inv(design.T @ design) * float(residual @ residual) / freedom
-                slope = np.array([b / (2 * a**2), -1 / (2 * a), 0.0])
-                error = math.sqrt(float(slope @ covariance @ slope))
-                half = float(stats.t.ppf(0.975, freedom)) * error
-                low, high = vertex - half, vertex + half
+    vertex, half = _vertex(finite, lowest.log2_lr)
+    if vertex is None:
+        return Optimum(lowest.width, lowest.log2_lr, None, None, lowest.loss)
+    low, high = (None, None) if half is None else (vertex - half, vertex + half)
     return Optimum(lowest.width, vertex, low, high, lowest.loss)
 
 
-def _result(board: Board, sampler: str, low: int, high: int) -> SweepResult:
-    trials = board.trials(low, high)
-    by_width = {w: [t for t in trials if t.width == w] for w in board.studies}
-    optima = tuple(optimum(by_width[w]) for w in board.studies)
+def _vertex(trials: Sequence[Trial], around: float) -> tuple[float | None, float | None]:
+    """Vertex (log2) of a parabola with a level for each width, and half its 95% interval.
+
+    None where no parabola opens upwards within an octave of `around`; no interval without a degree
+    of freedom to judge the fit by.
+    """
+    near = [t for t in trials if math.isfinite(t.loss) and abs(t.log2_lr - around) <= NEIGHBOURHOOD]
+    widths = sorted({t.width for t in near})
+    freedom = len(near) - 2 - len(widths)
+    if freedom < 0 or len({t.log2_lr for t in near}) < 3:
+        return None, None
+    x = np.array([t.log2_lr for t in near]) - around
+    y = np.array([t.loss for t in near])
+    levels = [[float(t.width == w) for w in widths] for t in near]
+    design = np.column_stack([x**2, x, levels])
+    fitted = np.linalg.lstsq(design, y, rcond=None)[0]
+    a, b = fitted[:2]
+    if a <= 0 or abs(b / (2 * a)) > 1:
+        return None, None
+    vertex = around - float(b / (2 * a))
+    if freedom == 0:
+        return vertex, None
+    residual = y - design @ fitted
+    covariance = np.linalg.inv(design.T @ design) * float(residual @ residual) / freedom
+    slope = np.zeros(len(fitted))
+    slope[:2] = b / (2 * a**2), -1 / (2 * a)
+    error = math.sqrt(float(slope @ covariance @ slope))
+    return vertex, float(stats.t.ppf(0.975, freedom)) * error
+
+
+def read_trials(trials: Sequence[Trial], low: int, high: int, sampler: str = "grid") -> SweepResult:
+    """What trials between 2^low and 2^high say.
+
+    Raises UserError when no rate has a finite loss at every width.
+    """
+    widths = sorted({t.width for t in trials})
+    by_width = {w: [t for t in trials if t.width == w] for w in widths}
+    optima = tuple(optimum(by_width[w]) for w in widths)
     warnings = []
-    if sampler != "grid":
-        log2_lr = float(np.mean([o.log2_lr for o in optima]))
-        on_edge = min(log2_lr - low, high - log2_lr) < 0.25
+    if sampler == "grid":
+        anchor = _lowest_mean_excess(by_width)
+        on_edge = low < high and anchor in (low, high)
     else:
-        log2_lr = _lowest_mean_excess(by_width)
-        on_edge = low < high and log2_lr in (low, high)
+        anchor = float(np.mean([o.log2_lr for o in optima]))
+        on_edge = min(anchor - low, high - anchor) < 0.25
+    vertex, half = (None, None) if on_edge else _vertex(trials, anchor)
+    log2_lr = anchor
+    if vertex is not None:
+        next_up = [t.loss for t in trials if 0 < t.log2_lr - anchor <= 1]
+        highest = anchor + 0.5 if all(map(math.isfinite, next_up)) else anchor
+        rounded = round(ROUNDING * vertex) / ROUNDING
+        log2_lr = min(max(rounded, anchor - 0.5), highest)
     if on_edge:
         side = "log2_min" if log2_lr - low < high - log2_lr else "log2_max"
         warnings.append(
@@ -384,7 +421,15 @@ def _result(board: Board, sampler: str, low: int, high: int) -> SweepResult:
             f"{optima[-1].width}: it does not transfer well at this setting"
         )
     return SweepResult(
-        2.0**log2_lr, log2_lr, tuple(trials), optima, drift, on_edge, tuple(warnings)
+        best_lr=2.0**log2_lr,
+        log2_lr=log2_lr,
+        low=None if vertex is None or half is None else vertex - half,
+        high=None if vertex is None or half is None else vertex + half,
+        trials=tuple(trials),
+        optima=optima,
+        drift_octaves=drift,
+        on_edge=on_edge,
+        warnings=tuple(warnings),
     )
 
 

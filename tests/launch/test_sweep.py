@@ -14,7 +14,7 @@ import pytest
 from scaling.config import LaunchConfig
 from scaling.errors import UserError
 from scaling.launch import Job, Launcher
-from scaling.sweep import SweepResult, Trial, optimum, repair, sweep_lr
+from scaling.sweep import SweepResult, Trial, optimum, read_trials, repair, sweep_lr
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def test_finds_the_rate_and_trains_each_point_once(tmp_path: Path) -> None:
         assert best.low - 1e-9 <= -6 <= best.high + 1e-9
     assert not result.on_edge and not result.warnings
     assert result.drift_octaves == pytest.approx(0, abs=1e-9)
-    assert "learning rate 2^-6" in result.summary()
+    assert result.low == pytest.approx(-6, abs=1e-6) == result.high
+    assert "learning rate 2^-6 (95% [-6.00, -6.00], drift" in result.summary()
     before = (tmp_path / "j").read_bytes()
     assert sweep(tmp_path) == result
     assert (tmp_path / "j").read_bytes() == before, "a finished sweep writes nothing"
@@ -123,7 +124,7 @@ def test_the_grid_grows_towards_a_minimum_outside_it(tmp_path: Path) -> None:
     assert result.log2_lr == -5 and result.on_edge, "within its limit: two octaves"
     assert "move lr.log2_max" in result.warnings[0]
     result = sweep(tmp_path, -8, -6, best=-5.2)
-    assert result.log2_lr == -5 and not result.on_edge
+    assert result.log2_lr == -5.25 and not result.on_edge, "to a quarter of an octave"
     assert max(t.log2_lr for t in result.trials) == -4
 
 
@@ -189,6 +190,48 @@ def test_the_interval_covers_the_optimum_as_often_as_it_says() -> None:
         assert best.low is not None and best.high is not None
         hits += best.low <= true <= best.high
     assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_all_widths_together_say_it_better_than_the_lowest_point(tmp_path: Path) -> None:
+    """Rates of an octave's grid, real noise: error of the rate used, and cover of its interval."""
+    rng = np.random.default_rng(0)
+    errors, grid_errors, hits = [], [], 0
+    for _ in range(400):
+        true = rng.uniform(-6.5, -5.5)
+        trials = [
+            Trial(w, float(p), 2.5 + 10 / w + 0.1 * (p - true) ** 2 + rng.normal(0, 0.01))
+            for w in (16, 32, 64)
+            for p in range(-8, -3)
+        ]
+        found = read_trials(trials, -8, -4)
+        assert found.low is not None and found.high is not None
+        hits += found.low <= true <= found.high
+        errors.append(found.log2_lr - true)
+        lowest = min((t for t in trials if t.width == 64), key=lambda t: t.loss)
+        grid_errors.append(lowest.log2_lr - true)
+    assert 0.92 <= hits / 400 <= 0.98
+    assert np.abs(errors).max() < 0.25 < np.abs(grid_errors).max()
+    assert np.std(errors) < np.std(grid_errors) / 3
+
+
+def test_the_rate_stays_by_what_was_measured() -> None:
+    def bowl(width: int, best: float, edge: float = 0.0) -> list[Trial]:
+        return [
+            Trial(width, float(p), math.inf if p > edge else 2.5 + 0.1 * (p - best) ** 2)
+            for p in range(-8, -3)
+        ]
+
+    assert read_trials(bowl(16, -5.8) + bowl(32, -5.8), -8, -4).log2_lr == -5.75
+    up = read_trials(bowl(16, -5.8) + bowl(32, -5.8, edge=-5.5), -8, -4)
+    assert up.log2_lr == -6, "not towards a rate that diverged at some width"
+    down = read_trials(bowl(16, -6.2) + bowl(32, -6.2, edge=-5.5), -8, -4)
+    assert down.log2_lr == -6.25
+    steep = [
+        Trial(16, float(p), y) for p, y in zip(range(-8, -3), (9, 3, 2.9, 3.4, 5), strict=True)
+    ]
+    assert -6.5 <= read_trials(steep, -8, -4).log2_lr <= -5.5
+    edge = read_trials(bowl(16, -3.8), -8, -4)
+    assert edge.log2_lr == -4 and edge.on_edge and edge.low is None
 
 
 def test_the_optimum_without_a_bowl_is_the_lowest_point() -> None:

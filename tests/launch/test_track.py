@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -240,11 +244,112 @@ def test_unknown_studies_are_named(made: Path) -> None:
         track.load_rows(track.default_uri(made), "smal")
 
 
+def test_an_address_is_looked_at_before_a_study_starts() -> None:
+    said: list[str] = []
+    track.check(None, said.append)
+    track.check("sqlite:////tmp/x.db", said.append)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        track.check(address, said.append)  # bound, not listening
+        assert len(said) == 1 and f"{address} does not answer" in said[0]
+        assert "`scaling sync` sends later" in said[0]
+        server.listen()
+        track.check(address, said.append)
+        assert len(said) == 1
+    for wrong in ("localhost:5000", "http://", "mlruns"):
+        with pytest.raises(UserError, match=r"not an address of MLflow; write http"):
+            track.check(wrong, said.append)
+
+
+class Server:
+    """A real tracking server on loopback, on a database of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+        command += ["--default-artifact-root", str(folder / "artifacts")]
+        self._command = [*command, "--host", "127.0.0.1", "--port", str(self.port)]
+        self._log = folder / "server.log"
+        self._process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with open(self._log, "a") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=os.environ | quiet,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        end = time.monotonic() + 240
+        while True:
+            assert time.monotonic() < end and self._process.poll() is None, self._log.read_text()
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
+                    assert answer.status == 200
+                return
+            except OSError:
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_the_middle_gets_the_rest_later(
+    study: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"Nothing is lost.*scaling sync"):
+        track.sync(study, server.uri)  # down at the start
+    server.start()
+    original = MlflowClient.log_batch
+    calls = 0
+
+    def dies(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 8:  # inside the third of four runs
+            server.kill()
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", dies)
+        with pytest.raises(UserError, match=r"Nothing is lost.*scaling sync"):
+            track.sync(study, server.uri)
+    write(study, "new", [row("new", 10)])  # the study goes on meanwhile
+    with pytest.raises(UserError, match=r"Nothing is lost.*scaling sync"):
+        track.sync(study, server.uri)
+    server.start()
+    assert track.sync(study, server.uri) == 3, "the one cut short, the one unsent, the new one"
+    assert track.sync(study, server.uri) == 0
+    assert track.sync(study, server.uri, force=True) == 0
+    key = lambda r: (r["run_id"], r["steps"])  # noqa: E731
+    rows = track.load_rows(server.uri, "small")
+    assert sorted(rows, key=key) == sorted(directory_rows(study), key=key)
+    assert load(f"{server.uri}#small").equals(load(study))
+
+
 @pytest.mark.slow
 def test_pages_are_served_on_loopback(study: Path) -> None:
-    import socket
-    import urllib.request
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
