@@ -44,6 +44,7 @@ NEEDED = (
 )  # fmt: skip
 KAPPA = 0.2  # spans the exponents 0 to 0.6 within the noise of a run over two decades
 CUT = 2.0  # residuals beyond so many scales are cut: a wild cell is not the noise of all
+WILD = 4.0  # a cell so many scales too high, which cannot win its budget, describes nothing
 CONTENDERS = 30  # cells of one budget that may win it, at most
 NEAR = 0.1  # log loss above its budget's best within which a cell describes the surface
 
@@ -111,10 +112,33 @@ def surface(table: pd.DataFrame, points: pd.DataFrame) -> Surface | None:
     The loss is the sum of a smooth function of parameters and one of tokens, as in Hoffmann et
     al. 2022 but without its exponents: 1, u, u^2, v, v^2 with u = N^-KAPPA, v = D^-KAPPA. What
     remains is split into a part common to a run (its seed; all budgets cut from one trunk share
-    it) and a part of each cell; a wild cell counts as two standard deviations.
+    it) and a part of each cell. A cell that is wildly too high cannot win and is left out of the
+    description; any other wild cell counts as two standard deviations.
     """
     best = table.groupby("budget_macs")["val_loss"].transform("min")
     near = table[np.log(table["val_loss"] / best) <= NEAR]
+    described = _describe(near)
+    if described is None:
+        return None
+    wild = (described[2] > WILD * described[3]) & ~near["cell"].isin(points["cell"]).to_numpy()
+    if wild.any() and (again := _describe(near[~wild])) is not None:
+        near, described = near[~wild], again
+    design, fitted, residual, scale = described
+    # Cut, and stretched so that normal residuals keep their variance.
+    kept = 2 * stats.norm.cdf(CUT) - 1 - 2 * CUT * stats.norm.pdf(CUT)
+    kept += 2 * CUT**2 * stats.norm.sf(CUT)
+    residual = np.clip(residual, -CUT * scale, CUT * scale) / np.sqrt(kept)
+    run_index = np.unique(near["run_id"].astype(str), return_inverse=True)[1]
+    x = np.log(points["macs_total"].to_numpy(float))
+    influence = np.zeros(len(near))
+    spread = ((x - x.mean()) ** 2).sum()
+    influence[near.index.get_indexer(pd.Index(points["cell"]))] = (x - x.mean()) / spread
+    noise = components(design, residual, run_index, influence)
+    return Surface(near, fitted, noise, run_index)
+
+
+def _describe(near: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, float] | None:
+    """Design (cells, 5), fitted log loss, relative residual, and the residuals' robust scale."""
     loss = near["val_loss"].to_numpy(float)
     log_n, log_d = (np.log(near[c].to_numpy(float)) for c in ("params", "tokens"))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -126,19 +150,12 @@ def surface(table: pd.DataFrame, points: pd.DataFrame) -> Surface | None:
     norm = np.maximum(np.linalg.norm(design, axis=0), 1e-300)
     if np.linalg.cond(design / norm) > 1e5:
         return None
-    fitted, residual = _robust(design, np.ones_like(loss))
-    run_index = np.unique(near["run_id"].astype(str), return_inverse=True)[1]
-    x = np.log(points["macs_total"].to_numpy(float))
-    influence = np.zeros(len(near))
-    spread = ((x - x.mean()) ** 2).sum()
-    influence[near.index.get_indexer(pd.Index(points["cell"]))] = (x - x.mean()) / spread
-    noise = components(design, residual, run_index, influence)
-    return Surface(near, np.log(np.maximum(fitted, 1e-6)) + np.log(loss), noise, run_index)
+    residual, scale = _robust(design, np.ones_like(loss))
+    return design, np.log(np.maximum(1 - residual, 1e-6)) + np.log(loss), residual, scale
 
 
-def _robust(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Huber fit with its scale from the median residual; residuals cut at CUT scales, and
-    stretched so that normal ones keep their variance."""
+def _robust(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """Residuals of a Huber fit, and their scale from the median residual."""
     weights = np.ones_like(y)
     for _ in range(30):
         root = np.sqrt(weights)
@@ -148,6 +165,4 @@ def _robust(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shrunk = np.sqrt(len(y) / (len(y) - design.shape[1]))
         scale = max(1.4826 * float(np.median(np.abs(residual))) * shrunk, 1e-12)
         weights = np.minimum(1, 1.345 * scale / np.maximum(np.abs(residual), 1e-300))
-    kept = 2 * stats.norm.cdf(CUT) - 1 - 2 * CUT * stats.norm.pdf(CUT)
-    kept += 2 * CUT**2 * stats.norm.sf(CUT)
-    return y - residual, np.clip(residual, -CUT * scale, CUT * scale) / np.sqrt(kept)
+    return residual, scale

@@ -2,12 +2,15 @@
 
 import ast
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from analysis.frontier import fit_frontier
 from scaling.results import load
@@ -62,3 +65,50 @@ def test_prints_the_law_of_the_pipeline(executed: tuple[str, list[Any]], study: 
     printed = [o.text.strip() for o in outputs if o.output_type == "stream"]
     expected = [fit_frontier(load(study / "rows.csv"), seed=0).summary()]
     assert printed == (expected if name == "02_scaling_law" else [])
+
+
+def table_of(html: str) -> pd.DataFrame:
+    """A frame as a notebook shows it; numbers where a cell is one."""
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in html.split("</tr>")]
+    head, *body = [row for row in rows if row]
+    table = pd.DataFrame([row[1:] for row in body], columns=head[1:])
+    for name in table:
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        if (numbers.notna() | (table[name] == "NaN")).all():
+            table[name] = numbers
+    return table
+
+
+def published(tables: Path) -> list[Any]:
+    """Outputs of the notebook of published results, with its tables in a folder."""
+    notebook = nbformat.read(ROOT / "notebooks" / "05_published_results.ipynb", as_version=4)
+    environment = os.environ | {"TABLES": str(tables), "PYTHONPATH": str(ROOT)}
+    NotebookClient(notebook, timeout=300).execute(env=environment)
+    return [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+
+
+def test_published_results_are_reproduced(shared_data: Path) -> None:
+    outputs = published(shared_data / "scaling_tables")
+    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+    printed = "".join(o.text for o in outputs if o.output_type == "stream")
+    assert "objective 1.018274018e-03 (Epoch's optimum 1.018274018e-03)" in printed
+    assert "at 1e14: 2.16 with C in MACs, 3.65 with C in 10^6 MACs" in printed
+    epoch, others, clip, toto = [
+        table_of(o.data["text/html"])
+        for o in outputs
+        if "text/html" in o.get("data", {}) and o.output_type == "execute_result"
+    ][:4]
+    for ours, theirs in (("optimum at 1e-3", "the same, by Epoch's notebook"),
+                         ("optimum for a corner to 0", "published"),
+                         ("standard error", "published standard error")):  # fmt: skip
+        assert epoch[ours].to_numpy() == pytest.approx(epoch[theirs].to_numpy(), rel=6e-3), ours
+    exact = others[others["what"].str.contains("package: E|error|1e21|approach 1|approach 2")]
+    assert len(exact) == 6 and (exact["published"] == exact["here"]).all()
+    assert (clip["low"] <= clip["published"]).all() and (clip["published"] <= clip["high"]).all()
+    pure = toto[toto["form"] == "power"]
+    assert len(pure) == 3 and (pure["low"] <= -0.0378).all() and (pure["high"] >= -0.0378).all()
+
+
+def test_a_missing_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CellExecutionError, match="lacks chinchilla_epoch_svg_extracted"):
+        published(tmp_path)
