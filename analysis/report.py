@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from analysis import figures
+from analysis import figures, transfer
 from analysis.page import ASSETS, figure, head, page
 from analysis.report_data import config_section, data_section, position_section, runs_section
 from analysis.report_law import choices_section, isoflop_section, trust_section
+from analysis.report_transfer import transfer_section
 from analysis.style import (
     count_text,
     escape,
@@ -31,6 +32,7 @@ from analysis.style import (
 if TYPE_CHECKING:
     from analysis.frontier import StudyLaw
 
+OF_THE_LADDER = ("compute", "isoflop", "trust", "choices")
 POSITIONS = "loss_by_position.json"  # in the study directory: size, tokens_per_frame, loss
 
 
@@ -81,6 +83,8 @@ def write_report(
         ("data", "The data", data_section(data_dir)),
         ("config", "The configuration", config_section(config_text)),
     ]
+    if not (rows.role != "lr_sweep").any():  # a study of learning rates alone
+        sections = [one for one in sections if one[0] not in OF_THE_LADDER]
     shown = [section for section in sections if section[2]]
     text = page(opening, _header(study, rows, study_law, refusal), shown, _footer(rows))
     study_dir.mkdir(parents=True, exist_ok=True)
@@ -128,6 +132,13 @@ def _is_made_of(path: Path, opening: str) -> bool:
 
 def _header(study: str, rows: pd.DataFrame, study_law: StudyLaw | None, refusal: str) -> str:
     title = f'<p class="kicker">Scaling-law study</p><h1>{escape(study)}</h1>'
+    if not (rows.role != "lr_sweep").any():
+        moves = "".join(
+            f"<li>{escape(readable(line))}</li>"
+            for line in transfer.verdict_lines(transfer.series_points(rows))
+            if not line.startswith(" ")
+        )
+        return f"{title}<ul>{moves}</ul>{_facts(rows)}"
     if study_law is None:
         reason = f" {escape(readable(refusal))}" if refusal else ""
         return f'{title}<p class="warn"><b>No law was fitted.</b>{reason}</p>{_facts(rows)}'
@@ -184,13 +195,14 @@ def _comparison(study_law: StudyLaw) -> str:
 def _facts(rows: pd.DataFrame) -> str:
     last = rows.sort_values("macs_total").groupby("run_id").tail(1)
     ladder = rows[rows.role != "lr_sweep"]
+    sized = ladder if len(ladder) else rows
     diverged = int((last.status == "diverged").sum())
     facts = [
         ("Runs", f"{len(last):,}", f"{diverged or 'none'} diverged"),
         (
-            "Sizes of the ladder",
-            f"{ladder['size'].nunique()}",
-            f"{_counts(ladder.params)} parameters",
+            "Sizes of the ladder" if len(ladder) else "Sizes",
+            f"{sized['size'].nunique()}",
+            f"{_counts(sized.params)} parameters",
         ),
         ("Compute of all runs", number_text(float(last.macs_total.sum())), "training MACs"),
         ("Tokens of a run", _counts(last.tokens), f"vocabulary of {_counts(rows.vocab)}"),
@@ -210,6 +222,9 @@ def _rate_section(rows: pd.DataFrame) -> str:
         return f"<p>No learning-rate sweep was run. The ladder used {rates}.</p>"
     if points.val_loss.isna().all():
         return "<p>Every run of the learning-rate sweep diverged: there is no optimum to show.</p>"
+    series = transfer.series_points(rows)
+    if series.groupby(transfer.GROUP).ngroups > 1:
+        return transfer_section(series)
     rate = chosen[0] if len(chosen) == 1 else None
     best = points[points.best]
     optima = ", ".join(

@@ -27,6 +27,7 @@ SCHEMA = 1  # version of the run directory and of the rows; part of every run's 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Parametrization = Literal["mup", "standard", "completep"]  # completep: muP, over depth as well
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -116,8 +117,9 @@ class ModelSection(Section):
 
     inputs: Literal["tokens", "patches"] = "tokens"
     targets: Literal["tokens", "patches"] = "tokens"  # patches: normalised, squared error a value
-    parametrization: Literal["mup", "standard"] = "mup"
+    parametrization: Parametrization = "mup"
     base_width: Positive = 64  # width at which muP and standard parametrisation agree
+    base_layers: Positive = 2  # depth at which CompleteP and plain muP agree
     rope_base: PositiveFloat = 10_000.0
 
 
@@ -149,10 +151,15 @@ class TrainConfig(Section):
 
 
 class LrConfig(Section):
-    """The learning-rate sweep: powers of two over several widths at fixed depth (Figure 11)."""
+    """A learning-rate sweep: powers of two over several widths at fixed depth (Figure 11).
+
+    With `depths` it goes over depth instead, at the one width. What is swept over is the axis.
+    """
 
     widths: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)]
     layers: Positive = 2
+    depths: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # instead of `layers`
+    parametrization: Parametrization | None = None  # null: that of `model`
     heads: Positive = 4
     log2_min: int = -9
     log2_max: int = -4
@@ -169,9 +176,24 @@ class LrConfig(Section):
                 f"widths {wrong} do not divide into {self.heads} heads of even width (RoPE turns "
                 f"pairs); use multiples of {2 * self.heads}"
             )
-        if len(set(self.widths)) < len(self.widths):
-            raise ValueError(f"widths {list(self.widths)} repeat; list each once")
+        for name, values in (("widths", self.widths), ("depths", self.depths)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} {list(values)} repeat; list each once")
+        if self.depths and len(self.widths) > 1:
+            raise ValueError(
+                f"widths {list(self.widths)} with depths {list(self.depths)}: a sweep goes over "
+                f"one of them; give one width, or no depths"
+            )
         return self
+
+    @property
+    def axis(self) -> Literal["width", "depth"]:
+        return "depth" if self.depths else "width"
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The widths, or the depths, that every rate is tried at."""
+        return self.depths or self.widths
 
 
 class LadderConfig(Section):
@@ -244,8 +266,9 @@ class StudyConfig(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelSection = ModelSection()
     train: TrainConfig = TrainConfig()
-    lr: LrConfig | None = None
-    ladder: LadderConfig
+    lr: LrConfig | None = None  # the sweep that gives the ladder its rate
+    transfer: Annotated[tuple[LrConfig, ...], Field(strict=False)] = ()  # sweeps to be compared
+    ladder: LadderConfig | None = None
     launch: LaunchConfig = LaunchConfig()
     tracking: TrackingConfig = TrackingConfig()
     fit: FitConfig = FitConfig()
@@ -262,9 +285,20 @@ class StudyConfig(Section):
                 "model.inputs or model.targets is patches, which are cut from stored frames; set "
                 "data.pixels: true"
             )
-        if self.lr is None and self.ladder.log2_lr is None:
+        if self.ladder is None and not self.transfer:
+            raise ValueError("nothing to train: add a `ladder:` section, or `transfer:` sweeps")
+        if self.ladder and self.lr is None and self.ladder.log2_lr is None:
             raise ValueError(
                 "no learning rate: add an `lr:` section (a sweep) or set ladder.log2_lr"
+            )
+        if self.lr and self.lr.depths:
+            raise ValueError(
+                "lr.depths: the ladder's rate is found over widths; list a sweep over depth in "
+                "`transfer:`"
+            )
+        if self.lr and self.ladder is None:
+            raise ValueError(
+                "`lr:` gives a ladder its rate and there is no `ladder:`; move it to `transfer:`"
             )
         return self
 

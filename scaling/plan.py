@@ -13,7 +13,7 @@ from typing import Any
 
 from models.family import FAMILY, SPECIAL_TOKENS, ModelConfig, size
 from models.macs import forward_macs, parameter_counts
-from scaling.config import LaunchConfig, RunConfig, StudyConfig
+from scaling.config import LaunchConfig, LrConfig, RunConfig, StudyConfig
 from scaling.errors import UserError
 from scaling.schedule import segments
 
@@ -58,30 +58,35 @@ def ladder_model(config: StudyConfig, name: str) -> ModelConfig:
     return dataclasses.replace(
         FAMILY[name],
         tied=FAMILY[name].tied and not any(patches.values()),
-        vocab=vocab(config),
-        context=context(config),
-        parametrization=config.model.parametrization,
-        base_width=config.model.base_width,
-        rope_base=config.model.rope_base,
-        patch_inputs=patches["patch_inputs"],
-        patch_targets=patches["patch_targets"],
+        **_shared(config, config.model.parametrization),
     )
 
 
-def sweep_model(config: StudyConfig, width: int) -> ModelConfig:
-    """A model of the learning-rate sweep: the given width at the sweep's depth and head count."""
-    assert config.lr is not None
-    return size(
-        d=width,
-        layers=config.lr.layers,
-        heads=config.lr.heads,
-        vocab=vocab(config),
-        context=context(config),
-        parametrization=config.model.parametrization,
-        base_width=config.model.base_width,
-        rope_base=config.model.rope_base,
+def sweep_model(config: StudyConfig, sweep: LrConfig, member: int) -> ModelConfig:
+    """A model of a learning-rate sweep: `member` is its width, or its depth (sweep.axis)."""
+    width, layers = (sweep.widths[0], member) if sweep.depths else (member, sweep.layers)
+    settings = _shared(config, sweep.parametrization or config.model.parametrization)
+    return size(d=width, layers=layers, heads=sweep.heads, **settings)
+
+
+def sweeps(config: StudyConfig) -> list[LrConfig]:
+    """The learning-rate sweeps of a study; that of the ladder comes first, where it has one."""
+    ladders = [config.lr] if config.lr and config.ladder and config.ladder.log2_lr is None else []
+    return [*ladders, *config.transfer]
+
+
+def _shared(config: StudyConfig, parametrization: str) -> dict[str, Any]:
+    """What all models of a study have in common."""
+    depth_too = parametrization == "completep"
+    return {
+        "vocab": vocab(config),
+        "context": context(config),
+        "parametrization": "mup" if depth_too else parametrization,
+        "base_width": config.model.base_width,
+        "base_layers": config.model.base_layers if depth_too else 0,
+        "rope_base": config.model.rope_base,
         **_patches(config),
-    )
+    }
 
 
 def step_macs(model: ModelConfig, batch: int) -> int:
@@ -124,15 +129,14 @@ def _precision(config: StudyConfig) -> str:
 
 
 def sweep_run(
-    config: StudyConfig, width: int, lr: float, data_key: str, data_dir: Path
+    config: StudyConfig, sweep: LrConfig, member: int, lr: float, data_key: str, data_dir: Path
 ) -> RunConfig:
-    """One trial of the learning-rate sweep. Raises UserError when its budget is too short."""
-    assert config.lr is not None
-    model = sweep_model(config, width)
+    """One trial of a learning-rate sweep. Raises UserError when its budget is too short."""
+    model = sweep_model(config, sweep, member)
     run = _run(
         config,
         model,
-        [float(config.lr.steps * step_macs(model, config.train.batch))],
+        [float(sweep.steps * step_macs(model, config.train.batch))],
         role="lr_sweep",
         evals=0,  # only the decayed point is asked for
         lr=lr,
@@ -149,12 +153,14 @@ def sweep_run(
 def ladder_runs(
     config: StudyConfig, lr: float, data_key: str, data_dir: Path
 ) -> tuple[list[RunConfig], list[Left]]:
-    """The runs of the ladder and the pairs left out, each with its rule.
+    """The runs of the ladder, if any, and the pairs left out, each with its rule.
 
     With `wsd` one run of a size serves all its budgets; with `cosine` each budget is a run.
     """
     runs: list[RunConfig] = []
     left: list[Left] = []
+    if config.ladder is None:
+        return runs, left
     for name in config.ladder.sizes:
         model = ladder_model(config, name)
         kept = []
@@ -191,7 +197,7 @@ def _rule_against(config: StudyConfig, model: ModelConfig, budget: float) -> str
     run = _run(config, model, [budget], role="ladder", lr=1.0, data_key="")
     if short := _too_short(run, 0):
         return short
-    if config.ladder.tokens_per_param:
+    if config.ladder and config.ladder.tokens_per_param:
         low, high = config.ladder.tokens_per_param
         tokens = run.budgets_steps[0] * run.batch * model.context
         ratio = tokens / parameter_counts(model)["matmul_head"]
@@ -272,12 +278,11 @@ def study_cost(
 ) -> tuple[list[Cost], list[Left]]:
     """The cost of every group of runs of a study. Raises UserError as the study itself would."""
     runs: list[RunConfig] = []
-    if config.lr is not None and config.ladder.log2_lr is None:
-        points = range(config.lr.log2_min, config.lr.log2_max + 1)
+    for sweep in sweeps(config):
         runs += [
-            sweep_run(config, width, 2.0**p, "", Path())
-            for width in config.lr.widths
-            for p in points
+            sweep_run(config, sweep, member, 2.0**p, "", Path())
+            for member in sweep.members
+            for p in range(sweep.log2_min, sweep.log2_max + 1)
         ]
     from models.memory import training_bytes
 

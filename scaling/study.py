@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import yaml
 
 from scaling import plan, results, track
 from scaling.checkpoint import RunBusy, RunLock, write_atomic
-from scaling.config import RunConfig, StudyConfig
+from scaling.config import LrConfig, RunConfig, StudyConfig
 from scaling.encode import prepare
 from scaling.encode_jobs import on_cluster
 from scaling.errors import UserError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.frontier import StudyLaw
+    from scaling.sweep import SweepResult
 
 Say = Callable[[str], None]
 
@@ -130,6 +132,10 @@ def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
             f"{len(failed)} of {len(runs)} runs failed; the others are kept. Mend the cause and "
             f"run the same command again, which trains only what is missing:\n{errors}"
         )
+    if config.transfer:
+        from analysis.transfer import series_points, verdict_lines
+
+        say("\n".join(verdict_lines(series_points(table))))
     path = report(config, folder, data_dir, table, *fit_law(config, folder, table, say))
     say(f"rows    {folder / 'rows.csv'}\nreport  {path}")
     # Last: a tracking server that is down costs neither the law nor the report.
@@ -182,10 +188,29 @@ def not_whole(manifest: Path, most: int = 8) -> list[str]:
 def best_rate(
     config: StudyConfig, folder: Path, data: TokenData, data_dir: Path, launcher: Launcher, say: Say
 ) -> tuple[float, list[RunConfig]]:
-    """The learning rate of the ladder, and the runs that it was found with."""
-    if config.ladder.log2_lr is not None:
-        return 2.0**config.ladder.log2_lr, []
-    assert config.lr is not None
+    """The learning rate of the ladder (NaN: it has none), and the runs of all sweeps."""
+    given = config.ladder.log2_lr if config.ladder else None
+    lr = math.nan if given is None else 2.0**given
+    runs: list[RunConfig] = []
+    for sweep in plan.sweeps(config):
+        found, trained = run_sweep(config, sweep, folder, data, data_dir, launcher, say, runs)
+        runs += trained
+        if sweep is config.lr:
+            lr = found.best_lr
+    return lr, runs
+
+
+def run_sweep(
+    config: StudyConfig,
+    sweep: LrConfig,
+    folder: Path,
+    data: TokenData,
+    data_dir: Path,
+    launcher: Launcher,
+    say: Say,
+    before: list[RunConfig],
+) -> tuple[SweepResult, list[RunConfig]]:
+    """One learning-rate sweep and its runs; `before`: those of the sweeps before it."""
     from scaling.sweep import sweep_lr
 
     runs: dict[str, RunConfig] = {}
@@ -193,45 +218,45 @@ def best_rate(
     ladder, _ = plan.ladder_runs(config, 1.0, data.key, data_dir)  # their size, not yet their rate
     ladder_macs = sum(map(plan.path_macs, ladder))
 
-    def job(width: int, lr: float) -> Job:
-        run = plan.sweep_run(config, width, lr, data.key, data_dir)
+    def job(member: int, lr: float) -> Job:
+        run = plan.sweep_run(config, sweep, member, lr, data.key, data_dir)
         runs[run.run_id] = run
         if run.run_id not in recorded:
-            record(folder, list(runs.values()), later_macs=ladder_macs)
+            record(folder, [*before, *runs.values()], later_macs=ladder_macs)
             recorded.update(runs)
         return Job(run, folder / "runs" / run.run_id)
 
-    grid = exponents(config) if config.lr.sampler == "grid" else ()
-    planned = [job(w, 2.0**p) for w in config.lr.widths for p in grid]
+    grid = range(sweep.log2_min, sweep.log2_max + 1) if sweep.sampler == "grid" else ()
+    planned = [job(member, 2.0**p) for member in sweep.members for p in grid]
     todo = [j for j in planned if read_run(j.run_dir) is None]
+    kind = sweep.parametrization or config.model.parametrization
     if todo:
-        say(f"lr sweep: {len(todo)} of {len(planned)} runs to train")
+        say(f"lr sweep over {sweep.axis}, {kind}: {len(todo)} of {len(planned)} runs to train")
     with progress(folder, say if todo else lambda _: None):
         found = sweep_lr(
             job,
-            widths=config.lr.widths,
-            log2_min=config.lr.log2_min,
-            log2_max=config.lr.log2_max,
+            widths=sweep.members,
+            log2_min=sweep.log2_min,
+            log2_max=sweep.log2_max,
             launcher=launcher,
             journal=folder / "sweep.journal",
-            sampler=config.lr.sampler,
+            sampler=sweep.sampler,
+            axis=sweep.axis,
+            each=sweep is not config.lr,
             seed=config.seed,
         )
-    say(found.summary())
+    if sweep is config.lr:
+        say(found.summary())
     # In the order of the trials, and also those that an earlier call trained beyond the grid.
     runs.clear()
     for trial in found.trials:
         job(trial.width, 2.0**trial.log2_lr)
-    return found.best_lr, list(runs.values())
-
-
-def exponents(config: StudyConfig) -> range:
-    assert config.lr is not None
-    return range(config.lr.log2_min, config.lr.log2_max + 1)
+    return found, list(runs.values())
 
 
 def record(folder: Path, runs: list[RunConfig], *, later_macs: int = 0) -> None:
-    write_plan(folder, runs, [plan.path_macs(run) for run in runs], later_macs=later_macs)
+    once = list({run.run_id: run for run in runs}.values())  # two sweeps may share a run
+    write_plan(folder, once, [plan.path_macs(run) for run in once], later_macs=later_macs)
 
 
 def progress(folder: Path, say: Say) -> Progress:
@@ -259,6 +284,9 @@ def fit_law(
     config: StudyConfig, folder: Path, table: pd.DataFrame, say: Say
 ) -> tuple[StudyLaw | None, str]:
     """Fit the frontier of the ladder and write law.json; or no law, and the reason."""
+    if config.ladder is None:
+        (folder / "law.json").unlink(missing_ok=True)
+        return None, ""
     from analysis.frontier import fit_frontier
     from analysis.laws import NotIdentified
 

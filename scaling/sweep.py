@@ -18,17 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from scipy import stats
 
 from scaling.errors import UserError
 from scaling.launch import Finished, Job
+from scaling.optimum import Optimum, Trial, optimum, vertex_between
 from scaling.results import read_run
 
 if TYPE_CHECKING:
     import optuna
 
 EXTENSIONS = 2  # octaves by which the grid may grow on each side when the best rate is on its edge
-NEIGHBOURHOOD = 2.0  # octaves on each side of the lowest loss that its parabola is fitted to
 ROUNDING = 4  # rates are used to a quarter of an octave: finer than any sweep can tell apart, and
 # the same on machines whose last digits differ
 
@@ -37,31 +36,6 @@ class Mapper(Protocol):
     """What the sweep needs of a Launcher."""
 
     def map(self, jobs: Iterator[Job]) -> Iterator[Finished]: ...
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One point of the sweep. `loss` (nats per token) is inf where the run diverged."""
-
-    width: int
-    log2_lr: float
-    loss: float
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """A width's best rate: the vertex of a parabola in log2(lr), with a 95% interval.
-
-    The interval is None with fewer than four points near the minimum (nothing to judge the fit by);
-    the vertex is then exact through three points, or the lowest point where no parabola opens
-    upwards within an octave of it.
-    """
-
-    width: int
-    log2_lr: float
-    low: float | None
-    high: float | None
-    loss: float  # lowest measured, nats per token
 
 
 @dataclass(frozen=True)
@@ -85,6 +59,11 @@ class SweepResult:
     drift_octaves: float  # optimum of the widest minus optimum of the narrowest
     on_edge: bool  # the best rate is the first or last one tried
     warnings: tuple[str, ...]
+    axis: str = "width"  # or "depth": what the trials' and optima's `width` is
+
+    def lowest(self, width: int) -> Trial:
+        """The trial of a width with the lowest loss."""
+        return min((t for t in self.trials if t.width == width), key=lambda t: (t.loss, t.log2_lr))
 
     def summary(self) -> str:
         """A line for the whole, one for each width, one for each warning."""
@@ -97,7 +76,7 @@ class SweepResult:
             mine = [t for t in self.trials if t.width == best.width]
             diverged = sum(not math.isfinite(t.loss) for t in mine)
             lines.append(
-                f"  width {best.width}: best near 2^{best.log2_lr:.2f}{interval}, lowest "
+                f"  {self.axis} {best.width}: best near 2^{best.log2_lr:.2f}{interval}, lowest "
                 f"{best.loss:.4f} nats/token of {len(mine)} rates"
                 + (f", {diverged} diverged" if diverged else "")
             )
@@ -122,6 +101,8 @@ def sweep_lr(
     journal: Path,
     *,
     sampler: str = "grid",
+    axis: str = "width",
+    each: bool = False,
     seed: int = 0,
     read_loss: Callable[[Job], float | None] = decayed_loss,
 ) -> SweepResult:
@@ -137,6 +118,8 @@ def sweep_lr(
         sampler: "grid", or "tpe" or "gp" (a Gaussian process): as many trials a width as the grid
             has, continuous in log2(lr), asked in rounds of one trial a width, so that the order of
             completion changes nothing.
+        axis: what `widths` are: "width", or "depth" (layers).
+        each: grow the grid until every width's own best rate lies inside it, not only their mean's.
         read_loss: a finished job's loss, None where it diverged.
     Raises:
         UserError: a damaged journal; jobs that failed (the others are kept, and the same call
@@ -145,21 +128,22 @@ def sweep_lr(
     ends = f"2^{log2_min}..2^{log2_max}"
     # One run's directory stands for all else that determines the numbers: trials of another
     # configuration are another study.
-    names = {w: f"width {w} {ends} {make_job(w, 2.0**log2_min).run_dir.name}" for w in widths}
-    board = Board(make_job, names, journal, seed, read_loss)
+    names = {w: f"{axis} {w} {ends} {make_job(w, 2.0**log2_min).run_dir.name}" for w in widths}
+    board = Board(make_job, names, journal, seed, read_loss, axis)
     low, high = log2_min, log2_max
     if sampler != "grid":
         for count in range(1, log2_max - log2_min + 2):
             board.ask_up_to(count, low, high, launcher, sampler)
-        return read_trials(board.trials(low, high), low, high, sampler)
+        return read_trials(board.trials(low, high), low, high, sampler, axis)
     while True:
         board.grid(range(low, high + 1), launcher)
-        result = read_trials(board.trials(low, high), low, high, sampler)
-        if not result.on_edge:
-            return result
-        if result.log2_lr == low and low > log2_min - EXTENSIONS:
+        result = read_trials(board.trials(low, high), low, high, sampler, axis)
+        best = {result.log2_lr} if result.on_edge else set()
+        if each and low < high:
+            best |= {result.lowest(width).log2_lr for width in widths}
+        if low in best and low > log2_min - EXTENSIONS:
             low -= 1
-        elif result.log2_lr == high and high < log2_max + EXTENSIONS:
+        elif high in best and high < log2_max + EXTENSIONS:
             high += 1
         else:
             return result
@@ -175,12 +159,14 @@ class Board:
         journal: Path,
         seed: int,
         read_loss: Callable[[Job], float | None],
+        axis: str,
     ) -> None:
         import optuna
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.make_job, self.seed, self.read_loss = make_job, seed, read_loss
+        self.axis = axis
         path = str(journal.resolve())
         repair(journal)
         Path(path + ".lock").unlink(missing_ok=True)  # of a killed driver: there is only one
@@ -270,7 +256,9 @@ class Board:
             storage.set_trial_user_attr(trial_id, "diverged", loss is None)
             study.tell(number, math.inf if loss is None else loss, skip_if_finished=True)
         if self.failed:
-            errors = [f"  width {w}, lr 2^{p:g}: {e}" for (w, p), e in sorted(self.failed.items())]
+            errors = [
+                f"  {self.axis} {w}, lr 2^{p:g}: {e}" for (w, p), e in sorted(self.failed.items())
+            ]
             raise UserError(
                 f"learning-rate sweep: {len(errors)} runs failed; the others are kept. Mend the "
                 f"cause and run the same command again, which trains only what is missing:\n"
@@ -334,66 +322,16 @@ def repair(journal: Path) -> bool:
 # ---------------------------------------------------------------- reading the trials
 
 
-def optimum(trials: Sequence[Trial]) -> Optimum:
-    """Best rate of one width from its trials; those that diverged do not bend the parabola.
-
-    Least squares of loss on log2(lr) over the points within NEIGHBOURHOOD of the lowest; interval
-    of the vertex -b/2a by the delta method with Student's t.
-
-    Raises UserError when every trial diverged.
-    """
-    finite = [t for t in trials if math.isfinite(t.loss)]
-    if not finite:
-        raise UserError(
-            f"width {trials[0].width}: every learning rate diverged "
-            f"({', '.join(f'2^{t.log2_lr:g}' for t in trials)}); lower lr.log2_min"
-        )
-    lowest = min(finite, key=lambda t: (t.loss, t.log2_lr))
-    vertex, half = _vertex(finite, lowest.log2_lr)
-    if vertex is None:
-        return Optimum(lowest.width, lowest.log2_lr, None, None, lowest.loss)
-    low, high = (None, None) if half is None else (vertex - half, vertex + half)
-    return Optimum(lowest.width, vertex, low, high, lowest.loss)
-
-
-def _vertex(trials: Sequence[Trial], around: float) -> tuple[float | None, float | None]:
-    """Vertex (log2) of a parabola with a level for each width, and half its 95% interval.
-
-    None where no parabola opens upwards within an octave of `around`; no interval without a degree
-    of freedom to judge the fit by.
-    """
-    near = [t for t in trials if math.isfinite(t.loss) and abs(t.log2_lr - around) <= NEIGHBOURHOOD]
-    widths = sorted({t.width for t in near})
-    freedom = len(near) - 2 - len(widths)
-    if freedom < 0 or len({t.log2_lr for t in near}) < 3:
-        return None, None
-    x = np.array([t.log2_lr for t in near]) - around
-    y = np.array([t.loss for t in near])
-    levels = [[float(t.width == w) for w in widths] for t in near]
-    design = np.column_stack([x**2, x, levels])
-    fitted = np.linalg.lstsq(design, y, rcond=None)[0]
-    a, b = fitted[:2]
-    if a <= 0 or abs(b / (2 * a)) > 1:
-        return None, None
-    vertex = around - float(b / (2 * a))
-    if freedom == 0:
-        return vertex, None
-    residual = y - design @ fitted
-    covariance = np.linalg.inv(design.T @ design) * float(residual @ residual) / freedom
-    slope = np.zeros(len(fitted))
-    slope[:2] = b / (2 * a**2), -1 / (2 * a)
-    error = math.sqrt(float(slope @ covariance @ slope))
-    return vertex, float(stats.t.ppf(0.975, freedom)) * error
-
-
-def read_trials(trials: Sequence[Trial], low: int, high: int, sampler: str = "grid") -> SweepResult:
+def read_trials(
+    trials: Sequence[Trial], low: int, high: int, sampler: str = "grid", axis: str = "width"
+) -> SweepResult:
     """What trials between 2^low and 2^high say.
 
     Raises UserError when no rate has a finite loss at every width.
     """
     widths = sorted({t.width for t in trials})
     by_width = {w: [t for t in trials if t.width == w] for w in widths}
-    optima = tuple(optimum(by_width[w]) for w in widths)
+    optima = tuple(optimum(by_width[w], axis) for w in widths)
     warnings = []
     if sampler == "grid":
         anchor = _lowest_mean_excess(by_width)
@@ -401,7 +339,7 @@ def read_trials(trials: Sequence[Trial], low: int, high: int, sampler: str = "gr
     else:
         anchor = float(np.mean([o.log2_lr for o in optima]))
         on_edge = min(anchor - low, high - anchor) < 0.25
-    vertex, half = (None, None) if on_edge else _vertex(trials, anchor)
+    vertex, half = (None, None) if on_edge else vertex_between(trials, anchor)
     log2_lr = anchor
     if vertex is not None:
         next_up = [t.loss for t in trials if 0 < t.log2_lr - anchor <= 1]
@@ -417,7 +355,7 @@ def read_trials(trials: Sequence[Trial], low: int, high: int, sampler: str = "gr
     drift = optima[-1].log2_lr - optima[0].log2_lr
     if abs(drift) > 1:
         warnings.append(
-            f"the best rate moves by {drift:+.1f} octaves from width {optima[0].width} to "
+            f"the best rate moves by {drift:+.1f} octaves from {axis} {optima[0].width} to "
             f"{optima[-1].width}: it does not transfer well at this setting"
         )
     return SweepResult(
@@ -430,6 +368,7 @@ def read_trials(trials: Sequence[Trial], low: int, high: int, sampler: str = "gr
         drift_octaves=drift,
         on_edge=on_edge,
         warnings=tuple(warnings),
+        axis=axis,
     )
 
 

@@ -381,7 +381,7 @@ def _identity(run: RunConfig, data: TokenData, ranks: Ranks) -> Row:
         "schema": run.schema,
         "size": run.model.name,
         "family": run.model.family,
-        "parametrization": run.model.parametrization,
+        "parametrization": "completep" if run.model.base_layers else run.model.parametrization,
         "d": run.model.d,
         "layers": run.model.layers,
         "heads": run.model.heads,

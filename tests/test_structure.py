@@ -38,7 +38,7 @@ def test_import_directions(path: Path) -> None:
     if room == "analysis":
         assert not roots & {"torch", "models"}
         ours = {n for n in names if n.startswith("scaling.") and n.count(".") == 1}
-        assert ours <= {"scaling.results", "scaling.errors", "scaling.tokens"}
+        assert ours <= {"scaling.results", "scaling.errors", "scaling.tokens", "scaling.optimum"}
     assert "torchvision" not in roots, "it does not import beside a CPU build of torch"
     for library, home in HOMES.items():
         if library in roots:

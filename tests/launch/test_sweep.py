@@ -14,7 +14,8 @@ import pytest
 from scaling.config import LaunchConfig
 from scaling.errors import UserError
 from scaling.launch import Job, Launcher
-from scaling.sweep import SweepResult, Trial, optimum, read_trials, repair, sweep_lr
+from scaling.optimum import Trial, optimum
+from scaling.sweep import SweepResult, read_trials, repair, sweep_lr
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_good(tmp_path: Path) -> None:
     path = tmp_path / "good.yaml"
     path.write_text(GOOD)
     config = load_study(path, ["train.batch=16", "data.sources.leaves.weight=2"])
-    assert config.ladder.budgets_macs == (1e9, 2.5e9)
+    assert config.ladder and config.ladder.budgets_macs == (1e9, 2.5e9)
     assert config.train.batch == 16
     assert config.data.sources[0].weight == 2.0
 

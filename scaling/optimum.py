@@ -1,0 +1,97 @@
+"""The best learning rate of one model: a parabola in log2(rate) through the losses near it.
+
+Numbers only, so that the sweep that asks and the report that reads find the same optimum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from scaling.errors import UserError
+
+NEIGHBOURHOOD = 2.0  # octaves on each side of the lowest loss that its parabola is fitted to
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of a sweep. `loss` (nats per token) is inf where the run diverged.
+
+    `width` is the layers where the sweep goes over depth.
+    """
+
+    width: int
+    log2_lr: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """A width's best rate: the vertex of a parabola in log2(lr), with a 95% interval.
+
+    The interval is None with fewer than four points near the minimum (nothing to judge the fit by);
+    the vertex is then exact through three points, or the lowest point where no parabola opens
+    upwards within an octave of it.
+    """
+
+    width: int  # or layers
+    log2_lr: float
+    low: float | None
+    high: float | None
+    loss: float  # lowest measured, nats per token
+
+
+def optimum(trials: Sequence[Trial], axis: str = "width") -> Optimum:
+    """Best rate of one width from its trials; those that diverged do not bend the parabola.
+
+    Least squares of loss on log2(lr) over the points within NEIGHBOURHOOD of the lowest; interval
+    of the vertex -b/2a by the delta method with Student's t.
+
+    Raises UserError when every trial diverged.
+    """
+    finite = [t for t in trials if math.isfinite(t.loss)]
+    if not finite:
+        raise UserError(
+            f"{axis} {trials[0].width}: every learning rate diverged "
+            f"({', '.join(f'2^{t.log2_lr:g}' for t in trials)}); lower lr.log2_min"
+        )
+    lowest = min(finite, key=lambda t: (t.loss, t.log2_lr))
+    vertex, half = vertex_between(finite, lowest.log2_lr)
+    if vertex is None:
+        return Optimum(lowest.width, lowest.log2_lr, None, None, lowest.loss)
+    low, high = (None, None) if half is None else (vertex - half, vertex + half)
+    return Optimum(lowest.width, vertex, low, high, lowest.loss)
+
+
+def vertex_between(trials: Sequence[Trial], around: float) -> tuple[float | None, float | None]:
+    """Vertex (log2) of a parabola with a level for each width, and half its 95% interval.
+
+    None where no parabola opens upwards within an octave of `around`; no interval without a degree
+    of freedom to judge the fit by.
+    """
+    near = [t for t in trials if math.isfinite(t.loss) and abs(t.log2_lr - around) <= NEIGHBOURHOOD]
+    widths = sorted({t.width for t in near})
+    freedom = len(near) - 2 - len(widths)
+    if freedom < 0 or len({t.log2_lr for t in near}) < 3:
+        return None, None
+    x = np.array([t.log2_lr for t in near]) - around
+    y = np.array([t.loss for t in near])
+    levels = [[float(t.width == w) for w in widths] for t in near]
+    design = np.column_stack([x**2, x, levels])
+    fitted = np.linalg.lstsq(design, y, rcond=None)[0]
+    a, b = fitted[:2]
+    if a <= 0 or abs(b / (2 * a)) > 1:
+        return None, None
+    vertex = around - float(b / (2 * a))
+    if freedom == 0:
+        return vertex, None
+    residual = y - design @ fitted
+    covariance = np.linalg.inv(design.T @ design) * float(residual @ residual) / freedom
+    slope = np.zeros(len(fitted))
+    slope[:2] = b / (2 * a**2), -1 / (2 * a)
+    error = math.sqrt(float(slope @ covariance @ slope))
+    return vertex, float(stats.t.ppf(0.975, freedom)) * error
