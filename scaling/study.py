@@ -216,22 +216,29 @@ def run_sweep(
     runs: dict[str, RunConfig] = {}
     recorded = {entry["run_id"] for entry in read_plan(folder)}
     ladder, _ = plan.ladder_runs(config, 1.0, data.key, data_dir)  # their size, not yet their rate
-    ladder_macs = sum(map(plan.path_macs, ladder))
+    planned = plan.sweeps(config)
+    after = [
+        plan.sweep_run(config, later, member, 2.0**p, data.key, data_dir)
+        for later in planned[planned.index(sweep) + 1 :]
+        for member in later.members
+        for p in range(later.log2_min, later.log2_max + 1)
+    ]
+    later_macs = sum(map(plan.path_macs, [*after, *ladder]))
 
     def job(member: int, lr: float) -> Job:
         run = plan.sweep_run(config, sweep, member, lr, data.key, data_dir)
         runs[run.run_id] = run
         if run.run_id not in recorded:
-            record(folder, [*before, *runs.values()], later_macs=ladder_macs)
+            record(folder, [*before, *runs.values()], later_macs=later_macs)
             recorded.update(runs)
         return Job(run, folder / "runs" / run.run_id)
 
     grid = range(sweep.log2_min, sweep.log2_max + 1) if sweep.sampler == "grid" else ()
-    planned = [job(member, 2.0**p) for member in sweep.members for p in grid]
-    todo = [j for j in planned if read_run(j.run_dir) is None]
+    jobs = [job(member, 2.0**p) for member in sweep.members for p in grid]
+    todo = [j for j in jobs if read_run(j.run_dir) is None]
     kind = sweep.parametrization or config.model.parametrization
     if todo:
-        say(f"lr sweep over {sweep.axis}, {kind}: {len(todo)} of {len(planned)} runs to train")
+        say(f"lr sweep over {sweep.axis}, {kind}: {len(todo)} of {len(jobs)} runs to train")
     with progress(folder, say if todo else lambda _: None):
         found = sweep_lr(
             job,
