@@ -170,8 +170,19 @@ def test_what_is_missing_is_said(rows: pd.DataFrame, tmp_path: Path) -> None:
 def test_a_study_with_only_a_sweep(rows: pd.DataFrame, tmp_path: Path) -> None:
     sweep = rows[rows.role == "lr_sweep"]
     text = page_of(write_report(tmp_path, sweep, None, config_text="a: 1")).text
-    assert "No run of the ladder has a finite loss yet" in text
+    assert "muP over width (2 layers): the best rate moves by 0." in text
+    assert "No law was fitted" not in text and "Loss against compute" not in text
     assert "Each width’s best rate" in text
+
+
+def test_sweeps_that_are_compared(rows: pd.DataFrame, tmp_path: Path) -> None:
+    sweep = rows[rows.role == "lr_sweep"]
+    other = sweep.assign(parametrization="standard", run_id="s" + sweep.run_id)
+    other["log2_lr"] += 1
+    both = pd.concat([sweep, other], ignore_index=True)
+    page = page_of(write_report(tmp_path, both, None, config_text="a: 1"))
+    assert "standard over width (2 layers)" in page.text
+    assert "optima apart (octaves)" in page.text and "transfers" in page.text
 
 
 def test_a_study_in_which_everything_diverged(rows: pd.DataFrame, tmp_path: Path) -> None:
