@@ -28,12 +28,12 @@ from analysis.style import (
     power_of_two_text,
     readable,
 )
+from scaling.results import POSITIONS
 
 if TYPE_CHECKING:
     from analysis.frontier import StudyLaw
 
 OF_THE_LADDER = ("compute", "isoflop", "trust", "choices")
-POSITIONS = "loss_by_position.json"  # in the study directory: size, tokens_per_frame, loss
 
 
 def write_report(

@@ -69,6 +69,7 @@ COLUMNS: dict[str, str] = {
     "decayed": "bool",
     "status": "str",  # finished | diverged | failed
 }
+POSITIONS = "loss_by_position.json"  # of a run, and of a study's best: size, tokens_per_frame, loss
 SOURCE_PREFIX = "val_loss/"  # one further float column per source
 NOT_REPEATABLE = ("seconds", "mfu")  # clocks; every other column is bitwise repeatable on a CPU
 

@@ -103,6 +103,7 @@ def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
     _write_if_changed(folder / "study.yaml", describe(config))
     data_dir = encode(config, folder, say)
     data = TokenData.open(data_dir)
+    check_sources(config, data)
     failed: list[Finished] = []
     runs: list[RunConfig] = []
     with Launcher(config.launch, folder / "jobs", detach=detach) as launcher:
@@ -136,6 +137,7 @@ def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
         from analysis.transfer import series_points, verdict_lines
 
         say("\n".join(verdict_lines(series_points(table))))
+    keep_positions(folder, table)
     path = report(config, folder, data_dir, table, *fit_law(config, folder, table, say))
     say(f"rows    {folder / 'rows.csv'}\nreport  {path}")
     # Last: a tracking server that is down costs neither the law nor the report.
@@ -173,6 +175,25 @@ def encode(config: StudyConfig, folder: Path, say: Say) -> Path:
     for line in not_whole(data_dir / "manifest.csv"):
         say(line)
     return data_dir
+
+
+def check_sources(config: StudyConfig, data: TokenData) -> None:
+    """Raises UserError where a run would need a source for a second time that may not repeat."""
+    ladder, _ = plan.ladder_runs(config, 1.0, data.key, data.path)
+    steps = [run.budgets_steps[-1] for run in ladder]
+    steps += [sweep.steps for sweep in plan.sweeps(config)]
+    passes = data.epochs(max(steps, default=0), config.train.batch, config.seed)
+    short = [
+        f"{source.name}: {passes[source.name]:.3g} times"
+        for source in config.data.sources
+        if source.exhausted == "error" and passes[source.name] > 1
+    ]
+    if short:
+        raise UserError(
+            f"the longest run goes through sources that may not repeat (exhausted: error): "
+            f"{'; '.join(short)}. Give them more data or a smaller weight, lower the budgets, or "
+            f"set exhausted: repeat"
+        )
 
 
 def not_whole(manifest: Path, most: int = 8) -> list[str]:
@@ -285,6 +306,16 @@ def export(folder: Path) -> pd.DataFrame:
     table = results.load(folder)
     _write_if_changed(folder / "rows.csv", table.to_csv(index=False))
     return table
+
+
+def keep_positions(folder: Path, table: pd.DataFrame) -> None:
+    """Beside the report: the loss by token position of the ladder's best run (Figure 10)."""
+    points = table[table.decayed & (table.role == "ladder")].sort_values("val_loss")
+    for run_id in points.run_id:
+        there = folder / "runs" / run_id / results.POSITIONS
+        if there.is_file():
+            _write_if_changed(folder / results.POSITIONS, there.read_text())
+            return
 
 
 def fit_law(

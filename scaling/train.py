@@ -1,7 +1,8 @@
 """Training one run: `train(run, run_dir) -> rows`. The loop is inline; its state is one dict.
 
 The run directory: config.yaml, metrics.jsonl (one line per window of steps, one per evaluation),
-checkpoint.pt (+ .previous), trunk.pt (the branch point to return to), rows.json (when finished).
+checkpoint.pt (+ .previous), trunk.pt (the branch point to return to), loss_by_position.json
+(at the last budget), rows.json (when finished).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from scaling.config import RunConfig
 from scaling.device import autocast, compiles, device_name, gemm_peak_macs
 from scaling.errors import UserError
 from scaling.ranks import Ranks, join, load, restore, save
-from scaling.results import SOURCE_PREFIX, Row, dumps, read_run
+from scaling.results import POSITIONS, SOURCE_PREFIX, Row, dumps, read_run
 from scaling.schedule import WINDOW_STEPS, evaluation_steps, position, rate, segments
 from scaling.shards import TokenData
 
@@ -175,7 +176,9 @@ def _train(
         return share
 
     def evaluate(decayed: bool, budget: int | None) -> None:
-        by_source = _validation_loss(model, validation, run.micro_batch or run.batch, ranks, bf16)
+        by_source, by_position = _validation_loss(
+            model, validation, run.micro_batch or run.batch, ranks, bf16
+        )
         overall = sum(weights[s] * v for s, v in by_source.items())
         state["rows"].append(
             identity
@@ -191,6 +194,12 @@ def _train(
             }
         )
         state["loss_sum"], state["loss_steps"] = 0.0, 0
+        last = budget == len(run.budgets_steps) - 1
+        if ranks.first and last and not run.model.patch_targets:
+            loss_T = sum(weights[source] * loss for source, loss in by_position.items())
+            record = {"run_id": run.run_id, "size": run.model.name}
+            record |= {"tokens_per_frame": data.meta["tokens_per_frame"]}
+            write_atomic(run_dir / POSITIONS, json.dumps(record | {"loss": loss_T.tolist()}))
         write_metrics(
             val_loss=overall, decayed=decayed, **{f"val_loss/{s}": v for s, v in by_source.items()}
         )
@@ -344,10 +353,14 @@ def _truncate_metrics(path: Path, position: int) -> None:
 @torch.no_grad()
 def _validation_loss(
     model: Any, validation: dict[str, feed.Pair], batch: int, ranks: Ranks, bf16: bool
-) -> dict[str, float]:
-    """Mean loss per position of each source's validation sequences, shared out to the ranks."""
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Mean loss of each source's validation sequences, all together and by position (T,).
+
+    The sequences are shared out to the ranks.
+    """
     model.eval()
-    sums = torch.zeros(len(validation), dtype=torch.float64, device=ranks.device)
+    positions = next(iter(validation.values()))[1].shape[1]
+    sums = torch.zeros(len(validation), 1 + positions, dtype=torch.float64, device=ranks.device)
     for k, pair in enumerate(validation.values()):
         for inputs_B, targets_B in zip(*(x.split(batch) for x in pair), strict=True):
             own = slice(ranks.rank, None, ranks.size)
@@ -355,14 +368,19 @@ def _validation_loss(
             if count == 0:  # a sharded model takes all ranks for every forward pass
                 own = slice(1)
             with autocast(ranks.device, bf16):
-                loss = model.loss(feed.values(inputs_B[own]), feed.values(targets_B[own]))
-                sums[k] += loss.double() * count
+                loss_BT = model.loss(
+                    feed.values(inputs_B[own]), feed.values(targets_B[own]), reduction="none"
+                )
+            if count:
+                sums[k, 0] += loss_BT.mean().double() * count
+                sums[k, 1:] += loss_BT.double().sum(0)
     model.train()
-    means = ranks.total(sums).tolist()
-    return {
-        source: total / len(pair[0])
-        for (source, pair), total in zip(validation.items(), means, strict=True)
-    }
+    counts = torch.tensor([[len(inputs)] for inputs, _ in validation.values()])
+    means = ranks.total(sums).cpu() / counts
+    return (
+        {source: float(mean) for source, mean in zip(validation, means[:, 0], strict=True)},
+        dict(zip(validation, means[:, 1:], strict=True)),
+    )
 
 
 def _silent(text: str) -> None:

@@ -1,6 +1,7 @@
 """The study end to end, through the command line, in the way a user meets it: run it, run it again,
 kill it, corner it. Sizes are tiny; what is asserted is the same as for large ones."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -13,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scaling.results import NOT_REPEATABLE, load
+from scaling.results import NOT_REPEATABLE, POSITIONS, load
 
 TINY = """\
 study: tiny
@@ -93,6 +94,10 @@ def test_goes_the_whole_way(finished: tuple[Path, str]) -> None:
     for name in ("rows.csv", "law.json", "report.html", "mlflow.db", "study.yaml", "plan.json"):
         assert (out / "tiny" / name).stat().st_size > 0
     rows = table(out)
+    best = json.loads((out / "tiny" / POSITIONS).read_text())["run_id"]
+    ladder = rows[rows.decayed & (rows.role == "ladder")]
+    assert best == ladder.sort_values("val_loss").run_id.iloc[0]
+    assert "Loss by token position" in (out / "tiny" / "report.html").read_text()
     assert set(rows.role) == {"lr_sweep", "ladder"}
     assert rows[(rows.role == "ladder") & rows.decayed].groupby("size").size().min() >= 4
 
@@ -130,6 +135,15 @@ def test_ctrl_c_and_again(finished: tuple[Path, str], tmp_path: Path) -> None:
     no_process_left(tmp_path)
     run(tmp_path)
     pd.testing.assert_frame_equal(table(tmp_path), table(finished[0]), check_exact=True)
+
+
+def test_a_source_that_may_not_repeat(tmp_path: Path) -> None:
+    tmp_path.joinpath("tiny.yaml").write_text(
+        TINY.replace("kind: leaves}", "kind: leaves, exhausted: error}")
+    )
+    said = run(tmp_path, code=2)
+    assert "exhausted: error" in said and "leaves: " in said
+    assert not (tmp_path / "tiny" / "runs").exists()
 
 
 def test_second_driver_is_told(finished: tuple[Path, str], tmp_path: Path) -> None:

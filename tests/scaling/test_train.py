@@ -15,7 +15,7 @@ import pytest
 from scaling.checkpoint import Interrupted, RunBusy, RunLock, StopFlag, previous
 from scaling.config import RunConfig
 from scaling.errors import UserError
-from scaling.results import COLUMNS, NOT_REPEATABLE, Row, frame, read_run
+from scaling.results import COLUMNS, NOT_REPEATABLE, POSITIONS, Row, frame, read_run
 from scaling.schedule import position, rate, segments
 from scaling.train import train
 
@@ -58,6 +58,18 @@ def test_rows_follow_the_schema(run: RunConfig, undisturbed: list[Row]) -> None:
     expected = 0.75 * table["val_loss/near"] + 0.25 * table["val_loss/far"]
     assert table.val_loss.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-12)
     assert decayed.val_loss.is_monotonic_decreasing
+
+
+def test_loss_by_position_is_that_of_the_last_point(
+    run: RunConfig, undisturbed: list[Row], tmp_path: Path
+) -> None:
+    """Figure 10: its mean is the loss of the row; the end token is known to come."""
+    record = json.loads((tmp_path / "undisturbed" / POSITIONS).read_text())
+    assert (record["run_id"], record["size"]) == (run.run_id, run.model.name)
+    loss = record["loss"]
+    assert (len(loss), record["tokens_per_frame"]) == (run.model.context, 4)
+    assert sum(loss) / len(loss) == pytest.approx(undisturbed[-1]["val_loss"], rel=1e-6)
+    assert loss[-1] == min(loss)
 
 
 @pytest.mark.parametrize("stops", [[1], [21], [26], [37, 5], [60, 1, 1]])
