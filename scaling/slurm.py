@@ -360,6 +360,8 @@ def _ask(command: list[str], *, empty_on_failure: bool = False) -> list[str]:
         raise UserError(f"{command[0]} did not answer within 60 s") from None
     except FileNotFoundError:
         raise UserError(f"there is no `{command[0]}` on this machine") from None
+    except OSError as error:  # no process can be started, say
+        raise UserError(f"{command[0]}: {error.strerror}") from None
     if answer.returncode:
         if empty_on_failure:
             return []
