@@ -16,7 +16,7 @@ from scaling.checkpoint import RunBusy, RunLock, held
 from scaling.config import SCHEMA, RunConfig
 from scaling.errors import UserError
 from scaling.results import read_run
-from scaling.status import read_plan
+from scaling.status import check_schema, read_plan
 
 LEAST_FREE_BYTES = 1 << 30
 
@@ -45,27 +45,40 @@ def examine(study_dir: Path, *, repair: bool = False) -> list[Finding]:
     """
     if not (study_dir / "study.yaml").is_file():
         raise UserError(f"{study_dir}: not a study's folder (it has no study.yaml)")
+    lock = study_dir / "driver.lock"
+    at_work = held(lock)
+    orphaned = not at_work and lock.exists() and bool(lock.read_text().strip())
+    first = [_orphaned(lock.name, repair)] if orphaned else []
     if not repair:
-        return list(_findings(study_dir, mend=False))
+        return [*first, *_findings(study_dir, mend=False, at_work=at_work)]
     try:
-        with RunLock(study_dir, "driver.lock"):
-            return list(_findings(study_dir, mend=True))
+        with RunLock(study_dir, lock.name):  # which empties it in the end
+            return [*first, *_findings(study_dir, mend=True, at_work=False)]
     except RunBusy as busy:
         raise UserError(f"{busy}; look without --repair, or repair when it has ended") from None
 
 
-def _findings(study_dir: Path, *, mend: bool) -> Iterator[Finding]:
+def _orphaned(where: str, mended: bool) -> Finding:
+    remedy = "It holds nobody up: the next start takes it"
+    return Finding(where, "its holder is gone", remedy, "Emptied" if mended else "")
+
+
+def _findings(study_dir: Path, *, mend: bool, at_work: bool) -> Iterator[Finding]:
     free = shutil.disk_usage(study_dir).free
     if free < LEAST_FREE_BYTES:
         yield Finding(
             str(study_dir), f"only {free / 1e6:.0f} MB are free on its device", "Free some space"
         )
+    planned: set[str] = set()
     try:
+        check_schema(study_dir)
         planned = {entry["run_id"] for entry in read_plan(study_dir)}
     except UserError as error:
-        yield Finding("plan.json", str(error), "Run the study again: it is written anew")
-        planned = set()
-    yield from _journal(study_dir / "sweep.journal", mend)
+        yield Finding("plan.json", str(error), "See there")
+    if not at_work:
+        yield from _leftovers(study_dir, "", mend)
+        yield from _journal(study_dir / "sweep.journal", mend)
+    yield from _jobs(study_dir, planned)
     strangers = []
     for run_dir in sorted(p for p in (study_dir / "runs").glob("*") if p.is_dir()):
         yield from _run(run_dir, mend)
@@ -86,26 +99,12 @@ def _run(run_dir: Path, mend: bool) -> Iterator[Finding]:
     busy = held(run_dir / "lock")
     lock = run_dir / "lock"
     if lock.exists() and lock.read_text().strip() and not busy:
-        repaired = ""
         if mend:
             lock.write_text("")
-            repaired = "Emptied"
-        yield Finding(
-            f"{name}/lock",
-            "its holder is gone",
-            "It holds nobody up: the next start takes it",
-            repaired,
-        )
+        yield _orphaned(f"{name}/lock", mend)
     if busy:
         return  # at work: what follows may be changing
-    for leftover in sorted(run_dir.glob(".*.tmp")):
-        repaired = ""
-        if mend:
-            leftover.unlink(missing_ok=True)
-            repaired = "Removed"
-        yield Finding(
-            f"{name}/{leftover.name}", "a write that a crash cut short", "Use --repair", repaired
-        )
+    yield from _leftovers(run_dir, f"{name}/", mend)
     for damaged in sorted(run_dir.glob("*.damaged")):
         yield Finding(
             f"{name}/{damaged.name}",
@@ -133,6 +132,38 @@ def _run(run_dir: Path, mend: bool) -> Iterator[Finding]:
             f"Rename the directory to {run.run_id}, or remove it to train it again",
         )
     yield from _rows(run_dir, name, mend)
+
+
+def _leftovers(folder: Path, where: str, mend: bool) -> Iterator[Finding]:
+    for leftover in sorted([*folder.glob(".*.tmp"), *folder.glob(".writable.*")]):
+        repaired = ""
+        if mend:
+            leftover.unlink(missing_ok=True)
+            repaired = "Removed"
+        yield Finding(
+            f"{where}{leftover.name}", "a write that a crash cut short", "Use --repair", repaired
+        )
+
+
+def _jobs(study_dir: Path, planned: set[str]) -> Iterator[Finding]:
+    """Live cluster jobs of runs that the study has no use for any more."""
+    if not (study_dir / "jobs").is_dir() or shutil.which("squeue") is None:
+        return
+    from scaling.slurm import entries
+
+    try:
+        live = entries(study_dir / "jobs")
+    except UserError as error:
+        yield Finding("jobs", f"Slurm was not asked ({error})", "Try again when it answers")
+        return
+    strangers = [job.job_id for run_dir, job in live.items() if run_dir.name not in planned]
+    if planned and strangers:
+        yield Finding(
+            "jobs",
+            f"{len(strangers)} live jobs train runs that are not of the study as it is configured "
+            f"now ({', '.join(strangers[:5])}{', ...' if len(strangers) > 5 else ''})",
+            f"End them: scancel {' '.join(strangers[:20])}",
+        )
 
 
 def _rows(run_dir: Path, name: str, mend: bool) -> Iterator[Finding]:
@@ -164,7 +195,13 @@ def _rows(run_dir: Path, name: str, mend: bool) -> Iterator[Finding]:
 
 
 def _journal(journal: Path, mend: bool) -> Iterator[Finding]:
-    """The same rule as scaling.sweep.repair, without importing Optuna."""
+    """The same rules as scaling.sweep, without importing Optuna."""
+    lock = journal.with_name(journal.name + ".lock")
+    if lock.exists():
+        if mend:
+            lock.unlink(missing_ok=True)
+        remedy = "The next run of the study removes it"
+        yield Finding(lock.name, "of a driver that is gone", remedy, "Removed" if mend else "")
     if not journal.exists():
         return
     content = journal.read_bytes()

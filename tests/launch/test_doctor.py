@@ -59,19 +59,25 @@ def test_finds_everything_and_mends_what_is_safe(study: Path) -> None:
     (run_dir / "trunk.pt.damaged").touch()
     (run_dir / "rows.json").write_text('[{"run_id": "')
     (study / "sweep.journal").write_bytes(b'{"op_code":0}\n{"op_co')
+    (study / "sweep.journal.lock").touch()
+    (study / ".plan.json.123.tmp").touch()
+    (study / "driver.lock").write_text('{"host": "gone", "pid": 1, "job": null}')
     before = {p: p.read_bytes() for p in study.rglob("*") if p.is_file()}
     first = said(study)
     assert before == {p: p.read_bytes() for p in study.rglob("*") if p.is_file()}, "only looks"
     for words in (
-        "lock: its holder is gone",
+        f"runs/{RUN.run_id}/lock: its holder is gone",
+        "driver.lock: its holder is gone",
+        "sweep.journal.lock: of a driver that is gone",
+        "^.plan.json.123.tmp: a write that a crash cut short",
         ".rows.json.123.tmp: a write that a crash cut short",
         "trunk.pt.damaged: a damaged file that was set aside",
         "rows.json: .* Use --repair",
         r"sweep.journal: its last line \(7 bytes\) is torn",
     ):
-        assert re.search(words, first)
+        assert re.search(words, first, re.M), words
     repaired = [f.where for f in examine(study, repair=True) if f.repaired]
-    assert len(repaired) == 4
+    assert len(repaired) == 7
     assert (study / "sweep.journal").read_bytes() == b'{"op_code":0}\n'
     assert (run_dir / "checkpoint.pt").exists() and (run_dir / "rows.json.damaged").exists()
     left = said(study)
@@ -95,6 +101,10 @@ def test_drift_schema_and_strangers(study: Path) -> None:
     older = dataclasses.replace(RUN, schema=0)
     (run_dir / "config.yaml").write_text(older.to_yaml())
     assert "written with schema 0, this version writes 1. Its rows are not mixed" in said(study)
+    plan = json.loads((study / "plan.json").read_text())
+    (study / "plan.json").write_text(json.dumps(plan | {"schema": 0}))
+    assert "plan.json: " in said(study) and "written with schema 0 of the run dir" in said(study)
+    (study / "plan.json").write_text(json.dumps(plan))
     (run_dir / "config.yaml").write_text("lr: [")
     assert "not a run configuration" in said(study)
     (run_dir / "config.yaml").write_text(RUN.to_yaml())
@@ -113,6 +123,9 @@ def test_runs_and_studies_at_work_are_left_alone(study: Path) -> None:
     with RunLock(run_dir):
         assert examine(study, repair=True) == []
         assert (run_dir / "lock").read_text() != ""
+    (study / ".plan.json.123.tmp").touch()
+    with RunLock(study, "driver.lock"):
+        assert len(examine(study)) == 1, "the run's leftover; the study's may be in the making"
     with (
         RunLock(study, "driver.lock"),
         pytest.raises(UserError, match=r"in use by .*look without --repair"),

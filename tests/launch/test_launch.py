@@ -139,17 +139,6 @@ def test_a_function_that_jobs_cannot_import_is_said_at_once(
         list(launcher.map(jobs(tmp_path, Task())))
 
 
-def test_overhead_of_a_warm_job_is_small(tmp_path: Path) -> None:
-    made = jobs(tmp_path, *[Task()] * 60)
-    config = LaunchConfig(parallel=2, threads=1)
-    with Launcher(config, tmp_path / "jobs", function=perform) as launcher:  # type: ignore[arg-type]
-        mapped = launcher.map(made)
-        next(mapped)
-        begin = time.monotonic()
-        assert all(f.error is None for f in mapped)
-    assert (time.monotonic() - begin) / 59 < 0.5
-
-
 DRIVER = """
     from pathlib import Path
     from tests.launch.test_launch import Job, Task, perform
