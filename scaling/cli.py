@@ -76,42 +76,59 @@ def plan(
     measure: Annotated[
         bool, typer.Option(help="Time one training step of each size here for the estimate.")
     ] = True,
+    page: Annotated[
+        Path | None,
+        typer.Option(help="Also write this, without what is of this machine, to a Markdown file."),
+    ] = None,
 ) -> None:
     """Say what a study will cost, before anything starts: runs, tokens, MACs, memory, time, disk.
 
     Example: `scaling plan sweeps/quickstart.yaml`
     """
+    from scaling import plan_tokens
     from scaling.launch import check, resources
     from scaling.plan import disk_bytes, free_bytes, gpu_hours, over_budget, study_cost
 
     study_config = _config(config, set_)
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        _say(text)
+        told.append(text)
+
     parallel, threads = resources(study_config.launch)
     costs, left = study_cost(study_config, threads=threads, measure=measure, log=_note)
-    _say(f"study {study_config.study}: {parallel} jobs at once, {threads} threads each")
+    tell(f"study {study_config.study}: {parallel} jobs at once, {threads} threads each")
     head = f"{'':10}{'size':>12}{'params':>12}{'runs':>6}{'steps':>10}{'tokens':>12}{'MACs':>12}"
-    _say(head + f"{'memory':>10}{'time':>10}")
+    tell(head + f"{'memory':>10}{'time':>10}")
     for c in costs:
         time = "not timed" if c.seconds is None else _duration(c.seconds)
-        _say(
+        tell(
             f"{c.role:10}{c.size:>12}{c.params:>12,}{c.runs:>6}{c.steps:>10,}{c.tokens:>12.3g}"
             f"{c.macs:>12.3g}{_bytes(c.bytes_memory):>10}{time:>10}"
         )
     for pair in left:
-        _say(f"left out: {pair.size} at {pair.budget_macs:.3g} MACs: {pair.rule}")
+        tell(f"left out: {pair.size} at {pair.budget_macs:.3g} MACs: {pair.rule}")
     macs = sum(c.macs for c in costs)
-    _say(
+    tell(
         f"total: {sum(c.runs for c in costs)} runs, {sum(c.tokens for c in costs):.3g} tokens, "
         f"{macs:.3g} training MACs (3 x forward; {2 * macs:.3g} FLOPs, "
         f"{2 * macs / 8.64e19:.2g} PF-days)"
     )
     timed = [c.seconds for c in costs if c.seconds is not None]
     if len(timed) == len(costs):
-        _say(f"time: about {_duration(sum(timed) / parallel)} of training on this machine")
+        tell(f"time: about {_duration(sum(timed) / parallel)} of training on this machine")
     elif measure:
-        _say("time: not estimated for the sizes whose single step is too large to time here")
+        tell("time: not estimated for the sizes whose single step is too large to time here")
     launch = study_config.launch
     if (hours := gpu_hours(launch, costs)) is not None:
-        _say(f"GPUs: about {hours:.3g} GPU-hours")
+        tell(f"GPUs: about {hours:.3g} GPU-hours")
+    for line in plan_tokens.lines(study_config, costs):
+        tell(line)
+    if page is not None:
+        from scaling.checkpoint import write_atomic
+
+        write_atomic(page, plan_tokens.page(config, page, told))
     folder = out / study_config.study
     _say(f"disk: {_bytes(disk_bytes(study_config, costs))}; free: {_bytes(free_bytes(folder))}")
     over = over_budget(launch, costs)

@@ -202,6 +202,7 @@ class LadderConfig(Section):
     sizes: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
     budgets_macs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, strict=False)]
     tokens_per_param: tuple[PositiveFloat, PositiveFloat] | None = Field(default=None, strict=False)
+    max_tokens: PositiveFloat | None = None  # that a run may see
     seeds: Positive = 1
     log2_lr: float | None = None  # skip the sweep and use this rate
 
@@ -242,6 +243,7 @@ class LaunchConfig(Section):
     max_macs: PositiveFloat | None = None  # training MACs; a study beyond it takes --yes to start
     max_gpu_hours: PositiveFloat | None = None  # likewise
     gpu_macs_per_second: PositiveFloat | None = None  # of one GPU in training; default: timed here
+    gpu_speed_from: str = "launch.gpu_macs_per_second"  # where that number is from; for the plan
 
 
 class TrackingConfig(Section):

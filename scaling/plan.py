@@ -197,9 +197,11 @@ def _rule_against(config: StudyConfig, model: ModelConfig, budget: float) -> str
     run = _run(config, model, [budget], role="ladder", lr=1.0, data_key="")
     if short := _too_short(run, 0):
         return short
+    tokens = run.budgets_steps[0] * run.batch * model.context
+    if config.ladder and config.ladder.max_tokens and tokens > config.ladder.max_tokens:
+        return f"{tokens:.3g} tokens, above ladder.max_tokens {config.ladder.max_tokens:.3g}"
     if config.ladder and config.ladder.tokens_per_param:
         low, high = config.ladder.tokens_per_param
-        tokens = run.budgets_steps[0] * run.batch * model.context
         ratio = tokens / parameter_counts(model)["matmul_head"]
         if not low <= ratio <= high:
             return (

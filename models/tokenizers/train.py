@@ -30,6 +30,18 @@ def silent(step: int, steps: int, loss: float) -> None:
     """Progress that shows nothing."""
 
 
+def small_vqgan(codes: int, patch: int, width: int) -> VQGAN:
+    """The untrained model of `train_vqgan`. Raises ValueError for a patch that is no power of 2."""
+    levels = _levels(patch)
+    multipliers = tuple(2**i for i in range(levels))
+    return VQGAN(Architecture(codes, 8, 32, width, multipliers, 1, (levels - 1,)))
+
+
+def small_dvae(codes: int, patch: int, width: int) -> DVAE:
+    """The untrained model of `train_dvae`. Raises ValueError for a patch that is no power of 2."""
+    return DVAE(codes, width, _levels(patch), 2, max(32, width))
+
+
 def train_vqgan(
     frames_NHWC: np.ndarray,
     *,
@@ -47,11 +59,9 @@ def train_vqgan(
     The first tenth of the steps has no quantiser; then the table starts from k-means on what the
     encoder puts out, and codes that have not won anything for a while are put on recent outputs.
     """
-    levels = _levels(patch)
-    multipliers = tuple(2**i for i in range(levels))
     torch.manual_seed(seed)
-    arch = Architecture(codes, 8, 32, width, multipliers, 1, (levels - 1,))
-    model = VQGAN(arch)
+    model = small_vqgan(codes, patch, width)
+    arch = model.arch
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99))
     table = model.quantize.embedding.weight
     free = max(1, steps // 10)
@@ -105,7 +115,7 @@ def train_dvae(
     for its own units) rises from 0 over the first two thirds of the steps.
     """
     torch.manual_seed(seed)
-    model = DVAE(codes, width, _levels(patch), 2, max(32, width))
+    model = small_dvae(codes, patch, width)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99))
     noise = torch.Generator().manual_seed(seed + 1)
     for step, images in enumerate(_batches(frames_NHWC, batch, steps, seed)):
