@@ -77,12 +77,20 @@ CAVEAT = (
 )
 
 
+def _variable(law: PowerLaw | Reference) -> str:
+    """What the law is a law of: compute, parameters or tokens."""
+    if isinstance(law, Reference):
+        return law.x
+    return law.unit if law.unit in ("parameters", "tokens") else "compute"
+
+
 def _verdict(
     law: PowerLaw, other: PowerLaw | Reference, low: float, high: float
 ) -> tuple[str, str]:
     """The verdict, and the conclusion that begins with it."""
-    if isinstance(other, Reference) and other.x != "compute":
-        verdict = f"not comparable, that is a law of {other.x}, this one of compute"
+    mine, theirs = _variable(law), _variable(other)
+    if mine != theirs:
+        verdict = f"not comparable, that is a law of {theirs}, this one of {mine}"
         return verdict, verdict
     if law.form != other.form:
         verdict = "not comparable, one exponent is above a floor E and the other is not"

@@ -29,6 +29,7 @@ from analysis.laws import (
 from analysis.references import REFERENCES
 
 METHODS = ("budget", "envelope", "hull")
+COMPARABLE = "bits per pixel are (analysis.references.bits_per_pixel)"
 
 
 @dataclass(frozen=True)
@@ -187,12 +188,35 @@ def frontier_noise(
     return np.stack(columns, 1)
 
 
+def fit_variable(
+    rows: pd.DataFrame, variable: str, *, form: str = "select", seed: int = 0, delta: float = DELTA,
+    level: float = 0.95, resamples: int = RESAMPLES,
+) -> PowerLaw:  # fmt: skip
+    """L(N) or L(D): the smallest loss of each size, or of each number of tokens.
+
+    variable: "params" or "tokens". It is a law of that variable alone only as far as the other one
+    was ample in the rows; it is fitted to what is there.
+    """
+    if variable not in ("params", "tokens"):
+        raise ValueError(f"variable is {variable!r}: choose params or tokens")
+    table = cells(rows, budgets=False)
+    table = table[table[variable].notna()]
+    if table.empty:
+        raise NotIdentified(f"no row is left with a loss and {variable}")
+    best = table.loc[table.groupby(variable)["val_loss"].idxmin()]
+    options = Options(
+        groups=best["run_id"].tolist(), delta=delta, level=level, resamples=resamples, seed=seed,
+        unit={"params": "parameters", "tokens": "tokens"}[variable],
+    )  # fmt: skip
+    return select(best[variable], best["val_loss"], options, form)[0]
+
+
 def warnings_for(rows: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
     """What a reader must know before trusting the law."""
     out = []
     for column, why in (
-        ("tokenizer", "losses per token of different tokenizers are not comparable"),
-        ("vocab", "losses per token of different vocabularies are not comparable"),
+        ("tokenizer", f"losses per token of different tokenizers are not comparable; {COMPARABLE}"),
+        ("vocab", f"losses per token of different vocabularies are not comparable; {COMPARABLE}"),
         ("data_key", "losses on different data are not comparable"),
         ("data_mix", "losses on different data are not comparable"),
         ("context", "losses at different context lengths are not comparable"),

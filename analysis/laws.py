@@ -170,8 +170,9 @@ class PowerLaw:
     def __str__(self) -> str:
         head = f"{self.e:.4g} + " if self.e else ""
         low, high = self.ci["b"]
+        x = {"parameters": "N", "tokens": "D"}.get(self.unit, "C")
         return (
-            f"L(C) = {head}{self.a:.4g} C^{self.b:.4f}, C in {self.unit}; "
+            f"L({x}) = {head}{self.a:.4g} {x}^{self.b:.4f}, {x} in {self.unit}; "
             f"exponent {self.level:.0%} [{low:.4f}, {high:.4f}]"
         )
 

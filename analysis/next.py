@@ -82,15 +82,10 @@ def _state(law: ParametricLaw) -> tuple[np.ndarray, float]:
     and B, which a single number per parameter cannot carry.
     """
     jacobian = _gradient(law, law.n, law.d)
-    residual = law.residuals
-    free = max(len(residual) - 5, 1)
-    # The median residual, as the fit is robust: one wild run is not the noise of the next.
-    robust = 1.4826 * float(np.median(np.abs(residual))) * np.sqrt(len(residual) / free)
-    sigma = max(robust, 1e-6)
     scale = np.linalg.norm(jacobian, axis=0)
     information = (jacobian / scale).T @ (jacobian / scale)
     covariance = np.linalg.pinv(information, rcond=1e-14) / np.outer(scale, scale)
-    return covariance * sigma**2, sigma
+    return covariance * law.noise**2, law.noise
 
 
 def _gradient(law: ParametricLaw, n: np.ndarray, d: np.ndarray) -> np.ndarray:

@@ -110,6 +110,14 @@ class ParametricLaw:
         """log observed - log fitted, per point."""
         return np.log(self.loss) - np.log(self(self.n, self.d))
 
+    @property
+    def noise(self) -> float:
+        """Standard deviation of log loss, from the median residual: one wild run is not the noise
+        of the next."""
+        size = np.abs(self.residuals)
+        free = max(len(size) - 5 + self.tied, 1)
+        return max(1.4826 * float(np.median(size)) * np.sqrt(len(size) / free), 1e-6)
+
     def n_opt(self, compute):
         """Parameters that minimise the loss at a budget (Hoffmann et al. 2022, eq. 4)."""
         return np.exp(_log_n_opt(self._theta(), np.log(np.asarray(compute) / self.per_token)))

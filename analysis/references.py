@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 MACS_PER_FLOP = 0.5
 MACS_PER_PF_DAY = 4.32e19  # 1 PF-day = 8.64e19 FLOPs
 UNITS = {"MACs": 1.0, "FLOPs": MACS_PER_FLOP, "PF-days": MACS_PER_PF_DAY}
@@ -32,6 +34,15 @@ def macs_per(unit: str, *, mfu: float | None = None) -> float:
 def convert(value: float, unit: str, to: str, *, mfu: float | None = None) -> float:
     """`value` of compute in another unit: convert(1, "PF-days", "FLOPs") is 8.64e19."""
     return value * macs_per(unit, mfu=mfu) / macs_per(to, mfu=mfu)
+
+
+def bits_per_pixel(nats_per_token, tokens_per_frame: float, pixels_per_frame: float):
+    """What losses of different tokenizers can be compared in; the shape of the first argument.
+
+    A loss of tokens says nothing of what the tokenizer itself discards: compare reconstructions
+    beside it.
+    """
+    return nats_per_token * tokens_per_frame / (pixels_per_frame * np.log(2))
 
 
 @dataclass(frozen=True)

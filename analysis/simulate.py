@@ -1,7 +1,8 @@
 """Synthetic studies with a known truth: for tests, and to ask how many runs an interval needs.
 
     rows = study(TRUTH, sizes=6, budgets=5, run_noise=0.002, point_noise=0.002, seed=0)
-    fit_frontier(rows).pure.b            # next to frontier_exponent(TRUTH, rows)
+    fit_frontier(rows).pure.b            # next to frontier_exponent(TRUTH, budgets)
+    power(TRUTH, sizes=6, budgets=5)     # the interval that such a study would give
 
 Compute is counted as 3 N D training MACs (a forward pass costs N MACs a token).
 """
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 MACS_PER_PARAMETER_TOKEN = 3.0
+MORE = 6  # designs tried for a given width
 
 
 @dataclass(frozen=True)
@@ -172,3 +174,41 @@ def power(truth: Truth = TRUTH, *, studies: int = 50, seed: int = 0, **design) -
         width=float(np.median(widths)) if widths else float("nan"),
         coverage=float(np.mean(covered)) if covered else float("nan"), refused=refused / studies,
     )  # fmt: skip
+
+
+def designs(
+    truth: Truth, *, width: float | None = None, noise: float = 0.002, sizes: int = 6,
+    budgets: int = 5, studies: int = 50, seed: int = 0, **design,
+) -> pd.DataFrame:  # fmt: skip
+    """`power` of a design, and of ever larger ones (half as many sizes and budgets more each time,
+    at most MORE) until the exponent's interval is no wider than `width`.
+
+    noise: standard deviation of log loss between runs, half of its variance shared by the budgets
+    of a run. Returns sizes, budgets, and the fields of `Power`.
+    """
+    if width is not None and not width > 0:
+        raise ValueError(f"width is {width:g}: give the positive width of an interval")
+    out = []
+    for _ in range(MORE if width is not None else 1):
+        found = power(
+            truth, studies=studies, seed=seed, sizes=sizes, budgets=budgets,
+            run_noise=noise / 2**0.5, point_noise=noise / 2**0.5, **design,
+        )  # fmt: skip
+        out.append({"sizes": sizes, "budgets": budgets, **vars(found)})
+        if width is not None and found.width <= width:
+            break
+        sizes, budgets = -(-3 * sizes // 2), -(-3 * budgets // 2)
+    return pd.DataFrame(out)
+
+
+def truth_of(rows: pd.DataFrame) -> tuple[Truth, float]:
+    """A truth like the one that rows suggest, and the noise of log loss between their runs.
+
+    Raises NotIdentified when L(N, D) is not identified in them.
+    """
+    from analysis.isoflop import fit_rows
+
+    law = fit_rows(rows, resamples=200)
+    # Their cost of a parameter and token is taken into D, since a truth costs 3 MACs.
+    scale = (law.per_token / MACS_PER_PARAMETER_TOKEN) ** law.beta
+    return Truth(law.e, law.a, law.alpha, law.b * scale, law.beta), law.noise

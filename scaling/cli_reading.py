@@ -1,7 +1,8 @@
-"""Commands that read rows: fit, compare, choices, next, report. Imports are lazy."""
+"""Commands that read rows: fit, compare, choices, next, power, report. Imports are lazy."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,106 +12,230 @@ from scaling.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
 SourceArg = Annotated[
-    Path,
-    typer.Argument(help="A study's folder, its rows.csv, or any table of runs (CSV, TSV, JSON)."),
+    str,
+    typer.Argument(
+        help="A study's folder, its rows.csv, any table of runs (CSV, TSV, JSON), or an MLflow "
+        "address such as http://HOST:5000#EXPERIMENT."
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the bootstrap.")]
+FigureOption = Annotated[
+    Path | None,
+    typer.Option(help="Draw it: FILE.html, or .png or .svg through a local Chromium."),
+]
 
 
-def read(source: Path, **columns: Any) -> pd.DataFrame:
-    """Rows of a study, or of anyone's table; prints how the latter was read."""
-    from scaling.results import COLUMNS, load
+def read(source: str | Path, **columns: Any) -> pd.DataFrame:
+    """Rows of a study, or of anyone's runs in a file or an MLflow server; prints how the latter
+    were read."""
+    from scaling.results import COLUMNS, frame, load
 
-    if source.is_dir():
-        return load(source)
-    if not source.exists():
-        raise UserError(f"{source}: not a study directory and no such file")
-    header = source.open(errors="replace").readline().strip().split(",")
-    if set(COLUMNS) <= set(header) and not any(columns.values()):
-        return load(source)
+    path = Path(source)
+    if "://" in str(source):
+        import pandas as pd
+
+        from scaling import track
+
+        uri, _, study = str(source).partition("#")
+        if rows := track.load_rows(uri, study):
+            return frame(rows)
+        table: pd.DataFrame | Path = pd.DataFrame(track.load_runs(uri, study))
+    elif path.is_dir():
+        return load(path)
+    elif not path.exists():
+        raise UserError(f"{path}: not a study directory and no such file")
+    else:
+        with path.open(errors="replace") as file:
+            header = file.readline().strip().split(",")
+        if set(COLUMNS) <= set(header) and not any(columns.values()):
+            return load(path)
+        table = path
     from analysis.tables import read as read_table
 
-    rows, notes = read_table(source, **columns)
+    found, notes = read_table(table, **columns)
     for note in notes:
         print(f"  read         {note}")
-    return rows
+    return found
 
 
 def fit(
     source: SourceArg,
-    form: Annotated[str, typer.Option(help="select | power | saturating | parametric")] = "select",
-    method: Annotated[str, typer.Option(help="Frontier: budget | envelope | hull")] = "budget",
+    form: Annotated[
+        str, typer.Option(help="select | power | saturating | parametric | overtraining")
+    ] = "select",
+    of: Annotated[str, typer.Option(help="A law of: compute | params | tokens")] = "compute",
+    method: Annotated[str, typer.Option(help="Frontier: auto | budget | envelope | hull")] = "auto",
     loss: Annotated[str | None, typer.Option(help="Column of the loss, in nats.")] = None,
     n: Annotated[str | None, typer.Option("--n", help="Column of the parameters.")] = None,
     d: Annotated[str | None, typer.Option("--d", help="Column of the training tokens.")] = None,
     c: Annotated[str | None, typer.Option("--c", help="Column of the compute.")] = None,
+    run: Annotated[str | None, typer.Option(help="Column of the run's name.")] = None,
     compute_unit: Annotated[str | None, typer.Option(help="MACs | FLOPs | PF-days")] = None,
     tokens_in: Annotated[str | None, typer.Option(help="Tokens are in K | M | B | T.")] = None,
-    at: Annotated[float | None, typer.Option(help="Predict the loss at this compute.")] = None,
+    params_in: Annotated[str | None, typer.Option(help="Parameters are in K | M | B.")] = None,
+    at: Annotated[float | None, typer.Option(help="Predict the loss there.")] = None,
+    figure: FigureOption = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Fit a law to finished runs: L = a C^b, L = E + a C^b, or L(N, D) with --form parametric.
+    """Fit a law to finished runs: L = a C^b or L = E + a C^b, of compute, of parameters or of
+    tokens; L(N, D) with --form parametric; L(N, M = D/N) with --form overtraining.
 
     Example: `scaling fit studies/quickstart`
 
     Example: `scaling fit table.csv --n "Model Size" --c "Training FLOP" --compute-unit FLOPs`
     """
-    rows = read(source, loss=loss, n=n, d=d, c=c, compute_unit=compute_unit, tokens_in=tokens_in)
-    if form == "parametric":
-        from analysis.isoflop import approaches, fit_rows
-
-        law = fit_rows(rows, seed=seed)
-        print(law)
-        if at is not None:
-            print(f"  best run     {law.optimum(at)}")
-        if rows["budget_macs"].notna().any():
-            print(approaches(rows, seed=seed).to_string(index=False))
+    if of not in ("compute", "params", "tokens"):
+        raise UserError(f"--of {of}: choose compute, params or tokens")
+    rows = read(
+        source, loss=loss, n=n, d=d, c=c, run=run, compute_unit=compute_unit, tokens_in=tokens_in,
+        params_in=params_in,
+    )  # fmt: skip
+    if form in ("parametric", "overtraining"):
+        _fit_surface(rows, form == "overtraining", at, seed)
         return
-    from analysis.frontier import fit_frontier
+    from analysis import figures
+    from analysis.frontier import fit_frontier, fit_variable
 
-    if method == "budget" and not (rows["budget_macs"] > 0).any():
-        method = "envelope"
-    law_of_study = fit_frontier(rows, seed=seed, form=form, method=method)
-    print(law_of_study.summary())
+    if of != "compute":
+        law = fit_variable(rows, of, form=form, seed=seed)
+        print(law)
+    else:
+        found = fit_frontier(rows, seed=seed, form=form, method=method)
+        law = found.law
+        print(found.summary())
+        if figure is not None:
+            curve = figures.law_points(law, law.compute.min(), law.compute.max())
+            drawn = figures.scaling_figure(
+                figures.run_points(rows), frontier=found.points, law=curve,
+                slopes={one.other: one.b_other for one in found.compare()},
+            )  # fmt: skip
+            draw(drawn, figures.run_points(rows), figure)
     if at is not None:
-        print(f"  predicts     {law_of_study.law.predict(at)}")
+        print(f"  predicts     {law.predict(at)}")
+
+
+def _fit_surface(rows: pd.DataFrame, tied: bool, at: float | None, seed: int) -> None:
+    from analysis.isoflop import approaches, fit_rows
+
+    law = fit_rows(rows, seed=seed, tied=tied)
+    print(law)
+    for name, (low, high) in law.ci.items():
+        print(f"  {name:14s}{law.level:.0%} [{low:.4g}, {high:.4g}]")
+    if tied:
+        a, b, eta = law.overtraining
+        print(
+            f"  L(C, M) = {law.e:.4g} + ({a:.4g} M^{eta:.4f} + {b:.4g} M^-{eta:.4f}) C^-{eta:.4f}"
+        )
+    if at is not None:
+        print(f"  best run     {law.optimum(at)}")
+    if rows["budget_macs"].notna().any() and not tied:
+        print(approaches(rows, seed=seed).to_string(index=False))
+
+
+def draw(figure: go.Figure, points: pd.DataFrame, path: Path) -> None:
+    """A figure as HTML, PNG or SVG, by the file's ending, and its data beside it as CSV."""
+    from analysis.export import write_png, write_svg
+    from scaling.checkpoint import write_atomic
+
+    if path.suffix == ".html":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, figure.to_html(include_plotlyjs=True))
+    elif path.suffix in (".png", ".svg"):
+        (write_png if path.suffix == ".png" else write_svg)(figure, path)
+    else:
+        raise UserError(f"--figure {path}: end it in .html, .png or .svg")
+    write_atomic(path.with_suffix(".csv"), points.to_csv(index=False))
+    print(f"  drawn        {path}, its data {path.with_suffix('.csv').name}")
 
 
 def compare(
     source: SourceArg,
+    more: Annotated[
+        list[str] | None, typer.Argument(help="Further laws or studies, after --to.")
+    ] = None,
     to: Annotated[
         list[str] | None,
-        typer.Option("--to", help="A published law by name, or another study; repeatable."),
+        typer.Option("--to", help="A published law by name, or another study."),
     ] = None,
+    figure: FigureOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """Compare exponents with published laws or other studies: interval, test, what it may mean.
 
-    Example: `scaling compare studies/quickstart --to gpt3 --to toto --to henighan-video`
+    Example: `scaling compare studies/quickstart --to gpt3 toto henighan-video`
+
+    Example: `scaling compare studies/a --to studies/b --figure both.html`
     """
-    from analysis.compare import compute_multiplier, exponents
+    from analysis import figures_law
+    from analysis.compare import exponents
     from analysis.frontier import fit_frontier
     from analysis.references import reference
 
-    law = fit_frontier(read(source), seed=seed).pure
-    print(f"{source}: {law}")
-    for other in to or ["gpt3", "toto"]:
-        if not Path(other).exists():
-            published = reference(other)
-            print(f"\n{exponents(law, published)}\n  source: {published.source}")
-            if published.note:
-                print(f"  note: {published.note}")
+    rows = read(source)
+    study = fit_frontier(rows, seed=seed)
+    curves: dict[str, Any] = {source: study.law}
+    print(f"{source}: {study.pure}")
+    for other in [*(to or []), *(more or [])] or ["gpt3", "toto"]:
+        if "://" in other or Path(other).exists():
+            curves[other] = _compare_studies(source, rows, other, seed)
             continue
-        theirs = fit_frontier(read(Path(other)), seed=seed).pure
-        print(f"\n{other}: {theirs}\n{exponents(law, theirs)}")
-        loss = float(max(law.loss.min(), theirs.loss.min()))
-        times, low, high = compute_multiplier(law, theirs, loss)
-        print(
-            f"  at {loss:.4f} nats/token {other} needs {times:.3g}x the compute of {source} "
-            f"[{low:.3g}, {high:.3g}], if both were trained on the same tokens"
+        published = reference(other)
+        # An exponent above a floor is set beside one above a floor.
+        floor = published.form == "saturating" and study.saturating is not None
+        law = study.saturating if floor and study.saturating is not None else study.pure
+        print(f"\n{exponents(law, published)}\n  source: {published.source}")
+        if published.note:
+            print(f"  note: {published.note}")
+        curves[published.name] = published
+    if figure is not None:
+        points = figures_law.comparison_points(curves)
+        draw(figures_law.comparison_figure(points), points, figure)
+
+
+def _compare_studies(source: str, rows: pd.DataFrame, other: str, seed: int) -> Any:
+    """Print how two studies differ; returns the other's law, in nats per token."""
+    from analysis.compare import compute_multiplier, exponents
+    from analysis.frontier import fit_frontier
+
+    theirs_rows = read(other)
+    law, theirs = (fit_frontier(one, seed=seed).pure for one in (rows, theirs_rows))
+    print(f"\n{other}: {theirs}\n{exponents(law, theirs)}")
+    unit, condition = "nats/token", "if both were trained on the same tokens"
+    tokenizers = [set(one["tokenizer"]) for one in (rows, theirs_rows) if "tokenizer" in one]
+    if len(tokenizers) == 2 and tokenizers[0] != tokenizers[1]:
+        mine, its = _bits_per_pixel(source, rows), _bits_per_pixel(other, theirs_rows)
+        if mine is None or its is None:
+            print("  tokenizers differ and their data are not at hand: no common unit of loss")
+            return theirs
+        law, theirs_bits = (
+            fit_frontier(one.assign(val_loss=one["val_loss"] * scale), seed=seed).pure
+            for one, scale in ((rows, mine), (theirs_rows, its))
         )
+        unit = "bits/pixel"
+        condition = "as far as both tokenizers keep the same detail (see reconstruction PSNR)"
+    else:
+        theirs_bits = theirs
+    loss = float(max(law.loss.min(), theirs_bits.loss.min()))
+    times, low, high = compute_multiplier(law, theirs_bits, loss)
+    print(
+        f"  at {loss:.4f} {unit} {other} needs {times:.3g}x the compute of {source} "
+        f"[{low:.3g}, {high:.3g}], {condition}"
+    )
+    return theirs
+
+
+def _bits_per_pixel(source: str, rows: pd.DataFrame) -> float | None:
+    """Bits per pixel of one nat per token, from the study's own data; None without them."""
+    from analysis.references import bits_per_pixel
+
+    index = Path(source) / "data" / str(rows["data_key"].iloc[0]) / "index.json"
+    if not index.exists():
+        return None
+    about = json.loads(index.read_text())
+    return float(bits_per_pixel(1.0, about["tokens_per_frame"], about["size"] ** 2))
 
 
 def choices(source: SourceArg) -> None:
@@ -124,8 +249,9 @@ def choices(source: SourceArg) -> None:
     table = specifications(rows)
     print(f"{len(table)} specifications; exponents by form:")
     print(spread(table).to_string(index=False))
-    print("\nwithout each run (or size) in turn, the most influential first:")
-    print(influence(rows).to_string(index=False))
+    if (rows["budget_macs"] > 0).any():
+        print("\nwithout each run (or budget) in turn, the most influential first:")
+        print(influence(rows).to_string(index=False))
 
 
 def next_runs(
@@ -141,12 +267,53 @@ def next_runs(
 
     Example: `scaling next studies/quickstart --budget 2e12`
     """
+    from analysis.isoflop import fit_rows
     from analysis.next import best_run
     from analysis.next import next_runs as design
 
-    rows = read(source)
-    print(design(rows, budget, target=target, runs=runs).to_string(index=False))
-    print(f"best single run of the whole budget: {best_run(rows, target or budget)}")
+    law = fit_rows(read(source))
+    print(design(law, budget, target=target, runs=runs).to_string(index=False))
+    print(f"best single run: {best_run(law, target or budget)}")
+
+
+def power(
+    like: Annotated[
+        str | None, typer.Argument(help="Rows whose law and noise to take; else a small study's.")
+    ] = None,
+    sizes: Annotated[int, typer.Option(min=2, help="Sizes of the ladder.")] = 6,
+    budgets: Annotated[int, typer.Option(min=3, help="Budgets, evenly spaced in logs.")] = 5,
+    decades: Annotated[float, typer.Option(min=0.1, help="From first to last budget.")] = 1.7,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each size and budget.")] = 1,
+    noise: Annotated[
+        float | None, typer.Option(help="Standard deviation of log loss between runs.")
+    ] = None,
+    first_macs: Annotated[
+        float | None, typer.Option(help="The first budget; default: 3e11, or that of the rows.")
+    ] = None,
+    width: Annotated[
+        float | None, typer.Option(help="Add sizes and budgets until the interval is so narrow.")
+    ] = None,
+    studies: Annotated[int, typer.Option(min=10, help="Simulated studies of a design.")] = 50,
+) -> None:
+    """How wide the exponent's 95% interval would be: simulated studies of a design.
+
+    Example: `scaling power --sizes 6 --budgets 5 --decades 2 --noise 0.002 --width 0.004`
+    """
+    from analysis.simulate import TRUTH, designs, truth_of
+
+    truth, sigma, first = TRUTH, 0.002, 3e11
+    if like is not None:
+        rows = read(like)
+        truth, sigma = truth_of(rows)
+        first = float(rows["macs_total"][rows["role"] == "ladder"].min())
+        print(f"like {like}: {truth}, noise {sigma:.2%} of the loss")
+    table = designs(
+        truth, width=width, studies=studies, sizes=sizes, budgets=budgets, decades=decades,
+        seeds=seeds, first_macs=first_macs or first, noise=sigma if noise is None else noise,
+    )  # fmt: skip
+    print(table.to_string(index=False))
+    if width is not None and not (table["width"] <= width).any():
+        print(f"none of these reaches a width of {width:g}: widen --decades, or lower the noise")
 
 
 def report(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 METRICS = ("val_loss", "train_loss", "tokens", "macs_total", "epochs")  # and val_loss/<source>
+OURS = "tags.run_id != ''"  # MLflow's filter for the runs that this module has begun
 BATCH = 1000  # metrics of one request, MLflow's limit
 PATIENCE_SECONDS = 20.0  # for a database that is locked or a server that does not answer
 P = ParamSpec("P")
@@ -113,6 +114,31 @@ def load_rows(uri: str, study: str = "") -> list[Row]:
     Raises:
         UserError: no such database, server or study.
     """
+    rows = []
+    for run in _runs_of(uri, study, OURS):
+        tags = run.data.tags
+        if "sent" in tags:  # whole
+            rows += [json.loads(tags[key]) for key in sorted(tags) if key.startswith("row.")]
+    return [{k: float(v) if v in ("inf", "-inf") else v for k, v in row.items()} for row in rows]
+
+
+def load_runs(uri: str, study: str = "") -> list[dict[str, Any]]:
+    """Anyone's runs of an experiment, one mapping each: its run id, its state, its parameters and
+    the last value of every metric. For analysis/tables.py, which finds the columns.
+
+    Raises:
+        UserError: no such database, server or experiment.
+    """
+    return [
+        {"run_id": run.info.run_id, "status": run.info.status.lower()}
+        | run.data.params
+        | run.data.metrics
+        for run in _runs_of(uri, study, "")
+    ]
+
+
+def _runs_of(uri: str, study: str, chosen: str) -> list[Any]:
+    """The runs of the experiment `study` that MLflow's filter string chooses."""
     if not _exists(uri):
         raise UserError(f"{uri}: no such database; give the one of a study that has been run")
     client = _client(uri)
@@ -126,12 +152,7 @@ def load_rows(uri: str, study: str = "") -> list[Row]:
             )
         name = study or names[0]
         experiment = next(e.experiment_id for e in found if e.name == name)
-        rows = []
-        for run in _search(client, experiment):
-            tags = run.data.tags
-            if "sent" in tags:  # whole
-                rows += [json.loads(tags[key]) for key in sorted(tags) if key.startswith("row.")]
-    return [{k: float(v) if v in ("inf", "-inf") else v for k, v in row.items()} for row in rows]
+        return list(_search(client, experiment, chosen))
 
 
 def ui(study_dir: Path, port: int = 5000) -> None:
@@ -238,14 +259,14 @@ def _experiment(client: MlflowClient, study_dir: Path, *, keep_files: bool) -> s
     return _patiently(client.create_experiment, name, artifact_location=location)
 
 
-def _search(client: MlflowClient, experiment: str) -> Iterator[Any]:
-    """Every run of an experiment that this module has begun."""
+def _search(client: MlflowClient, experiment: str, chosen: str = OURS) -> Iterator[Any]:
+    """The runs of an experiment that a filter string chooses; this module's own by default."""
     token = None
     while True:
         page = _patiently(
             client.search_runs,
             [experiment],
-            filter_string="tags.run_id != ''",
+            filter_string=chosen,
             max_results=1000,
             page_token=token,
         )

@@ -1,0 +1,177 @@
+"""`scaling fit`, `compare`, `choices`, `next`, `power` on studies, tables and MLflow servers."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from typer.testing import CliRunner
+
+from analysis.frontier import fit_frontier, fit_variable
+from analysis.isoflop import fit_rows
+from analysis.references import bits_per_pixel
+from analysis.simulate import TRUTH, study
+from analysis.tables import read
+from scaling.cli import app
+from scaling.errors import UserError
+from tests.report.conftest import simulated_rows
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run() -> Run:
+    """The output of a command, which must succeed."""
+
+    def command(*arguments: object) -> str:
+        done = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def rows_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.csv"
+    simulated_rows().to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def foreign() -> pd.DataFrame:
+    rows = study(TRUTH, sizes=7, budgets=5, seed=3)
+    return pd.DataFrame(
+        {
+            "Model Size": rows["params"] / 1e6,
+            "seen": rows["tokens"] / 1e9,
+            "Training FLOP": 2 * rows["macs_total"],
+            "loss": rows["val_loss"],
+        }
+    )
+
+
+def test_fit_of_a_study_prints_its_law(run: Run, rows_csv: Path) -> None:
+    said = run("fit", rows_csv)
+    assert fit_frontier(simulated_rows(), seed=0).summary() in said
+    assert "predicts" in run("fit", rows_csv, "--at", 1e14)
+
+
+def test_fit_of_a_table_with_its_columns_named(
+    run: Run, foreign: pd.DataFrame, tmp_path: Path
+) -> None:
+    foreign.to_csv(tmp_path / "t.csv", index=False)
+    said = run("fit", tmp_path / "t.csv", "--n", "Model Size", "--params-in", "M", "--d", "seen",
+               "--tokens-in", "B", "--c", "Training FLOP")  # fmt: skip
+    expected = fit_frontier(study(TRUTH, sizes=7, budgets=5, seed=3)).law
+    assert f"C^{expected.b:.4f}" in said
+    assert "'seen'" in said and "budget frontier" in said
+
+
+def test_laws_of_sizes_tokens_and_both(run: Run, rows_csv: Path) -> None:
+    rows = simulated_rows()
+    for of in ("params", "tokens"):
+        assert str(fit_variable(rows, of, form="power")) in run(
+            "fit", rows_csv, "--of", of, "--form", "power"
+        )
+    said = run("fit", rows_csv, "--form", "parametric", "--at", 1e14)
+    assert str(fit_rows(rows)) in said and "2 parabola at each budget" in said
+    a, b, eta = fit_rows(rows, tied=True).overtraining
+    said = run("fit", rows_csv, "--form", "overtraining")
+    assert f"({a:.4g} M^{eta:.4f} + {b:.4g} M^-{eta:.4f}) C^-{eta:.4f}" in said
+
+
+def test_a_size_law_is_of_the_smallest_losses(rows_csv: Path) -> None:
+    rows = study(TRUTH, sizes=8, budgets=6, decades=3.0, run_noise=0, point_noise=0, reach=1e9)
+    law = fit_variable(rows, "params", form="power")
+    best = rows.groupby("params")["val_loss"].min()
+    assert law.loss.tolist() == best.tolist() and law.unit == "parameters"
+    assert str(law).startswith("L(N) = ")
+    with pytest.raises(ValueError, match="choose params or tokens"):
+        fit_variable(rows, "seed")
+
+
+@pytest.mark.parametrize("ending", ["html", "txt"])
+def test_a_figure_and_its_data(run: Run, rows_csv: Path, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"law.{ending}"
+    if ending == "txt":
+        with pytest.raises(UserError, match="end it in"):
+            run("fit", rows_csv, "--figure", path)
+        return
+    run("fit", rows_csv, "--figure", path)
+    assert "plotly" in path.read_text() and len(pd.read_csv(tmp_path / "law.csv")) > 10
+
+
+def test_compare_with_published_laws(run: Run, rows_csv: Path, tmp_path: Path) -> None:
+    said = run("compare", rows_csv, "--to", "gpt3", "toto", "henighan-video", "kaplan-n",
+               "--figure", tmp_path / "c.html")  # fmt: skip
+    law = fit_frontier(simulated_rows())
+    assert law.saturating is not None
+    for b, reference in ((law.pure.b, -0.048), (law.pure.b, -0.0378), (law.saturating.b, -0.14)):
+        assert f"difference {b - reference:+.4f}" in said
+    assert "not comparable, that is a law of parameters" in said
+    curves = pd.read_csv(tmp_path / "c.csv")
+    assert set(curves["law"]) == {str(rows_csv), "GPT-3", "Toto", "Henighan video"}
+    gpt3 = curves[curves["law"] == "GPT-3"].iloc[0]
+    assert gpt3["loss"] == pytest.approx(2.57 * (gpt3["macs_total"] / 4.32e19) ** -0.048)
+
+
+def folder_of(tmp_path: Path, name: str, scale: float, tokenizer: str, per_frame: int) -> Path:
+    """A study's folder with rows and data whose loss is `scale` times the simulated one."""
+    folder = tmp_path / name
+    rows = simulated_rows(seed=len(name))
+    rows = rows.assign(val_loss=rows["val_loss"] * scale, tokenizer=tokenizer)
+    for run_id, mine in rows.groupby("run_id"):
+        (folder / "runs" / str(run_id)).mkdir(parents=True)
+        (folder / "runs" / str(run_id) / "rows.json").write_text(mine.to_json(orient="records"))
+    data = folder / "data" / "abc"
+    data.mkdir(parents=True)
+    (data / "index.json").write_text(json.dumps({"tokens_per_frame": per_frame, "size": 16}))
+    return folder
+
+
+def test_studies_of_different_tokenizers_meet_in_bits_per_pixel(run: Run, tmp_path: Path) -> None:
+    """Half the loss a token with twice the tokens a frame is the same number of bits."""
+    one = folder_of(tmp_path, "one", 1.0, "coarse", 16)
+    other = folder_of(tmp_path, "two", 0.5, "fine", 32)
+    said = run("compare", one, "--to", other)
+    assert "bits/pixel" in said and "not separated by these data" in said
+    times = re.search(r"needs ([0-9.]+)x the compute", said)
+    assert times and 0.9 < float(times[1]) < 1.1
+    assert bits_per_pixel(np.log(2), 256, 256) == pytest.approx(1.0)
+
+
+def test_choices_next_and_power(run: Run, rows_csv: Path) -> None:
+    assert "specifications" in run("choices", rows_csv)
+    assert "sd_after" in run("next", rows_csv, "--budget", 1e13, "--runs", 2)
+    said = run("power", "--studies", 10, "--sizes", 5, "--budgets", 4, "--width", 0.003)
+    widths = [float(line.split()[4]) for line in said.splitlines()[1:]]
+    assert widths[-1] <= 0.003 and all(w > 0.003 for w in widths[:-1])
+    assert "noise" in run("power", rows_csv, "--studies", 10)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow's own calls to SQLAlchemy
+def test_an_mlflow_server_of_someone_else(run: Run, tmp_path: Path) -> None:
+    """Runs that this tool did not log: parameters as text, losses as metrics, one that failed."""
+    uri = f"sqlite:///{tmp_path}/theirs.db"
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("ladder", artifact_location=tmp_path.as_uri())
+    rows = study(TRUTH, sizes=5, budgets=4, seed=5)
+    for k, row in enumerate(rows.to_dict("records")):
+        one = client.create_run(experiment).info.run_id
+        client.log_param(one, "n_params", f"{row['params']:.6f}")
+        client.log_param(one, "tokens", f"{row['tokens']:.3f}")
+        client.log_metric(one, "eval/loss", 9.0, step=0)
+        client.log_metric(one, "eval/loss", row["val_loss"], step=1)
+        client.set_terminated(one, "FAILED" if k == 0 else "FINISHED")
+    said = run("fit", f"{uri}#ladder", "--form", "power")
+    table = rows[["params", "tokens", "val_loss"]]
+    table = table.assign(state=["failed", *["finished"] * (len(rows) - 1)])
+    expected = fit_frontier(read(table)[0], form="power").law
+    assert f"C^{expected.b:.4f}" in said and "1 rows: did not finish" in said
+    with pytest.raises(UserError, match="no study 'other'"):
+        run("fit", f"{uri}#other")
