@@ -186,3 +186,24 @@ def test_full_attention_has_no_cache() -> None:
     model(tokens[:, :5], cache=cache)
     with pytest.raises(ValueError, match="attends in both directions"):
         model(tokens[:, 5:6], cache=cache)
+
+
+@pytest.mark.parametrize("heads", [4, 1])
+def test_bfloat16_autocast_is_the_float32_model_within_rounding(heads: int) -> None:
+    """Narrow heads attend in float32 on a CPU, wide ones in bfloat16; both train the same model."""
+    config = size(64, 2, heads, vocab=97, context=80)
+    tokens = torch.randint(97, (2, 81), generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for low in (False, True):
+        model = build(config, seed=0)
+        with torch.no_grad():
+            model.head.normal_(generator=torch.Generator().manual_seed(1))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+            loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+        assert loss.dtype == torch.float32
+        loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert set(gradients[0]) == set(gradients[1]) == {n for n, _ in model.named_parameters()}
+    for name, full in gradients[0].items():
+        apart = (gradients[1][name] - full).norm() / full.norm().clamp(min=1e-6)
+        assert 0 < apart < 0.03 or not full.any(), name
