@@ -55,8 +55,11 @@ class StudyLaw:
         """The pure exponent next to GPT-3's and Toto's, which are pure exponents too."""
         return [compare.exponents(self.pure, REFERENCES[name]) for name in ("gpt3", "toto")]
 
-    def summary(self) -> str:
-        """The law, its unit, its judgement, in plain text of several lines."""
+    def summary(self, *, published: bool = True) -> str:
+        """The law, its unit, its judgement, in plain text of several lines.
+
+        published: next to laws of the loss that were published.
+        """
         law, points = self.law, self.points
         lines = [str(law)]
         if self.saturating is not None and law is not self.saturating:
@@ -83,8 +86,9 @@ class StudyLaw:
             shape = "flattens" if coefficient > 0 else "steepens"
             seen = f"the curve {shape}" if p_value < 0.05 else "none seen"
             lines.append(f"  curvature    {seen} (p = {p_value:.2g})")
-        lines += [f"  next to      {c.brief}" for c in self.compare()]
-        lines.append(f"               {compare.CAVEAT}")
+        if published:
+            lines += [f"  next to      {c.brief}" for c in self.compare()]
+            lines.append(f"               {compare.CAVEAT}")
         left_out = "; ".join(f"{count} rows: {rule}" for rule, count in self.excluded if count)
         lines.append(f"  left out     {left_out or 'no row'}")
         lines += [f"  beware       {text}" for text in self.warnings]

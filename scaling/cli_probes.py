@@ -58,3 +58,33 @@ def probe(
         memory_gb=memory_gb,
     )
     print(f"rows    {out}")
+
+
+def davis(
+    study: StudyArg,
+    data: Annotated[Path, typer.Option(help="DAVIS's folder: JPEGImages/ and Annotations/.")],
+    run: Annotated[
+        list[str] | None,
+        typer.Option("--run", help="A run's id; repeatable. Default: the one of most compute."),
+    ] = None,
+    layer: Annotated[
+        list[int] | None,
+        typer.Option(help="0 is the embedding; repeatable. Default: every layer."),
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="jabri | dino")] = "jabri",
+    rows: Annotated[int, typer.Option(help="Tokens on the short side of a frame.")] = 24,
+    memory_gb: MemoryOption = 2.0,
+) -> None:
+    """Track DAVIS's objects by label propagation: J, F and J&F of every layer.
+
+    Next to the same models with random weights, and to the pixels' own colours.
+
+    Example: `scaling davis studies/quickstart --data ~/DAVIS --protocol jabri`
+    """
+    from scaling.davis import track
+
+    out = track(
+        study, data, runs=run or None, layers=layer or None, protocol=protocol, rows=rows,
+        memory_gb=memory_gb,
+    )  # fmt: skip
+    print(f"rows    {out}")

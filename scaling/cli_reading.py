@@ -78,6 +78,9 @@ def fit(
     params_in: Annotated[str | None, typer.Option(help="Parameters are in K | M | B.")] = None,
     at: Annotated[float | None, typer.Option(help="Predict the loss there.")] = None,
     figure: FigureOption = None,
+    metric: Annotated[
+        str, typer.Option(help="loss | probe_top1 | probe_top5 | davis_jf: a law of 1 - it.")
+    ] = "loss",
     seed: SeedOption = 0,
 ) -> None:
     """Fit a law to finished runs: L = a C^b or L = E + a C^b, of compute, of parameters or of
@@ -87,6 +90,9 @@ def fit(
 
     Example: `scaling fit table.csv --n "Model Size" --c "Training FLOP" --compute-unit FLOPs`
     """
+    if metric != "loss":
+        _fit_quality(source, metric, form, at, seed)
+        return
     if of not in ("compute", "params", "tokens"):
         raise UserError(f"--of {of}: choose compute, params or tokens")
     rows = read(
@@ -149,6 +155,26 @@ def draw(figure: go.Figure, points: pd.DataFrame, path: Path) -> None:
         raise UserError(f"--figure {path}: end it in .html, .png or .svg")
     write_atomic(path.with_suffix(".csv"), points.to_csv(index=False))
     print(f"  drawn        {path}, its data {path.with_suffix('.csv').name}")
+
+
+def _fit_quality(source: Path, metric: str, form: str, at: float | None, seed: int) -> None:
+    """Print a law per data set and head; a refusal of all is the user's to mend."""
+    from analysis.frontier import StudyLaw
+    from analysis.quality import quality_laws
+
+    if not source.is_dir():
+        raise UserError(f"{source}: --metric {metric} reads a study's folder")
+    laws = quality_laws(read(source), source, metric, seed=seed, form=form)
+    for name, law in laws:
+        if isinstance(law, StudyLaw):
+            print(f"{name}: {law.summary(published=False)}")
+            if at is not None:
+                p = law.law.predict(at)
+                print(f"  predicts     {p.loss:.4g} [{p.low:.4g}, {p.high:.4g}] at {at:.3g} MACs")
+        else:
+            print(f"{name}: no law: {law}")
+    if not any(isinstance(law, StudyLaw) for _, law in laws):
+        raise UserError(f"{source}: the data determine no law of {metric} (reasons above)")
 
 
 def compare(

@@ -369,12 +369,14 @@ def over_budget(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
 
 
 def disk_bytes(config: StudyConfig, costs: list[Cost]) -> int:
-    """Shards (2 bytes a token, 3 a stored pixel) and the checkpoints that stay (weights and two
-    moments, fp32)."""
+    """Shards (2 bytes a token, 3 a stored pixel), the checkpoints that stay (weights and two
+    moments, fp32) and the weights of the budgets before the last."""
     data = config.data
     sequences = (data.train_sequences + data.val_sequences) * len(data.sources)
     a_sequence = 2 * (context(config) + 1) + 3 * data.frames * data.size**2 * data.pixels
-    return a_sequence * sequences + sum(12 * c.params * c.runs for c in costs)
+    earlier = {"ladder": len(config.ladder.budgets_macs) - 1}
+    held = sum((12 + 4 * earlier.get(c.role, 0)) * c.params * c.runs for c in costs)
+    return a_sequence * sequences + held
 
 
 def free_bytes(folder: Path) -> int:

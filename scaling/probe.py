@@ -67,7 +67,8 @@ def probe(
 ) -> Path:
     """Probe every layer of a study's runs on labelled data; returns STUDY/probes.csv.
 
-    Each run is probed twice, trained and with the weights that it started from. A seed draws the
+    Every decayed point whose weights are held is probed, and every run with the weights that it
+    started from. A seed draws the
     split of the files (unless the data give one) and the heads.
 
     Args:
@@ -241,7 +242,7 @@ def _probe_run(
     say: Say,
 ) -> None:
     index = json.loads((folder / "index.json").read_text())
-    found = {kind: _read_rows(folder / f"{trained.run_id}-{weights}-{kind}.json") for kind in kinds}
+    found = {kind: _read_rows(folder / f"{trained.label(weights)}-{kind}.json") for kind in kinds}
     chosen = layers if layers is not None else list(range(trained.run.model.layers + 1))
     have = {(k, r["seed"], r["layer"]) for k, rows in found.items() for r in rows}
     todo = {
@@ -254,7 +255,7 @@ def _probe_run(
         codes_FVL, labels_F, split = held["codes"], held["labels"], held["split"]
     files, views = codes_FVL.shape[:2]
     memory = memory_gb * 1e9
-    stem = folder / "features" / f"{trained.run_id}-{weights}"
+    stem = folder / "features" / trained.label(weights)
     pooled = all(kind == "average" for kind in kinds)
     whole = stem.with_suffix(".tokens.bin")
     path = stem.with_suffix(".mean.bin") if pooled and not whole.exists() else whole
@@ -336,9 +337,7 @@ def _probe_run(
             replaced = {(seed, i) for i in chosen}
             found[kind] = [r for r in found[kind] if (r["seed"], r["layer"]) not in replaced] + made
             found[kind].sort(key=lambda r: (r["seed"], r["layer"]))
-            write_atomic(
-                folder / f"{trained.run_id}-{weights}-{kind}.json", json.dumps(found[kind])
-            )
+            write_atomic(folder / f"{trained.label(weights)}-{kind}.json", json.dumps(found[kind]))
     for kind in kinds:
         mean: dict[int, list[float]] = {}
         for r in found[kind]:

@@ -1,8 +1,8 @@
 """Training one run: `train(run, run_dir) -> rows`. The loop is inline; its state is one dict.
 
 The run directory: config.yaml, metrics.jsonl (one line per window of steps, one per evaluation),
-checkpoint.pt (+ .previous), trunk.pt (the branch point to return to), loss_by_position.json
-(at the last budget), rows.json (when finished).
+checkpoint.pt (+ .previous), trunk.pt (the branch point to return to), weights-<n>.pt (of each budget
+but the last, for probes), loss_by_position.json (at the last budget), rows.json (when finished).
 """
 
 from __future__ import annotations
@@ -281,6 +281,11 @@ def _train(
             break
         if segment.budget is not None:
             evaluate(decayed=True, budget=segment.budget)
+            if state["segment"] + 1 < len(plan) and ranks.first and not sharded:
+                # What this budget learned; that of the last one is checkpoint.pt.
+                held = run_dir / f"weights-{segment.budget}.pt"
+                checkpoint.save(held, {"model": model.state_dict()})
+                checkpoint.drop(held, files=1, folders=0)
         state["segment"] += 1
         if state["segment"] == len(plan):
             break

@@ -19,11 +19,20 @@ WEIGHTS = ("trained", "random")
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run whose checkpoint ends a decayed budget."""
+    """A decayed point of a finished run whose weights are held."""
 
     folder: Path
     run: RunConfig
-    row: Row  # the last decayed one: what the checkpoint's weights cost and scored
+    row: Row  # what the weights cost and scored
+    budget: int  # its place among the run's budgets
+
+    @property
+    def last(self) -> bool:
+        return self.budget == len(self.run.budgets_steps) - 1
+
+    def label(self, weights: str) -> str:
+        """A name for files: the random weights of a run serve all its budgets."""
+        return f"{self.run_id}-{weights if weights == 'random' else f'{weights}{self.budget}'}"
 
     @property
     def run_id(self) -> str:
@@ -37,7 +46,8 @@ class TrainedRun:
         model = build(self.run.model, seed=self.run.seed)
         if weights == "random":
             return model.eval()
-        state, notes = checkpoint.load(self.folder / "checkpoint.pt")
+        name = "checkpoint.pt" if self.last else f"weights-{self.budget}.pt"
+        state, notes = checkpoint.load(self.folder / name)
         if state is None:
             why = "; ".join(["no checkpoint that verifies", *notes])
             raise UserError(
@@ -56,34 +66,41 @@ class TrainedRun:
 def trained_runs(
     study: Path, names: list[str] | None = None, role: str = "ladder"
 ) -> list[TrainedRun]:
-    """The study's finished runs of a role, or those named, smallest compute first.
+    """The decayed points of the finished runs of a role, or of those named, cheapest first.
+
+    Those whose weights are held: the last budget of every run, and the budgets before it of runs
+    that were not sharded.
 
     Raises UserError: no study, no finished run, an unknown or unfinished or diverged run that was
     named.
     """
     if not (study / "runs").is_dir():
         raise UserError(f"{study}: not a study directory (it has no runs/ folder)")
-    found = {}
+    found: dict[str, list[TrainedRun]] = {}
     for folder in finished_runs(study):
-        rows = [r for r in read_run(folder) or [] if r["decayed"] and r["status"] == "finished"]
-        if rows:
-            run = RunConfig.from_yaml(folder / "config.yaml")
-            found[folder.name] = TrainedRun(folder, run, max(rows, key=lambda r: r["macs_total"]))
+        run = RunConfig.from_yaml(folder / "config.yaml")
+        for row in read_run(folder) or []:
+            if not row["decayed"] or row["status"] != "finished":
+                continue
+            point = TrainedRun(folder, run, row, run.budgets_steps.index(row["steps"]))
+            if point.last or (folder / f"weights-{point.budget}.pt").exists():
+                found.setdefault(folder.name, []).append(point)
     for name in names or ():
         if name not in found:
             hint = did_you_mean(name, found) or f"; there are {', '.join(found) or 'none'}"
             raise UserError(f"{study}: no finished run '{name}'{hint}")
-    chosen = [t for t in found.values() if (t.run_id in names if names else t.run.role == role)]
+    points = [point for held in found.values() for point in held]
+    chosen = [t for t in points if (t.run_id in names if names else t.run.role == role)]
     if not chosen:
         raise UserError(f"{study}: no run of the {role} has finished yet; see `scaling status`")
     return sorted(chosen, key=lambda t: (t.row["macs_total"], t.row["params"], t.run_id))
 
 
 def run_in(folder: Path) -> TrainedRun:
-    """The finished run of a run directory, studies/NAME/runs/ID."""
+    """The last point of the finished run of a run directory, studies/NAME/runs/ID."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: not a run's folder (no config.yaml); want STUDY/runs/ID")
-    return trained_runs(folder.resolve().parents[1], [folder.resolve().name])[0]
+    return trained_runs(folder.resolve().parents[1], [folder.resolve().name])[-1]
 
 
 def data_dir_of(study: Path, run: RunConfig) -> Path:

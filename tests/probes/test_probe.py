@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from models.probes import Recipe
 from scaling import features, probe
 from scaling.errors import UserError
 from scaling.probe import Views
+from scaling.shards import TokenData
+from scaling.train import train
 from scaling.weights import open_tokenizer, trained_runs
 from tests.probes.conftest import write_clip
 
@@ -204,3 +207,23 @@ def test_damaged_checkpoint(own: Path, pictures: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10] + b"0123456789")
     with pytest.raises(UserError, match=r"no checkpoint that verifies; checkpoint.pt is damaged"):
         run(own, pictures)
+
+
+def test_every_held_budget_is_a_point(own: Path, pictures: Path, tmp_path: Path) -> None:
+    """A run of two budgets leaves the weights of both: what trained longer is another point."""
+    (first,) = trained_runs(own)
+    longer = replace(first.run, budgets_steps=(20, 40), budgets_macs=(1e7, 2e7))
+    run_dir = own / "runs" / longer.run_id
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(longer.to_yaml())
+    train(longer, run_dir, log=lambda _: None)
+    early, late = trained_runs(own, [longer.run_id])
+    assert (early.row["steps"], late.row["steps"]) == (20, 40) and late.last and not early.last
+    assert not torch.equal(early.model("trained").head, late.model("trained").head)
+    table = run(own, pictures, runs=[longer.run_id], seeds=1, heads=("average",))
+    assert table.groupby(["weights", "macs_total"]).size().tolist() == [3, 3, 3]
+    with torch.no_grad():  # the weights are those that were evaluated
+        data = TokenData.open(own / "data" / longer.data_key).validation()["leaves"]
+        ids = torch.from_numpy(data)
+        loss = float(early.model("trained").loss(ids[:, :-1], ids[:, 1:]))
+    assert loss == pytest.approx(early.row["val_loss"], rel=1e-5)

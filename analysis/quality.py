@@ -1,0 +1,208 @@
+"""What a study's models are good for, against compute: probe accuracies, tracking.
+
+Reads STUDY/probes.csv and STUDY/davis.csv, which `scaling probe` and `scaling davis` write.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.frontier import StudyLaw, fit_frontier
+from analysis.laws import RESAMPLES, NotIdentified
+from scaling.errors import UserError
+
+LEVEL = 0.95
+RUN = ["run_id", "size", "params", "layers", "macs_total", "weights"]
+
+
+def read_quality(study: Path, name: str) -> pd.DataFrame | None:
+    """A table of the study; None where it has none. `name`: "probes" or "davis"."""
+    path = study / f"{name}.csv"
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        return None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged ({error}); remove it and probe the study again") from None
+
+
+def over_seeds(values: np.ndarray, n_train: float, n_test: float, split: str) -> tuple:
+    """Mean accuracy over seeds, and the ends of its 95% interval.
+
+    Where seeds draw the split, training sets overlap and the variance over seeds is too small:
+    s^2 (1/J + n_test / n_train), Nadeau and Bengio 2003. A given split has one test set, whose
+    own sampling p (1 - p) / n_test is added to that of the heads, s^2 / J. One seed alone has the
+    sampling of its test set.
+    """
+    values = np.asarray(values, float)
+    seeds, mean = len(values), float(values.mean())
+    sampling = mean * (1 - mean) / n_test
+    if seeds == 1:
+        variance, quantile = sampling, stats.norm.ppf(0.5 + LEVEL / 2)
+    else:
+        quantile = stats.t.ppf(0.5 + LEVEL / 2, seeds - 1)
+        s2 = float(values.var(ddof=1))
+        variance = (
+            s2 * (1 / seeds + n_test / n_train) if split == "drawn" else s2 / seeds + sampling
+        )
+    half = float(quantile * variance**0.5)
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
+def probe_points(table: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
+    """One row per (data, head, run, weights, layer): the mean over seeds and its interval.
+
+    Returns the columns data, head, RUN, layer, depth, accuracy, low, high, chance, seeds.
+    """
+    rows = []
+    keys = ["data", "data_key", "head", *RUN, "layer", "depth"]
+    for key, g in table.groupby(keys, sort=False):
+        mean, low, high = over_seeds(
+            g[metric].to_numpy(), g.n_train.mean(), g.n_test.mean(), g.split.iloc[0]
+        )
+        found = {"accuracy": mean, "low": low, "high": high}
+        more = {"chance": g.chance.mean(), "seeds": g.seed.nunique()}
+        rows.append(dict(zip(keys, key, strict=True)) | found | more)
+    points = pd.DataFrame(rows)
+    return points.sort_values(["data", "data_key", "head", "params", "run_id", "weights", "layer"])
+
+
+def best_layers(table: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
+    """One row per (data, head, run, weights): the best layer's accuracy, free of its choice.
+
+    Each seed is scored at the layer that the other seeds like best, so that the maximum over
+    layers is not taken on the files that it is reported on. `layer` is the best of all seeds.
+    """
+    rows = []
+    keys = ["data", "data_key", "head", *RUN]
+    for key, g in table.groupby(keys, sort=False):
+        wide = g.pivot(index="seed", columns="layer", values=metric)
+        values = wide.to_numpy(float)
+        if len(values) > 1:
+            others = values.sum(0) - values
+            scored = values[np.arange(len(values)), others.argmax(1)]
+        else:
+            scored = values[:, values[0].argmax()]
+        mean, low, high = over_seeds(scored, g.n_train.mean(), g.n_test.mean(), g.split.iloc[0])
+        layer = int(wide.columns[values.mean(0).argmax()])
+        rows.append(
+            dict(zip(keys, key, strict=True))
+            | {"layer": layer, "depth": layer / g.layers.iloc[0], "accuracy": mean}
+            | {"low": low, "high": high, "chance": g.chance.mean(), "seeds": len(values)}
+        )
+    points = pd.DataFrame(rows)
+    return points.sort_values(["data", "data_key", "head", "weights", "macs_total", "params"])
+
+
+def difference(table: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
+    """Trained minus random weights, per (data, head): pairs of one run, seed and split.
+
+    Trained: the run's last point.
+    Averaged over runs within a seed, the interval is over seeds (`over_seeds`' correction).
+    Returns the columns data, head, difference, low, high, runs.
+    """
+    rows = []
+    for (data, key, head), g in table.groupby(["data", "data_key", "head"], sort=False):
+        by_seed = []
+        spent = g.groupby(["run_id", "weights"]).macs_total.transform("max")
+        g = g[g.macs_total == spent]
+        for _, one in g.groupby("seed"):
+            best = one.groupby(["run_id", "weights"])[metric].max().unstack()
+            if {"trained", "random"} <= set(best):
+                by_seed.append((best.trained - best.random).mean())
+        if not by_seed:
+            continue
+        values, seeds = np.asarray(by_seed), len(by_seed)
+        shrunk = g.n_test.mean() / g.n_train.mean() if g.split.iloc[0] == "drawn" else 0.0
+        half = np.nan
+        if seeds > 1:
+            half = stats.t.ppf(0.5 + LEVEL / 2, seeds - 1) * np.sqrt(
+                values.var(ddof=1) * (1 / seeds + shrunk)
+            )
+        mean = float(values.mean())
+        rows.append(
+            {"data": data, "data_key": key, "head": head, "difference": mean}
+            | {"low": mean - half, "high": mean + half, "runs": g.run_id.nunique()}
+        )
+    return pd.DataFrame(rows)
+
+
+def quality_laws(
+    rows: pd.DataFrame,
+    study: Path,
+    metric: str,
+    *,
+    seed: int = 0,
+    form: str = "select",
+    resamples: int = RESAMPLES,
+) -> list[tuple[str, StudyLaw | NotIdentified]]:
+    """Laws error = a C^b (+ floor) of what a study's models are good for; or why there is none.
+
+    metric: "probe_top1", "probe_top5" (error = 1 - accuracy of the best layer) or "davis_jf"
+    (1 - J&F of the best layer). One law per data set and head, each fitted as the loss is
+    (`fit_frontier`), to the decayed points that were probed.
+    Raises UserError: another metric, or the study was not probed.
+    """
+    tables = {"probe_top1": "probes", "probe_top5": "probes", "davis_jf": "davis"}
+    if metric not in tables:
+        raise UserError(f"metric '{metric}': choose one of {', '.join(tables)}")
+    table = read_quality(study, tables[metric])
+    command = "scaling probe" if tables[metric] == "probes" else "scaling davis"
+    if table is None:
+        raise UserError(
+            f"{study}/{tables[metric]}.csv is not there; make it with `{command} {study}`"
+        )
+    if metric == "davis_jf":
+        best = davis_best(table).rename(columns={"jf": "accuracy"}).assign(data="DAVIS", head="")
+        best["data_key"] = ""
+    else:
+        best = best_layers(table, metric.removeprefix("probe_"))
+    decayed = rows[rows.decayed]
+    out: list[tuple[str, StudyLaw | NotIdentified]] = []
+    trained = best[best.weights == "trained"]
+    for (data, _, head), g in trained.groupby(["data", "data_key", "head"], sort=False):
+        name = f"1 - {metric} on {data}" + f", {head} head" * bool(head)
+        error = g[["run_id", "macs_total"]].assign(val_loss=1 - g.accuracy)
+        joined = decayed.drop(columns="val_loss").merge(error, on=["run_id", "macs_total"])
+        try:
+            law = fit_frontier(joined, seed=seed, form=form, resamples=resamples)
+        except NotIdentified as refusal:
+            out.append((name, refusal))
+        except np.linalg.LinAlgError:
+            why = "the points do not determine the law's parameters (a singular system)"
+            out.append((name, NotIdentified(why)))
+        else:
+            out.append((name, law))
+    return out
+
+
+def davis_points(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per (run, weights, layer): means over objects, with an interval over sequences."""
+    rows = []
+    keys = [*RUN, "layer", "depth"]
+    for key, g in table.groupby(keys, sort=False, dropna=False):
+        by_sequence = ((g.j_mean + g.f_mean) / 2).groupby(g.sequence).mean().to_numpy()
+        half = np.nan
+        if len(by_sequence) > 1:
+            spread = by_sequence.std(ddof=1) / len(by_sequence) ** 0.5
+            half = float(stats.t.ppf(0.5 + LEVEL / 2, len(by_sequence) - 1) * spread)
+        means = (
+            g[["j_mean", "j_recall", "j_decay", "f_mean", "f_recall", "f_decay"]].mean().to_dict()
+        )
+        jf = (means["j_mean"] + means["f_mean"]) / 2
+        rows.append(
+            dict(zip(keys, key, strict=True)) | means
+            | {"jf": jf, "low": jf - half, "high": jf + half, "sequences": len(by_sequence)}
+        )  # fmt: skip
+    return pd.DataFrame(rows).sort_values(["params", "run_id", "weights", "layer"])
+
+
+def davis_best(table: pd.DataFrame) -> pd.DataFrame:
+    """The best layer of each run and weights, by J&F."""
+    points = davis_points(table)
+    best = points.loc[points.groupby(["run_id", "weights"]).jf.idxmax()]
+    return best.sort_values(["weights", "macs_total", "params"])

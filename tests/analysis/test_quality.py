@@ -1,0 +1,107 @@
+"""Accuracies over seeds with honest intervals, and their laws against compute."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.frontier import StudyLaw
+from analysis.laws import NotIdentified
+from analysis.quality import best_layers, difference, over_seeds, probe_points, quality_laws
+from scaling.errors import UserError
+from tests.report.conftest import simulated_rows
+
+
+def test_interval_covers_under_overlapping_splits() -> None:
+    """Splits of one set of 200 files: the corrected interval covers the true accuracy, the plain
+    one does not. (Of a fixed rule, whose accuracy on a file is a coin of 0.7.)"""
+    rng = np.random.default_rng(0)
+    covered = plain = 0
+    for _ in range(300):
+        right = rng.random(200) < 0.7
+        seeds = np.array([right[rng.permutation(200)[:50]].mean() for _ in range(10)])
+        _, low, high = over_seeds(seeds, 150, 50, "drawn")
+        covered += low <= 0.7 <= high
+        half = 2.262 * seeds.std(ddof=1) / 10**0.5
+        plain += abs(seeds.mean() - 0.7) <= half
+    assert covered / 300 > 0.9 > 0.85 > plain / 300
+
+
+def test_interval_of_one_seed_and_of_a_given_split() -> None:
+    mean, low, high = over_seeds(np.array([0.5]), 300, 100, "drawn")
+    assert (mean, high - low) == (0.5, pytest.approx(2 * 1.96 * 0.05, rel=1e-3))
+    _, low, high = over_seeds(np.full(5, 0.5), 300, 100, "given")
+    assert high - low == pytest.approx(2 * 2.776 * 0.05, rel=1e-3)  # no spread: the test set's own
+    assert over_seeds(np.array([1.0, 0.9]), 300, 10, "drawn")[2] == 1.0
+
+
+def table(rows: pd.DataFrame, b: float = -0.1, noise: float = 0.0) -> pd.DataFrame:
+    """Probes of the points of a simulated study: error 5 C^b at layer 2, worse elsewhere."""
+    rng = np.random.default_rng(1)
+    out = []
+    for run in rows[rows.decayed & (rows.role == "ladder")].to_dict("records"):
+        for weights, seed, layer in product(("trained", "random"), range(4), range(4)):
+            error = 5 * run["macs_total"] ** b * (1.0 if layer == 2 else 1.1)
+            error = 0.9 if weights == "random" else error * (1 + rng.normal(0, noise))
+            spent = 0 if weights == "random" else run["macs_total"]
+            out.append(
+                {"run_id": run["run_id"], "study": "s", "size": run["size"], "layers": 3}
+                | {"params": run["params"], "macs_total": spent, "data": "pictures"}
+                | {"data_key": "k", "head": "attention", "weights": weights}
+                | {"layer": layer, "depth": layer / 3, "seed": seed, "split": "drawn"}
+                | {"n_train": 300, "n_test": 100, "top1": 1 - error, "top5": 1 - error / 2}
+                | {"chance": 0.1}
+            )
+    keys = ["run_id", "weights", "macs_total", "seed", "layer"]
+    return pd.DataFrame(out).drop_duplicates(keys)
+
+
+def test_points_best_layers_and_difference() -> None:
+    probes = table(simulated_rows(), noise=0.01)
+    points = probe_points(probes)
+    assert len(points) == len(probes) / 4 and (points.low <= points.accuracy).all()
+    best = best_layers(probes)
+    trained = best[best.weights == "trained"]
+    assert (trained.layer == 2).all() and trained.depth.iloc[0] == pytest.approx(2 / 3)
+    (row,) = difference(probes).to_dict("records")
+    assert 0 < row["low"] < row["difference"] < row["high"]
+
+
+def test_best_layer_is_not_chosen_on_what_it_is_scored_on() -> None:
+    """Layers that are all alike: the maximum over layers is above their accuracy, ours is not."""
+    rng = np.random.default_rng(0)
+    rows = table(simulated_rows())
+    rows = rows[rows.run_id == rows.run_id.iloc[0]]
+    gain, naive = [], []
+    for _ in range(200):
+        noisy = rows.assign(top1=0.5 + rng.normal(0, 0.05, len(rows)))
+        gain.append(best_layers(noisy).accuracy.mean() - 0.5)
+        naive.append(noisy.groupby(["weights", "seed"]).top1.max().mean() - 0.5)
+    assert abs(np.mean(gain)) < 0.01 and np.mean(naive) > 0.04
+
+
+def test_law_of_errors(tmp_path: Path) -> None:
+    rows = simulated_rows()
+    table(rows, noise=0.01).to_csv(tmp_path / "probes.csv", index=False)
+    ((name, law),) = quality_laws(rows, tmp_path, "probe_top1")
+    assert name == "1 - probe_top1 on pictures, attention head"
+    assert isinstance(law, StudyLaw) and law.pure.ci["b"][0] < -0.1 < law.pure.ci["b"][1]
+    assert "GPT-3" not in law.summary(published=False)
+    one = table(rows)
+    few = one[one.macs_total.isin(sorted(one.macs_total.unique())[:3])]
+    few.to_csv(tmp_path / "probes.csv", index=False)
+    ((_, refusal),) = quality_laws(rows, tmp_path, "probe_top1")
+    assert isinstance(refusal, NotIdentified)
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    rows = simulated_rows()
+    with pytest.raises(UserError, match=r"metric 'top1': choose one of probe_top1"):
+        quality_laws(rows, tmp_path, "top1")
+    with pytest.raises(UserError, match=r"davis.csv is not there; make it with `scaling davis"):
+        quality_laws(rows, tmp_path, "davis_jf")
+    (tmp_path / "probes.csv").write_bytes(b"")
+    with pytest.raises(UserError, match="damaged"):
+        quality_laws(rows, tmp_path, "probe_top1")

@@ -1,0 +1,212 @@
+"""J and F equal an independent implementation; labels travel as the protocol says."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from models.propagation import DINO, Protocol, propagate
+from scaling import davis
+from scaling.davis_measures import boundary, contour_f, evaluate, jaccard, statistics
+from scaling.errors import UserError
+
+
+def plain_boundary(mask: np.ndarray) -> list[tuple[int, int]]:
+    """The toolkit's contour, pixel by pixel."""
+    height, width = mask.shape
+    found = []
+    for y in range(height):
+        for x in range(width):
+            right = mask[y, min(x + 1, width - 1)]
+            below = mask[min(y + 1, height - 1), x]
+            both = mask[min(y + 1, height - 1), min(x + 1, width - 1)]
+            if y == height - 1:
+                edge = mask[y, x] != right
+            elif x == width - 1:
+                edge = mask[y, x] != below
+            else:
+                edge = mask[y, x] != right or mask[y, x] != below or mask[y, x] != both
+            if edge and not (y == height - 1 and x == width - 1):
+                found.append((y, x))
+    return found
+
+
+def plain_f(mask: np.ndarray, truth: np.ndarray) -> float:
+    """By distances between the two lists of contour pixels, not by dilation."""
+    ours, theirs = plain_boundary(mask), plain_boundary(truth)
+    if not ours and not theirs:
+        return 1.0
+    precision, recall = (1.0, 0.0) if theirs else (0.0, 1.0)
+    if ours and theirs:
+        reach = np.ceil(0.008 * np.hypot(*mask.shape)) + 1e-9
+        precision = float(np.mean(cKDTree(theirs).query(ours)[0] <= reach))
+        recall = float(np.mean(cKDTree(ours).query(theirs)[0] <= reach))
+    return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
+
+
+def blobs(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    mask = np.zeros((height, width), bool)
+    for _ in range(rng.integers(0, 4)):
+        cy, cx, r = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(1, height / 3)
+        mask |= (y - cy) ** 2 + (x - cx) ** 2 < r**2
+    return mask
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_measures_on_random_masks(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = int(rng.integers(5, 150)), int(rng.integers(5, 150))
+    ours = rng.random(shape) < 0.3 if seed % 4 == 0 else blobs(rng, *shape)
+    theirs = blobs(rng, *shape)
+    assert [tuple(p) for p in np.argwhere(boundary(ours)).tolist()] == plain_boundary(ours)
+    assert contour_f(ours, theirs) == pytest.approx(plain_f(ours, theirs), abs=1e-6)
+    a, b = set(map(tuple, np.argwhere(ours))), set(map(tuple, np.argwhere(theirs)))
+    expected = len(a & b) / len(a | b) if a | b else 1.0
+    assert jaccard(ours, theirs) == pytest.approx(expected, abs=1e-6)
+
+
+def test_measures_on_real_masks(shared_data: Path) -> None:
+    """Each mask against the one five frames later, at full size."""
+    for name in ("240p/camel", "480p/blackswan"):
+        paths = sorted((shared_data / "davis2016" / "Annotations" / name).glob("*.png"))
+        ours, theirs = davis.read_masks(paths[:6:5]) > 0
+        assert 0 < contour_f(ours, theirs) < 1
+        assert contour_f(ours, theirs) == pytest.approx(plain_f(ours, theirs), abs=1e-6)
+
+
+def test_statistics_by_hand() -> None:
+    mean, recall, decay = statistics(np.array([1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]))
+    assert mean == pytest.approx(0.4875) and recall == pytest.approx(3 / 8)
+    # Quarters share their ends: frames 1-3 and 6-8, as in the toolkit.
+    assert decay == pytest.approx((1.0 + 0.8 + 0.6) / 3 - (0.3 + 0.2 + 0.1) / 3)
+
+
+def test_first_and_last_frame_do_not_count() -> None:
+    truth = np.zeros((6, 20, 20), np.uint8)
+    truth[:, 5:12, 5:12] = 1
+    truth[:, 14:18, 2:9] = 2
+    masks = truth.copy()
+    masks[0] = masks[-1] = 0
+    for row, k in zip(evaluate(masks, truth), (1, 2), strict=True):
+        assert row["object"] == k and row["j_mean"] == row["f_mean"] == 1 and row["j_decay"] == 0
+    masks[2][truth[2] == 2] = 1
+    assert evaluate(masks, truth)[1]["j_mean"] == pytest.approx(3 / 4)
+    with pytest.raises(ValueError, match="marks no object"):
+        evaluate(masks, np.zeros_like(truth))
+
+
+@pytest.mark.parametrize("protocol", [Protocol(context=3, top_k=4, radius=2), DINO])
+def test_propagation_equals_a_plain_one(protocol: Protocol) -> None:
+    """Written out place by place; 10 places do not divide into blocks."""
+    torch.manual_seed(0)
+    T, h, w, d = 6, 9, 10, 5
+    features, first = torch.randn(T, h, w, d), torch.rand(h, w, 3).softmax(-1)
+    got = propagate(features, first, protocol)
+    x = features / features.norm(dim=-1, keepdim=True)
+    labels = [first]
+    for t in range(1, T):
+        out = torch.empty(h, w, 3)
+        frames = [0] + [f for f in range(max(0, t - protocol.context), t) if f]
+        for y in range(h):
+            for c in range(w):
+                found = []
+                for f in frames:
+                    for yy in range(h):
+                        for cc in range(w):
+                            dy, dx = abs(y - yy), abs(c - cc)
+                            far = max(dy, dx) if protocol.square else (dy**2 + dx**2) ** 0.5
+                            free = f == 0 and protocol.first_anywhere
+                            if free or far <= protocol.radius:
+                                found.append((float(x[t, y, c] @ x[f, yy, cc]), labels[f][yy, cc]))
+                best = sorted(found, key=lambda pair: -pair[0])[: protocol.top_k]
+                weight = torch.tensor([a / protocol.temperature for a, _ in best]).softmax(0)
+                out[y, c] = sum(wt * lab for wt, (_, lab) in zip(weight, best, strict=True))
+        labels.append(out)
+    torch.testing.assert_close(got, torch.stack(labels), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="session")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DAVIS's folders: a red square that moves over noise, 6 frames of 64 x 48 px, two sizes."""
+    root = tmp_path_factory.mktemp("davis")
+    rng = np.random.default_rng(0)
+    for name, start in (("slow", 10), ("fast", 4)):
+        pictures, marks = root / "JPEGImages" / "480p" / name, root / "Annotations" / "480p" / name
+        pictures.mkdir(parents=True)
+        marks.mkdir(parents=True)
+        for t in range(6):
+            rgb = rng.integers(60, 90, (48, 64, 3)).astype(np.uint8)
+            mask = np.zeros((48, 64), np.uint8)
+            x = start + t * (3 if name == "slow" else 6)
+            mask[14:34, x : x + 20] = 255
+            rgb[mask > 0] = (220, 40, 40)
+            Image.fromarray(rgb).save(pictures / f"{t:05d}.jpg", quality=95)
+            Image.fromarray(mask).save(marks / f"{t:05d}.png")
+    return root
+
+
+def test_a_study_tracks(study: Path, layout: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(study, tmp_path / "own"))
+    said: list[str] = []
+    table = pd.read_csv(davis.track(own, layout, rows=12, say=said.append))
+    assert set(table.weights) == {"trained", "random", "pixels"} and len(said) == 3
+    assert len(table) == 2 * 3 + 2 * 3 + 2  # sequences x layers; pixels have one
+    by = table.groupby("weights").j_mean.max()
+    assert by.pixels > 0.8 and by.trained > 0.6
+    strip = next((own / "davis").glob("*/*-trained0-slow.npz"))
+    with np.load(strip) as held:
+        assert held["masks"].shape == (3, 8, 96, 128) and held["masks"].max() == 1
+    before = (own / "davis.csv").read_bytes()
+    for path in (own / "davis").glob("*/*-trained0-*.json"):
+        path.unlink()  # as if it had been killed there
+    davis.track(own, layout, rows=12, say=said.append)
+    assert (own / "davis.csv").read_bytes() == before
+
+
+def test_tiles_are_the_models_own_states(study: Path) -> None:
+    """A frame of one tile gives exactly model(x, hidden=True)."""
+    (trained,) = davis.trained_runs(study)
+    tokenizer, index = davis.open_tokenizer(davis.data_dir_of(study, trained.run))
+    frame = np.random.default_rng(1).integers(0, 255, (8, 8, 3)).astype(np.uint8)
+    model = trained.model("trained")
+    got = davis.tiled_features(model, tokenizer, frame, size=8, patch=4, at_once=2)
+    ids = torch.from_numpy(tokenizer.encode(frame[None]).astype(np.int64) + 4)
+    with torch.no_grad():
+        _, hidden = model(torch.nn.functional.pad(ids, (1, 0), value=1), hidden=True)
+    torch.testing.assert_close(got[2], hidden["layer_2"][0, 1:].view(2, 2, -1))
+    wide = davis.tiled_features(
+        model, tokenizer, np.tile(frame, (2, 3, 1)), size=8, patch=4, at_once=2
+    )
+    assert wide.shape == (3, 4, 6, 16) and index["size"] == 8
+
+
+def test_mistakes(study: Path, layout: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not DAVIS's layout"):
+        davis.track(study, tmp_path)
+    with pytest.raises(UserError, match=r"layer 9 of run .*0 \(the embedding\) to 2"):
+        davis.track(study, layout, layers=[9])
+    with pytest.raises(UserError, match="protocol 'other'"):
+        davis.track(study, layout, protocol="other")
+    broken = Path(shutil.copytree(layout, tmp_path / "broken"))
+    (broken / "Annotations/480p/fast/00003.png").unlink()
+    with pytest.raises(UserError, match=r"no mask .*00003.png"):
+        davis.track(study, broken)
+    (broken / "Annotations/480p/fast/00003.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read as a mask"):
+        davis.read_masks(davis.find_sequences(broken)["fast"][1])
+
+
+def test_indexed_masks_keep_their_objects(tmp_path: Path) -> None:
+    numbers = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
+    image = Image.fromarray(numbers, "P")
+    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    image.save(tmp_path / "m.png")
+    assert (davis.read_masks([tmp_path / "m.png"])[0] == numbers).all()
+    assert json.dumps(int(numbers.max())) == "2"
