@@ -1,8 +1,9 @@
 """Training one run: `train(run, run_dir) -> rows`. The loop is inline; its state is one dict.
 
 The run directory: config.yaml, metrics.jsonl (one line per window of steps, one per evaluation),
-checkpoint.pt (+ .previous), trunk.pt (the branch point to return to), weights-<n>.pt (of each budget
-but the last, for probes), loss_by_position.json (at the last budget), rows.json (when finished).
+checkpoint.pt (+ .previous), trunk.pt (the branch point to return to), weights-<n>.pt (of each
+budget but the last, for probes), loss_by_position.json (at the last budget), rows.json (when
+finished).
 """
 
 from __future__ import annotations
