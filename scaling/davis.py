@@ -28,6 +28,7 @@ from scaling import disk, shards
 from scaling.checkpoint import write_atomic
 from scaling.davis_measures import evaluate
 from scaling.errors import UserError
+from scaling.features import seen, with_start
 from scaling.weights import WEIGHTS, TrainedRun, data_dir_of, open_tokenizer, trained_runs
 
 SCHEMA = 1
@@ -177,8 +178,8 @@ def tiled_features(
     tiles = np.stack(
         [padded[y * patch : y * patch + size, x * patch : x * patch + size] for y, x in corners]
     )
-    codes = torch.from_numpy(tokenizer.encode(tiles).astype(np.int64) + shards.SPECIALS)
-    ids = F.pad(codes, (1, 0), value=shards.VIDEO_START).to(model.head.device)
+    codes = seen(model.config, tokenizer, tiles)
+    ids = with_start(codes, shards.VIDEO_START).to(model.head.device)
     layers = ["embed", *(f"layer_{i + 1}" for i in range(model.config.layers))]
     total = torch.zeros(len(layers), max(h, side), max(w, side), model.config.d)
     count = torch.zeros(max(h, side), max(w, side), 1)

@@ -8,15 +8,34 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from models.decoder import Decoder
+from models.family import ModelConfig
+from models.tokenizers.codebook import cut
 from scaling import shards
 from scaling.checkpoint import write_atomic
 from scaling.errors import UserError
+
+
+def seen(config: ModelConfig, tokenizer: Any, frames_NHWC: np.ndarray) -> np.ndarray:
+    """What a model sees of uint8 frames: codes (N, L), or uint8 patches (N, L, P)."""
+    if not config.patch_inputs:
+        return tokenizer.encode(frames_NHWC)
+    side = round((config.patch_inputs / 3) ** 0.5)
+    return cut(frames_NHWC, side).reshape(len(frames_NHWC), -1, config.patch_inputs)
+
+
+def with_start(codes: np.ndarray, start: int) -> torch.Tensor:
+    """A model's inputs: the start token and ids (N, 1 + L), or zeros and patches in [0, 1]."""
+    if codes.ndim == 3:
+        patches = torch.from_numpy(codes).float() / 255
+        return torch.cat((torch.zeros_like(patches[:, :1]), patches), 1)
+    ids = torch.from_numpy(codes.astype(np.int64)) + shards.SPECIALS
+    return torch.nn.functional.pad(ids, (1, 0), value=start)
 
 
 class Features:
@@ -62,7 +81,7 @@ class Features:
 @torch.inference_mode()
 def write_features(
     model: Decoder,
-    codes_NL: np.ndarray,
+    codes_NL: np.ndarray,  # or patches (N, L, P)
     path: Path,
     *,
     start: int,
@@ -76,7 +95,7 @@ def write_features(
     are written and synced. Returns the shape.
     """
     config = model.config
-    n, length = codes_NL.shape
+    n, length = codes_NL.shape[:2]
     shape = (n, config.layers + 1, 1 if pooled else length, config.d)
     if length + 1 > config.context:
         raise UserError(
@@ -106,10 +125,8 @@ def write_features(
     synced = done
     for first in range(done, n, batch):
         part = codes_NL[first : first + batch]
-        ids = np.empty((len(part), length + 1), np.int64)
-        ids[:, 0], ids[:, 1:] = start, part.astype(np.int64) + shards.SPECIALS
         states: dict[str, torch.Tensor] = {}
-        model.features(torch.from_numpy(ids).to(model.head.device), states)
+        model.features(with_start(part, start).to(model.head.device), states)
         names = ["embed", *(f"layer_{i + 1}" for i in range(config.layers))]
         x_BLTd = torch.stack([states[name][:, 1:] for name in names], 1)
         if pooled:

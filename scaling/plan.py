@@ -374,7 +374,7 @@ def disk_bytes(config: StudyConfig, costs: list[Cost]) -> int:
     data = config.data
     sequences = (data.train_sequences + data.val_sequences) * len(data.sources)
     a_sequence = 2 * (context(config) + 1) + 3 * data.frames * data.size**2 * data.pixels
-    earlier = {"ladder": len(config.ladder.budgets_macs) - 1}
+    earlier = {"ladder": len(config.ladder.budgets_macs) - 1} if config.ladder else {}
     held = sum((12 + 4 * earlier.get(c.role, 0)) * c.params * c.runs for c in costs)
     return a_sequence * sequences + held
 

@@ -26,7 +26,7 @@ from models.probes import KINDS, Heads, Recipe, file_scores, top_accuracy, train
 from scaling import disk, media, shards
 from scaling.checkpoint import write_atomic
 from scaling.errors import UserError
-from scaling.features import Features, write_features
+from scaling.features import Features, seen, write_features
 from scaling.labelled import Labelled, draw_split, read_labelled, usable
 from scaling.weights import WEIGHTS, TrainedRun, data_dir_of, open_tokenizer, trained_runs
 
@@ -133,6 +133,7 @@ def _encoded(
         "tokens": index["key"],
         "views": asdict(used),
         "recipe": asdict(recipe),
+        "patches": trained.run.model.patch_inputs,
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     folder = study / "probes" / key
@@ -152,9 +153,10 @@ def _encoded(
             except (media.MediaError, OSError) as error:
                 lost.append(f"{labelled.names[i]}: {error}")
                 continue
-            codes.append(
-                tokenizer.encode(pixels.reshape(-1, *pixels.shape[-3:])).reshape(used.count, -1)
-            )
+            frames = pixels.reshape(-1, *pixels.shape[-3:])
+            inputs = seen(trained.run.model, tokenizer, frames)
+            # The frames of a view follow one another: (V, T L), or of patches (V, T L, P).
+            codes.append(inputs.reshape(used.count, -1, *inputs.shape[2:]))
             kept.append(i)
         buffer = io.BytesIO()
         np.savez(
@@ -262,7 +264,7 @@ def _probe_run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = write_features(
         trained.model(weights).to(device),
-        codes_FVL.reshape(files * views, -1),
+        codes_FVL.reshape(files * views, *codes_FVL.shape[2:]),
         path,
         start=index["start"],
         pooled=path != whole,

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from models.parametrization import build
 from models.probes import Recipe
 from scaling import features, probe
 from scaling.errors import UserError
@@ -227,3 +228,21 @@ def test_every_held_budget_is_a_point(own: Path, pictures: Path, tmp_path: Path)
         ids = torch.from_numpy(data)
         loss = float(early.model("trained").loss(ids[:, :-1], ids[:, 1:]))
     assert loss == pytest.approx(early.row["val_loss"], rel=1e-5)
+
+
+def test_a_model_that_reads_patches(study: Path, pictures: Path, tmp_path: Path) -> None:
+    """Its states are those of the pixels themselves, scaled as in training."""
+    (trained,) = trained_runs(study)
+    model = build(replace(trained.run.model, patch_inputs=48), seed=0)
+    tokenizer, _ = open_tokenizer(study / "data" / trained.run.data_key)
+    frames = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3)).astype(np.uint8)
+    patches = features.seen(model.config, tokenizer, frames)
+    assert patches.shape == (3, 4, 48)
+    path = tmp_path / "states.bin"
+    shape = features.write_features(model, patches, path, start=1, pooled=False, memory_bytes=1e6)
+    states = np.memmap(path, np.float16, "r", shape=shape)
+    inputs = torch.zeros(3, 5, 48)
+    inputs[:, 1:] = torch.from_numpy(patches) / 255
+    with torch.no_grad():
+        _, hidden = model(inputs, hidden=True)
+    np.testing.assert_allclose(states[:, 2], hidden["layer_2"][:, 1:], rtol=2e-3, atol=2e-3)
