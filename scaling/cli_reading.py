@@ -91,7 +91,7 @@ def fit(
     Example: `scaling fit table.csv --n "Model Size" --c "Training FLOP" --compute-unit FLOPs`
     """
     if metric != "loss":
-        _fit_quality(source, metric, form, at, seed)
+        _fit_quality(Path(source), metric, form, at, seed)
         return
     if of not in ("compute", "params", "tokens"):
         raise UserError(f"--of {of}: choose compute, params or tokens")
