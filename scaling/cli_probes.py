@@ -88,3 +88,32 @@ def davis(
         memory_gb=memory_gb,
     )  # fmt: skip
     print(f"rows    {out}")
+
+
+def generate(
+    run: Annotated[Path, typer.Argument(help="A run's folder: studies/NAME/runs/ID.")],
+    prompt: Annotated[Path, typer.Option(help="A clip whose first frames are continued.")],
+    frames: Annotated[int, typer.Option(help="Frames to draw.")] = 64,
+    prompt_frames: Annotated[
+        int | None,
+        typer.Option(help="Frames of the clip that are given; default: half a sequence."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The video, .mp4 or .gif.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest that reach p.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+) -> None:
+    """Continue a clip: a video, a strip of its frames, and the loss by frame and position.
+
+    Example: `scaling generate studies/quickstart/runs/0a1b2c3d4e5f --prompt clip.mp4 --frames 64`
+    """
+    from scaling.sample import continue_clip
+
+    for path in continue_clip(
+        run, prompt, frames=frames, prompt_frames=prompt_frames, out=out, temperature=temperature,
+        top_k=top_k, top_p=top_p, seed=seed,
+    ):  # fmt: skip
+        print(path)
