@@ -292,11 +292,16 @@ def _open(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
         container = av.open(str(path), mode="r", metadata_errors="ignore")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError(_reason(error, path)) from error
-    # A cover picture is a video stream too, and can be the largest.
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    # A cover picture is a video stream too, and can be the largest. A stream without a codec has
+    # nothing to decode: a file cut off before its description ends.
+    streams = [
+        s
+        for s in container.streams.video
+        if s.codec_context is not None and not s.disposition & Disposition.attached_pic
+    ]
     if not streams:
         container.close()
-        raise MediaError("no video stream")
+        raise MediaError("no video stream that can be decoded")
     stream = max(streams, key=lambda s: (s.width * s.height, -s.index))
     # One thread a decoder: files are what is worked on in parallel.
     stream.codec_context.thread_count = 1

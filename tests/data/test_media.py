@@ -133,14 +133,17 @@ def test_the_largest_video_stream_is_read(tmp_path):
 def test_a_cover_picture_is_not_the_video(tmp_path):
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
-        for size, count, kind in ((64, 6, None), (640, 1, Disposition.attached_pic)):
-            stream = container.add_stream("mpeg4" if kind is None else "mjpeg", rate=25)
-            stream.width = stream.height = size
-            stream.pix_fmt = "yuv420p" if kind is None else "yuvj420p"
-            if kind is not None:
-                stream.disposition = kind
+        video = container.add_stream("mpeg4", rate=25)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        cover = container.add_stream("mjpeg", rate=25)
+        cover.width = cover.height = 640
+        cover.pix_fmt = "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        for stream, count in ((video, 6), (cover, 1)):
             for i in range(count):
-                frame = av.VideoFrame.from_ndarray(np.full((size, size, 3), 99, np.uint8))
+                grey = np.full((stream.height, stream.width, 3), 99, np.uint8)
+                frame = av.VideoFrame.from_ndarray(grey)
                 frame.pts = i
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
