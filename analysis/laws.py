@@ -293,11 +293,11 @@ def fit(
     Raises NotIdentified when the points cannot determine the law, ValueError on bad input.
     """
     options = Options(groups, noise, delta, level, resamples, seed, unit)
-    if e is None:
-        return select(compute, loss, options, form)[0]
-    if form == "power":
+    if form == "power" and e is not None:
         raise ValueError(f"a pure power law has no E, but e = {e:g}: choose form='saturating'")
-    return _fit(compute, loss, e, "saturating", options)
+    if e is not None or form == "saturating":  # without the pure law, which `select` fits beside it
+        return _fit(compute, loss, e, "saturating", options)
+    return select(compute, loss, options, form)[0]
 
 
 def select(

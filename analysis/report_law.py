@@ -16,6 +16,7 @@ from analysis.style import budget_text, count_text, escape, exponent_text, numbe
 
 if TYPE_CHECKING:
     from analysis.frontier import StudyLaw
+    from analysis.laws import PowerLaw
 
 RESAMPLES = 1000  # of the intervals that only this page shows
 CELLS = 2000  # decayed points that the three approaches are applied to, at most
@@ -76,6 +77,8 @@ def _approaches(fits: pd.DataFrame, macs: float, thinned: str) -> str:
         "How the best size grows, N ∝ C to this exponent, by the three approaches of Hoffmann et "
         f"al. 2022 on the same rows{thinned}. Best size: parameters at {number_text(macs)} MACs."
     )
+    if (fits.low.isna() & fits.size_exponent.notna()).any():
+        caption += " No interval: too few runs near the frontier to tell their noise."
     return table(pd.DataFrame(records), columns, caption=caption)
 
 
@@ -160,6 +163,8 @@ def _prediction(rows: pd.DataFrame, study_law: StudyLaw) -> str:
 def _forms(study_law: StudyLaw) -> str:
     """The pure and the saturating law beside each other."""
     laws = [("L = a Cᵇ", study_law.pure), ("L = E + a Cᵇ", study_law.saturating)]
+    # Over the budgets that every form shown could predict: others would not be the same test.
+    common = set.intersection(*({h.compute for h in law.holdout} for _, law in laws if law))
     records = [
         {
             "form": form + (" (chosen)" if law is study_law.law else ""),
@@ -168,7 +173,7 @@ def _forms(study_law: StudyLaw) -> str:
             "b": law.b,
             "interval": f"{exponent_text(law.ci['b'][0])} to {exponent_text(law.ci['b'][1])}",
             "r2": law.r2,
-            "held_out": np.nan if law.held_out is None else 100 * law.held_out,
+            "held_out": _held_out(law, common),
         }
         for form, law in laws
         if law is not None
@@ -184,10 +189,17 @@ def _forms(study_law: StudyLaw) -> str:
     ]
     caption = (
         "Both forms, fitted to the same points; E and the loss in nats per token, R² of the log "
-        "loss, held out: root mean square error over the budgets predicted from smaller ones. "
+        "loss, held out: root mean square error over the budgets that each form predicts from the "
+        "smaller ones. "
         f"Choice: {readable(study_law.choice)}."
     )
     return table(pd.DataFrame(records), columns, caption=caption)
+
+
+def _held_out(law: PowerLaw, macs: set[float]) -> float:
+    """Root mean square error in percent over the predicted budgets `macs`; NaN: there is none."""
+    errors = [h.error for h in law.holdout if h.compute in macs]
+    return 100 * float(np.sqrt(np.mean(np.square(errors)))) if errors else float("nan")
 
 
 def _published(study_law: StudyLaw) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -51,6 +52,11 @@ def test_both_forms_the_prediction_and_the_published_laws(
         assert exponent_text(law.b) in text and f"{law.r2:.4f}" in text
     for comparison in study_law.compare():
         assert comparison.conclusion in text and exponent_text(comparison.difference) in text
+    # Both forms are judged on the same budgets.
+    both = [{h.compute: h.error for h in law.holdout} for law in laws]
+    for errors in both:
+        common = [errors[macs] for macs in both[0].keys() & both[1].keys()]
+        assert f"{100 * np.sqrt(np.mean(np.square(common))):.2f}%" in text
     top = study_law.points.iloc[-1]
     smaller = rows[~(rows.budget_macs >= top.budget_macs * (1 - 1e-9))]
     before = fit_frontier(smaller, form=study_law.law.form, resamples=RESAMPLES).law
