@@ -107,6 +107,7 @@ def _digest(
     files = sorted(f for f in ASSETS.iterdir() if f.suffix in (".py", ".css", ".js"))
     if data_dir is not None:
         files += [data_dir / name for name in ("index.json", "manifest.csv", "samples.npz")]
+        files += sorted(data_dir.parent.glob("[!.]*/index.json"))  # other tokenizers'
     for file in [*files, positions]:
         digest.update(f"\0{file.name}\0".encode())
         if file.exists():

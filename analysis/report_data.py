@@ -145,32 +145,50 @@ def _spread(clips: list[tuple]) -> list[tuple]:
     return [clips[i] for i in np.argsort(order, kind="stable")[:STRIPS]]
 
 
+def tokenizations(data_dir: Path) -> dict[str, Path]:
+    """Label -> token directory: the study's own, then others beside it with other tokenizers."""
+    beside = sorted(path.parent for path in data_dir.parent.glob("[!.]*/index.json"))
+    found: dict[str, Path] = {}
+    for folder in [data_dir, *beside]:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        found.setdefault(index["tokenizer"]["label"], folder)
+    return found
+
+
 def _ngrams(data_dir: Path, index: dict) -> str:
-    """Which codes, and which runs of codes, the frames use."""
-    try:
-        counted = {
-            words: ngrams(data_dir, n)
-            for n, words in enumerate(("single codes", "pairs", "triples"), 1)
-            if n <= index["tokens_per_frame"]
-        }
-    except UserError as missing:
-        return f'<p class="note">The n-grams were not counted: {escape(missing)}</p>'
-    points = figures_model.ngram_points({w: (n.counts, n.possible) for w, n in counted.items()})
-    used = ", ".join(
-        f"{len(found.counts):,} of {number_text(found.possible)} {words} "
-        f"({number_text(100 * found.coverage)}%)"
-        for words, found in counted.items()
+    """Which codes, and which runs of codes, the frames use; by tokenizer where there are several.
+
+    (The paper's Figures 3, 12 and 13.)
+    """
+    folders = tokenizations(data_dir)
+    shown = []
+    for n, words in enumerate(("single codes", "pairs", "triples"), 1):
+        if n > index["tokens_per_frame"]:
+            break
+        try:
+            counted = {label: ngrams(folder, n) for label, folder in folders.items()}
+        except UserError as missing:
+            return f'<p class="note">The n-grams were not counted: {escape(missing)}</p>'
+        points = figures_model.ngram_points(
+            {label: (found.counts, found.possible) for label, found in counted.items()}
+        )
+        text = " ".join(
+            f"{label} uses {len(found.counts):,} of {number_text(found.possible)} {words} "
+            f"({number_text(100 * found.coverage)}%); {found.counts.sum():,} were looked at."
+            for label, found in counted.items()
+        )
+        shown.append(
+            figure(
+                f"ngrams-{n}", f"How often each of the {words} occurs.", text,
+                figures_model.ngram_figure(points), points,
+                alt=f"Chart on two logarithmic axes: share of each n-gram against its rank. {text}",
+            )
+        )  # fmt: skip
+    note = (
+        "<p>N-grams are neighbours in raster order within a frame. A long flat line uses its codes "
+        "evenly, a steep one rests on a few.</p>"
     )
-    frames = int(counted["single codes"].counts.sum()) // index["tokens_per_frame"]
-    text = (
-        f"In {frames:,} training frames {index['tokenizer']['label']} uses {used}, in raster "
-        "order. A long flat line uses its codes evenly, a steep one rests on a few."
-    )
-    return figure(
-        "ngrams", "How often each code, and each run of codes, occurs.", text,
-        figures_model.ngram_figure(points), points,
-        alt=f"Chart on two logarithmic axes: share of each n-gram against its rank. {text}",
-    )  # fmt: skip
+    return note + "".join(shown)
 
 
 def position_section(path: Path) -> str:

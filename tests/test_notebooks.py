@@ -13,7 +13,12 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from analysis.frontier import fit_frontier
-from scaling.results import load
+from scaling import plan
+from scaling.config import StudyConfig
+from scaling.encode import prepare
+from scaling.results import POSITIONS, load
+from scaling.shards import TokenData
+from scaling.train import train
 from tests.report.conftest import simulated_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +63,41 @@ def test_runs_quietly_with_figures_and_tables(executed: tuple[str, list[Any]]) -
     kinds = [kind for o in outputs for kind in o.get("data", {})]
     assert kinds.count("application/vnd.plotly.v1+json") >= 2
     assert kinds.count("text/html") >= 2
+
+
+def test_tokens_of_a_study_by_tokenizer(tmp_path: Path) -> None:
+    """03_tokenizers on two tokenizers of one study, and the losses of a run that was trained."""
+    study = {
+        "study": "tokens",
+        "data": {"frames": 2, "size": 16, "train_sequences": 64, "val_sequences": 8,
+                 "sources": [{"name": "leaves", "kind": "leaves"}]},
+        "ladder": {"sizes": ["t16"], "budgets_macs": [5e7], "log2_lr": -6.0},
+        "train": {"batch": 4, "warmup_steps": 2, "compile": "off"},
+    }  # fmt: skip
+    for kind in ("vqgan", "codebook"):
+        tokenizer = {
+            "kind": kind,
+            "patch": 4,
+            "codes": 16,
+            "fit_frames": 64,
+            "width": 8,
+            "steps": 3,
+        }
+        config = StudyConfig.model_validate(study | {"tokenizer": tokenizer})
+        made = prepare(config.data, config.tokenizer, tmp_path / "data", seed=0)
+    ((run,), _) = plan.ladder_runs(config, 2.0**-6, TokenData.open(made).key, made)
+    train(run, tmp_path / "run", log=lambda _: None)
+    (tmp_path / "run" / POSITIONS).rename(tmp_path / POSITIONS)
+    notebook = nbformat.read(ROOT / "notebooks" / "03_tokenizers.ipynb", as_version=4)
+    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}})
+    client.execute(env=os.environ | {"STUDY": str(tmp_path), "PYTHONPATH": str(ROOT)})
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+    kinds = [kind for o in outputs for kind in o.get("data", {})]
+    assert kinds.count("application/vnd.plotly.v1+json") == 4  # 1-, 2-, 3-grams and positions
+    assert kinds.count("image/png") == 2 and kinds.count("text/html") >= 4
+    printed = "".join(o.text for o in outputs if o.output_type == "stream")
+    assert "codebook-4px-16: " in printed and "vqgan-4px-16: " in printed and " dB" in printed
 
 
 def test_prints_the_law_of_the_pipeline(executed: tuple[str, list[Any]], study: Path) -> None:
