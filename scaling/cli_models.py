@@ -45,16 +45,20 @@ def coord_check(
     out: Annotated[Path, typer.Option("--out", help="The figure (HTML).")] = Path(
         "coord_check.html"
     ),
-    widths: Annotated[str, typer.Option(help="Widths, separated by commas.")] = "64,128,256,512",
+    widths: Annotated[
+        str, typer.Option(help="Widths, separated by commas.")
+    ] = "64,128,256,512,1024",
     family: Annotated[str, typer.Option(help="toto | gpt2 | mamba")] = "toto",
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 5,
     log2_lr: Annotated[float, typer.Option(help="log2 of the base learning rate.")] = -6.0,
 ) -> None:
     """Check muP: activations keep their scale over width under muP, not under the standard rules.
 
-    Example: `scaling coord-check --widths 64,128,256,512,1024`
+    Example: `scaling coord-check --family gpt2`
     """
     from dataclasses import replace
+
+    import pandas as pd
 
     from analysis.figures_model import coordinate_figure, coordinate_points
     from models.coord_check import coord_check as check
@@ -78,12 +82,18 @@ def coord_check(
         family=family,
     )
     pages: list[str] = []
+    tables = []
     for parametrization in ("mup", "standard"):
         config = replace(base, parametrization=parametrization)
         result = check(config, tokens_BT, widths=chosen, lr=2.0**log2_lr, steps=steps)
         print(result.verdict)
-        figure = coordinate_figure(coordinate_points(result.points))
+        print("  " + ", ".join(f"{layer} {slope:+.3f}" for layer, slope in result.slopes.items()))
+        points = coordinate_points(result.points)
+        tables.append(points.assign(parametrization=parametrization))
+        figure = coordinate_figure(points)
         figure.update_layout(title=f"{parametrization}: {result.verdict}")
         pages.append(figure.to_html(full_html=False, include_plotlyjs=not pages))
     write_atomic(out, "<!doctype html><meta charset=utf-8>" + "\n".join(pages))
-    print(f"figure  {out}")
+    table = out.with_suffix(".csv")
+    write_atomic(table, pd.concat(tables).to_csv(index=False))
+    print(f"figure  {out}\ntable   {table}")

@@ -241,20 +241,44 @@ def load(path: Path, ranks: Ranks, log: Callable[[str], None]) -> dict[str, Any]
 def restore(
     run_dir: Path, saved: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Take weights and moments, whole or sharded, out of `saved` into a model, whole or sharded."""
+    """Take weights and moments, whole or sharded, out of `saved` into a model, whole or sharded.
+
+    Raises UserError when they are another model's.
+    """
     if shards := saved.pop("shards", None):
+        from torch.distributed.checkpoint.api import CheckpointException
+
         from models import parallel
 
-        parallel.load(run_dir / shards["folder"], model, optimizer)
+        try:
+            parallel.load(run_dir / shards["folder"], model, optimizer)
+        except CheckpointException as error:
+            for cause, _ in error.failures.values():
+                if isinstance(
+                    cause, (ValueError, RuntimeError)
+                ):  # a size, or a name that is not there
+                    raise _of_another_model(run_dir, str(cause)) from error
+            raise
         return
     weights, moments = saved.pop("model"), saved.pop("optimizer")
     parameters = dict(model.named_parameters())
+    for name in sorted(weights.keys() | parameters.keys()):
+        there, here = (tuple(x[name].shape) if name in x else None for x in (weights, parameters))
+        if there != here:
+            raise _of_another_model(run_dir, f"{name} is {there} there and {here} in this run")
     model.load_state_dict({name: _placed(x, parameters.get(name)) for name, x in weights.items()})
     updated = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in moments["state"].items():
         placed = {name: _placed(x, updated[number]) for name, x in values.items()}
         moments["state"][number] = placed
     optimizer.load_state_dict(moments)
+
+
+def _of_another_model(run_dir: Path, what: str) -> UserError:
+    return UserError(
+        f"{run_dir}: its checkpoint is of another model ({what}), so it was not made by this run; "
+        f"remove its checkpoint files to train it from the start"
+    )
 
 
 def _save_shards(

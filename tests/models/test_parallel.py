@@ -1,7 +1,7 @@
 """Two ranks over gloo, replicated and sharded, against one process; and back to one rank."""
 
 import os
-import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch.multiprocessing
 from models import parallel
 from models.family import FAMILY
 from models.parametrization import build, optimizer
+from tests.ports import meeting_port
 
 STEPS = 20
 CONFIG = replace(FAMILY["t128"], layers=2, vocab=97, context=32)  # twice the base: muP counts
@@ -64,16 +65,21 @@ def one_rank(rank: int, ranks: int, port: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(one_rank, args=(2, port, tmp_path), nprocs=2)
+    ranks_2 = torch.multiprocessing.spawn(
+        one_rank, args=(2, meeting_port(), tmp_path), nprocs=2, join=False
+    )
+    deadline = time.monotonic() + 240
+    while not ranks_2.join(timeout=5):  # raises what a rank raised
+        if time.monotonic() > deadline:
+            for process in ranks_2.processes:
+                process.kill()
+            pytest.fail("the ranks did not come to an end within 240 s")
 
     alone = build(CONFIG, seed=0)
     adam = optimizer(alone, lr=2**-7, weight_decay=0.1)
     losses = torch.tensor(train(alone, adam, alone.loss))
     for mode in parallel.MODES:
-        ranks = [torch.load(tmp_path / f"{mode}-{rank}.pt") for rank in (0, 1)]
+        ranks = [torch.load(tmp_path / f"{mode}-{rank}.pt", weights_only=True) for rank in (0, 1)]
         mean = torch.tensor([r[0] for r in ranks]).mean(0)
         assert (mean - losses).abs().max() <= 1e-5, mode
         assert ranks[0][1] == [g["lr"] for g in adam.param_groups], "muP's groups"

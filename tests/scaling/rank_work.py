@@ -56,7 +56,8 @@ def main(scenarios: list[dict[str, Any]], fault: Fault | None) -> None:
     from scaling.train import train
 
     torch.set_num_threads(1)
-    ranks.GRACE_SECONDS = 1.0
+    # What is stuck shall be ended soon; what is only slow has time to hear of it by itself.
+    ranks.GRACE_SECONDS = 1.0 if fault and fault.stuck else 120.0
     rank = int(os.environ["RANK"])
     if fault:
         fault.arm()

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from scaling.errors import UserError
 from scaling.ranks import restore
 from scaling.results import Row
 from scaling.train import train
+from tests.ports import meeting_port
 from tests.scaling.rank_work import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,10 +88,8 @@ def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> Non
 
 def start(scenarios: list[dict[str, Any]], fault: Fault | None = None) -> list[Any]:
     """Two ranks, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     given = {"scenarios": scenarios, "fault": fault and dataclasses.asdict(fault)}
+    port = str(meeting_port())
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
         subprocess.Popen(
@@ -192,7 +190,8 @@ def test_stopped_on_two_ranks_continues_on_one(
     assert_alike(rows, alone[0])
     assert_same_weights(weights(short, run_dir), weights(short, alone[1]))
     left = {p.name for p in run_dir.iterdir() if not p.name.startswith("came")}
-    assert left == {"checkpoint.pt", "config.yaml", "lock", "metrics.jsonl", "rows.json"}
+    kept = {"checkpoint.pt", "config.yaml", "lock", "loss_by_position.json", "metrics.jsonl"}
+    assert left == kept | {"rows.json"}
 
 
 def test_damaged_shards_fall_back_to_the_previous(
@@ -249,6 +248,23 @@ def test_an_exception_on_one_rank_ends_all(short: RunConfig, tmp_path: Path, fau
 
 
 # ---------------------------------------------------------------- one process
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_checkpoint_of_another_model(
+    short: RunConfig, folder: Path, tmp_path: Path, kind: str
+) -> None:
+    """Whole and sharded: the value, the rule, the remedy; never torch's traceback."""
+    import shutil
+
+    shutil.copytree(folder / kind, tmp_path / "run")
+    (tmp_path / "run" / "rows.json").unlink()
+    other = replace(short, model=replace(short.model, d_ff=48))
+    (tmp_path / "run" / "config.yaml").write_text(other.to_yaml())
+    with pytest.raises(
+        UserError, match=r"checkpoint is of another model \(.*remove its checkpoint"
+    ):
+        train(other, tmp_path / "run", log=quiet)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
