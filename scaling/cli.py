@@ -117,7 +117,10 @@ def plan(
     )
     timed = [c.seconds for c in costs if c.seconds is not None]
     if len(timed) == len(costs):
-        tell(f"time: about {_duration(sum(timed) / parallel)} of training on this machine")
+        on = "on this machine"
+        if study_config.launch.cluster == "slurm":
+            on = f"by {parallel} jobs at once, each as fast as this machine"
+        tell(f"time: about {_duration(sum(timed) / parallel)} of training {on}")
     elif measure:
         tell("time: not estimated for the sizes whose single step is too large to time here")
     launch = study_config.launch

@@ -108,10 +108,16 @@ def sync(folder: FolderArg) -> None:
     Example: `scaling sync studies/quickstart`
     """
     from scaling import track
+    from scaling.checkpoint import RunBusy, RunLock
     from scaling.config import load_study
 
     config = load_study(folder / "study.yaml")
-    print(f"sent {track.sync(folder, config.tracking.uri, force=True)} runs")
+    try:
+        with RunLock(folder, "driver.lock"):  # two at once would send a run twice
+            sent = track.sync(folder, config.tracking.uri, force=True)
+    except RunBusy as busy:
+        raise UserError(f"{busy}, which sends what is missing when it ends") from None
+    print(f"sent {sent} runs")
 
 
 def doctor(

@@ -154,6 +154,9 @@ def test_second_driver_is_told(finished: tuple[Path, str], tmp_path: Path) -> No
         time.sleep(0.5)
         said = run(tmp_path, code=2)
         assert "One driver works on a study at a time" in said
+        sync = [sys.executable, "-m", "scaling.cli", "sync", str(tmp_path / "tiny")]
+        done = subprocess.run(sync, capture_output=True, text=True)
+        assert done.returncode == 2 and "sends what is missing when it ends" in done.stderr
     finally:
         first.send_signal(signal.SIGINT)
         first.wait(60)

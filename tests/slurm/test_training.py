@@ -44,11 +44,11 @@ SMALL = {
 TOLERANCE = 1e-4  # nats: sums over ranks round in another order, and training carries it on
 
 
-def scaling(*arguments: str) -> str:
+def scaling(*arguments: str, code: int = 0) -> str:
     command = [sys.executable, "-m", "scaling.cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def study(out: Path, *more: str, **launch: object) -> str:
@@ -78,6 +78,17 @@ def test_slurm_ends_in_the_table_of_one_machine(tmp_path: Path) -> None:
     (some_run, *_) = sorted((cluster / "quickstart" / "runs").iterdir())
     log = scaling("logs", str(some_run)).splitlines()
     assert "steps on cpu" in log[0] and "finished after" in log[-1]
+
+
+def test_what_slurm_refuses_is_said_before_tokens_are_made(tmp_path: Path) -> None:
+    wrong = ["--set", "launch.cluster=slurm", "--set", "launch.partition=nowhere"]
+    arguments = [str(QUICKSTART), "--out", str(tmp_path), *wrong]
+    said = scaling("plan", "--no-measure", *arguments, code=2)
+    assert "total: " in said and "nvalid partition" in said and "Traceback" not in said
+    assert "nvalid partition" in scaling("study", *arguments, code=2)
+    assert not list(tmp_path.glob("*/data"))
+    said = scaling("plan", "--no-measure", *arguments[:-1], "launch.partition=main")
+    assert "Slurm would take these jobs" in said
 
 
 @pytest.fixture(scope="module")
