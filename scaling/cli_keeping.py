@@ -45,7 +45,7 @@ def _slurm_jobs(folder: Path) -> tuple[dict[Path, Any] | None, str]:
 
     if load_study(folder / "study.yaml").launch.cluster != "slurm":
         return None, ""
-    from scaling.slurm import entries
+    from scaling.squeue import entries
 
     try:
         return entries(folder / "jobs"), ""
@@ -62,7 +62,7 @@ def logs(
     Example: `scaling logs studies/quickstart/runs/0a1b2c3d4e5f`
     """
     from scaling.launch import LOG, tail
-    from scaling.slurm import job_logs
+    from scaling.squeue import job_logs
 
     if (run / LOG).exists():
         print(tail(run / LOG, lines))
@@ -95,7 +95,7 @@ def cancel(folder: FolderArg) -> None:
     elif holder:
         print(f"the driver runs on {holder['host']} (process {holder['pid']}); stop it there")
     if config.launch.cluster == "slurm":
-        from scaling.slurm import cancel as cancel_jobs
+        from scaling.squeue import cancel as cancel_jobs
 
         print(f"cancelled {cancel_jobs(folder / 'jobs')} Slurm jobs")
     elif not holder:

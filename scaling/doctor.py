@@ -149,14 +149,18 @@ def _jobs(study_dir: Path, planned: set[str]) -> Iterator[Finding]:
     """Live cluster jobs of runs that the study has no use for any more."""
     if not (study_dir / "jobs").is_dir() or shutil.which("squeue") is None:
         return
-    from scaling.slurm import entries
+    from scaling.squeue import entries
 
     try:
         live = entries(study_dir / "jobs")
     except UserError as error:
         yield Finding("jobs", f"Slurm was not asked ({error})", "Try again when it answers")
         return
-    strangers = [job.job_id for run_dir, job in live.items() if run_dir.name not in planned]
+    strangers = [
+        job.job_id
+        for run_dir, job in live.items()
+        if run_dir.parent.name == "runs" and run_dir.name not in planned
+    ]
     if planned and strangers:
         yield Finding(
             "jobs",

@@ -268,7 +268,7 @@ def check(launch: LaunchConfig, study_dir: Path, *, detach: bool = False) -> Non
     """
     _, threads = resources(launch)
     if launch.cluster == "slurm":
-        from scaling.slurm import check as check_slurm
+        from scaling.squeue import check as check_slurm
 
         check_slurm(launch, threads)
     elif detach:

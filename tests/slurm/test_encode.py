@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling import slurm
+from scaling import squeue
 from scaling.config import load_study
 from scaling.study import encode
 from tests.data.test_encode import digest
@@ -56,7 +56,7 @@ def test_a_killed_driver_leaves_jobs_that_the_next_one_takes_over(own: Path) -> 
     )
     driver = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 90
-    while not slurm.entries(own / "jobs"):
+    while not squeue.entries(own / "jobs"):
         assert time.monotonic() < deadline and driver.poll() is None
         time.sleep(0.1)
     driver.kill()

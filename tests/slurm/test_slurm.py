@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scaling import slurm
+from scaling import slurm, squeue
 from scaling.config import LaunchConfig
 from scaling.doctor import examine
 from scaling.errors import UserError
@@ -45,7 +45,7 @@ def in_background(tmp_path: Path, made: list[Job], **launch: object) -> tuple[Th
 
 
 def job_id(tmp_path: Path, name: str = "run0") -> str:
-    return slurm.entries(tmp_path / "jobs")[tmp_path / "runs" / name].job_id
+    return squeue.entries(tmp_path / "jobs")[tmp_path / "runs" / name].job_id
 
 
 def working(tmp_path: Path, name: str = "run0", times: int = 1) -> bool:
@@ -106,7 +106,7 @@ def test_detached_jobs_go_on_and_are_found(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "study.yaml").touch()
     (tmp_path / "plan.json").write_text('{"runs": [{"run_id": "run0"}]}')
     assert "5 live jobs train runs that are not" in "\n".join(map(str, examine(tmp_path)))
-    states = [e.state for e in slurm.entries(tmp_path / "jobs").values()]
+    states = [e.state for e in squeue.entries(tmp_path / "jobs").values()]
     assert len(states) == 6 and states.count("RUNNING") <= 2
     finished = run(tmp_path, made)
     assert all(f.error is None for f in finished.values())
@@ -117,11 +117,11 @@ def test_a_cancelled_job_is_not_brought_back(tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 3.0)
     thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=60)))
     until(lambda: working(tmp_path))
-    assert slurm.cancel(tmp_path / "jobs") == 1
+    assert squeue.cancel(tmp_path / "jobs") == 1
     thread.join(60)
     assert "was cancelled" in found["run0"].error
     assert len(attempts(tmp_path / "runs" / "run0")) == 1
-    assert slurm.entries(tmp_path / "jobs") == {}
+    assert squeue.entries(tmp_path / "jobs") == {}
 
 
 def test_a_warned_job_saves_requeues_itself_and_continues(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_preempted_job_gives_way_and_comes_back(tmp_path: Path) -> None:
 def test_a_lost_node_is_told_from_a_failure(tmp_path: Path) -> None:
     thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=6)))
     until(lambda: working(tmp_path))
-    node = slurm.entries(tmp_path / "jobs")[tmp_path / "runs" / "run0"].node
+    node = squeue.entries(tmp_path / "jobs")[tmp_path / "runs" / "run0"].node
     update = ["scontrol", "update", f"nodename={node}"]
     done = subprocess.run([*update, "state=down", "reason=test"], capture_output=True, text=True)
     if done.returncode:
@@ -231,8 +231,8 @@ def test_a_limit_above_the_partitions_is_refused(tmp_path: Path) -> None:
         words = r"timeout_min 6 is above the time limit of partition 'brief' \(5:00\)"
         with pytest.raises(UserError, match=words):
             run(tmp_path, jobs(tmp_path, Task()), partition="brief", timeout_min=6)
-        slurm.check(LaunchConfig(cluster="slurm", partition="brief", timeout_min=5), 1)
-        slurm.check(LaunchConfig(cluster="slurm", partition="brief,main", timeout_min=6), 1)
+        squeue.check(LaunchConfig(cluster="slurm", partition="brief", timeout_min=5), 1)
+        squeue.check(LaunchConfig(cluster="slurm", partition="brief,main", timeout_min=6), 1)
     finally:
         subprocess.run(["scontrol", "delete", "partitionname=brief"], check=True)
     assert not (tmp_path / "jobs").exists()

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from models.family import size
-from scaling import slurm
+from scaling import squeue
 from scaling.config import DataConfig, LaunchConfig, RunConfig, SourceConfig, TokenizerConfig
 from scaling.encode import prepare
 from scaling.launch import Job, Launcher
@@ -74,7 +74,7 @@ def test_slurm_ends_in_the_table_of_one_machine(tmp_path: Path) -> None:
     study(local, cluster="local")
     pd.testing.assert_frame_equal(table(cluster), table(local), check_exact=True)
     assert "(100%)" in scaling("status", str(cluster / "quickstart"))
-    assert slurm.entries(cluster / "quickstart" / "jobs") == {}
+    assert squeue.entries(cluster / "quickstart" / "jobs") == {}
     (some_run, *_) = sorted((cluster / "quickstart" / "runs").iterdir())
     log = scaling("logs", str(some_run)).splitlines()
     assert "steps on cpu" in log[0] and "finished after" in log[-1]
@@ -132,7 +132,7 @@ def test_two_nodes_of_two_tasks_equal_one_process(tmp_path: Path, run: RunConfig
     with Launcher(launch, tmp_path / "jobs") as launcher:
         launcher.submit([job])
         until((there / "checkpoint.pt").exists, 120)
-        (job_id,) = [entry.job_id for entry in slurm.entries(tmp_path / "jobs").values()]
+        (job_id,) = [entry.job_id for entry in squeue.entries(tmp_path / "jobs").values()]
         subprocess.run(["scancel", "--signal", "USR2", job_id], check=True)
         assert [f.error for f in launcher.map([job])] == [None]
     log = (there / "log.txt").read_text()
