@@ -96,7 +96,8 @@ def plan(
         _say(text)
         told.append(text)
 
-    parallel, threads = resources(study_config.launch)
+    launch = study_config.launch
+    parallel, threads = resources(launch)
     costs, left = study_cost(study_config, threads=threads, measure=measure, log=_note)
     tell(f"study {study_config.study}: {parallel} jobs at once, {threads} threads each")
     head = f"{'':10}{'size':>12}{'params':>12}{'runs':>6}{'steps':>10}{'tokens':>12}{'MACs':>12}"
@@ -106,7 +107,10 @@ def plan(
         tell(
             f"{c.role:10}{c.size:>12}{c.params:>12,}{c.runs:>6}{c.steps:>10,}{c.tokens:>12.3g}"
             f"{c.macs:>12.3g}{_bytes(c.bytes_memory):>10}{time:>10}"
+            + (f"  on {c.gpus} GPUs" if c.gpus and launch.cluster == "slurm" else "")
         )
+    if launch.gpus and launch.gpu_memory_gb:
+        tell(f"GPUs: the fewest whose {launch.gpu_memory_gb:g} GB hold a run (memory: of each)")
     for pair in left:
         tell(f"left out: {pair.size} at {pair.budget_macs:.3g} MACs: {pair.rule}")
     macs = sum(c.macs for c in costs)
@@ -118,12 +122,11 @@ def plan(
     timed = [c.seconds for c in costs if c.seconds is not None]
     if len(timed) == len(costs):
         on = "on this machine"
-        if study_config.launch.cluster == "slurm":
+        if launch.cluster == "slurm":
             on = f"by {parallel} jobs at once, each as fast as this machine"
         tell(f"time: about {_duration(sum(timed) / parallel)} of training {on}")
     elif measure:
         tell("time: not estimated for the sizes whose single step is too large to time here")
-    launch = study_config.launch
     if (hours := gpu_hours(launch, costs)) is not None:
         tell(f"GPUs: about {hours:.3g} GPU-hours")
     for line in plan_tokens.lines(study_config, costs):

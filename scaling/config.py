@@ -237,6 +237,7 @@ class LaunchConfig(Section):
     qos: str | None = None
     constraint: str | None = None
     gpus: Annotated[int, Field(ge=0)] = 0  # per node
+    gpu_memory_gb: PositiveFloat | None = None  # given: a run takes as few of `gpus` as it fits on
     nodes: Positive = 1
     mem_gb: Positive | None = None
     extra: dict[str, Any] = Field(default_factory=dict)  # further sbatch parameters

@@ -39,6 +39,7 @@ class Job:
 
     run: RunConfig
     run_dir: Path
+    gpus: int | None = None  # on a cluster, per node; None: `launch.gpus`
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,11 @@ class Launcher:
             raise Detached(len(left), self.submit(left))
 
     def submit(self, jobs: Iterable[Job]) -> int:
-        """Hand all jobs to the cluster, which runs `launch.parallel` at once, and return how many
-        were new to it. A later `map` of the same jobs waits for them."""
+        """Hand all jobs to the cluster and return how many were new to it.
+
+        It runs `launch.parallel` at once of each array: of jobs with equal numbers of GPUs. A later
+        `map` of the same jobs waits for them.
+        """
         from scaling.slurm import Slurm
 
         slurm = Slurm(self._launch, self._folder, self._function, self.threads)

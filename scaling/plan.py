@@ -123,6 +123,8 @@ def _run(config: StudyConfig, model: ModelConfig, budgets: list[float], **fields
 def _precision(config: StudyConfig) -> str:
     if config.train.precision != "auto":
         return config.train.precision
+    if config.launch.cluster == "slurm":  # its login node need not have the GPUs of its jobs
+        return "bf16" if config.launch.gpus else "fp32"
     import torch
 
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
@@ -223,6 +225,52 @@ def _too_short(run: RunConfig, index: int) -> str:
 
 # ------------------------------------------------------------------ cost
 
+USABLE = 0.9  # of a GPU's memory: the allocator's fragments and the libraries take the rest
+
+
+def rank_bytes(run: RunConfig, ranks: int) -> int:
+    """Memory of one of several ranks that share a run's batch, and its weights too with FSDP."""
+    from models.memory import training_bytes
+
+    need = training_bytes(
+        run.model,
+        max(1, (run.micro_batch or run.batch) // ranks),
+        bf16=run.precision == "bf16",
+        recompute=run.recompute,
+        shards=ranks if run.parallel == "fsdp" else 1,
+    )
+    return sum(need.values())
+
+
+def gpus_of(launch: LaunchConfig, run: RunConfig) -> int:
+    """GPUs per node of a run: `launch.gpus`, or with `launch.gpu_memory_gb` the fewest it fits on.
+
+    Raises UserError when it does not fit on all of them, or its batch does not divide among them.
+    """
+    if launch.cluster != "slurm":  # one process a run
+        return min(1, launch.gpus)
+    sequences = run.micro_batch or run.batch
+    allowed = [n for n in range(1, max(1, launch.gpus) + 1) if max(1, launch.gpus) % n == 0]
+    counts = [n for n in allowed if sequences % (n * launch.nodes) == 0]
+    if launch.gpu_memory_gb is None or launch.gpus == 0:
+        if allowed[-1] not in counts:
+            raise UserError(
+                f"{run.model.name}: {sequences} sequences of a forward pass do not divide among "
+                f"{allowed[-1]} tasks on each of {launch.nodes} nodes; change train.batch (or "
+                f"train.micro_batch), launch.gpus or launch.nodes"
+            )
+        return launch.gpus
+    for count in counts:
+        if rank_bytes(run, count * launch.nodes) <= USABLE * launch.gpu_memory_gb * 1e9:
+            return count
+    most = max(counts, default=1)
+    raise UserError(
+        f"{run.model.name} needs {rank_bytes(run, most * launch.nodes) / 1e9:.1f} GB on each of "
+        f"{most} GPUs of {launch.nodes} nodes; of launch.gpu_memory_gb {launch.gpu_memory_gb:g} "
+        f"{USABLE:.0%} can be used. Try train.recompute: true, a smaller train.micro_batch, "
+        f"train.parallel: fsdp, or more GPUs (they must divide the batch)"
+    )
+
 
 def measure_step_seconds(model: ModelConfig, batch: int, precision: str, threads: int) -> float:
     """Seconds of one training step here: median of 3 on random data, after a warm-up."""
@@ -268,7 +316,8 @@ class Cost:
     steps: int
     tokens: int
     macs: int
-    bytes_memory: int
+    bytes_memory: int  # of each rank
+    gpus: int  # of a run, on each of its nodes
     seconds: float | None
 
 
@@ -286,8 +335,6 @@ def study_cost(
             for member in sweep.members
             for p in range(sweep.log2_min, sweep.log2_max + 1)
         ]
-    from models.memory import training_bytes
-
     ladder, left = ladder_runs(config, 1.0, "", Path())
     groups: dict[tuple[str, str], list[RunConfig]] = {}
     for run in [*runs, *ladder]:
@@ -295,6 +342,8 @@ def study_cost(
     costs = []
     for (role, name), members in groups.items():
         model, batch = members[0].model, members[0].batch
+        gpus = gpus_of(config.launch, members[0])
+        ranks = max(1, gpus) * (config.launch.nodes if config.launch.cluster == "slurm" else 1)
         macs = sum(path_macs(r) for r in members)
         steps = macs // step_macs(model, batch)
         seconds = None
@@ -310,14 +359,8 @@ def study_cost(
                 steps=steps,
                 tokens=steps * batch * model.context,
                 macs=macs,
-                bytes_memory=sum(
-                    training_bytes(
-                        model,
-                        members[0].micro_batch or batch,
-                        bf16=members[0].precision == "bf16",
-                        recompute=members[0].recompute,
-                    ).values()
-                ),
+                bytes_memory=rank_bytes(members[0], ranks),
+                gpus=gpus,
                 seconds=seconds,
             )
         )

@@ -147,11 +147,15 @@ class Slurm:
     def _place(self, at_once: int) -> None:
         """Submit what is new: one array, or one job."""
         while self._new:
-            jobs, self._new = self._new[:ARRAY], self._new[ARRAY:]
+            gpus = self._new[0].gpus  # tasks of an array are alike
+            jobs = [job for job in self._new if job.gpus == gpus][:ARRAY]
+            self._new = [job for job in self._new if job not in jobs]
             folder = new_folder(self._folder)
             folder.mkdir(parents=True)
             write_atomic(folder / RUNS, json.dumps([str(job.run_dir.resolve()) for job in jobs]))
             launch, threads = self._launch, self._threads
+            if gpus is not None:
+                launch = launch.model_copy(update={"gpus": gpus})
             made = executor(
                 folder,
                 "slurm",

@@ -61,6 +61,8 @@ def study(
         check(config.launch, folder, detach=detach)
         guard(config, say, yes=yes)
         track.check(config.tracking.uri, say)
+        for run in plan.ladder_runs(config, 1.0, "", Path())[0]:
+            plan.gpus_of(config.launch, run)
     try:
         with RunLock(folder, "driver.lock"):
             return _study(config, folder, say, detach)
@@ -115,7 +117,7 @@ def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
         record(folder, runs)
         # The longest first, so that no place idles at the end.
         ladder.sort(key=plan.path_macs, reverse=True)
-        jobs = [Job(run, folder / "runs" / run.run_id) for run in ladder]
+        jobs = [make_job(config, folder, run) for run in ladder]
         todo = [job for job in jobs if read_run(job.run_dir) is None]
         if todo:
             say(f"ladder: {len(todo)} runs to train, {len(jobs) - len(todo)} finished before")
@@ -252,7 +254,7 @@ def run_sweep(
         if run.run_id not in recorded:
             record(folder, [*before, *runs.values()], later_macs=later_macs)
             recorded.update(runs)
-        return Job(run, folder / "runs" / run.run_id)
+        return make_job(config, folder, run)
 
     grid = range(sweep.log2_min, sweep.log2_max + 1) if sweep.sampler == "grid" else ()
     jobs = [job(member, 2.0**p) for member in sweep.members for p in grid]
@@ -280,6 +282,10 @@ def run_sweep(
     for trial in found.trials:
         job(trial.width, 2.0**trial.log2_lr)
     return found, list(runs.values())
+
+
+def make_job(config: StudyConfig, folder: Path, run: RunConfig) -> Job:
+    return Job(run, folder / "runs" / run.run_id, plan.gpus_of(config.launch, run))
 
 
 def record(folder: Path, runs: list[RunConfig], *, later_macs: int = 0) -> None:

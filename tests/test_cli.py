@@ -171,13 +171,44 @@ def test_a_limit_in_gpu_hours_takes_a_speed() -> None:
     from scaling.config import LaunchConfig
     from scaling.plan import Cost, over_budget
 
-    cost = Cost("ladder", "t16", 1, 1, 1, 1, macs=7_200, bytes_memory=1, seconds=None)
+    cost = Cost("ladder", "t16", 1, 1, 1, 1, macs=7_200, bytes_memory=1, gpus=1, seconds=None)
     with pytest.raises(UserError, match=r"Set launch.gpu_macs_per_second"):
         over_budget(LaunchConfig(max_gpu_hours=1.0), [cost])
     assert over_budget(LaunchConfig(max_gpu_hours=1.0, gpu_macs_per_second=2.0), [cost]) == []
     assert over_budget(LaunchConfig(max_gpu_hours=0.9, gpu_macs_per_second=2.0), [cost]) == [
         "about 1 GPU-hours, launch.max_gpu_hours is 0.9"
     ]
+
+
+def test_gpus_follow_from_the_size() -> None:
+    from models.family import FAMILY
+    from scaling.config import LaunchConfig, RunConfig
+    from scaling.plan import gpus_of, rank_bytes
+
+    def run(size: str, parallel: str = "fsdp", batch: int = 64) -> RunConfig:
+        return RunConfig(
+            model=FAMILY[size],
+            data_key="",
+            role="ladder",
+            lr=1.0,
+            budgets_steps=(100,),
+            budgets_macs=(1e9,),
+            batch=batch,
+            precision="bf16",
+            parallel=parallel,
+        )
+
+    launch = LaunchConfig(cluster="slurm", gpus=8, gpu_memory_gb=80)
+    found = [gpus_of(launch, run(size)) for size in ("t16", "a1", "large")]
+    assert found == sorted(found) and found[0] == 1 < found[-1] <= 8
+    usable = 0.9 * 80e9
+    assert rank_bytes(run("large"), found[-1]) <= usable < rank_bytes(run("large"), found[-1] // 2)
+    assert gpus_of(launch, run("large", "ddp")) > gpus_of(launch, run("large"))
+    with pytest.raises(UserError, match=r"large needs .* GB on each of 1 GPUs.*recompute"):
+        gpus_of(launch, run("large", batch=61))  # a prime divides among nobody
+    assert gpus_of(LaunchConfig(cluster="slurm", gpus=8), run("t16")) == 8
+    with pytest.raises(UserError, match=r"61 sequences .* do not divide among 8 tasks on each"):
+        gpus_of(LaunchConfig(cluster="slurm", gpus=8), run("t16", batch=61))
 
 
 def test_an_address_that_is_none_is_said_before_anything_starts(own: Path) -> None:

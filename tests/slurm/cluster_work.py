@@ -49,6 +49,7 @@ def perform(task: Task, run_dir: Path) -> None:
             raise UserError("lr 7: must be below 1; lower it")
         if task.what == "killed" or (task.what == "killed once" and len(attempts(run_dir)) == 1):
             os.kill(os.getpid(), signal.SIGKILL)
+        (run_dir / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         (run_dir / "done").write_text(os.environ.get("OMP_NUM_THREADS", ""))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -203,6 +204,19 @@ def test_tasks_of_two_nodes_find_each_other(tmp_path: Path) -> None:
     finished = run(tmp_path, jobs(tmp_path, Task("sum")), **launch)
     assert finished["run0"].error is None
     assert (tmp_path / "runs" / "run0" / "sum").read_text() == "10.0"
+
+
+def test_each_job_gets_the_gpus_of_its_size(tmp_path: Path) -> None:
+    shown = subprocess.run(["sinfo", "-h", "-o", "%G"], capture_output=True, text=True).stdout
+    if "gpu:2" not in shown:
+        pytest.skip("this cluster has no nodes of two GPUs")
+    large, *small = jobs(tmp_path, Task("sum"), Task(), Task())
+    made = [dataclasses.replace(large, gpus=2), *(dataclasses.replace(j, gpus=1) for j in small)]
+    finished = run(tmp_path, made, gpus=2)
+    assert [finished[f"run{k}"].error for k in range(3)] == [None] * 3
+    seen = [(job.run_dir / "gpus").read_text() for job in made]
+    assert [len(gpus.split(",")) for gpus in seen] == [2, 1, 1]
+    assert (made[0].run_dir / "sum").read_text() == "3.0", "a task for each GPU"
 
 
 @pytest.mark.parametrize(
