@@ -11,6 +11,7 @@ it requeues by itself, and if not the driver submits it again, a bounded number 
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -18,6 +19,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,8 @@ PATIENCE_SECONDS = 15.0  # before an end without a result is believed: after a l
 # NODE_FAIL for a moment and then runs the job again; files may arrive late over a network
 UNKNOWN_SECONDS = 30.0  # before a job that Slurm does not know counts as lost
 ARRAY = 500  # jobs of one submission; Slurm's default limit is 1000
+HELD = "launch failed requeued held"  # a reason to wait for ever, unless somebody acts
+SILENT = ("Unable to contact", "Socket timed out", "Zero Bytes", "try again", "temporarily")
 
 ENDS = {  # state of a job that left no result: what to say, and whether it deserves another try
     "OUT_OF_MEMORY": ("ran out of memory; raise launch.mem_gb", False),
@@ -100,8 +104,8 @@ class Slurm:
         self._new: list[Job] = []
         self._placed: list[Placed] = []
         self._there = attached(folder)
-        self._looked = time.monotonic()
-        self._silent = False
+        self._looked = self._asked = time.monotonic()
+        self._silent = self._unsure = False
 
     def start(self, job: Job) -> None:
         # Jobs may outlive this program, and the next one may stand in another folder.
@@ -122,11 +126,15 @@ class Slurm:
             if outcome is not None:
                 self._placed.remove(placed)
                 ended.append((placed.job, _with_logs(outcome, placed)))
-                if outcome.error is None and not any(
-                    p.folder == placed.folder for p in self._placed
-                ):
+                if outcome.error is None and not self._needed(placed.folder):
                     shutil.rmtree(placed.folder, ignore_errors=True)
         return ended
+
+    def _needed(self, folder: Path) -> bool:
+        """Whether live jobs, also those that nobody has waited for yet, use a submission."""
+        return any(p.folder == folder for p in self._placed) or any(
+            there == folder for _, there in self._there.values()
+        )
 
     def close(self) -> None:
         """Jobs go on without the driver; the next one finds them."""
@@ -142,10 +150,16 @@ class Slurm:
             self.start(job)
         count = len(self._new)
         self._place(at_once)
+        if self._new:
+            raise UserError(
+                "Slurm does not answer; what it took before goes on. Run the same command again"
+            )
         return count
 
     def _place(self, at_once: int) -> None:
-        """Submit what is new: one array, or one job."""
+        """Submit what is new: one array, or one job. While Slurm does not answer it stays new."""
+        if self._unsure and not self._answered():
+            return
         while self._new:
             gpus = self._new[0].gpus  # tasks of an array are alike
             jobs = [job for job in self._new if job.gpus == gpus][:ARRAY]
@@ -176,10 +190,36 @@ class Slurm:
                 with thread_variables(threads):
                     submitted = made.submit_array(work)
             except Exception as error:  # submitit raises bare classes around sbatch's words
+                if any(words in str(error) for words in SILENT):
+                    self._new, self._unsure = [*jobs, *self._new], True
+                    self._asked = time.monotonic()
+                    self._say_silent(str(error))
+                    return
                 shutil.rmtree(folder, ignore_errors=True)
                 raise UserError(f"sbatch refused: {str(error).strip()[:500]}") from error
             for job, handle in zip(jobs, submitted, strict=True):
                 self._placed.append(Placed(job, handle.job_id, folder))
+
+    def _answered(self) -> bool:
+        """After a submission without an answer: ask what came of it, every LOOK_SECONDS."""
+        if time.monotonic() - self._asked < LOOK_SECONDS:
+            return False
+        self._asked = time.monotonic()
+        try:
+            self._there |= attached(self._folder)
+        except UserError as error:
+            self._say_silent(str(error))
+            return False
+        self._unsure = self._silent = False
+        again, self._new = self._new, []
+        for job in again:
+            self.start(job)
+        return True
+
+    def _say_silent(self, words: str) -> None:
+        if not self._silent:
+            print(f"Slurm does not answer; waiting for it ({words.strip()})", file=sys.stderr)
+        self._silent = True
 
     def _look(self) -> None:
         self._looked = time.monotonic()
@@ -188,15 +228,17 @@ class Slurm:
             lacking = [p.job_id for p in self._placed if p.job_id not in known]
             known |= {entry.job_id: entry for entry in history(lacking)}
         except UserError as error:
-            if not self._silent:
-                print(f"Slurm does not answer; waiting for it ({error})", file=sys.stderr)
-            self._silent = True
+            self._say_silent(str(error))
             return
         self._silent = False
         for placed in self._placed:
             entry = known.get(placed.job_id)
             placed.state = entry.state if entry else None
-            if placed.state in ALIVE:
+            if entry and entry.reason == HELD:
+                with suppress(UserError):
+                    ask(["scancel", placed.job_id])  # a release would need an administrator
+                placed.state, placed.since = "LAUNCH_FAILED", -math.inf
+            elif placed.state in ALIVE:
                 placed.since = None
             elif placed.since is None:
                 placed.since = self._looked

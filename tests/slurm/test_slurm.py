@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -276,6 +277,52 @@ def test_a_job_that_slurm_forgot_is_submitted_again(tmp_path: Path, monkeypatch)
     finished = run(tmp_path, jobs(tmp_path, Task()))
     assert finished["run0"].error is None
     assert len(attempts(tmp_path / "runs" / "run0")) >= 1
+
+
+def test_a_controller_that_is_away_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    there = Path(os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
+    away = tmp_path / "slurm.conf"  # the same cluster at a port where nobody listens
+    text = re.sub(r"(?m)^SlurmctldPort=.*$", "SlurmctldPort=9", there.read_text())
+    away.write_text(text)
+    finished: list[Finished] = []
+    with launcher(tmp_path) as started:
+        started._open()
+        monkeypatch.setenv("SLURM_CONF", str(away))
+        made = jobs(tmp_path, Task(), Task())
+        thread = Thread(target=lambda: finished.extend(started.map(made)), daemon=True)
+        thread.start()
+        until(lambda: "Slurm does not answer; waiting for it" in capfd.readouterr().err)
+        monkeypatch.setenv("SLURM_CONF", str(there))
+        thread.join(60)
+    assert [f.error for f in finished] == [None, None]
+    assert [len(attempts(j.run_dir)) for j in made] == [1, 1]
+
+
+def test_a_job_that_slurm_holds_after_a_failed_launch_is_submitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing makes a launch fail at will, so another hold stands in for that one."""
+    monkeypatch.setattr(slurm, "HELD", "job requeued in held state")
+    thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=4)))
+    until(lambda: working(tmp_path))
+    held = job_id(tmp_path)
+    subprocess.run(["scontrol", "requeuehold", held], check=True)
+    thread.join(60)
+    assert found["run0"].error is None
+    assert held not in attempts(tmp_path / "runs" / "run0")[-1], "another job ended it"
+
+
+def test_a_submission_is_kept_while_any_of_its_jobs_needs_it(tmp_path: Path) -> None:
+    """The next driver takes a few of the jobs that were left to it at a time."""
+    made = jobs(tmp_path, *[Task(seconds=1)] * 4)
+    with pytest.raises(Detached):
+        list(launcher(tmp_path, parallel=1, detach=True).map(made))
+    finished = run(tmp_path, made, parallel=1)
+    assert [f.error for f in finished.values()] == [None] * 4
+    assert [len(attempts(j.run_dir)) for j in made] == [1] * 4
+    assert not list((tmp_path / "jobs").iterdir())
 
 
 def test_signals_in_this_process_are_as_before(tmp_path: Path) -> None:
