@@ -95,27 +95,24 @@ def _check_time_limit(wanted: dict[str, Any]) -> None:
         name, _, limit = line.partition("|")
         if name.rstrip("*") in named or (named == [""] and name.endswith("*")):
             limits[name.rstrip("*")] = limit
-    minutes = _minutes(str(wanted["time"]))
-    if (
-        limits
-        and minutes
-        and all((_minutes(limit) or minutes) < minutes for limit in limits.values())
-    ):
+    asked = minutes(str(wanted["time"])) or 0
+    most = [minutes(limit) for limit in limits.values()]
+    if limits and all(limit is not None and limit < asked for limit in most):
         shown = ", ".join(f"'{name}' ({limit})" for name, limit in limits.items())
         raise UserError(
-            f"launch.timeout_min {minutes:g} is above the time limit of partition {shown}; lower "
-            f"it (jobs save, requeue and continue, so a short limit costs little)"
+            f"launch.timeout_min {asked:g} is above the time limit of partition {shown}; lower it "
+            f"(jobs save, requeue and continue, so a short limit costs little)"
         )
 
 
-def _minutes(text: str) -> float | None:
+def minutes(text: str) -> float | None:
     """A time limit in Slurm's words (`90`, `5:00`, `1-00:00:00`, `infinite`) in minutes."""
     days, dash, clock = text.rpartition("-")
     try:
         parts = [int(part) for part in clock.split(":")]
         if dash:  # days-hours[:minutes[:seconds]]
-            hours, minutes, seconds = [*parts, 0, 0][:3]
-            return int(days) * 1440 + hours * 60 + minutes + seconds / 60
+            hours, mins, seconds = [*parts, 0, 0][:3]
+            return int(days) * 1440 + hours * 60 + mins + seconds / 60
     except ValueError:
         return None
     if len(parts) == 3:
