@@ -397,13 +397,14 @@ def kill_daemon(s: Study, name: str) -> bool:
 
 
 def restart_cluster() -> None:
-    subprocess.run(
-        [str(START_SCRIPT)],
-        env={**os.environ, "SLURM_ROOT": str(cluster_root())},
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    """On a busy machine a daemon may need more than one call to come up."""
+    root = {"SLURM_ROOT": str(cluster_root())}
+    for _ in range(5):
+        command = [str(START_SCRIPT)]
+        done = subprocess.run(command, env={**os.environ, **root}, capture_output=True, text=True)
+        if done.returncode == 0:
+            return
+    sys.exit(f"{START_SCRIPT} does not bring the cluster back:\n{done.stdout}{done.stderr}")
 
 
 # ---------------------------------------------------------------- watching
@@ -546,7 +547,7 @@ def main() -> None:
     with_slurm = chosen.cluster != "local" and shutil.which("sbatch") is not None
     if chosen.cluster == "slurm" and not with_slurm:
         sys.exit("no `sbatch` on this machine")
-    if not with_slurm:
+    if chosen.cluster == "both" and not with_slurm:
         print("no Slurm here: local faults only")
     total: Counter = Counter()
     steps: Counter = Counter()
