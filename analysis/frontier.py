@@ -29,6 +29,7 @@ from analysis.laws import (
 from analysis.references import REFERENCES
 
 METHODS = ("budget", "envelope", "hull")
+SCATTER = 0.2  # of log loss around the pure law; published frontiers scatter by a hundredth
 COMPARABLE = "bits per pixel are (analysis.references.bits_per_pixel)"
 
 
@@ -227,7 +228,7 @@ def warnings_for(rows: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
     ):
         if column in rows.columns and (count := rows[column].nunique()) > 1:
             out.append(f"{count} values of {column} in one law: {why}")
-    edge = points[points["edge"]]
+    edge = points[points["edge"] & points["budget_macs"].notna()]
     if len(edge):
         text = ", ".join(f"{b:.3g}" for b in edge["budget_macs"])
         out.append(
@@ -236,6 +237,23 @@ def warnings_for(rows: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
         )
     if "seed" in rows.columns and rows["seed"].nunique() < 2:
         out.append("one seed: the noise between runs is inferred from the surface's residuals")
+    return tuple(out)
+
+
+def doubts(pure: PowerLaw) -> tuple[str, ...]:
+    """What the pure law itself says against there being a law."""
+    out = []
+    low, high = pure.ci["b"]
+    if high >= 0:
+        out.append(
+            f"the interval of the pure exponent, {low:.3g} to {high:.3g}, holds 0: these points do "
+            "not show that more compute lowers the loss"
+        )
+    if pure.noise > SCATTER:
+        out.append(
+            f"the points scatter by {pure.noise:.0%} around the pure law: check the columns and "
+            "their units, and whether the runs belong together"
+        )
     return tuple(out)
 
 
@@ -272,6 +290,5 @@ def fit_frontier(
     macs, loss = points["macs_total"].to_numpy(float), points["val_loss"].to_numpy(float)
     law, pure, saturating, choice = select(macs, loss, options, form)
     bend = curvature(macs, loss) if len(np.unique(macs)) > 3 else (float("nan"), float("nan"))
-    return StudyLaw(
-        law, pure, saturating, choice, points, excluded, warnings_for(kept, points), bend, method
-    )
+    said = (*warnings_for(kept, points), *doubts(pure))
+    return StudyLaw(law, pure, saturating, choice, points, excluded, said, bend, method)

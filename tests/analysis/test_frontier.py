@@ -10,6 +10,7 @@ from analysis.cells import cells, exclude, surface
 from analysis.frontier import fit_frontier, frontier
 from analysis.laws import NotIdentified
 from analysis.simulate import PURE, TRUTH, frontier_exponent, study
+from analysis.tables import read
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +157,22 @@ def test_same_seed_same_json(rows: pd.DataFrame) -> None:
     one = fit_frontier(rows, seed=7, resamples=300).to_json()
     assert one == fit_frontier(rows, seed=7, resamples=300).to_json()
     assert one != fit_frontier(rows, seed=8, resamples=300).to_json()
+
+
+def test_a_law_of_garbage_says_so() -> None:
+    """Budgets whose best losses have no relation to compute; and losses that span decades."""
+    rng = np.random.default_rng(0)
+    macs = np.geomspace(1e10, 1e16, 8).repeat(3)
+    n = np.tile([1e5, 2e5, 4e5], 8)
+    flat = pd.DataFrame({"N": n, "macs": macs, "loss": 2 * np.exp(0.01 * rng.normal(size=24))})
+    wild = flat.assign(loss=(macs / 1e10) ** -0.3 * np.exp(rng.normal(size=24)))
+    for table, words in ((flat, "holds 0"), (wild, "scatter by")):
+        law = fit_frontier(read(table)[0], resamples=200)
+        assert any(words in text for text in law.warnings), law.summary()
+
+
+def test_a_cloud_s_edge_is_not_spoken_of() -> None:
+    rng = np.random.default_rng(1)
+    n, d = 10 ** rng.uniform(5, 8, 400), 10 ** rng.uniform(7, 10, 400)
+    rows, _ = read(pd.DataFrame({"N": n, "D": d, "loss": TRUTH(n, d)}))
+    assert fit_frontier(rows, resamples=100).warnings == ()
