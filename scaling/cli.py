@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -100,12 +101,12 @@ def plan(
     parallel, threads = resources(launch)
     costs, left = study_cost(study_config, threads=threads, measure=measure, log=_note)
     tell(f"study {study_config.study}: {parallel} jobs at once, {threads} threads each")
-    head = f"{'':10}{'size':>12}{'params':>12}{'runs':>6}{'steps':>10}{'tokens':>12}{'MACs':>12}"
+    head = f"{'':10}{'size':>12}{'params':>14}{'runs':>6}{'steps':>10}{'tokens':>12}{'MACs':>12}"
     tell(head + f"{'memory':>10}{'time':>10}")
     for c in costs:
         time = "not timed" if c.seconds is None else _duration(c.seconds)
         tell(
-            f"{c.role:10}{c.size:>12}{c.params:>12,}{c.runs:>6}{c.steps:>10,}{c.tokens:>12.3g}"
+            f"{c.role:10}{c.size:>12}{c.params:>14,}{c.runs:>6}{c.steps:>10,}{c.tokens:>12.3g}"
             f"{c.macs:>12.3g}{_bytes(c.bytes_memory):>10}{time:>10}"
             + (f"  on {c.gpus} GPUs" if c.gpus and launch.cluster == "slurm" else "")
         )
@@ -142,6 +143,9 @@ def plan(
         _say(f"over budget: {line}; `scaling study` starts it only with --yes")
     if not over and (launch.max_macs or launch.max_gpu_hours):
         _say("within its budget")
+    if launch.cluster == "slurm" and shutil.which("sbatch") is None:
+        _say("Slurm was not asked whether it takes these jobs: there is no `sbatch` here")
+        return
     check(launch, folder)
     if launch.cluster == "slurm":
         _say("Slurm would take these jobs")
