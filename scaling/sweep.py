@@ -21,7 +21,7 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.launch import Finished, Job
-from scaling.optimum import Optimum, Trial, optimum, vertex_between
+from scaling.optimum import NEIGHBOURHOOD, Optimum, Trial, optimum, vertex_between
 from scaling.results import read_run
 
 if TYPE_CHECKING:
@@ -67,12 +67,12 @@ class SweepResult:
 
     def summary(self) -> str:
         """A line for the whole, one for each width, one for each warning."""
-        interval = "" if self.low is None else f"95% [{self.low:.2f}, {self.high:.2f}], "
+        optimum = _interval(self.low, self.high, "95% ", ", ")
         lines = [
-            f"learning rate 2^{self.log2_lr:g} ({interval}drift {self.drift_octaves:+.2f} octaves)"
+            f"learning rate 2^{self.log2_lr:g} ({optimum}drift {self.drift_octaves:+.2f} octaves)"
         ]
         for best in self.optima:
-            interval = "" if best.low is None else f" [{best.low:.2f}, {best.high:.2f}]"
+            interval = _interval(best.low, best.high, " ")
             mine = [t for t in self.trials if t.width == best.width]
             diverged = sum(not math.isfinite(t.loss) for t in mine)
             lines.append(
@@ -81,6 +81,14 @@ class SweepResult:
                 + (f", {diverged} diverged" if diverged else "")
             )
         return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
+
+
+def _interval(low: float | None, high: float | None, before: str, after: str = "") -> str:
+    if low is None or high is None:
+        return ""
+    if high - low > 2 * NEIGHBOURHOOD:  # wider than what it was fitted to
+        return f"{before}(the losses do not determine it){after}"
+    return f"{before}[{low:.2f}, {high:.2f}]{after}"
 
 
 def decayed_loss(job: Job) -> float | None:

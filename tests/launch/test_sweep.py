@@ -231,6 +231,8 @@ def test_the_rate_stays_by_what_was_measured() -> None:
         Trial(16, float(p), y) for p, y in zip(range(-8, -3), (9, 3, 2.9, 3.4, 5), strict=True)
     ]
     assert -6.5 <= read_trials(steep, -8, -4).log2_lr <= -5.5
+    flat = [Trial(16, float(p), y) for p, y in zip(range(-8, -3), (3, 2.9, 3, 2.8, 3), strict=True)]
+    assert "do not determine it" in read_trials(flat, -8, -4).summary()
     edge = read_trials(bowl(16, -3.8), -8, -4)
     assert edge.log2_lr == -4 and edge.on_edge and edge.low is None
 
