@@ -1,0 +1,188 @@
+"""A fitted law of one variable: called, asked for a prediction with its intervals, printed.
+
+analysis/laws.py makes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import stats
+
+from analysis.bootstrap import bca
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the optimiser reached. `gradient_norm` is relative: |gradient| / number of points."""
+
+    converged: bool
+    gradient_norm: float
+    starts: int
+    basins: int  # distinct minima among the starts
+    condition: float  # of the scaled normal matrix
+    bootstrap: str  # how the interval arose
+    resamples: int
+    at_bound_share: float  # share of the resamples on a bound
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A law's value with two intervals: of the law itself, and of the loss of one more run."""
+
+    compute: float
+    loss: float
+    low: float
+    high: float
+    run_low: float
+    run_high: float
+    decades: float  # beyond the largest (> 0) or below the smallest (< 0) fitted compute; 0 inside
+    unit: str
+
+    def __str__(self) -> str:
+        where = "inside the fitted range"
+        if self.decades:
+            side = "above" if self.decades > 0 else "below"
+            where = f"extrapolated {abs(self.decades):.2f} decades {side} the fitted range"
+        return (
+            f"{self.loss:.4g} nats at {self.compute:.3g} {self.unit} "
+            f"[{self.low:.4g}, {self.high:.4g}], {where}"
+        )
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """One point predicted from all points with less compute."""
+
+    compute: float
+    fitted_points: int
+    actual: float
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        """Relative: predicted / actual - 1."""
+        return self.predicted / self.actual - 1
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """L = a C^b. Call it with compute in `unit`."""
+
+    a: float
+    b: float
+    unit: str
+    level: float
+    ci: dict[str, tuple[float, float]]
+    status: Status
+    compute: np.ndarray = field(repr=False)
+    loss: np.ndarray = field(repr=False)
+    samples: np.ndarray = field(repr=False)  # (resamples, 3): E, log a at the centre, b
+    centre: float = field(repr=False)  # mean log compute
+    r2: float = float("nan")  # of log loss
+    noise: float = float("nan")  # residual standard deviation of log loss
+    aic: float = float("nan")
+    holdout: tuple[Holdout, ...] = ()  # expanding window, the largest compute last
+    e: float = 0.0
+
+    form = "power"
+    parameters = 2
+
+    def __call__(self, compute: float | np.ndarray) -> float | np.ndarray:
+        return self.e + self.a * np.asarray(compute, dtype=float) ** self.b
+
+    @property
+    def decades(self) -> float:
+        """Range of the fitted compute."""
+        return float(np.log10(self.compute.max() / self.compute.min()))
+
+    @property
+    def residuals(self) -> np.ndarray:
+        """log observed - log fitted, per point."""
+        return np.log(self.loss) - np.log(self(self.compute))
+
+    @property
+    def holdout_error(self) -> float | None:
+        """Relative error of the largest compute predicted from the rest; None: not enough."""
+        return self.holdout[-1].error if self.holdout else None
+
+    @property
+    def held_out(self) -> float | None:
+        """Root mean square relative error over the expanding window."""
+        if not self.holdout:
+            return None
+        return float(np.sqrt(np.mean([h.error**2 for h in self.holdout])))
+
+    def predict(self, compute: float, *, level: float | None = None) -> Prediction:
+        """Loss at `compute` with the interval of the law and of one more run's loss there."""
+        if not (np.isfinite(compute) and compute > 0):
+            raise ValueError(f"compute is {compute!r}: give a positive number of {self.unit}")
+        level = level or self.level
+        x = np.log(compute) - self.centre
+        e, log_a, b = self.samples.T
+        curves = np.log(e + np.exp(log_a + b * x))
+        here = float(np.log(self(compute)))
+        low, high = bca(curves, here, None, level)
+        # Noise of a further run, by quantiles of the normal: deterministic, no extra draw.
+        n = len(curves)
+        order = np.random.default_rng(0).permutation(n)
+        extra = self.noise * stats.norm.ppf((order + 0.5) / n)
+        run_low, run_high = bca(curves + extra, here, None, level)
+        top, bottom = self.compute.max(), self.compute.min()
+        decades = np.log10(compute / np.clip(compute, bottom, top))
+        interval, run = np.exp([low, high]), np.exp([run_low, run_high])
+        return Prediction(
+            compute=float(compute), loss=float(np.exp(here)), decades=float(decades),
+            low=float(interval[0]), high=float(interval[1]),
+            run_low=float(run[0]), run_high=float(run[1]), unit=self.unit,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        head = f"{self.e:.4g} + " if self.e else ""
+        low, high = self.ci["b"]
+        x = {"parameters": "N", "tokens": "D"}.get(self.unit, "C")
+        return (
+            f"L({x}) = {head}{self.a:.4g} {x}^{self.b:.4f}, {x} in {self.unit}; "
+            f"exponent {self.level:.0%} [{low:.4f}, {high:.4f}]"
+        )
+
+    def to_json(self) -> dict:
+        """Plain numbers; a missing one is None."""
+        h = self.holdout[-1] if self.holdout else None
+        return {
+            "form": self.form,
+            "unit": self.unit,
+            "parameters": {"E": self.e, "a": self.a, "b": self.b},
+            "level": self.level,
+            "interval": {k: list(v) for k, v in self.ci.items()},
+            "r2_log": _finite(self.r2),
+            "noise_log": _finite(self.noise),
+            "aic": _finite(self.aic),
+            "points": len(self.compute),
+            "compute_range": [float(self.compute.min()), float(self.compute.max())],
+            "decades": self.decades,
+            "holdout": None
+            if h is None
+            else {"compute": h.compute, "actual": h.actual, "predicted": h.predicted,
+                  "error": h.error, "window_rms": self.held_out},
+            "status": {k: _finite(v) for k, v in vars(self.status).items()},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SaturatingLaw(PowerLaw):
+    """L = E + a C^b with E > 0, free or pinned."""
+
+    pinned: bool = False
+
+    form = "saturating"
+    parameters = 3
+
+
+def _finite(value):
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
