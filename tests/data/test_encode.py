@@ -264,6 +264,44 @@ def test_killed_then_the_same_bytes(tmp_path):
     assert digest(again) == digest(reference)
 
 
+@pytest.mark.slow
+def test_killed_at_random_moments_with_two_workers(tmp_path, videos, photos):
+    """The driver and its workers at once, as a node that loses its power."""
+    script = (
+        "import sys; from pathlib import Path; from tests.data.test_encode import run, source\n"
+        "if __name__ == '__main__':\n"
+        "    sources = source('video', Path(sys.argv[2])), source('images', Path(sys.argv[3]))\n"
+        "    run(Path(sys.argv[1]), *sources, source('leaves'), workers=2, train_sequences=2500)\n"
+    )
+    (tmp_path / "main.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def start(root: Path) -> subprocess.Popen[bytes]:
+        arguments = [sys.executable, tmp_path / "main.py", root, videos, photos]
+        return subprocess.Popen(arguments, env=environment, start_new_session=True)
+
+    begin = time.monotonic()
+    assert start(tmp_path / "reference").wait() == 0
+    whole = time.monotonic() - begin
+    rng = np.random.default_rng(0)
+    kills = 0
+    for attempt in range(12):
+        root = tmp_path / f"killed-{attempt % 3}"
+        process = start(root)
+        try:
+            process.wait(rng.uniform(0.3, 1.0) * whole)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert kills >= 3
+    (reference,) = (tmp_path / "reference").glob("[!.]*")
+    for attempt in range(3):
+        assert start(tmp_path / f"killed-{attempt}").wait() == 0
+        (made,) = (tmp_path / f"killed-{attempt}").glob("[!.]*")
+        assert digest(made) == digest(reference)
+
+
 def test_two_workers_give_the_same_bytes(tmp_path, videos, photos):
     sources = (source("video", videos), source("images", photos), source("leaves"))
     one = run(tmp_path / "one", *sources)
