@@ -137,10 +137,22 @@ def test_mistakes(arguments: tuple[str, ...], message: str) -> None:
 def test_every_command_has_help_with_an_example() -> None:
     top = scaling("--help", code=0)
     names = ["study", "plan", "status", "encode", "train", "fit", "compare", "report", "ui"]
-    names += ["choices", "next", "models", "coord-check", "logs", "cancel", "sync", "doctor"]
+    names += [
+        "choices",
+        "next",
+        "models",
+        "coord-check",
+        "tokens",
+        "logs",
+        "cancel",
+        "sync",
+        "doctor",
+    ]
     for name in names:
         assert name in top
         assert "Example" in scaling(name, "--help", code=0)
+    for name in ("convert", "train"):
+        assert "Example" in scaling("tokenizer", name, "--help", code=0)
 
 
 def test_plan_says_what_a_study_costs(own: Path) -> None:

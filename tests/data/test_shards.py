@@ -1,7 +1,6 @@
 """Order of the data: permutations, mixtures, and batches as pure functions of a counter."""
 
 import json
-import time
 from collections import Counter
 
 import numpy as np
@@ -133,16 +132,6 @@ def test_contract_of_the_opened_data(tmp_path):
     assert validation["s1"].shape == (3, 8) and validation["s1"].dtype == np.int64
     tokens, _ = data.batch(0, 4, 0)
     assert tokens.dtype == np.int64 and (tokens[:, 0] == 1).all() and (tokens[:, -1] == 2).all()
-
-
-def test_loader_is_fast(tmp_path):
-    """One process on one core; the training of the smallest model needs a hundredth of this."""
-    data = TokenData.open(write(tmp_path / "d", sizes=(4000, 400), length=256))
-    data.batch(0, 64, 0)
-    start = time.perf_counter()
-    for step in range(200):
-        data.batch(step, 64, 0)
-    assert 200 * 64 * 257 / (time.perf_counter() - start) > 20e6
 
 
 @pytest.mark.parametrize(
