@@ -28,6 +28,8 @@ from analysis.laws import (
 )
 from analysis.references import REFERENCES
 
+OVERFIT = 0.005  # relative rise of the validation loss; less is noise
+PASSES = 4  # arXiv 2305.16264: up to here repeated data are nearly as good as fresh ones
 METHODS = ("budget", "envelope", "hull")
 SCATTER = 0.2  # of log loss around the pure law; published frontiers scatter by a hundredth
 COMPARABLE = "bits per pixel are (analysis.references.bits_per_pixel)"
@@ -237,7 +239,41 @@ def warnings_for(rows: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
         )
     if "seed" in rows.columns and rows["seed"].nunique() < 2:
         out.append("one seed: the noise between runs is inferred from the surface's residuals")
-    return tuple(out)
+    return tuple(out + overfitting(rows) + repetition(points))
+
+
+def overfitting(rows: pd.DataFrame) -> list[str]:
+    """Which runs' validation loss rose by OVERFIT or more while their training loss fell."""
+    if not {"run_id", "size", "train_loss", "decayed"} <= set(rows.columns):
+        return []
+    seen, example = set(), ""
+    decayed = rows[rows["decayed"].eq(True) & rows["val_loss"].notna() & rows["train_loss"].notna()]
+    for _, run in decayed.sort_values("macs_total").groupby("run_id", sort=False):
+        best, last = run.iloc[int(run["val_loss"].argmin())], run.iloc[-1]
+        rises = last["val_loss"] > best["val_loss"] * (1 + OVERFIT)
+        if rises and last["train_loss"] < best["train_loss"]:
+            seen.add(str(last["size"]))
+            example = (
+                f"{last['size']}: {best['val_loss']:.3f} to {last['val_loss']:.3f} nats while the "
+                f"training loss goes from {best['train_loss']:.3f} to {last['train_loss']:.3f}"
+            )
+    if not seen:
+        return []
+    return [
+        f"overfitting: with more training the validation loss of {', '.join(sorted(seen))} rises "
+        f"({example}): the training data are too few, or too unlike the validation files, for "
+        "these budgets"
+    ]
+
+
+def repetition(points: pd.DataFrame) -> list[str]:
+    """Whether the law's points went over their data more often than PASSES."""
+    if "epochs" not in points.columns or not (points["epochs"] > PASSES).any():
+        return []
+    return [
+        f"the law's points went over a source up to {points['epochs'].max():.3g} times; beyond "
+        f"about {PASSES} passes repeated data teach less than fresh ones (arXiv 2305.16264)"
+    ]
 
 
 def doubts(pure: PowerLaw) -> tuple[str, ...]:

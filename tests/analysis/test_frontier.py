@@ -176,3 +176,19 @@ def test_a_cloud_s_edge_is_not_spoken_of() -> None:
     n, d = 10 ** rng.uniform(5, 8, 400), 10 ** rng.uniform(7, 10, 400)
     rows, _ = read(pd.DataFrame({"N": n, "D": d, "loss": TRUTH(n, d)}))
     assert fit_frontier(rows, resamples=100).warnings == ()
+
+
+def test_overfitting_and_repeated_data_are_named(rows: pd.DataFrame) -> None:
+    """A run whose validation loss rises while its training loss falls; data seen often."""
+    clean = rows.assign(train_loss=rows["val_loss"], epochs=1.0)
+    said = " ".join(fit_frontier(clean, resamples=200).warnings)
+    assert "overfitting" not in said and "repeated data" not in said
+
+    last = clean.loc[clean[clean["decayed"]].groupby("run_id")["macs_total"].idxmax()].iloc[-1]
+    spoilt = clean.copy()
+    own = spoilt["run_id"] == last["run_id"]
+    spoilt.loc[own & (spoilt["macs_total"] == last["macs_total"]), "val_loss"] *= 1.2
+    spoilt.loc[spoilt["macs_total"] == spoilt["macs_total"].max(), "epochs"] = 9.0
+    said = " ".join(fit_frontier(spoilt, resamples=200).warnings)
+    assert f"validation loss of {last['size']} rises" in said
+    assert "9 times" in said
