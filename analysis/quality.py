@@ -23,7 +23,7 @@ def read_quality(study: Path, name: str) -> pd.DataFrame | None:
     """A table of the study; None where it has none. `name`: "probes" or "davis"."""
     path = study / f"{name}.csv"
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path, dtype={"run_id": str})  # one of digits alone is no number
     except FileNotFoundError:
         return None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -204,5 +204,5 @@ def davis_points(table: pd.DataFrame) -> pd.DataFrame:
 def davis_best(table: pd.DataFrame) -> pd.DataFrame:
     """The best layer of each run and weights, by J&F."""
     points = davis_points(table)
-    best = points.loc[points.groupby(["run_id", "weights"]).jf.idxmax()]
+    best = points.loc[points.groupby(["run_id", "weights", "macs_total"], dropna=False).jf.idxmax()]
     return best.sort_values(["weights", "macs_total", "params"])

@@ -19,6 +19,7 @@ from analysis import figures, transfer
 from analysis.page import ASSETS, figure, head, page
 from analysis.report_data import config_section, data_section, position_section, runs_section
 from analysis.report_law import choices_section, isoflop_section, trust_section
+from analysis.report_probes import probe_files, probe_sections
 from analysis.report_transfer import transfer_section
 from analysis.style import (
     count_text,
@@ -79,6 +80,7 @@ def write_report(
             choices_section(rows, study_law),
         ),
         ("position", "Loss along the sequence", position_section(positions)),
+        *probe_sections(study_dir, rows),
         ("runs", "All runs", runs_section(rows)),
         ("data", "The data", data_section(data_dir)),
         ("config", "The configuration", config_section(config_text)),
@@ -108,7 +110,7 @@ def _digest(
     if data_dir is not None:
         files += [data_dir / name for name in ("index.json", "manifest.csv", "samples.npz")]
         files += sorted(data_dir.parent.glob("[!.]*/index.json"))  # other tokenizers'
-    for file in [*files, positions]:
+    for file in [*files, positions, *probe_files(positions.parent)]:
         digest.update(f"\0{file.name}\0".encode())
         if file.exists():
             digest.update(file.read_bytes())

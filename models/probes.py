@@ -90,7 +90,7 @@ class Heads(nn.Module):
 class Recipe:
     """How heads are trained: AdamW, cosine to zero."""
 
-    steps: int = 400
+    steps: int = 300
     batch: int = 128  # sequences
     lr: float = 3e-3
     weight_decay: float = 0.05

@@ -37,6 +37,10 @@ def probe(
     seeds: Annotated[int, typer.Option(help="Splits of the files and starts of the heads.")] = 5,
     clips: Annotated[int, typer.Option(help="Views of a video in time (the paper: 10).")] = 1,
     crops: Annotated[int, typer.Option(help="Views of a video in space (the paper: 3).")] = 1,
+    frames: Annotated[
+        int | None,
+        typer.Option(help="Frames of a clip; beyond a training sequence they are read in windows."),
+    ] = None,
     memory_gb: MemoryOption = 2.0,
 ) -> None:
     """Probe every layer of a study's models on labelled images or clips, against random weights.
@@ -54,10 +58,10 @@ def probe(
         layers=layer or None,
         runs=run or None,
         seeds=seeds,
-        views=Views(clips, crops),
+        views=Views(clips, crops, frames),
         memory_gb=memory_gb,
     )
-    print(f"rows    {out}")
+    print(f"rows    {out}\nreport  `scaling report {study}` shows them")
 
 
 def davis(
@@ -87,7 +91,7 @@ def davis(
         study, data, runs=run or None, layers=layer or None, protocol=protocol, rows=rows,
         memory_gb=memory_gb,
     )  # fmt: skip
-    print(f"rows    {out}")
+    print(f"rows    {out}\nreport  `scaling report {study}` shows them")
 
 
 def generate(
@@ -117,3 +121,20 @@ def generate(
         top_k=top_k, top_p=top_p, seed=seed,
     ):  # fmt: skip
         print(path)
+
+
+def permanence(
+    out: Annotated[Path, typer.Argument(help="Folder for the clips and labels.csv.")],
+    clips: Annotated[int, typer.Option(help="How many; a quarter is for the test.")] = 1200,
+    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 32,
+    size: Annotated[int, typer.Option(help="Pixels on the side.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+) -> None:
+    """Make clips in which a ball passes behind and under others; the label is its last cell of 36.
+
+    Example: `scaling permanence permanence --frames 32`, then
+    `scaling probe studies/quickstart --data permanence/labels.csv --head attention --frames 32`
+    """
+    from scaling.permanence import write_permanence
+
+    print(f"labels  {write_permanence(out, clips=clips, frames=frames, size=size, seed=seed)}")

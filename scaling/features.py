@@ -41,18 +41,20 @@ def with_start(codes: np.ndarray, start: int) -> torch.Tensor:
 class Features:
     """Hidden states of all rows, float16 (N, L, T, d) on disk; rows come standardised, float32.
 
-    They stay in memory where they fit in half of `memory_bytes`.
+    They stay in memory where they and a standardised copy fit in `memory_bytes`.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], memory_bytes: float) -> None:
         self.map = np.memmap(path, np.float16, mode="r", shape=shape)
         self.memory_bytes = memory_bytes
         self.held = (
-            torch.from_numpy(np.array(self.map)) if self.map.nbytes <= memory_bytes / 2 else None
+            torch.from_numpy(np.array(self.map)) if 4 * self.map.nbytes <= memory_bytes else None
         )
         self.row_bytes = 4 * int(np.prod(shape[1:]))
         # Of a training step: the rows, their standardised copy, what backward keeps.
         self.rows_at_once = max(1, int(memory_bytes / 2 / (4 * self.row_bytes)))
+        self.ready: torch.Tensor | None = None  # (L, N, T, d), standardised
+        self.means: torch.Tensor | None = None  # (L, N, d), of the same
         self.mean = torch.zeros(())
         self.scale = torch.ones(())
 
@@ -74,8 +76,19 @@ class Features:
         self.mean = mean[:, None, None].float()
         self.scale = (1 / deviation.clamp_min(1e-6))[:, None, None].float()
 
+        if self.held is not None:
+            self.ready = (self.held.float().transpose(0, 1) - self.mean) * self.scale
+            self.means = self.ready.mean(2)
+
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """(L, B, T, d)."""
+        if self.ready is not None:
+            return self.ready[:, rows]
         return (self.raw(rows) - self.mean) * self.scale
+
+    def pooled(self, rows: torch.Tensor) -> torch.Tensor:
+        """Their means over tokens, (L, B, d)."""
+        return self.means[:, rows] if self.means is not None else self(rows).mean(2)
 
 
 @torch.inference_mode()
@@ -87,19 +100,22 @@ def write_features(
     start: int,
     pooled: bool,
     memory_bytes: float,
+    window: int | None = None,
 ) -> tuple[int, ...]:
     """Hidden states of every layer in one pass, float16 (N, layers + 1, T or 1, d), into `path`.
 
     Layer 0 is the embedding. The start token's position is left out; `pooled` keeps the mean over
-    tokens only. Continues where an interrupted call stopped: `<path>.json` counts the rows that
-    are written and synced. Returns the shape.
+    tokens only. Sequences longer than `window` tokens are read in windows of that many. Continues
+    where an interrupted call stopped: `<path>.json` counts the rows that are written and synced.
+    Returns the shape.
     """
     config = model.config
     n, length = codes_NL.shape[:2]
     shape = (n, config.layers + 1, 1 if pooled else length, config.d)
-    if length + 1 > config.context:
+    window = window or length
+    if window + 1 > config.context:
         raise UserError(
-            f"{length + 1} tokens exceed the context of {config.name} ({config.context})"
+            f"{window + 1} tokens exceed the context of {config.name} ({config.context})"
         )
     counter = path.with_suffix(".json")
     done = 0
@@ -126,9 +142,12 @@ def write_features(
     for first in range(done, n, batch):
         part = codes_NL[first : first + batch]
         states: dict[str, torch.Tensor] = {}
-        model.features(with_start(part, start).to(model.head.device), states)
+        windows = part.reshape(-1, window, *part.shape[2:])
+        model.features(with_start(windows, start).to(model.head.device), states)
         names = ["embed", *(f"layer_{i + 1}" for i in range(config.layers))]
-        x_BLTd = torch.stack([states[name][:, 1:] for name in names], 1)
+        x_BLTd = torch.stack(
+            [states[name][:, 1:].reshape(len(part), length, config.d) for name in names], 1
+        )
         if pooled:
             x_BLTd = x_BLTd.mean(2, keepdim=True)
         if not bool(torch.isfinite(x_BLTd).all()) or float(x_BLTd.abs().max()) > 65_504:

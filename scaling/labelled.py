@@ -2,7 +2,8 @@
 
 Layouts: a folder per class; train/ and val/ (or test/) with a folder per class, as Kinetics is
 unpacked; a CSV with columns path,label and perhaps split; Kinetics' own CSVs (label, youtube_id,
-time_start, time_end, split) beside its clips; an .npz with `images` (N, H, W, 3) and `labels`.
+time_start, time_end, split) beside its clips; CATER's videos/ with lists/localize/*.txt, whose
+lines name a video and the cell of the snitch; an .npz with `images` (N, H, W, 3) and `labels`.
 """
 
 from __future__ import annotations
@@ -74,9 +75,12 @@ def read_labelled(path: Path) -> Labelled:
         return _from_npz(path)
     if path.is_file():
         return _checked(path.parent, _from_csv(path), path)
+    cater = sorted(path.glob("lists/localize/*.txt"))
     tables = sorted(path.glob("*.csv"))
     folders = sorted(p for p in path.iterdir() if p.is_dir())
-    if tables and any(_kinetics(t) for t in tables):
+    if cater:
+        entries = [e for text in cater for e in _from_cater(text)]
+    elif tables and any(_kinetics(t) for t in tables):
         entries = [e for t in tables if _kinetics(t) for e in _from_kinetics(t, path)]
     elif folders and {f.name for f in folders} <= set(SPLITS):
         entries = [
@@ -136,6 +140,15 @@ def _from_kinetics(path: Path, root: Path) -> list[Entry]:
         stem = f"{row['youtube_id']}_{start:06d}_{end:06d}"
         entries.append((there.get(stem, f"{stem}.mp4"), row["label"], SPLITS.get(row["split"], "")))
     return entries
+
+
+def _from_cater(path: Path) -> list[Entry]:
+    split = SPLITS.get(path.stem, "")
+    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    wrong = [" ".join(line) for line in lines if len(line) != 2]
+    if wrong:
+        raise UserError(f"{path}: want lines of a video and a cell, found {wrong[0]!r}")
+    return [(f"videos/{name}", label, split) for name, label in lines]
 
 
 def _checked(root: Path, entries: list[Entry], path: Path) -> Labelled:

@@ -33,8 +33,8 @@ from scaling.weights import WEIGHTS, TrainedRun, data_dir_of, open_tokenizer, tr
 SCHEMA = 1
 COLUMNS = (
     "run_id", "study", "size", "family", "d", "layers", "params", "macs_total", "budget_macs",
-    "val_loss", "tokenizer", "data", "data_key", "classes", "clips", "crops", "weights", "head",
-    "layer", "depth", "seed", "split", "n_train", "n_test", "top1", "top5", "chance",
+    "val_loss", "tokenizer", "data", "data_key", "classes", "frames", "clips", "crops", "weights",
+    "head", "layer", "depth", "seed", "split", "n_train", "n_test", "top1", "top5", "chance",
 )  # fmt: skip
 CHUNK = 32  # labelled files encoded before they are written
 Say = Callable[[str], None]
@@ -42,10 +42,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Views:
-    """How a clip is looked at: `clips` in time, `crops` in space (the paper: 10 x 3)."""
+    """How a clip is looked at: `clips` in time, `crops` in space (the paper: 10 x 3).
+
+    More `frames` than a training sequence has are read in windows of that many, each with its own
+    start token and positions; a head sees the tokens of all windows.
+    """
 
     clips: int = 1
     crops: int = 1
+    frames: int | None = None  # of a clip; default as many as in a training sequence
 
     @property
     def count(self) -> int:
@@ -127,6 +132,12 @@ def _encoded(
     data_dir = data_dir_of(study, trained.run)
     tokenizer, index = open_tokenizer(data_dir)
     used = views if labelled.kind == "video" else Views()
+    if used.frames is not None and used.frames > index["frames"] and used.frames % index["frames"]:
+        raise UserError(
+            f"{used.frames} frames are no multiple of the {index['frames']} of a training "
+            f"sequence, in windows of which they are read; the nearest is "
+            f"{round(used.frames / index['frames']) * index['frames']}"
+        )
     settings = {
         "schema": SCHEMA,
         "labelled": labelled.key,
@@ -189,8 +200,9 @@ def _encoded(
     )
     described = {
         "settings": settings,
-        "data": path.name,
+        "data": path.parent.name if path.suffix == ".csv" else path.stem,
         "kind": labelled.kind,
+        "frames": index["frames"],
         "classes": list(left.classes),
         "names": list(left.names),
         "lost": lost,
@@ -216,7 +228,7 @@ def _pixels(
         return media.read_image(path, size=size, crops=1, rng=None)[None]
     clips = media.read_video(
         path,
-        frames=index["frames"],
+        frames=views.frames or index["frames"],
         size=size,
         stride=stride,
         clips=views.clips,
@@ -262,11 +274,16 @@ def _probe_run(
     whole = stem.with_suffix(".tokens.bin")
     path = stem.with_suffix(".mean.bin") if pooled and not whole.exists() else whole
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    per_window = codes_FVL.shape[2]
+    frames = index["settings"]["views"]["frames"]
+    if frames is not None and frames > index["frames"]:
+        per_window = per_window * index["frames"] // frames
     shape = write_features(
         trained.model(weights).to(device),
         codes_FVL.reshape(files * views, *codes_FVL.shape[2:]),
         path,
         start=index["start"],
+        window=per_window,
         pooled=path != whole,
         memory_bytes=memory,
     )
@@ -296,13 +313,15 @@ def _probe_run(
                 heads=trained.run.model.heads,
                 seed=seed,
             )
+            states = features.pooled if kind == "average" else features
+            at_once = features.rows_at_once
             train_heads(
-                heads, features, rows_train, labels[rows_train // views], recipe, seed=seed,
-                at_once=features.rows_at_once,
+                heads, states, rows_train, labels[rows_train // views], recipe, seed=seed,
+                at_once=at_once,
             )  # fmt: skip
             scores_LFC = file_scores(
-                heads, features, rows_test, torch.arange(len(rows_test)) // views, len(test_F),
-                batch=features.rows_at_once,
+                heads, states, rows_test, torch.arange(len(rows_test)) // views, len(test_F),
+                batch=at_once,
             )  # fmt: skip
             top1, top5 = (top_accuracy(scores_LFC, labels[test_F], k) for k in (1, 5))
             most_frequent = np.bincount(labels_F[train_F]).argmax()
@@ -316,6 +335,7 @@ def _probe_run(
                 "data": index["data"],
                 "data_key": folder.name,
                 "classes": len(labelled.classes),
+                "frames": index["settings"]["views"]["frames"] or index["frames"],
                 "clips": index["settings"]["views"]["clips"],
                 "crops": index["settings"]["views"]["crops"],
                 "weights": weights,

@@ -1,0 +1,102 @@
+"""The parts on what models learned are in the report exactly when the study holds them."""
+
+import io
+import json
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from analysis.frontier import fit_frontier
+from analysis.quality import davis_best, davis_points, probe_points
+from analysis.report import write_report
+from analysis.report_probes import davis_section, generated_section, probe_section
+from tests.analysis.test_quality import table
+from tests.report.conftest import simulated_rows
+
+
+def davis_table(run_id: str) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = []
+    for weights, layers, level in (("trained", 3, 0.5), ("random", 3, 0.3), ("pixels", 1, 0.4)):
+        for layer in range(layers):
+            for sequence in ("camel", "swan", "kite"):
+                of_a_run = weights != "pixels"
+                rows.append(
+                    {"run_id": run_id if of_a_run else None, "size": "t64" if of_a_run else None}
+                    | {"layers": 2, "params": 1e5 if of_a_run else None, "weights": weights}
+                    | {"macs_total": {"trained": 1e12, "random": 0.0}.get(weights)}
+                    | {"protocol": "jabri", "rows": 24, "layer": layer, "depth": layer / 2}
+                    | {"sequence": sequence, "object": 1, "frames": 9}
+                    | {f"{m}_{s}": level + 0.05 * (layer == 1) + rng.normal(0, 0.01)
+                       for m in "jf" for s in ("mean", "recall", "decay")}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    """A study directory with probes, tracking with its strips, and a generated clip."""
+    rows = simulated_rows()
+    table(rows, noise=0.01).to_csv(tmp_path / "probes.csv", index=False)
+    davis_table("0a1b").to_csv(tmp_path / "davis.csv", index=False)
+    folder = tmp_path / "davis" / "key"
+    folder.mkdir(parents=True)
+    (folder / "index.json").write_text("{}")
+    frames = np.zeros((8, 12, 16, 3), np.uint8)
+    masks = np.ones((3, 8, 12, 16), np.uint8)
+    np.savez(folder / "frames-camel.npz", frames=frames, truth=masks[0])
+    for stem in ("0a1b-trained2", "0a1b-random", "pixels"):
+        np.savez(folder / f"{stem}-camel.npz", layers=np.arange(3), masks=masks)
+    (tmp_path / "generated").mkdir()
+    grid = pd.MultiIndex.from_product((("drawn", "clip"), range(6), range(4)))
+    losses = pd.DataFrame(list(grid), columns=["what", "frame", "position"])
+    losses = losses.assign(run_id="0a1b", size="t64", clip="dog", loss=2.0 + losses.frame / 10)
+    losses.to_csv(tmp_path / "generated" / "0a1b-dog.csv", index=False)
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 40, 3), np.uint8)).save(buffer, "PNG")
+    (tmp_path / "generated" / "0a1b-dog.png").write_bytes(buffer.getvalue())
+    return tmp_path
+
+
+def test_absent_parts_are_not_there(tmp_path: Path) -> None:
+    assert probe_section(tmp_path, simulated_rows()) == ""
+    assert davis_section(tmp_path) == generated_section(tmp_path) == ""
+
+
+def test_page_has_the_parts_and_their_data(full: Path) -> None:
+    rows = simulated_rows()
+    text = write_report(full, rows, fit_frontier(rows), config_text="").read_text()
+    for title in ("What the layers know", "Tracking without training", "Generated clips"):
+        assert title in text
+    for key in ("probe-0", "probe-law-0", "davis", "generated-0"):
+        assert f'download="{key}.csv"' in text
+    assert "trained less random weights +" in text and "dog, continued" in text
+    assert "from above: truth, " in text and "Error against compute." in text
+    # What is in the CSV is what was probed.
+    start = text.index('download="davis.csv" href="data:text/csv;charset=utf-8,')
+    csv = unquote(text[start:].split("utf-8,", 1)[1].split('"', 1)[0])
+    shown = pd.read_csv(io.StringIO(csv))
+    expected = davis_points(pd.read_csv(full / "davis.csv"))
+    np.testing.assert_allclose(shown.jf, expected.jf)
+
+
+def test_page_changes_with_the_probes(full: Path) -> None:
+    rows = simulated_rows()
+    path = write_report(full, rows, None, config_text="")
+    before = path.read_text()
+    assert write_report(full, rows, None, config_text="").read_text() == before
+    (full / "davis.csv").unlink()
+    assert write_report(full, rows, None, config_text="").read_text() != before
+
+
+def test_points(full: Path) -> None:
+    best = davis_best(pd.read_csv(full / "davis.csv"))
+    assert best.set_index("weights").layer.to_dict() == {"trained": 1, "random": 1, "pixels": 0}
+    trained = best[best.weights == "trained"].iloc[0]
+    assert trained.jf == pytest.approx((trained.j_mean + trained.f_mean) / 2)
+    assert trained.low < trained.jf < trained.high
+    assert json.dumps(sorted(set(probe_points(pd.read_csv(full / "probes.csv")).weights)))
