@@ -42,12 +42,11 @@ def _slurm_jobs(folder: Path) -> tuple[dict[Path, Any] | None, str]:
     if not (folder / "study.yaml").is_file():
         return None, ""
     from scaling.config import load_study
-
-    if load_study(folder / "study.yaml").launch.cluster != "slurm":
-        return None, ""
     from scaling.squeue import entries
 
     try:
+        if load_study(folder / "study.yaml").launch.cluster != "slurm":
+            return None, ""
         return entries(folder / "jobs"), ""
     except UserError as error:
         return None, f"Slurm was not asked: {error}"
