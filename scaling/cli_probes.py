@@ -138,3 +138,27 @@ def permanence(
     from scaling.permanence import write_permanence
 
     print(f"labels  {write_permanence(out, clips=clips, frames=frames, size=size, seed=seed)}")
+
+
+def finetune(
+    study: StudyArg,
+    data: Annotated[Path, typer.Option(help="Labelled images, as for `scaling probe`.")],
+    run: Annotated[str | None, typer.Option(help="Default: the run of most compute.")] = None,
+    px: Annotated[int | None, typer.Option(help="Side of the images; default: doubled.")] = None,
+    rope_base: Annotated[float, typer.Option(help="Base of the rotary positions.")] = 50_000.0,
+    attention: Annotated[str, typer.Option(help="causal | prefix | full")] = "causal",
+    layer_decay: Annotated[float, typer.Option(help="Of the rate, a layer.")] = 0.9,
+    lr: Annotated[float, typer.Option(help="Of the last layer, at the muP base width.")] = 1e-3,
+    steps: Annotated[int, typer.Option(min=1)] = 300,
+    seeds: Annotated[int, typer.Option(min=1, help="Splits of the files, starts.")] = 3,
+) -> None:
+    """Fine-tune a model on labelled images, at another resolution, rotary base or attention.
+
+    Example: `scaling finetune studies/quickstart --data ~/sign_digits --px 32 --rope-base 50000`
+    """
+    from scaling.finetune import Tuning, finetune
+
+    tuning = Tuning(
+        px=px, rope_base=rope_base, attention=attention, layer_decay=layer_decay, lr=lr, steps=steps
+    )
+    print(f"rows    {finetune(study, data, tuning=tuning, run=run, seeds=seeds)}")

@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
 
 from analysis.frontier import fit_frontier
@@ -16,6 +20,8 @@ from analysis.report import write_report
 from analysis.report_probes import davis_section, generated_section, probe_section
 from tests.analysis.test_quality import table
 from tests.report.conftest import simulated_rows
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def davis_table(run_id: str) -> pd.DataFrame:
@@ -100,3 +106,26 @@ def test_points(full: Path) -> None:
     assert trained.jf == pytest.approx((trained.j_mean + trained.f_mean) / 2)
     assert trained.low < trained.jf < trained.high
     assert json.dumps(sorted(set(probe_points(pd.read_csv(full / "probes.csv")).weights)))
+
+
+def notebook_outputs(study: Path) -> list[Any]:
+    notebook = nbformat.read(ROOT / "notebooks" / "04_probes.ipynb", as_version=4)
+    environment = os.environ | {"STUDY": str(study), "PYTHONPATH": str(ROOT)}
+    NotebookClient(notebook, timeout=120).execute(env=environment)
+    return [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+
+
+def test_notebook(full: Path) -> None:
+    """04_probes on a study that was probed, and on one that was not, where it says why it skips."""
+    simulated_rows().to_csv(full / "rows.csv", index=False)
+    outputs = notebook_outputs(full)
+    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+    kinds = [kind for o in outputs for kind in o.get("data", {})]
+    assert kinds.count("application/vnd.plotly.v1+json") == 3  # layers, errors, tracking
+    printed = "".join(o.text for o in outputs if o.output_type == "stream")
+    assert "1 - probe_top1 on pictures, attention head: L(C) = " in printed
+    (full / "probes.csv").unlink()
+    (full / "davis.csv").unlink()
+    outputs = notebook_outputs(full)
+    printed = "".join(o.text for o in outputs if o.output_type == "stream")
+    assert "has no probes.csv" in printed and "has no davis.csv" in printed
