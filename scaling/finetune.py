@@ -1,9 +1,9 @@
 """Fine-tuning a study's model on labelled images: resolution, rotary base, attention.
 
 Sections 4.2, A.2 and A.3. Causal and prefix attention: next-token loss on the model, cross-entropy
-on the heads of every layer, whose gradient stops at the states. Full attention sees what it would predict, so there is no
-next-token loss and the heads' gradient trains the model. Rates fall by `layer_decay` a layer from
-the last to the embedding.
+on the heads of every layer, whose gradient stops at the states. Full attention sees what it would
+predict, so there is no next-token loss and the heads' gradient trains the model. Rates fall by
+`layer_decay` a layer from the last to the embedding.
 
 STUDY/finetuned/<key>.json holds the rows of one (run, data, settings, seed), STUDY/finetune.csv
 those of all.
