@@ -12,6 +12,7 @@ from analysis import figures, pictures
 from analysis.figures_probes import frame_loss_figure, layer_figure, quality_figure
 from analysis.frontier import StudyLaw
 from analysis.page import Column, figure, table
+from analysis.paper_tables import paper_tables
 from analysis.quality import (
     best_layers,
     davis_best,
@@ -33,12 +34,13 @@ def probe_sections(study_dir: Path, rows: pd.DataFrame) -> list[tuple[str, str, 
         ("probes", "What the layers know", probe_section(study_dir, rows)),
         ("tracking", "Tracking without training", davis_section(study_dir)),
         ("generated", "Generated clips", generated_section(study_dir)),
+        ("paper", "Beside the paper’s comparisons", paper_section(study_dir)),
     ]
 
 
 def probe_files(study_dir: Path) -> list[Path]:
     """All that `probe_sections` read."""
-    found = [study_dir / "probes.csv", study_dir / "davis.csv"]
+    found = [study_dir / f"{name}.csv" for name in ("probes", "davis", "finetune")]
     return found + sorted((study_dir / "generated").glob("*.csv"))
 
 
@@ -225,3 +227,23 @@ def generated_section(study_dir: Path) -> str:
             )
         )  # fmt: skip
     return "".join(parts)
+
+
+def paper_section(study_dir: Path) -> str:
+    """The paper's tables with ours beside; it says at what scale ours was run."""
+    tables = paper_tables(study_dir)
+    columns = [
+        Column("choice", "Choice", kind="text"),
+        Column("paper", "Paper, ImageNet (%)", lambda v: number_text(v)),
+        Column("ours", "Here (%)", lambda v: f"{v:.1f}"),
+        Column("low", "95% from", lambda v: f"{v:.1f}"),
+        Column("high", "to", lambda v: f"{v:.1f}"),
+        Column("data", "Data", kind="text"),
+        Column("scale", "Run at", kind="wrap"),
+    ]
+    text = (
+        "<p>Top-1 accuracy. The paper’s are of ImageNet and models of 120 million to 1.1 billion "
+        "parameters, so which choice wins may be compared, and the accuracies may not.</p>"
+    )
+    shown = [table(rows, columns, caption=title) for title, rows in tables.items()]
+    return text + "".join(shown) if shown else ""

@@ -48,7 +48,12 @@ def table(rows: pd.DataFrame, b: float = -0.1, noise: float = 0.0) -> pd.DataFra
             spent = 0 if weights == "random" else run["macs_total"]
             out.append(
                 {"run_id": run["run_id"], "study": "s", "size": run["size"], "layers": 3}
-                | {"params": run["params"], "macs_total": spent, "data": "pictures"}
+                | {
+                    "params": run["params"],
+                    "macs_total": spent,
+                    "data": "pictures",
+                    "family": "toto",
+                }
                 | {"data_key": "k", "head": "attention", "weights": weights}
                 | {"layer": layer, "depth": layer / 3, "seed": seed, "split": "drawn"}
                 | {"n_train": 300, "n_test": 100, "top1": 1 - error, "top5": 1 - error / 2}
