@@ -78,12 +78,20 @@ def _best(probes: pd.DataFrame, choice: str, paper: float) -> pd.DataFrame:
 
 
 def _heads(probes: pd.DataFrame) -> pd.DataFrame:
-    rows = [_best(g, h, POOLING[h]) for h, g in probes.groupby("head") if h in POOLING]
+    rows = [
+        _best(probes[probes["head"] == h], h, paper)
+        for h, paper in POOLING.items()
+        if h in set(probes["head"])
+    ]
     return pd.concat(rows) if rows else pd.DataFrame(columns=COLUMNS)
 
 
 def _families(probes: pd.DataFrame) -> pd.DataFrame:
-    rows = [_best(g, f, ARCHITECTURE[f]) for f, g in probes.groupby("family") if f in ARCHITECTURE]
+    rows = [
+        _best(probes[probes.family == f], f, paper)
+        for f, paper in ARCHITECTURE.items()
+        if f in set(probes.family)
+    ]
     return pd.concat(rows) if rows else pd.DataFrame(columns=COLUMNS)
 
 
