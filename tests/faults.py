@@ -528,7 +528,9 @@ def campaign(s: Study, twin: Study, faults: int, pause: tuple[float, float]) -> 
     print(
         f"{s.name}: {sum(s.injected.values())} faults in {s.sessions} sessions, "
         f"{len(watch.finished)} runs, {share:.1f}% of the steps done again: "
-        + ("; ".join(lost) or "the same table"),
+        + ("; ".join(lost) or "the same table")
+        + "\n    "
+        + ", ".join(f"{n} {kind}".replace("_", " ") for kind, n in s.injected.most_common()),
         flush=True,
     )
     twin.injected.update(steps=watch.trained, again=watch.repeated)
