@@ -46,7 +46,7 @@ TOLERANCE = 1e-4  # nats: sums over ranks round in another order, and training c
 
 def scaling(*arguments: str, code: int = 0) -> str:
     command = [sys.executable, "-m", "scaling.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
