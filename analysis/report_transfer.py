@@ -31,7 +31,7 @@ def transfer_section(points: pd.DataFrame) -> str:
     verdicts = [
         Column("series", "sweep", kind="text"),
         Column("factor", "factor", lambda v: f"{v:g}"),
-        Column("octaves", "optima apart (octaves)", lambda v: f"{v:.2f}"),
+        Column("octaves", "best rate moves (octaves)", lambda v: f"{v:+.2f}".replace("-", "−")),
         Column("uncertainty", "±", lambda v: "–" if math.isnan(v) else f"{v:.2f}"),
         Column("cost", "cost of carrying the rate (nats/token)", _cost),
         Column("verdict", "verdict", kind="text"),

@@ -1,7 +1,8 @@
 """Does the best learning rate transfer? Sweeps over width or depth, side by side, with a verdict.
 
 A series is a parametrisation swept over one axis: all widths at one depth, or all depths at one
-width. Its drift is the range of the members' optima in octaves (factors of two of the rate).
+width. Its drift is how far the best rate moves from the first to the last member, in octaves
+(factors of two of the rate), by one fit of all its runs.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from plotly.subplots import make_subplots
 
 from analysis import figures
 from analysis.style import PAPER, SYMBOLS, base_figure, shades, superscript
-from scaling.optimum import Trial, optimum
+from scaling.optimum import Trial, drift, optimum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-TRANSFERS = 1.0  # octaves: the most that optima may lie apart
+TRANSFERS = 1.0  # octaves: the most that the best rate may move
 ORDER = ("mup", "standard", "completep")
 NAMES = {"mup": "muP", "standard": "standard", "completep": "CompleteP"}
 GROUP = ["parametrization", "axis", "shared"]
@@ -73,34 +74,31 @@ def optima(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdicts(points: pd.DataFrame) -> pd.DataFrame:
-    """One row a series: how far its optima lie apart, and what carrying the rate over costs.
+    """One row a series: how far its best rate moves, and what carrying the rate over costs.
 
-    Returns columns parametrization, axis, shared, first, last (members), octaves (largest minus
-    smallest optimum), uncertainty (95%, of that difference; NaN where an optimum has no interval),
-    cost (nats per token that the last member loses at the first one's best rate; NaN: not tried,
-    inf: it diverges), verdict.
+    Returns columns parametrization, axis, shared, first, last (members), octaves (from first to
+    last, `scaling.optimum.drift`), uncertainty (95%; NaN: too few runs), cost (nats per token that
+    the last member loses at the first one's best rate; NaN: not tried, inf: it diverges), verdict:
+    "transfers" or "does not transfer" where the whole interval lies on that side of TRANSFERS, else
+    "not decided", as where an optimum may lie beyond the rates tried.
     """
     records = []
+    key: Any
     best = optima(points)
-    for key, one in best.groupby(GROUP, sort=False):
-        rate, half = one.log2_lr.to_numpy(), (one.high - one.log2_lr).to_numpy()
-        top, bottom = rate.argmax(), rate.argmin()
-        octaves = float(rate[top] - rate[bottom])
-        verdict = "transfers" if octaves <= TRANSFERS else "does not transfer"
-        if one.edge.any() and octaves <= TRANSFERS:  # an optimum may lie beyond the rates tried
-            verdict = "not decided"
-        first, last = int(one.member.iloc[0]), int(one.member.iloc[-1])
-        records.append(
-            (
-                *key,
-                first,
-                last,
-                octaves,
-                math.hypot(half[top], half[bottom]),
-                _cost(of_series(points, key), first, last),
-                verdict,
-            )
+    for key, one in points.groupby(GROUP, sort=False):
+        losses = one.val_loss.fillna(math.inf)
+        octaves, half = drift(
+            [Trial(*run) for run in zip(one.member, one.log2_lr, losses, strict=True)]
         )
+        uncertainty = math.nan if half is None else half
+        verdict = "not decided"
+        if abs(octaves) + uncertainty <= TRANSFERS and not of_series(best, key).edge.any():
+            verdict = "transfers"
+        elif abs(octaves) - uncertainty > TRANSFERS:
+            verdict = "does not transfer"
+        first, last = int(one.member.min()), int(one.member.max())
+        cost = _cost(one, first, last)
+        records.append((*key, first, last, octaves, uncertainty, cost, verdict))
     columns = [*GROUP, "first", "last", "octaves", "uncertainty", "cost", "verdict"]
     return pd.DataFrame(records, columns=columns)
 
@@ -130,7 +128,7 @@ def verdict_lines(points: pd.DataFrame) -> Iterator[str]:
         axis = row["axis"]
         error = "" if math.isnan(row["uncertainty"]) else f" ± {row['uncertainty']:.2f}"
         yield (
-            f"{title(*key)}: the best rate moves by {row['octaves']:.2f}{error} octaves over a "
+            f"{title(*key)}: the best rate moves by {row['octaves']:+.2f}{error} octaves over a "
             f"factor {row['last'] / row['first']:g}: {row['verdict']}; the rate of {axis} "
             f"{row['first']} costs {row['cost']:.4f} nats/token at {axis} {row['last']}"
         )

@@ -95,3 +95,38 @@ def vertex_between(trials: Sequence[Trial], around: float) -> tuple[float | None
     slope[:2] = b / (2 * a**2), -1 / (2 * a)
     error = math.sqrt(float(slope @ covariance @ slope))
     return vertex, float(stats.t.ppf(0.975, freedom)) * error
+
+
+def drift(trials: Sequence[Trial]) -> tuple[float, float | None]:
+    """Octaves by which the best rate moves from the narrowest to the widest, and half its interval.
+
+    One least-squares fit of all losses near their width's lowest: a level for each width, a common
+    curvature, and an optimum that moves linearly in log2(width). Its interval (95%, delta method,
+    Student's t) rests on all runs together, where a difference of two vertices rests on a few. None
+    without a degree of freedom; (nan, None) where no parabola opens upwards.
+    """
+    finite = [t for t in trials if math.isfinite(t.loss)]
+    widths = sorted({t.width for t in finite})
+    lowest = {w: min((t.loss, t.log2_lr) for t in finite if t.width == w)[1] for w in widths}
+    near = [t for t in finite if abs(t.log2_lr - lowest[t.width]) <= NEIGHBOURHOOD]
+    freedom = len(near) - 3 - len(widths)
+    if len(widths) < 2 or freedom < 0:
+        return math.nan, None
+    x = np.array([t.log2_lr for t in near])
+    x -= x.mean()
+    octaves = np.log2([t.width / widths[0] for t in near])
+    levels = [[float(t.width == w) for w in widths] for t in near]
+    design = np.column_stack([x**2, x * octaves, x, levels])
+    fitted, _, rank, _ = np.linalg.lstsq(design, np.array([t.loss for t in near]), rcond=None)
+    a, moves = fitted[:2]
+    if a <= 0 or rank < design.shape[1]:
+        return math.nan, None
+    span = math.log2(widths[-1] / widths[0])
+    moved = -span * float(moves / (2 * a))
+    if freedom == 0:
+        return moved, None
+    residual = np.array([t.loss for t in near]) - design @ fitted
+    covariance = np.linalg.inv(design.T @ design)[:2, :2] * float(residual @ residual) / freedom
+    slope = np.array([-moved / a, -span / (2 * a)])
+    error = math.sqrt(float(slope @ covariance @ slope))
+    return moved, float(stats.t.ppf(0.975, freedom)) * error

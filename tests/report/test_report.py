@@ -182,7 +182,7 @@ def test_sweeps_that_are_compared(rows: pd.DataFrame, tmp_path: Path) -> None:
     both = pd.concat([sweep, other], ignore_index=True)
     page = page_of(write_report(tmp_path, both, None, config_text="a: 1"))
     assert "standard over width (2 layers)" in page.text
-    assert "optima apart (octaves)" in page.text and "transfers" in page.text
+    assert "best rate moves (octaves)" in page.text and "transfers" in page.text
 
 
 def test_a_study_in_which_everything_diverged(rows: pd.DataFrame, tmp_path: Path) -> None:
