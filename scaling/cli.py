@@ -224,6 +224,7 @@ app.command()(cli_probes.davis)
 app.command()(cli_probes.generate)
 app.command()(cli_probes.permanence)
 app.command()(cli_probes.finetune)
+app.command()(cli_probes.represent)
 app.command()(cli_tokens.tokens)
 app.add_typer(cli_tokens.tokenizer, name="tokenizer")
 

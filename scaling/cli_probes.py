@@ -162,3 +162,41 @@ def finetune(
         px=px, rope_base=rope_base, attention=attention, layer_decay=layer_decay, lr=lr, steps=steps
     )
     print(f"rows    {finetune(study, data, tuning=tuning, run=run, seeds=seeds)}")
+
+
+def represent(
+    study: StudyArg,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Labelled images or clips to probe on; repeatable.")
+    ] = None,
+    davis_data: Annotated[Path | None, typer.Option("--davis", help="DAVIS's folder.")] = None,
+    prompt: Annotated[
+        list[Path] | None, typer.Option(help="A clip that is continued; repeatable.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Of the probes.")] = 5,
+    clips: Annotated[int, typer.Option(help="Views of a labelled clip in time.")] = 1,
+    rows: Annotated[int, typer.Option(help="DAVIS: tokens on the short side of a frame.")] = 24,
+    frames: Annotated[int, typer.Option(help="Frames to draw after a prompt.")] = 64,
+    memory_gb: MemoryOption = 2.0,
+) -> None:
+    """Probe, track, generate and write the report: all that a study's models know, in one command.
+
+    Example: `scaling represent studies/quickstart --data ~/digits --davis ~/DAVIS --prompt a.mp4`
+
+    Interrupt it whenever you like: the same command continues where it stopped.
+    """
+    from scaling.cli_reading import report
+    from scaling.davis import track
+    from scaling.probe import Views
+    from scaling.probe import probe as run_probe
+    from scaling.sample import continue_clip
+    from scaling.weights import trained_runs
+
+    for one in data or ():
+        run_probe(study, one, seeds=seeds, views=Views(clips), memory_gb=memory_gb)
+    if davis_data is not None:
+        track(study, davis_data, rows=rows, memory_gb=memory_gb)
+    for clip in prompt or ():
+        best = min(trained_runs(study), key=lambda t: t.row["val_loss"])
+        print(continue_clip(best.folder, clip, frames=frames)[0])
+    report(study)

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from PIL import Image
 from scipy.spatial import cKDTree
 
 from models.propagation import DINO, Protocol, propagate
 from scaling import davis
+from scaling.cli_probes import represent
 from scaling.davis_measures import boundary, contour_f, evaluate, jaccard, statistics
 from scaling.errors import UserError
 
@@ -210,3 +212,25 @@ def test_indexed_masks_keep_their_objects(tmp_path: Path) -> None:
     image.save(tmp_path / "m.png")
     assert (davis.read_masks([tmp_path / "m.png"])[0] == numbers).all()
     assert json.dumps(int(numbers.max())) == "2"
+
+
+def test_one_command_makes_every_part(
+    study: Path, layout: Path, pictures: Path, clips: Path, tmp_path: Path
+) -> None:
+    """`scaling represent`: probes, tracking, a continued clip, and the report that shows them."""
+    config = {
+        "study": "tiny",
+        "data": {"frames": 4, "size": 8, "sources": [{"name": "leaves", "kind": "leaves"}]},
+        "tokenizer": {"patch": 4, "codes": 32},
+        "ladder": {"sizes": ["t16"], "budgets_macs": [1e7], "log2_lr": -6.0},
+    }
+    own = Path(shutil.copytree(study, tmp_path / "own"))
+    (own / "study.yaml").write_text(yaml.safe_dump(config))
+    represent(
+        own, data=[pictures], davis_data=layout, prompt=[clips / "left" / "0.mp4"], seeds=2,
+        clips=1, rows=12, frames=6, memory_gb=1.0,
+    )  # fmt: skip
+    page = (own / "report.html").read_text()
+    for title in ("What the layers know", "Tracking without training", "Generated clips"):
+        assert title in page
+    assert "No law" in page  # of one run
