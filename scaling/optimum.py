@@ -112,7 +112,7 @@ def drift(trials: Sequence[Trial]) -> tuple[float, float | None]:
     freedom = len(near) - 3 - len(widths)
     if len(widths) < 2 or freedom < 0:
         return math.nan, None
-    x = np.array([t.log2_lr for t in near])
+    x = np.array([float(t.log2_lr) for t in near])
     x -= x.mean()
     octaves = np.log2([t.width / widths[0] for t in near])
     levels = [[float(t.width == w) for w in widths] for t in near]

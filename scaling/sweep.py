@@ -21,7 +21,7 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.launch import Finished, Job
-from scaling.optimum import NEIGHBOURHOOD, Optimum, Trial, optimum, vertex_between
+from scaling.optimum import NEIGHBOURHOOD, Optimum, Trial, drift, optimum, vertex_between
 from scaling.results import read_run
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class SweepResult:
     high: float | None
     trials: tuple[Trial, ...]  # by width, then rate
     optima: tuple[Optimum, ...]  # by width
-    drift_octaves: float  # optimum of the widest minus optimum of the narrowest
+    drift_octaves: float  # from the narrowest to the widest (`scaling.optimum.drift`); nan: no bowl
+    drift_half: float | None  # half its 95% interval
     on_edge: bool  # the best rate is the first or last one tried
     warnings: tuple[str, ...]
     axis: str = "width"  # or "depth": what the trials' and optima's `width` is
@@ -68,9 +69,11 @@ class SweepResult:
     def summary(self) -> str:
         """A line for the whole, one for each width, one for each warning."""
         optimum = _interval(self.low, self.high, "95% ", ", ")
-        lines = [
-            f"learning rate 2^{self.log2_lr:g} ({optimum}drift {self.drift_octaves:+.2f} octaves)"
-        ]
+        error = "" if self.drift_half is None else f" ± {self.drift_half:.2f}"
+        moved = f"drift {self.drift_octaves:+.2f}{error} octaves"
+        if math.isnan(self.drift_octaves):
+            moved = "drift not determined"
+        lines = [f"learning rate 2^{self.log2_lr:g} ({optimum}{moved})"]
         for best in self.optima:
             interval = _interval(best.low, best.high, " ")
             mine = [t for t in self.trials if t.width == best.width]
@@ -360,10 +363,10 @@ def read_trials(
             f"the best learning rate, 2^{log2_lr:g}, lies on the edge of what was tried "
             f"(2^{low:g}..2^{high:g}); move lr.{side} to be sure of it"
         )
-    drift = optima[-1].log2_lr - optima[0].log2_lr
-    if abs(drift) > 1:
+    moves, moves_half = drift(trials) if len(widths) > 1 else (0.0, None)
+    if abs(moves) > 1:
         warnings.append(
-            f"the best rate moves by {drift:+.1f} octaves from {axis} {optima[0].width} to "
+            f"the best rate moves by {moves:+.1f} octaves from {axis} {optima[0].width} to "
             f"{optima[-1].width}: it does not transfer well at this setting"
         )
     return SweepResult(
@@ -373,7 +376,8 @@ def read_trials(
         high=None if vertex is None or half is None else vertex + half,
         trials=tuple(trials),
         optima=optima,
-        drift_octaves=drift,
+        drift_octaves=moves,
+        drift_half=moves_half,
         on_edge=on_edge,
         warnings=tuple(warnings),
         axis=axis,
