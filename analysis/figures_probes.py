@@ -33,13 +33,15 @@ def layer_figure(points: pd.DataFrame, value: str, y_title: str) -> go.Figure:
     """
     figure = base_figure("layer, as a share of the depth (0: the embedding)", y_title)
     sizes = list(points.sort_values("params")["size"].dropna().unique())
+    aside = min(0.008, 0.05 / max(1, len(sizes)))  # so that intervals do not cover one another
     for size, colour, i in zip(sizes, shades(len(sizes)), range(len(sizes)), strict=True):
         for weights, dash in (("trained", "solid"), ("random", "dash")):
             one = points[(points["size"] == size) & (points.weights == weights)]
             one = one.sort_values("layer")
             label = escape(size) + (", random weights" if weights == "random" else "")
             figure.add_scatter(
-                x=one.depth, y=one[value], mode="lines+markers", name=label,
+                x=one.depth + aside * (i - (len(sizes) - 1) / 2), y=one[value],
+                mode="lines+markers", name=label,
                 line={"color": colour, "width": 2 if weights == "trained" else 1.2, "dash": dash},
                 marker={"symbol": SYMBOLS[i % 7], "size": SYMBOL_SIZES[i % 7]},
                 opacity=1 if weights == "trained" else 0.6,
