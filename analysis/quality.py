@@ -157,8 +157,11 @@ def quality_laws(
             f"{study}/{tables[metric]}.csv is not there; make it with `{command} {study}`"
         )
     if metric == "davis_jf":
-        best = davis_best(table).rename(columns={"jf": "accuracy"}).assign(data="DAVIS", head="")
-        best["data_key"] = ""
+        parts = [
+            davis_best(one).assign(data=f"DAVIS, {protocol}, {rows_of} rows", data_key="", head="")
+            for (protocol, rows_of), one in table.groupby(["protocol", "rows"])
+        ]
+        best = pd.concat(parts).rename(columns={"jf": "accuracy"})
     else:
         best = best_layers(table, metric.removeprefix("probe_"))
     decayed = rows[rows.decayed]
@@ -181,7 +184,10 @@ def quality_laws(
 
 
 def davis_points(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per (run, weights, layer): means over objects, with an interval over sequences."""
+    """One row per (run, weights, layer): means over objects, with an interval over sequences.
+
+    table: rows of one protocol and grid.
+    """
     rows = []
     keys = [*RUN, "layer", "depth"]
     for key, g in table.groupby(keys, sort=False, dropna=False):

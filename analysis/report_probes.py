@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,12 @@ def davis_section(study_dir: Path) -> str:
     davis = read_quality(study_dir, "davis")
     if davis is None:
         return ""
+    groups = davis.groupby(["protocol", "rows"], sort=False)
+    return "".join(_davis_part(number, one, study_dir) for number, (_, one) in enumerate(groups))
+
+
+def _davis_part(number: int, davis: pd.DataFrame, study_dir: Path) -> str:
+    """One protocol and grid: the curve, the table, the strips."""
     points, best = davis_points(davis), davis_best(davis)
     rows = int(davis["rows"].iloc[0])
     text = (
@@ -149,7 +156,8 @@ def davis_section(study_dir: Path) -> str:
     )
     parts = [
         figure(
-            "davis", "Tracking by layer.", text, layer_figure(points, "jf", "J&F"), points,
+            f"davis-{number}", "Tracking by layer.", text,
+            layer_figure(points, "jf", "J&F"), points,
             alt=f"Line chart: J&F against relative depth. {text}",
         )
     ]  # fmt: skip
@@ -168,10 +176,14 @@ def davis_section(study_dir: Path) -> str:
 
 def _film_strips(study_dir: Path, davis: pd.DataFrame, best: pd.DataFrame) -> str:
     """Masks over frames: the truth, then each kind of features at its best layer."""
-    folders = [p.parent for p in (study_dir / "davis").glob("*/index.json")]
+    protocol, rows = davis.protocol.iloc[0], int(davis["rows"].iloc[0])
+    settings = {
+        p.parent: json.loads(p.read_text()) for p in (study_dir / "davis").glob("*/index.json")
+    }
+    folders = [f for f, s in settings.items() if (s["protocol"], s["rows"]) == (protocol, rows)]
     if not folders:
         return ""
-    folder = max(folders, key=lambda p: (p / "index.json").stat().st_mtime)
+    folder = folders[0]
     held = sorted({p.name.removeprefix("frames-") for p in folder.glob("frames-*.npz")})
     strips = []
     for name in held[:SEQUENCES]:

@@ -103,7 +103,7 @@ def probe(
             folder = _encoded(study, trained, labelled, data, views, recipe, say)
             for weights in WEIGHTS:
                 _probe_run(folder, trained, weights, heads, layers, seeds, memory_gb, recipe, say)
-        return gather(study)
+        return gather(study, recipe)
 
 
 def _check_layers(trained: TrainedRun, layers: list[int] | None) -> None:
@@ -380,11 +380,16 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: damaged ({error}); remove it and probe again") from None
 
 
-def gather(study: Path) -> Path:
-    """STUDY/probes.csv of all rows that are there; the same rows give the same bytes."""
+def gather(study: Path, recipe: Recipe) -> Path:
+    """STUDY/probes.csv of all rows of a recipe; the same rows give the same bytes."""
     import pandas as pd
 
-    rows = [r for path in sorted((study / "probes").glob("*/*-*-*.json")) for r in _read_rows(path)]
+    rows: list[dict[str, Any]] = []
+    for index in sorted((study / "probes").glob("*/index.json")):
+        settings = json.loads(index.read_text())["settings"]
+        if (settings["schema"], settings["recipe"]) == (SCHEMA, asdict(recipe)):
+            for path in sorted(index.parent.glob("*-*-*.json")):
+                rows += _read_rows(path)
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(
         ["data", "data_key", "params", "run_id", "weights", "head", "seed", "layer"], kind="stable"
     )

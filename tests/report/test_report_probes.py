@@ -52,7 +52,7 @@ def full(tmp_path: Path) -> Path:
     davis_table("0a1b").to_csv(tmp_path / "davis.csv", index=False)
     folder = tmp_path / "davis" / "key"
     folder.mkdir(parents=True)
-    (folder / "index.json").write_text("{}")
+    (folder / "index.json").write_text(json.dumps({"protocol": "jabri", "rows": 24}))
     frames = np.zeros((8, 12, 16, 3), np.uint8)
     masks = np.ones((3, 8, 12, 16), np.uint8)
     np.savez(folder / "frames-camel.npz", frames=frames, truth=masks[0])
@@ -79,12 +79,12 @@ def test_page_has_the_parts_and_their_data(full: Path) -> None:
     text = write_report(full, rows, fit_frontier(rows), config_text="").read_text()
     for title in ("What the layers know", "Tracking without training", "Generated clips"):
         assert title in text
-    for key in ("probe-0", "probe-law-0", "davis", "generated-0"):
+    for key in ("probe-0", "probe-law-0", "davis-0", "generated-0"):
         assert f'download="{key}.csv"' in text
     assert "trained less random weights +" in text and "dog, continued" in text
     assert "from above: truth, " in text and "Error against compute." in text
     # What is in the CSV is what was probed.
-    start = text.index('download="davis.csv" href="data:text/csv;charset=utf-8,')
+    start = text.index('download="davis-0.csv" href="data:text/csv;charset=utf-8,')
     csv = unquote(text[start:].split("utf-8,", 1)[1].split('"', 1)[0])
     shown = pd.read_csv(io.StringIO(csv))
     expected = davis_points(pd.read_csv(full / "davis.csv"))
