@@ -171,16 +171,22 @@ def quality_laws(
         name = f"1 - {metric} on {data}" + f", {head} head" * bool(head)
         error = g[["run_id", "macs_total"]].assign(val_loss=1 - g.accuracy)
         joined = decayed.drop(columns="val_loss").merge(error, on=["run_id", "macs_total"])
-        try:
-            law = fit_frontier(joined, seed=seed, form=form, resamples=resamples)
-        except NotIdentified as refusal:
-            out.append((name, refusal))
-        except np.linalg.LinAlgError:
-            why = "the points do not determine the law's parameters (a singular system)"
-            out.append((name, NotIdentified(why)))
-        else:
-            out.append((name, law))
+        joined["train_loss"] = np.nan  # nats, which an error is not compared with
+        out.append((name, _law(joined, seed, form, resamples)))
     return out
+
+
+def _law(
+    rows: pd.DataFrame, seed: int, form: str, resamples: int
+) -> StudyLaw | NotIdentified:  # fmt: skip
+    try:
+        return fit_frontier(rows, seed=seed, form=form, resamples=resamples)
+    except NotIdentified as refusal:
+        return refusal
+    except np.linalg.LinAlgError:  # few, noisy points: no floor can be told from them
+        if form != "select":
+            return NotIdentified("the points do not determine the law (a singular system)")
+        return _law(rows, seed, "power", resamples)
 
 
 def davis_points(table: pd.DataFrame) -> pd.DataFrame:
