@@ -272,6 +272,14 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # `scaling status | head`
         sys.exit(0)
+    except OSError as error:  # a library that writes (Optuna's journal) meets a full disk too
+        from scaling.checkpoint import storage_error
+
+        told = storage_error(error, Path(error.filename or "the study's folder"))
+        if not isinstance(told, UserError):
+            raise
+        _note(f"error: {told}")
+        sys.exit(2)
     if code == 130:  # typer's answer to Ctrl-C
         _note("interrupted; what is finished is kept, and the same command continues")
     sys.exit(code if isinstance(code, int) else 0)

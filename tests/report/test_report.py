@@ -170,7 +170,7 @@ def test_what_is_missing_is_said(rows: pd.DataFrame, tmp_path: Path) -> None:
 def test_a_study_with_only_a_sweep(rows: pd.DataFrame, tmp_path: Path) -> None:
     sweep = rows[rows.role == "lr_sweep"]
     text = page_of(write_report(tmp_path, sweep, None, config_text="a: 1")).text
-    assert "muP over width (2 layers): the best rate moves by 0." in text
+    assert "muP over width (2 layers): the best rate moves by +0." in text
     assert "No law was fitted" not in text and "Loss against compute" not in text
     assert "Each width’s best rate" in text
 
