@@ -196,7 +196,20 @@ def _client(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are raised; see _explained
     with _explained(uri):
+        if not _exists(uri):
+            _make(Path(uri.removeprefix("sqlite:///")))
         return _patiently(MlflowClient, tracking_uri=uri)
+
+
+def _make(path: Path) -> None:
+    """An empty database, there whole or not at all: MLflow takes seconds of migrations to make one,
+    and cannot go on with one that a kill or a full disk left halfway."""
+    from mlflow import MlflowClient
+
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"sqlite:///{unfinished}").search_experiments()
+    os.replace(unfinished, path)
 
 
 def _wait_for_lock(path: Path) -> None:
@@ -235,12 +248,13 @@ def _patiently(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def _explained(uri: str) -> Iterator[None]:
     """MLflow's failures in a sentence: what it says, and that nothing is lost."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         with warnings.catch_warnings():  # of MLflow's own calls to SQLAlchemy
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         said = " ".join(str(error).split())
         raise UserError(
             f"MLflow at {uri}: {said[:300]}. Nothing is lost: the rows are in the runs' own "

@@ -376,3 +376,21 @@ def test_pages_are_served_on_loopback(study: Path) -> None:
             os.killpg(server.pid, 2)
     with pytest.raises(UserError, match=r"no mlflow.db here; run the study first"):
         track.ui(study / "nowhere")
+
+
+def test_killed_while_the_database_is_made(tmp_path: Path) -> None:
+    """MLflow takes seconds of migrations to make one, and cannot go on with half of them."""
+    folder = tmp_path / "small"
+    write(folder, "run0", [row("run0", 30, decayed=True, budget_macs=9e13)])
+    call = f"from pathlib import Path; from scaling import track; track.sync(Path({str(folder)!r}))"
+    sender = subprocess.Popen([sys.executable, "-c", call])
+    unfinished = folder / ".mlflow.db.tmp"
+    while not (unfinished.exists() and unfinished.stat().st_size > 100_000):
+        assert sender.poll() is None
+        time.sleep(0.002)
+    sender.kill()
+    sender.wait()
+    assert not (folder / "mlflow.db").exists()
+    assert track.sync(folder) == 1
+    assert len(load(f"sqlite:///{folder / 'mlflow.db'}#small")) == 1
+    assert sorted(p.name for p in folder.glob("*mlflow.db*")) == ["mlflow.db"]
