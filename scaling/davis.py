@@ -29,7 +29,14 @@ from scaling.checkpoint import write_atomic
 from scaling.davis_measures import evaluate
 from scaling.errors import UserError
 from scaling.features import seen, with_start
-from scaling.weights import WEIGHTS, TrainedRun, data_dir_of, open_tokenizer, trained_runs
+from scaling.weights import (
+    WEIGHTS,
+    TrainedRun,
+    check_layers,
+    data_dir_of,
+    open_tokenizer,
+    trained_runs,
+)
 
 SCHEMA = 1
 COLUMNS = (
@@ -73,13 +80,7 @@ def track(
     chosen = trained_runs(study, runs)
     chosen = [t for t in chosen if t.last] if runs else chosen[-1:]
     for trained in chosen:
-        depth = trained.run.model.layers
-        wrong = [layer for layer in layers or () if not 0 <= layer <= depth]
-        if wrong:
-            raise UserError(
-                f"layer {', '.join(map(str, wrong))} of run {trained.run_id} "
-                f"({trained.run.model.name}): its layers are 0 (the embedding) to {depth}"
-            )
+        check_layers(trained, layers)
     sequences = find_sequences(data)
     rule = asdict(PROTOCOLS[protocol])
     rule["radius"] = max(1.0, rule["radius"] * rows / 60)

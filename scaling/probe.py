@@ -28,7 +28,14 @@ from scaling.checkpoint import write_atomic
 from scaling.errors import UserError
 from scaling.features import Features, seen, write_features
 from scaling.labelled import Labelled, draw_split, read_labelled, usable
-from scaling.weights import WEIGHTS, TrainedRun, data_dir_of, open_tokenizer, trained_runs
+from scaling.weights import (
+    WEIGHTS,
+    TrainedRun,
+    check_layers,
+    data_dir_of,
+    open_tokenizer,
+    trained_runs,
+)
 
 SCHEMA = 1
 COLUMNS = (
@@ -94,7 +101,7 @@ def probe(
         )
     chosen = trained_runs(study, runs)
     for trained in chosen:
-        _check_layers(trained, layers)
+        check_layers(trained, layers)
     labelled = read_labelled(data)
     for trained in chosen:
         data_dir_of(study, trained.run)  # before anything is encoded
@@ -104,16 +111,6 @@ def probe(
             for weights in WEIGHTS:
                 _probe_run(folder, trained, weights, heads, layers, seeds, memory_gb, recipe, say)
         return gather(study, recipe)
-
-
-def _check_layers(trained: TrainedRun, layers: list[int] | None) -> None:
-    depth = trained.run.model.layers
-    wrong = [layer for layer in layers or () if not 0 <= layer <= depth]
-    if wrong:
-        raise UserError(
-            f"layer {', '.join(map(str, wrong))} of run {trained.run_id} "
-            f"({trained.run.model.name}): its layers are 0 (the embedding) to {depth}"
-        )
 
 
 # -- tokens

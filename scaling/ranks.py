@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,26 +154,29 @@ class Ranks:
             yield
             return
         over = threading.Event()
-        threading.Thread(target=self._watch, args=(over,), daemon=True).start()
+        heard: list[str] = []
+        threading.Thread(target=self._watch, args=(over, heard), daemon=True).start()
         try:
             yield
         except BaseException as error:
             if isinstance(error, Interrupted) or getattr(error, "common", False):
                 raise
-            cause = self._first_failure(error)
+            cause = self._first_failure(error, heard)
             if self.device.type == "cpu":  # closes its connections: who waits at one end knows
                 dist.destroy_process_group()
+            if self.first and cause is None:
+                self._keep_store()
             if cause is None:
                 raise
             raise cause from error
         finally:
             over.set()
 
-    def _first_failure(self, own: BaseException) -> Exception | None:
+    def _first_failure(self, own: BaseException, heard: list[str]) -> Exception | None:
         """Another rank's failure that led to `own`; where there is none, `own` is told to all."""
         try:
-            if self.store.check([FAILED]):
-                there = json.loads(self.store.get(FAILED))
+            if heard or self.store.check([FAILED]):
+                there = json.loads(heard[0] if heard else self.store.get(FAILED))
                 kind = UserError if there["mistake"] else RuntimeError
                 return kind(f"rank {there['rank']} failed: {there['what']}")
             failure = {
@@ -185,11 +189,21 @@ class Ranks:
             print(f"rank 0 does not answer: {error}", file=sys.stderr)
         return None
 
-    def _watch(self, over: threading.Event) -> None:
+    def _keep_store(self) -> None:
+        """The store and the connections end with the first rank: it waits until all have heard."""
+        others = [f"heard-{rank}" for rank in range(1, self.size)]
+        end = time.monotonic() + GRACE_SECONDS
+        while not self.store.check(others) and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def _watch(self, over: threading.Event, heard: list[str]) -> None:
         """A collective cannot be interrupted from outside: what is stuck in one must exit."""
         while not over.wait(1.0):
             try:
                 said = self.store.get(FAILED).decode() if self.store.check([FAILED]) else ""
+                if said and not heard:
+                    heard.append(said)
+                    self.store.set(f"heard-{self.rank}", "")
             except dist.DistError as error:
                 said = f"rank 0 does not answer: {error}"
             if said and not over.wait(GRACE_SECONDS):

@@ -155,3 +155,14 @@ def open_tokenizer(data_dir: Path) -> tuple[Any, dict[str, Any]]:
     from models.tokenizers.weights import load
 
     return load(path), index
+
+
+def check_layers(trained: TrainedRun, layers: list[int] | None) -> None:
+    """Raises UserError for a layer that the run's model does not have."""
+    depth = trained.run.model.layers
+    wrong = [layer for layer in layers or () if not 0 <= layer <= depth]
+    if wrong:
+        raise UserError(
+            f"layer {', '.join(map(str, wrong))} of run {trained.run_id} "
+            f"({trained.run.model.name}): its layers are 0 (the embedding) to {depth}"
+        )
