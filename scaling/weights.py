@@ -59,7 +59,14 @@ class TrainedRun:
             optim = optimizer(model, lr=self.run.lr, weight_decay=self.run.weight_decay)
             parallel.load(self.folder / shards["folder"], model, optim)
         else:
-            model.load_state_dict(state["model"])
+            try:
+                model.load_state_dict(state["model"])
+            except RuntimeError as error:  # torch: a line for each name or shape that is wrong
+                wrong = str(error).splitlines()[-1].strip()
+                raise UserError(
+                    f"{self.folder / name}: the weights are not those of this run's model "
+                    f"({wrong}). Remove the run's folder and run the study again to train it"
+                ) from None
         return model.eval()
 
 

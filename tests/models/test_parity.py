@@ -147,10 +147,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("T", [40, 1])
+@pytest.mark.parametrize("T", [40, 1, 300])  # 300: attention in rows
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_parity(transformers: ModuleType, case: str, T: int) -> None:
     config, make, from_theirs = CASES[case]
+    config = replace(config, context=max(T, config.context))
     other = make(transformers, config)
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
