@@ -1,7 +1,7 @@
-"""The paper's comparisons of design choices, with a study's own numbers beside its.
+"""A study's variants side by side, and beside the paper's table of the same choices.
 
-Accuracies are of other data, models and budgets: what may be compared is which choice wins, and by
-how much. Each table says at what scale ours was run.
+A variant that bears the name of a row of the paper's stands beside it. Accuracies are of other
+data, models and budgets: what may be compared is which choice wins, and by how much.
 """
 
 from __future__ import annotations
@@ -11,108 +11,120 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.quality import best_layers, over_seeds, read_quality
+from analysis.quality import half_width, read_quality, scored_by_others
 
-# arXiv 2501.05453, Tables 4, 5 and 6 and Section A.2: top-1 on ImageNet, in percent.
-POOLING = {"average": 53.2, "attention": 61.1}
-RESOLUTION = {
-    "trained at the low resolution": 53.2,
-    "fine-tuned at twice that, RoPE base 10,000": 63.2,
-    "fine-tuned at twice that, RoPE base 50,000": 64.4,
+# arXiv 2501.05453: top-1 on ImageNet, in percent.
+PAPER = {
+    "Input and target tokens (Table 3)": {
+        "VQGAN-VQGAN 16x16 16k": 61.3,
+        "VQGAN-VQGAN 16x16 1k": 61.1,
+        "dVAE-dVAE 32x32": 61.2,
+        "dVAE-dVAE 16x16": 53.2,
+        "patch-patch 16x16": 60.6,
+        "patch-dVAE 16x16": 58.5,
+    },
+    "Token resolution (Table 4)": {
+        "dVAE/16": 53.2,
+        "dVAE/32": 61.2,
+        "dVAE/16→32": 63.2,
+        "dVAE/16→32†": 64.4,
+    },
+    "Pooling (Table 5)": {"Average": 53.2, "Attention": 61.1},
+    "Architecture (Table 6)": {"LLaMA": 53.2, "GPT2": 48.5, "Mamba": 40.7},
+    "Attention in fine-tuning (A.2)": {"causal": 82.2, "full": 82.6},
 }
-ARCHITECTURE = {"gpt2": 48.5, "mamba": 40.7, "toto": 53.2}
-ATTENTION = {"full": 82.6, "causal": 82.2}
-COLUMNS = ["choice", "paper", "ours", "low", "high", "data", "scale"]
+KEYS = ["data", "variant"]
 
 
-def paper_tables(study: Path) -> dict[str, pd.DataFrame]:
-    """Title -> rows of COLUMNS (percent), of the comparisons that the study holds.
+def title_of(names: list[str]) -> str:
+    """The paper's table that most of the variants are named after."""
+    shared = {title: len(set(rows) & set(names)) for title, rows in PAPER.items()}
+    best = max(shared, key=lambda title: shared[title])
+    return best if shared[best] else "Variants"
 
-    Pooling (Table 5) and architecture (Table 6; of the largest run of each family) come from
-    probes.csv, resolution (Table 4) and attention (A.2) from finetune.csv. A comparison with fewer
-    than two of its choices is left out.
+
+def paper_table(study: Path) -> pd.DataFrame | None:
+    """One row per data and variant, in the order of the configuration; None without variants.
+
+    Accuracies and differences in percent, with 95% intervals over seeds: `ours` (each seed at the
+    layer that the others choose), `random`: of the weights before training, `difference`: to the
+    first variant, seed by seed. `paper` and `paper_difference` are NaN where the paper has none.
     """
-    probes, tuned = read_quality(study, "probes"), read_quality(study, "finetune")
-    found: dict[str, list[pd.DataFrame]] = {}
-    if probes is not None:
-        trained = probes[probes.weights == "trained"]
-        for _, one in trained.groupby("data_key", sort=False):
-            largest = one[one.macs_total == one.macs_total.max()]
-            largest = largest[largest.run_id == largest.run_id.iloc[0]]
-            found.setdefault("Pooling (Table 5)", []).append(_heads(largest))
-            families = one[one["head"] == "attention"]
-            families = families[
-                families.macs_total == families.groupby("family").macs_total.transform("max")
-            ]
-            found.setdefault("Architecture (Table 6)", []).append(_families(families))
-    if tuned is not None:
-        attention = tuned[tuned.rope_base == 50_000]
-        for _, one in attention.groupby(["data", "px"], sort=False):
-            rows = _tuned(one, "attention", {c: c for c in ("full", "causal", "prefix")}, ATTENTION)
-            found.setdefault("Attention in fine-tuning (A.2)", []).append(rows)
-        causal = tuned[tuned.attention == "causal"]
-        names = {
-            10_000.0: "fine-tuned at twice that, RoPE base 10,000",
-            50_000.0: "fine-tuned at twice that, RoPE base 50,000",
-        }
-        for data, one in causal.groupby("data", sort=False):
-            rows = _tuned(one[one.px == one.px.max()], "rope_base", names, RESOLUTION)
-            if probes is not None:
-                before = probes[(probes.data == data) & (probes["head"] == "attention")]
-                before = before[before.run_id.isin(set(one.run_id)) & (before.weights == "trained")]
-                before = before[before.macs_total == before.macs_total.max()]
-                if len(before):
-                    low = "trained at the low resolution"
-                    rows = pd.concat([_best(before, low, RESOLUTION[low]), rows])
-            found.setdefault("Resolution (Table 4)", []).append(rows)
-    tables = {title: pd.concat(parts, ignore_index=True) for title, parts in found.items() if parts}
-    return {title: t for title, t in tables.items() if len(t) and t.choice.nunique() > 1}
+    table = read_quality(study, "variants")
+    if table is None:
+        return None
+    printed = PAPER.get(title_of(list(table.variant.unique())), {})
+    rows = []
+    for data, of_data in table.groupby("data", sort=False):
+        first: tuple[str, np.ndarray] | None = None
+        for name, one in of_data[of_data.weights == "trained"].groupby("variant", sort=False):
+            values, layer = _scores(one)
+            first = first or (str(name), values)
+            random = of_data[(of_data.variant == name) & (of_data.weights == "random")]
+            about = one.iloc[0]
+            sizes = {"n_train": about.n_train, "n_test": about.n_test, "split": about.split}
+            half = half_width(values, **sizes, sampling=_sampling(values, about.n_test))
+            paper = printed.get(str(name), np.nan)
+            row = {"choice": name, "paper": paper, "ours": values.mean()}
+            row |= {"low": max(0.0, values.mean() - half), "high": min(1.0, values.mean() + half)}
+            row |= {"random": _scores(random)[0].mean() if len(random) else np.nan}
+            row |= {"chance": one.chance.mean()}
+            row["paper_difference"] = paper - printed.get(first[0], np.nan)
+            shared = min(len(values), len(first[1]))  # seeds that both have
+            apart = values[:shared] - first[1][:shared]
+            both = sum(_sampling(v, about.n_test) for v in (values, first[1]))
+            half = half_width(apart, **sizes, sampling=both) if name != first[0] else 0.0
+            row |= {"difference": apart.mean(), "difference_low": apart.mean() - half}
+            row |= {"difference_high": apart.mean() + half, "data": data}
+            row |= {"layer": layer, "seeds": len(values), "run_at": _scale(one)}
+            rows.append(row)
+    out = pd.DataFrame(rows)
+    ours = ["ours", "low", "high", "random", "chance"]
+    ours += ["difference", "difference_low", "difference_high"]
+    out[ours] = 100 * out[ours]
+    return out
 
 
-def _best(probes: pd.DataFrame, choice: str, paper: float) -> pd.DataFrame:
-    """The best layer of one model and head as a row."""
-    best = best_layers(probes).iloc[0]
-    scale = f"{best['size']}, {best.macs_total:.3g} training MACs, {int(best.seeds)} seeds"
-    values = [100 * best.accuracy, 100 * best.low, 100 * best.high]
-    return pd.DataFrame([[choice, paper, *values, best.data, scale]], columns=COLUMNS)
-
-
-def _heads(probes: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        _best(probes[probes["head"] == h], h, paper)
-        for h, paper in POOLING.items()
-        if h in set(probes["head"])
-    ]
-    return pd.concat(rows) if rows else pd.DataFrame(columns=COLUMNS)
-
-
-def _families(probes: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        _best(probes[probes.family == f], f, paper)
-        for f, paper in ARCHITECTURE.items()
-        if f in set(probes.family)
-    ]
-    return pd.concat(rows) if rows else pd.DataFrame(columns=COLUMNS)
-
-
-def _tuned(
-    rows: pd.DataFrame, column: str, names: dict, paper: dict[str, float]
-) -> pd.DataFrame:  # fmt: skip
-    """The best layer of each setting, each seed scored at the layer that the others choose."""
-    out = []
-    for value, g in rows.groupby(column, sort=False):
-        if value not in names:
-            continue
-        wide = g.pivot_table(index="seed", columns="layer", values="top1").to_numpy()
-        layer = (wide.sum(0) - wide).argmax(1) if len(wide) > 1 else wide.argmax(1)
-        mean, low, high = over_seeds(
-            wide[np.arange(len(wide)), layer], g.n_train.mean(), g.n_test.mean(), "drawn"
+def variant_points(study: Path) -> pd.DataFrame | None:
+    """Accuracy by layer of every data and variant: the columns that `layer_figure` draws."""
+    table = read_quality(study, "variants")
+    if table is None:
+        return None
+    rows = []
+    place = {name: i for i, name in enumerate(table.variant.unique())}
+    keys = ["data", "variant", "weights", "layer", "depth"]
+    for (data, name, weights, layer, depth), g in table.groupby(keys, sort=False):
+        values = g.sort_values("seed").top1.to_numpy()
+        half = half_width(
+            values, n_train=g.n_train.iloc[0], n_test=g.n_test.iloc[0], split=g.split.iloc[0],
+            sampling=_sampling(values, g.n_test.iloc[0]),
+        )  # fmt: skip
+        rows.append(
+            {"data": data, "size": name, "params": place[name], "weights": weights}
+            | {"layer": layer, "depth": depth, "accuracy": values.mean()}
+            | {"low": values.mean() - half, "high": values.mean() + half, "chance": g.chance.mean()}
         )
-        scale = (
-            f"{g['size'].iloc[0]}, {g.px.iloc[0]} px, {g.tokens.iloc[0]} tokens, "
-            f"{g.steps.iloc[0]} steps, {len(wide)} seeds"
-        )
-        name = names[value]
-        values = [100 * mean, 100 * low, 100 * high]
-        out.append([name, paper.get(name, np.nan), *values, g.data.iloc[0], scale])
-    return pd.DataFrame(out, columns=COLUMNS)
+    return pd.DataFrame(rows)
+
+
+def _scores(one: pd.DataFrame) -> tuple[np.ndarray, int]:
+    """By seed, the accuracy at the layer that the other seeds choose; and the best layer of all."""
+    wide = one.pivot(index="seed", columns="layer", values="top1").sort_index()
+    values = wide.to_numpy(float)
+    return scored_by_others(values), int(wide.columns[values.mean(0).argmax()])
+
+
+def _sampling(values: np.ndarray, n_test: float) -> float:
+    """Variance of a mean accuracy by the choice of the test files."""
+    return float(values.mean() * (1 - values.mean()) / n_test)
+
+
+def _scale(one: pd.DataFrame) -> str:
+    """What a row was run at, in words."""
+    row = one.iloc[0]
+    side = round(row.tokens**0.5)
+    tuned = f"; fine-tuned: {row.tuned}" if isinstance(row.tuned, str) and row.tuned else ""
+    return (
+        f"{row['size']} ({row.params:,} parameters), {row.macs_total:.2g} training MACs, "
+        f"{row.tokenizer}, {row.px} px = {side} x {side} tokens, {row['head']} head{tuned}"
+    )

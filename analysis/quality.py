@@ -20,7 +20,7 @@ RUN = ["run_id", "size", "params", "layers", "macs_total", "weights"]
 
 
 def read_quality(study: Path, name: str) -> pd.DataFrame | None:
-    """A table of the study; None where it has none. `name`: "probes" or "davis"."""
+    """A table of the study; None where it has none: "probes", "davis", "finetune", "variants"."""
     path = study / f"{name}.csv"
     try:
         return pd.read_csv(path, dtype={"run_id": str})  # one of digits alone is no number
@@ -39,18 +39,35 @@ def over_seeds(values: np.ndarray, n_train: float, n_test: float, split: str) ->
     sampling of its test set.
     """
     values = np.asarray(values, float)
-    seeds, mean = len(values), float(values.mean())
-    sampling = mean * (1 - mean) / n_test
-    if seeds == 1:
-        variance, quantile = sampling, stats.norm.ppf(0.5 + LEVEL / 2)
-    else:
-        quantile = stats.t.ppf(0.5 + LEVEL / 2, seeds - 1)
-        s2 = float(values.var(ddof=1))
-        variance = (
-            s2 * (1 / seeds + n_test / n_train) if split == "drawn" else s2 / seeds + sampling
-        )
-    half = float(quantile * variance**0.5)
+    mean = float(values.mean())
+    half = half_width(values, n_train, n_test, split, mean * (1 - mean) / n_test)
     return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
+def half_width(
+    values: np.ndarray, n_train: float, n_test: float, split: str, sampling: float
+) -> float:
+    """Half of the 95% interval of a mean over seeds, as `over_seeds` says.
+
+    sampling: the mean's variance by the choice of the test files.
+    """
+    seeds = len(values)
+    if seeds == 1:
+        return float(stats.norm.ppf(0.5 + LEVEL / 2) * sampling**0.5)
+    s2 = float(values.var(ddof=1))
+    variance = s2 * (1 / seeds + n_test / n_train) if split == "drawn" else s2 / seeds + sampling
+    return float(stats.t.ppf(0.5 + LEVEL / 2, seeds - 1) * variance**0.5)
+
+
+def scored_by_others(values_SL: np.ndarray) -> np.ndarray:
+    """Of seeds by layers: each seed's value at the layer that the other seeds like best.
+
+    So the maximum over layers is not taken on the files that it is reported on; of one seed it is.
+    """
+    if len(values_SL) == 1:
+        return values_SL[:, values_SL[0].argmax()]
+    others = np.round(values_SL.sum(0) - values_SL, 9)  # so that equal layers stay equal
+    return values_SL[np.arange(len(values_SL)), others.argmax(1)]
 
 
 def probe_points(table: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
@@ -82,11 +99,7 @@ def best_layers(table: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
     for key, g in table.groupby(keys, sort=False):
         wide = g.pivot(index="seed", columns="layer", values=metric)
         values = wide.to_numpy(float)
-        if len(values) > 1:
-            others = values.sum(0) - values
-            scored = values[np.arange(len(values)), others.argmax(1)]
-        else:
-            scored = values[:, values[0].argmax()]
+        scored = scored_by_others(values)
         mean, low, high = over_seeds(scored, g.n_train.mean(), g.n_test.mean(), g.split.iloc[0])
         layer = int(wide.columns[values.mean(0).argmax()])
         rows.append(

@@ -13,15 +13,17 @@ from analysis import figures, pictures
 from analysis.figures_probes import frame_loss_figure, layer_figure, quality_figure
 from analysis.frontier import StudyLaw
 from analysis.page import Column, figure, table
-from analysis.paper_tables import paper_tables
+from analysis.paper_tables import paper_table, title_of, variant_points
 from analysis.quality import (
     best_layers,
     davis_best,
     davis_points,
     difference,
+    over_seeds,
     probe_points,
     quality_laws,
     read_quality,
+    scored_by_others,
 )  # fmt: skip
 from analysis.style import escape, number_text, readable
 
@@ -32,16 +34,17 @@ CLIPS = 4  # generated clips, at most
 def probe_sections(study_dir: Path, rows: pd.DataFrame) -> list[tuple[str, str, str]]:
     """(key, title, HTML) of probes, tracking and generation; a part that is missing is empty."""
     return [
+        ("variants", "The choices compared", variants_section(study_dir)),
         ("probes", "What the layers know", probe_section(study_dir, rows)),
         ("tracking", "Tracking without training", davis_section(study_dir)),
+        ("tuned", "Fine-tuned", tuned_section(study_dir)),
         ("generated", "Generated clips", generated_section(study_dir)),
-        ("paper", "Beside the paper’s comparisons", paper_section(study_dir)),
     ]
 
 
 def probe_files(study_dir: Path) -> list[Path]:
     """All that `probe_sections` read."""
-    found = [study_dir / f"{name}.csv" for name in ("probes", "davis", "finetune")]
+    found = [study_dir / f"{name}.csv" for name in ("probes", "davis", "finetune", "variants")]
     return found + sorted((study_dir / "generated").glob("*.csv"))
 
 
@@ -241,21 +244,92 @@ def generated_section(study_dir: Path) -> str:
     return "".join(parts)
 
 
-def paper_section(study_dir: Path) -> str:
-    """The paper's tables with ours beside; it says at what scale ours was run."""
-    tables = paper_tables(study_dir)
+def tuned_section(study_dir: Path) -> str:
+    """Every fine-tuning, at its best layer."""
+    tuned = read_quality(study_dir, "finetune")
+    if tuned is None:
+        return ""
+    keys = ["data", "run_id", "size", "px", "tokens", "rope_base", "attention", "end_to_end"]
+    keys += ["head", "lr", "steps"]
+    rows = []
+    for key, g in tuned.groupby(keys, sort=False):
+        wide = g.pivot(index="seed", columns="layer", values="top1")
+        scored = scored_by_others(wide.to_numpy(float))
+        mean, low, high = over_seeds(
+            scored, g.n_train.mean(), g.n_test.mean(), g.split.iloc[0]
+        )  # fmt: skip
+        found = dict(zip(keys, key, strict=True))
+        found |= {"text": f"{mean:.1%} [{low:.1%}, {high:.1%}]", "chance": g.chance.mean()}
+        found["trained_by"] = "labels" if found["end_to_end"] else "next tokens"
+        rows.append(found | {"nats": g.next_token_loss.mean(), "seeds": len(wide)})
+    columns = [
+        Column("data", "Data", kind="text"),
+        Column("size", "Model", kind="text"),
+        Column("px", "px"),
+        Column("tokens", "Tokens"),
+        Column("rope_base", "RoPE base", number_text),
+        Column("attention", "Attention", kind="text"),
+        Column("trained_by", "Trained by", kind="text"),
+        Column("head", "Head", kind="text"),
+        Column("steps", "Steps"),
+        Column("seeds", "Seeds"),
+        Column("text", "Top-1 [95%]", kind="text"),
+        Column("chance", "Chance", lambda c: f"{c:.1%}"),
+        Column("nats", "Nats a token", lambda v: "–" if pd.isna(v) else f"{v:.3f}"),
+    ]
+    return table(pd.DataFrame(rows), columns, caption="Of several layers the best.")
+
+
+def variants_section(study_dir: Path) -> str:
+    """The study's choices beside the paper's; it says at what scale ours were run."""
+    beside, points = paper_table(study_dir), variant_points(study_dir)
+    if beside is None or points is None:
+        return ""
+    title = title_of(list(beside.choice))
+
+    def percent(value: float) -> str:
+        return "–" if pd.isna(value) else f"{value:.1f}"
+
+    def points_text(value: float) -> str:
+        return "–" if pd.isna(value) else f"{value:+.1f}"
+
     columns = [
         Column("choice", "Choice", kind="text"),
-        Column("paper", "Paper, ImageNet (%)", lambda v: number_text(v)),
-        Column("ours", "Here (%)", lambda v: f"{v:.1f}"),
-        Column("low", "95% from", lambda v: f"{v:.1f}"),
-        Column("high", "to", lambda v: f"{v:.1f}"),
-        Column("data", "Data", kind="text"),
-        Column("scale", "Run at", kind="wrap"),
+        Column("paper", "Paper (%)", percent),
+        Column("paper_difference", "to the first", points_text),
+        Column("text", "Here (%) [95%]", kind="text"),
+        Column("difference_text", "to the first [95%]", kind="text"),
+        Column("random", "Before training (%)", percent),
+        Column("run_at", "Run at", kind="wrap"),
     ]
-    text = (
-        "<p>Top-1 accuracy. The paper’s are of ImageNet and models of 120 million to 1.1 billion "
-        "parameters, so which choice wins may be compared, and the accuracies may not.</p>"
-    )
-    shown = [table(rows, columns, caption=title) for title, rows in tables.items()]
-    return text + "".join(shown) if shown else ""
+    parts = [
+        "<p>Top-1 accuracy, by 95% intervals over seeds; a seed is a training, a split of the "
+        "files and a start of the heads. The paper’s are of ImageNet and models of 120 million to "
+        "1.1 billion parameters: which choice wins, and by how much, may be compared; accuracies "
+        "may not. Where the interval of a difference holds 0, these runs do not tell the two apart."
+        "</p>"
+    ]
+    for number, (data, rows) in enumerate(beside.groupby("data", sort=False)):
+        rows = rows.assign(
+            text=[f"{r.ours:.1f} [{r.low:.1f}, {r.high:.1f}]" for r in rows.itertuples()],
+            difference_text=[
+                f"{r.difference:+.1f} [{r.difference_low:+.1f}, {r.difference_high:+.1f}]"
+                if place
+                else "–"
+                for place, r in enumerate(rows.itertuples())
+            ],
+        )
+        seeds, chance = rows.seeds.max(), rows.chance.mean()
+        caption = f"{title}: {data}, {seeds} seeds, chance {chance:.1f}%."
+        parts.append(table(rows, columns, caption=caption))
+        mine = points[points.data == data]
+        if mine.depth.nunique() > 1:
+            text = f"{data}, {seeds} seeds with 95% intervals. Dashed: the model before training."
+            parts.append(
+                figure(
+                    f"variants-{number}", "Accuracy of the choices by layer.", text,
+                    layer_figure(mine, "accuracy", "top-1 accuracy"), mine,
+                    alt=f"Line chart: top-1 accuracy against relative depth. {text}",
+                )
+            )  # fmt: skip
+    return "".join(parts)

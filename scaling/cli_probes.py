@@ -147,21 +147,35 @@ def finetune(
     px: Annotated[int | None, typer.Option(help="Side of the images; default: doubled.")] = None,
     rope_base: Annotated[float, typer.Option(help="Base of the rotary positions.")] = 50_000.0,
     attention: Annotated[str, typer.Option(help="causal | prefix | full")] = "causal",
+    end_to_end: Annotated[
+        bool,
+        typer.Option(help="Labels train the model, by one head on the last layer (A.2, A.3)."),
+    ] = False,
+    head: Annotated[str, typer.Option(help="average | attention | cross")] = "attention",
     layer_decay: Annotated[float, typer.Option(help="Of the rate, a layer.")] = 0.9,
     lr: Annotated[float, typer.Option(help="Of the last layer, at the muP base width.")] = 1e-3,
     steps: Annotated[int, typer.Option(min=1)] = 300,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 32,
     seeds: Annotated[int, typer.Option(min=1, help="Splits of the files, starts.")] = 3,
 ) -> None:
     """Fine-tune a model on labelled images, at another resolution, rotary base or attention.
 
-    Example: `scaling finetune studies/quickstart --data ~/sign_digits --px 32 --rope-base 50000`
-    """
-    from scaling.finetune import Tuning, finetune
+    Next tokens train the model while the heads learn beside it (Section 4.2), or, end to end, the
+    labels do.
 
-    tuning = Tuning(
-        px=px, rope_base=rope_base, attention=attention, layer_decay=layer_decay, lr=lr, steps=steps
-    )
-    print(f"rows    {finetune(study, data, tuning=tuning, run=run, seeds=seeds)}")
+    Example: `scaling finetune studies/quickstart --data ~/sign_digits --px 32 --rope-base 50000`
+
+    Interrupt it whenever you like: the same command continues where it stopped.
+    """
+    from scaling.config import Tuning, checked
+    from scaling.finetune import finetune
+
+    tuning = checked(
+        Tuning, px=px, rope_base=rope_base, attention=attention, end_to_end=end_to_end,
+        layer_decay=layer_decay, lr=lr, steps=steps, batch=batch,
+    )  # fmt: skip
+    print(f"rows    {finetune(study, data, tuning=tuning, head=head, run=run, seeds=seeds)}")
+    print(f"report  `scaling report {study}` shows them")
 
 
 def represent(
@@ -181,19 +195,27 @@ def represent(
 ) -> None:
     """Probe, track, generate and write the report: all that a study's models know, in one command.
 
+    A study of variants is read as its file says: each by its head, or fine-tuned, a seed a run.
+
     Example: `scaling represent studies/quickstart --data ~/digits --davis ~/DAVIS --prompt a.mp4`
 
     Interrupt it whenever you like: the same command continues where it stopped.
     """
     from scaling.cli_reading import report
+    from scaling.config import load_study
     from scaling.davis import track
     from scaling.probe import Views
     from scaling.probe import probe as run_probe
     from scaling.sample import continue_clip
+    from scaling.variants import read_variants
     from scaling.weights import trained_runs
 
+    config = load_study(study / "study.yaml")
     for one in data or ():
-        run_probe(study, one, seeds=seeds, views=Views(clips), memory_gb=memory_gb)
+        if config.variants:
+            read_variants(study, config, one, views=Views(clips), memory_gb=memory_gb)
+        else:
+            run_probe(study, one, seeds=seeds, views=Views(clips), memory_gb=memory_gb)
     if davis_data is not None:
         track(study, davis_data, rows=rows, memory_gb=memory_gb)
     for clip in prompt or ():

@@ -355,4 +355,15 @@ def report(
     config, table = load_study(folder / "study.yaml"), read(folder)
     law = pipeline.fit_law(config, folder, table, lambda _: None)
     data_dir = folder / "data" / str(table["data_key"].iloc[0])
-    print(f"report  {pipeline.report(config, folder, data_dir, table, *law)}")
+    page = pipeline.report(config, folder, data_dir, table, *law)
+    from analysis.paper_tables import paper_table
+
+    if (beside := paper_table(folder)) is not None:
+        for row in beside.itertuples():
+            print(
+                f"{row.data}: {row.choice:24} paper {row.paper:5.1f}  here {row.ours:5.1f} "
+                f"[{row.low:.1f}, {row.high:.1f}]  to the first {row.difference:+.1f} "
+                f"[{row.difference_low:+.1f}, {row.difference_high:+.1f}]"
+            )
+        print(f"table   {folder / 'paper_table.csv'}")
+    print(f"report  {page}")

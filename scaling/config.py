@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -35,6 +35,9 @@ class Section(BaseModel):
     """A block of the configuration: no unknown keys, no silent conversion, no later change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 class SourceConfig(Section):
@@ -260,8 +263,61 @@ class FitConfig(Section):
     resamples: Annotated[int, Field(ge=200)] = 4000
 
 
+class ProbeConfig(Section):
+    """The head that reads a variant's hidden states, a copy for each layer; the best layer counts.
+
+    average: mean over tokens and a linear map. attention: Section 3.5. cross: A.7.
+    """
+
+    head: Literal["average", "attention", "cross"] = "attention"
+
+
+class Tuning(Section):
+    """How a model is fine-tuned on labelled images (Sections 4.2, A.2, A.3).
+
+    By default on next tokens, while the heads learn beside it, their gradient stopped. End to end
+    it is trained by the labels alone, through one head on the last layer.
+    """
+
+    px: Positive | None = None  # side of the images; null: twice that of the study
+    rope_base: PositiveFloat = 50_000.0
+    attention: Literal["causal", "prefix", "full"] = "causal"  # prefix: half of the tokens
+    end_to_end: bool = False
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9  # of the rate, a layer down
+    lr: PositiveFloat = 1e-3  # of the last layer, at the muP base width
+    head_lr: PositiveFloat = 3e-3
+    steps: Positive = 300
+    batch: Positive = 32
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Tuning:
+        if self.attention == "full" and not self.end_to_end:
+            raise ValueError(
+                "attention full sees the tokens that it would predict, so the labels must train "
+                "the model: set end_to_end, or use causal or prefix"
+            )
+        return self
+
+
+class VariantConfig(Section):
+    """One choice of a comparison: the study, with these values in place of its own."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    data: dict[str, Any] = Field(default_factory=dict)
+    tokenizer: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    ladder: dict[str, Any] = Field(default_factory=dict)
+    probe: dict[str, Any] = Field(default_factory=dict)
+    finetune: dict[str, Any] = Field(default_factory=dict)
+
+
 class StudyConfig(Section):
-    """One study: raw clips in, a power law out."""
+    """One study: raw clips in, a power law out.
+
+    With `variants` it compares choices in place of fitting a law: each is trained at one size and
+    budget and read by a head, or fine-tuned, on labelled data (`scaling represent`).
+    """
 
     study: Slug
     seed: Annotated[int, Field(ge=0)] = 0
@@ -272,6 +328,9 @@ class StudyConfig(Section):
     lr: LrConfig | None = None  # the sweep that gives the ladder its rate
     transfer: Annotated[tuple[LrConfig, ...], Field(strict=False)] = ()  # sweeps to be compared
     ladder: LadderConfig | None = None
+    probe: ProbeConfig = ProbeConfig()  # of variants
+    finetune: Tuning | None = None  # of variants; null: the probe reads the model as it is
+    variants: Annotated[tuple[VariantConfig, ...], Field(strict=False)] = ()
     launch: LaunchConfig = LaunchConfig()
     tracking: TrackingConfig = TrackingConfig()
     fit: FitConfig = FitConfig()
@@ -304,6 +363,50 @@ class StudyConfig(Section):
                 "`lr:` gives a ladder its rate and there is no `ladder:`; move it to `transfer:`"
             )
         return self
+
+    @model_validator(mode="after")
+    def _can_be_compared(self) -> StudyConfig:
+        if not self.variants:
+            return self
+        if self.lr or self.transfer or self.ladder is None or self.ladder.log2_lr is None:
+            raise ValueError(
+                "`variants:` are trained at given rates: set ladder.log2_lr (of each, if need be) "
+                "and leave `lr:` and `transfer:` out"
+            )
+        names = [v.name for v in self.variants]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two variants share the name {', '.join(twice)}; give each its own")
+        return self
+
+
+def variants(config: StudyConfig) -> dict[str, StudyConfig]:
+    """Name -> the study of each variant, in order; {"": the study itself} where it has none."""
+    if not config.variants:
+        return {"": config}
+    whole = json.loads(config.model_dump_json())
+    return {v["name"]: StudyConfig.model_validate(_varied(whole, v)) for v in whole.pop("variants")}
+
+
+def _varied(study: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
+    """A study as it was written, with a variant's values; lists are replaced whole."""
+    changes = {k: v for k, v in variant.items() if k != "name" and v}
+    return _over({k: v for k, v in study.items() if k != "variants"}, changes)
+
+
+def _over(below: Any, above: Any) -> Any:
+    if isinstance(below, dict) and isinstance(above, dict):
+        return below | {k: _over(below.get(k), v) for k, v in above.items()}
+    return above
+
+
+def checked(section: type[SectionT], **values: Any) -> SectionT:
+    """A section made from a command's options. Raises UserError with every mistake."""
+    try:
+        return section(**values)
+    except ValidationError as error:
+        found = [_explain(e, Path(), {}).removeprefix(".:1: ") for e in error.errors()]
+        raise UserError("\n".join(line.removeprefix("study: ") for line in found)) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -400,21 +503,59 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         raise UserError(f"{path}: a study is a mapping of sections (study, data, ladder, ...)")
     lines = _lines(node)
     _resolve_paths(raw, path.resolve().parent)
+    for variant in _variants_of(raw):
+        _resolve_paths(variant, path.resolve().parent)
     for override in overrides:
         _apply(raw, override)
+    config, found = _validated(raw)
+    for i, variant in enumerate(_variants_of(raw)):
+        one, wrong = _validated(_varied(raw, variant))
+        told = {e["loc"] for e in found}
+        found += [
+            e | {"loc": at}
+            for e in wrong
+            if not {e["loc"], at := ("variants", i, *e["loc"])} & told
+        ]
+        if one and one.ladder and len(one.ladder.sizes) * len(one.ladder.budgets_macs) > 1:
+            message = (
+                "a variant is one size at one budget; for a law of each choice make each a study "
+                "and use `scaling compare`"
+            )
+            loc = ("variants", i, "ladder")
+            found.append({"type": "rule", "loc": loc, "msg": message})
+    if config and not config.variants and (config.finetune or config.probe != ProbeConfig()):
+        section = "finetune" if config.finetune else "probe"
+        message = "says how variants are read, and there are none; add `variants:`"
+        found.append({"type": "rule", "loc": (section,), "msg": message})
+    if config is None or found:
+        raise UserError("\n".join(_explain(e, path, lines) for e in found))
+    return config
+
+
+def _variants_of(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """The variants as they were written, where they can be looked at."""
+    listed = raw.get("variants")
+    return [v if isinstance(v, dict) else {} for v in listed] if isinstance(listed, list) else []
+
+
+def _validated(raw: dict[str, Any]) -> tuple[StudyConfig | None, list[Any]]:
+    """The study, or every mistake."""
     try:
-        return StudyConfig.model_validate(raw)
+        return StudyConfig.model_validate(raw), []
     except ValidationError as error:
         found = error.errors()
         inner = [e["loc"] for e in found]
-        problems = [
-            _explain(e, path, lines)
-            for e in found  # a list whose items are all wrong is not also "too short"
-            if not (
-                e["type"] == "too_short" and any(x[:-1][: len(e["loc"])] == e["loc"] for x in inner)
-            )
-        ]
-        raise UserError("\n".join(problems)) from None
+        return (
+            None,
+            [
+                e
+                for e in found  # a list whose items are all wrong is not also "too short"
+                if not (
+                    e["type"] == "too_short"
+                    and any(x[:-1][: len(e["loc"])] == e["loc"] for x in inner)
+                )
+            ],
+        )
 
 
 class _Loader(yaml.SafeLoader):
@@ -504,9 +645,12 @@ def _explain(error: Any, path: Path, lines: dict[tuple[Any, ...], int]) -> str:
     name = ".".join(str(p) for p in loc) or "study"
     kind, message = error["type"], error["msg"]
     if kind == "extra_forbidden":
-        known = _fields_at(loc[:-1])
+        # The sections of a variant are the study's, which its own schema does not look into.
+        known = _fields_at(loc[2:-1] if loc[0] == "variants" and len(loc) > 3 else loc[:-1])
         hint = did_you_mean(str(loc[-1]), known) or f"; known here: {', '.join(known)}"
         return f"{where}: {name}: unknown key{hint}"
+    if kind == "rule":
+        return f"{where}: {name}: {message}"
     if kind == "missing":
         return f"{where}: {name}: missing; add it"
     if kind == "value_error":

@@ -1,20 +1,21 @@
 """Fine-tuning a study's model on labelled images: resolution, rotary base, attention.
 
-Sections 4.2, A.2 and A.3. Causal and prefix attention: next-token loss on the model, cross-entropy
-on the heads of every layer, whose gradient stops at the states. Full attention sees what it would
-predict, so there is no next-token loss and the heads' gradient trains the model. Rates fall by
-`layer_decay` a layer from the last to the embedding.
+Section 4.2: next-token loss on the model, cross-entropy on a head of every layer, whose gradient
+stops at the states. Sections A.2 and A.3, end to end: the labels alone train the model, through one
+head on the last layer, under causal, prefix or full attention. Rates fall by `layer_decay` a layer
+from the last to the embedding.
 
-STUDY/finetuned/<key>.json holds the rows of one (run, data, settings, seed), STUDY/finetune.csv
-those of all.
+STUDY/finetuned/<key>.json holds the rows of one (run, data, settings, seed), <key>.pt the state of
+one that is not finished, STUDY/finetune.csv the rows of all.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,112 +26,110 @@ import torch.nn.functional as F
 from models.decoder import Decoder
 from models.loss import token_loss
 from models.parametrization import build, optimizer
-from models.probes import Heads
-from scaling import disk, media, shards
+from models.probes import KINDS, Heads, Recipe
+from scaling import checkpoint, disk
 from scaling.checkpoint import write_atomic
+from scaling.config import Tuning
 from scaling.errors import UserError
 from scaling.features import with_start
-from scaling.labelled import Labelled, draw_split, read_labelled, usable
+from scaling.labelled import Labelled, draw_split, read_labelled
+from scaling.probe import Views, encoded, open_encoded
+from scaling.status import clock
 from scaling.weights import TrainedRun, data_dir_of, open_tokenizer, trained_runs
 
 COLUMNS = (
     "run_id", "study", "size", "params", "macs_total", "data", "px", "tokens", "rope_base",
-    "attention", "layer_decay", "lr", "steps", "head", "layer", "depth", "seed", "n_train",
-    "n_test", "top1", "chance", "next_token_loss",
+    "attention", "end_to_end", "layer_decay", "lr", "head_lr", "steps", "batch", "head", "layer",
+    "depth", "seed", "split", "n_train", "n_test", "top1", "chance", "next_token_loss",
 )  # fmt: skip
+SETTINGS = (
+    "rope_base",
+    "attention",
+    "end_to_end",
+    "layer_decay",
+    "lr",
+    "head_lr",
+    "steps",
+    "batch",
+)
+WARMUP = 0.1  # of the steps, over which the rate rises; then it falls to zero along a cosine
+WEIGHT_DECAY = 0.05
+SAVE_SECONDS, SAY_SECONDS = 30.0, 15.0
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How a model is fine-tuned. lr: of the last layer, at the muP base width."""
-
-    px: int | None = None  # side of the images; default twice that of the study
-    rope_base: float = 50_000.0
-    attention: str = "causal"  # prefix: the first half of the tokens see one another
-    layer_decay: float = 0.9
-    lr: float = 1e-3
-    head_lr: float = 3e-3
-    steps: int = 300
-    batch: int = 32
 
 
 def finetune(
     study: Path,
     data: Path,
     *,
-    tuning: Tuning = Tuning(),
+    tuning: Tuning = Tuning(),  # noqa: B008 (frozen)
+    head: str = "attention",
     run: str | None = None,
     seeds: int = 3,
     say: Say = print,
 ) -> Path:
     """Fine-tune one model, by default the study's costliest; returns STUDY/finetune.csv.
 
-    Seeds draw the split of the files, the heads and the order. What is there is not done again.
-    Raises UserError: clips in place of images, a size that the tokenizer does not divide, a model
-    that cannot attend so, and what reading data and runs raises.
+    Seeds draw the split of the files, the heads and the order. What is there is not done again, and
+    what was interrupted continues where it was saved last.
+    Raises UserError: as `tuned`, and what reading data and runs raises.
     """
     trained = trained_runs(study, [run] if run else None)[-1]
     labelled = read_labelled(data)
+    for seed in range(seeds):
+        tuned(study, trained, labelled, data, tuning, head, seed, say)
+    return gather(study)
+
+
+def tuned(
+    study: Path,
+    trained: TrainedRun,
+    labelled: Labelled,
+    data: Path,
+    tuning: Tuning,
+    head: str,
+    seed: int,
+    say: Say,
+) -> list[dict[str, Any]]:
+    """The rows of one fine-tuning, which is done where they are not there yet.
+
+    Raises UserError: clips in place of images, a size that the tokenizer does not divide, a model
+    that cannot attend so.
+    """
     if labelled.kind != "images":
         raise UserError(f"{data}: clips; fine-tuning takes labelled images")
-    if tuning.attention not in ("causal", "prefix", "full"):
-        raise UserError(f"attention '{tuning.attention}': choose causal, prefix or full")
+    if head not in KINDS:
+        raise UserError(f"head '{head}': choose one of {', '.join(KINDS)}")
     config = trained.run.model
     if config.patch_inputs or config.patch_targets:
         raise UserError(f"{config.name} works on patches; fine-tuning takes models of tokens")
     if config.family == "mamba" and tuning.attention != "causal":
         raise UserError(f"{config.name} is a mamba, which has no attention: use causal")
-    tokenizer, index = open_tokenizer(data_dir_of(study, trained.run))
+    _, index = open_tokenizer(data_dir_of(study, trained.run))
     patch = round(index["size"] / index["tokens_per_frame"] ** 0.5)
     px = tuning.px or 2 * index["size"]
-    if px < patch or px % patch:
+    if px % patch:
         raise UserError(f"{px} px are no multiple of the tokenizer's {patch} px; use one")
-    settings = asdict(tuning) | {"px": px, "run": trained.run_id, "data": labelled.key}
-    codes_FL: np.ndarray | None = None
+    settings = tuning.model_dump() | {"px": px, "head": head, "run": trained.run_id}
+    settings |= {"data": labelled.key, "seed": seed}
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    path = study / "finetuned" / f"{key}.json"
+    if path.exists():
+        return json.loads(path.read_text())
     with disk.explained(study):
-        (study / "finetuned").mkdir(exist_ok=True)
-        for seed in range(seeds):
-            key = hashlib.sha256(json.dumps(settings | {"seed": seed}).encode()).hexdigest()[:16]
-            path = study / "finetuned" / f"{key}.json"
-            if path.exists():
-                continue
-            if codes_FL is None:
-                labelled, codes_FL = _encode(labelled, data, tokenizer, px, say)
-            name = data.parent.name if data.suffix == ".csv" else data.stem
-            rows = _tune(trained, labelled, codes_FL, replace(tuning, px=px), index, seed)
-            write_atomic(path, json.dumps([r | {"data": name} for r in rows]))
-            best = max(rows, key=lambda r: r["top1"])
-            say(
-                f"{trained.run_id} {config.name} {px} px, {tuning.attention}, RoPE base "
-                f"{tuning.rope_base:g}, seed {seed}: top-1 {best['top1']:.1%} at layer "
-                f"{best['layer']} (chance {best['chance']:.1%})"
-            )
-        return gather(study)
-
-
-def _encode(
-    labelled: Labelled, path: Path, tokenizer: Any, px: int, say: Say
-) -> tuple[Labelled, np.ndarray]:
-    codes, kept = [], []
-    for i, name in enumerate(labelled.names):
-        try:
-            if labelled.images is not None:
-                rgb = media.resize_short(labelled.images[i], px)
-                y, x = (rgb.shape[0] - px) // 2, (rgb.shape[1] - px) // 2
-                pixels = rgb[None, y : y + px, x : x + px]
-            else:
-                pixels = media.read_image(labelled.root / name, size=px, crops=1, rng=None)
-        except (media.MediaError, OSError) as error:
-            say(f"  not used: {name}: {error}")
-            continue
-        codes.append(tokenizer.encode(pixels)[0])
-        kept.append(i)
-    if not kept:
-        raise UserError(f"{path}: no labelled file can be read")
-    left = labelled.take(np.array(kept))
-    usable(left, path)
-    return left, np.stack(codes)
+        path.parent.mkdir(exist_ok=True)
+        folder = encoded(study, trained, labelled, data, Views(), Recipe(), say, px)
+        saved = path.with_suffix(".pt")
+        rows = [r | {"px": px} for r in _tune(trained, folder, tuning, head, seed, saved, say)]
+        write_atomic(path, json.dumps(rows))
+        checkpoint.drop(saved, files=0, folders=0)
+    best = max(rows, key=lambda r: r["top1"])
+    say(
+        f"{trained.run_id} {config.name} {px} px, {tuning.attention}"
+        f"{', end to end' * tuning.end_to_end}, RoPE base {tuning.rope_base:g}, seed {seed}: "
+        f"top-1 {best['top1']:.1%} at layer {best['layer']} (chance {best['chance']:.1%})"
+    )
+    return rows
 
 
 def retuned(trained: TrainedRun, tokens: int, tuning: Tuning) -> Decoder:
@@ -166,7 +165,7 @@ def decayed_groups(model: Decoder, tuning: Tuning) -> list[dict[str, Any]]:
         inside = int(parts[1]) + 1 if parts[0] == "layers" else model.config.layers + 1
         place[id(p)] = 0 if parts[0].startswith(("embed", "positions")) else inside
     groups = []
-    for group in optimizer(model, lr=tuning.lr, weight_decay=0.05).param_groups:
+    for group in optimizer(model, lr=tuning.lr, weight_decay=WEIGHT_DECAY).param_groups:
         for p in group["params"]:
             rate = group["lr"] * tuning.layer_decay ** (model.config.layers + 1 - place[id(p)])
             kept = {"weight_decay": group["weight_decay"], "eps": group["eps"]}
@@ -175,18 +174,18 @@ def decayed_groups(model: Decoder, tuning: Tuning) -> list[dict[str, Any]]:
 
 
 def objective(
-    model: Decoder, heads: Heads, ids_BT: torch.Tensor, labels_B: torch.Tensor
+    model: Decoder,
+    heads: Heads,
+    ids_BT: torch.Tensor,
+    labels_B: torch.Tensor,
+    end_to_end: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss that is descended, next-token loss in nats a token; NaN with full attention)."""
+    """(loss that is descended, next-token loss in nats a token; NaN end to end)."""
     config = model.config
-    states: dict[str, torch.Tensor] = {}
-    final_BTd = model.features(ids_BT, states)
-    x_LBTd = stacked(states, config.layers)
-    full = config.attention == "full"
-    logits_LBC = heads(x_LBTd if full else x_LBTd.detach())
+    logits_LBC, final_BTd = _read(model, heads, ids_BT, end_to_end)
     target_LB = labels_B.expand(len(logits_LBC), -1)
     loss = F.cross_entropy(logits_LBC.flatten(0, 1), target_LB.flatten()) * len(logits_LBC)
-    if full:
+    if end_to_end:
         return loss, torch.tensor(float("nan"))
     # A position of the prefix has seen its target, but for the last one.
     first = max(0, config.prefix - 1)
@@ -195,73 +194,146 @@ def objective(
     return loss + nats, nats.detach()
 
 
-def stacked(states: dict[str, torch.Tensor], layers: int) -> torch.Tensor:
-    """Standardised states of every layer without the start token, (L, B, T, d)."""
-    names = ["embed", *(f"layer_{i + 1}" for i in range(layers))]
-    x_LBTd = torch.stack([states[name][:, 1:] for name in names])
-    return F.layer_norm(x_LBTd, x_LBTd.shape[-1:])
+def _read(
+    model: Decoder, heads: Heads, ids_BT: torch.Tensor, end_to_end: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The heads' logits (L, B, C), of the last layer alone end to end, and the model's features."""
+    states: dict[str, torch.Tensor] = {}
+    final_BTd = model.features(ids_BT, states)
+    layers = model.config.layers
+    names = ["embed", *(f"layer_{i + 1}" for i in range(layers))][layers if end_to_end else 0 :]
+    x_LBTd = torch.stack([states[name][:, 1:] for name in names])  # without the start token
+    x_LBTd = F.layer_norm(x_LBTd, x_LBTd.shape[-1:])
+    return heads(x_LBTd if end_to_end else x_LBTd.detach()), final_BTd
+
+
+def batch_of(step: int, files: int, batch: int, seed: int) -> np.ndarray:
+    """Places of a step's files: every pass over them has its own order, of (seed, pass)."""
+    batch = min(batch, files)
+    passed, place = divmod(step, files // batch)
+    order = np.random.default_rng([seed, passed]).permutation(files)
+    return order[place * batch : (place + 1) * batch]
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Share of the highest rate: a linear rise, then a cosine to zero."""
+    warmup = max(1, round(WARMUP * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
 
 
 def _tune(
     trained: TrainedRun,
-    labelled: Labelled,
-    codes_FL: np.ndarray,
+    folder: Path,
     tuning: Tuning,
-    index: dict[str, Any],
+    head: str,
     seed: int,
+    saved: Path,
+    say: Say,
 ) -> list[dict[str, Any]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = codes_FL.shape[1]
+    index = json.loads((folder / "index.json").read_text())
+    labelled, codes_FVL = open_encoded(folder)
+    ids_FT = with_start(codes_FVL[:, 0], index["start"]).to(device)
+    tokens = ids_FT.shape[1] - 1
     model = retuned(trained, tokens, tuning).to(device)
-    layers = model.config.layers
-    images = any(s["kind"] == "images" for s in index["sources"])
-    start = shards.IMAGE_START if images else shards.VIDEO_START
-    ids_FT = with_start(codes_FL, start).to(device)
-    labels_F = torch.from_numpy(labelled.labels_F).to(device)
+    layers, end_to_end = model.config.layers, tuning.end_to_end
     train_F, test_F = draw_split(labelled, seed)
-    heads = Heads("attention", layers + 1, model.config.d, len(labelled.classes), seed=seed)
-    groups = [*decayed_groups(model, tuning)]
-    groups.append({"params": list(heads.parameters()), "lr": tuning.head_lr, "weight_decay": 0.05})
-    heads.to(device)
-    optim = torch.optim.AdamW(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optim, lambda step: 0.5 * (1 + np.cos(np.pi * step / tuning.steps))
+    heads = Heads(
+        head,
+        1 if end_to_end else layers + 1,
+        model.config.d,
+        len(labelled.classes),
+        heads=model.config.heads,
+        seed=seed,
+    ).to(device)
+    groups = decayed_groups(model, tuning)
+    groups.append(
+        {"params": list(heads.parameters()), "lr": tuning.head_lr, "weight_decay": WEIGHT_DECAY}
     )
-    random = torch.Generator().manual_seed(seed)
+    optim = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optim, lambda step: rate_at(step, tuning.steps))
+    parts: dict[str, Any] = {"model": model, "heads": heads, "optim": optim, "schedule": schedule}
+    state, notes = checkpoint.load(saved)
+    for note in notes:
+        say(f"  {note}")
+    if state:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    labels_F = torch.from_numpy(labelled.labels_F).to(device)
+    done = first = state["step"] if state else 0
     model.train()
-    nats = torch.tensor(float("nan"))
-    for _ in range(tuning.steps):
-        rows = torch.randint(len(train_F), (tuning.batch,), generator=random).numpy()
-        chosen = torch.from_numpy(train_F[rows]).to(device)
-        loss, nats = objective(model, heads, ids_FT[chosen], labels_F[chosen])
+    began = last_saved = last_said = time.monotonic()
+    for step in range(done, tuning.steps):
+        chosen = torch.from_numpy(train_F[batch_of(step, len(train_F), tuning.batch, seed)])
+        chosen = chosen.to(device)
+        loss, _ = objective(model, heads, ids_FT[chosen], labels_F[chosen], end_to_end)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optim.step()
         schedule.step()
         optim.zero_grad(set_to_none=True)
+        done, now = step + 1, time.monotonic()
+        if now - last_said > SAY_SECONDS:
+            left = (now - began) / (done - first) * (tuning.steps - done)
+            say(f"  fine-tuning, seed {seed}: step {done}/{tuning.steps}, ETA {clock(left)}")
+            last_said = now
+        if now - last_saved > SAVE_SECONDS and done < tuning.steps:
+            states = {name: part.state_dict() for name, part in parts.items()}
+            checkpoint.save(saved, states | {"step": done})
+            last_saved = now
+    return _rows(trained, model, heads, ids_FT, labelled, (train_F, test_F), tuning, index, seed)
+
+
+@torch.no_grad()
+def _rows(
+    trained: TrainedRun,
+    model: Decoder,
+    heads: Heads,
+    ids_FT: torch.Tensor,
+    labelled: Labelled,
+    split: tuple[np.ndarray, np.ndarray],
+    tuning: Tuning,
+    index: dict[str, Any],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """A row for every layer that has a head, judged on the test files."""
     model.eval()
-    right = torch.zeros(layers + 1, dtype=torch.float64)
-    summed, count = 0.0, 0
-    with torch.no_grad():
-        for part in torch.from_numpy(test_F).split(tuning.batch):
-            states: dict[str, torch.Tensor] = {}
-            model.features(ids_FT[part.to(device)], states)
-            found = heads(stacked(states, layers)).argmax(-1)
-            right += (found == labels_F[part.to(device)]).double().sum(1).cpu()
-            _, nats = objective(model, heads, ids_FT[part.to(device)], labels_F[part.to(device)])
-            summed, count = summed + float(nats) * len(part), count + len(part)
+    train_F, test_F = split
+    device, layers = ids_FT.device, model.config.layers
+    labels_F = torch.from_numpy(labelled.labels_F).to(device)
+    first = layers if tuning.end_to_end else 0
+    right = torch.zeros(layers + 1 - first, dtype=torch.float64)
+    summed = 0.0
+    for part in torch.from_numpy(test_F).to(device).split(tuning.batch):
+        logits_LBC, _ = _read(model, heads, ids_FT[part], tuning.end_to_end)
+        right += (logits_LBC.argmax(-1) == labels_F[part]).double().sum(1).cpu()
+        _, nats = objective(model, heads, ids_FT[part], labels_F[part], tuning.end_to_end)
+        summed += float(nats) * len(part)
     most = np.bincount(labelled.labels_F[train_F]).argmax()
     base = {k: trained.row[k] for k in ("study", "size", "params", "macs_total")}
-    base |= {"run_id": trained.run_id, "px": tuning.px, "tokens": tokens, "head": "attention"}
+    base |= {k: getattr(tuning, k) for k in SETTINGS}
     base |= {
-        k: getattr(tuning, k) for k in ("rope_base", "attention", "layer_decay", "lr", "steps")
+        "run_id": trained.run_id,
+        "data": index["data"],
+        "tokens": ids_FT.shape[1] - 1,
+        "head": heads.kind,
+        "seed": seed,
+        "split": "drawn" if labelled.split_F is None else "given",
+        "n_train": len(train_F),
+        "n_test": len(test_F),
+        "chance": float((labelled.labels_F[test_F] == most).mean()),
+        "next_token_loss": None if tuning.end_to_end else summed / len(test_F),
     }
-    base |= {"seed": seed, "n_train": len(train_F), "n_test": len(test_F)}
-    base |= {"chance": float((labelled.labels_F[test_F] == most).mean())}
-    base |= {"next_token_loss": None if np.isnan(summed) else summed / count}
     return [
-        base | {"layer": i, "depth": i / layers, "top1": float(right[i]) / len(test_F)}
-        for i in range(layers + 1)
+        base
+        | {
+            "layer": first + i,
+            "depth": (first + i) / layers,
+            "top1": float(right[i]) / len(test_F),
+        }
+        for i in range(len(right))
     ]
 
 
@@ -272,7 +344,7 @@ def gather(study: Path) -> Path:
     rows = [
         r for p in sorted((study / "finetuned").glob("*.json")) for r in json.loads(p.read_text())
     ]
-    keys = ["data", "run_id", "px", "rope_base", "attention", "seed", "layer"]
+    keys = ["data", "run_id", "px", "rope_base", "attention", "end_to_end", "head", "seed", "layer"]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(keys, kind="stable")
     write_atomic(study / "finetune.csv", table.to_csv(index=False))
     return study / "finetune.csv"

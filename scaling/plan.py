@@ -13,7 +13,7 @@ from typing import Any
 
 from models.family import FAMILY, SPECIAL_TOKENS, ModelConfig, size
 from models.macs import forward_macs, parameter_counts
-from scaling.config import LaunchConfig, LrConfig, RunConfig, StudyConfig
+from scaling.config import LaunchConfig, LrConfig, RunConfig, StudyConfig, variants
 from scaling.errors import UserError
 from scaling.schedule import segments
 
@@ -27,6 +27,11 @@ class Left:
     size: str
     budget_macs: float
     rule: str
+
+
+def data_of(config: StudyConfig) -> str:
+    """What a study's tokens are made by; variants that agree in it share them."""
+    return config.model_dump_json(include={"data", "tokenizer"})
 
 
 def vocab(config: StudyConfig) -> int:
@@ -335,13 +340,19 @@ def study_cost(
             for member in sweep.members
             for p in range(sweep.log2_min, sweep.log2_max + 1)
         ]
-    ladder, left = ladder_runs(config, 1.0, "", Path())
-    groups: dict[tuple[str, str], list[RunConfig]] = {}
-    for run in [*runs, *ladder]:
-        groups.setdefault((run.role, run.model.name), []).append(run)
+    left: list[Left] = []
+    ladder: dict[str, RunConfig] = {}
+    for one in variants(config).values():
+        rate = one.ladder.log2_lr if one.ladder else None
+        of_one, left_of_one = ladder_runs(one, 2.0 ** (rate or 0), data_of(one), Path())
+        ladder |= {run.run_id: run for run in of_one}  # variants may share runs
+        left += left_of_one
+    groups: dict[tuple[str, ModelConfig], list[RunConfig]] = {}
+    for run in [*runs, *ladder.values()]:
+        groups.setdefault((run.role, run.model), []).append(run)
     costs = []
-    for (role, name), members in groups.items():
-        model, batch = members[0].model, members[0].batch
+    for (role, model), members in groups.items():
+        name, batch = model.name, members[0].batch
         gpus = gpus_of(config.launch, members[0])
         ranks = max(1, gpus) * (config.launch.nodes if config.launch.cluster == "slurm" else 1)
         macs = sum(path_macs(r) for r in members)
@@ -414,12 +425,14 @@ def over_budget(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
 def disk_bytes(config: StudyConfig, costs: list[Cost]) -> int:
     """Shards (2 bytes a token, 3 a stored pixel), the checkpoints that stay (weights and two
     moments, fp32) and the weights of the budgets before the last."""
-    data = config.data
-    sequences = (data.train_sequences + data.val_sequences) * len(data.sources)
-    a_sequence = 2 * (context(config) + 1) + 3 * data.frames * data.size**2 * data.pixels
+    total = 0
+    for one in {data_of(one): one for one in variants(config).values()}.values():
+        data = one.data
+        sequences = (data.train_sequences + data.val_sequences) * len(data.sources)
+        a_sequence = 2 * (context(one) + 1) + 3 * data.frames * data.size**2 * data.pixels
+        total += a_sequence * sequences
     earlier = {"ladder": len(config.ladder.budgets_macs) - 1} if config.ladder else {}
-    held = sum((12 + 4 * earlier.get(c.role, 0)) * c.params * c.runs for c in costs)
-    return a_sequence * sequences + held
+    return total + sum((12 + 4 * earlier.get(c.role, 0)) * c.params * c.runs for c in costs)
 
 
 def free_bytes(folder: Path) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from models.macs import forward_macs
 from scaling import shards
-from scaling.config import StudyConfig, TokenizerConfig
-from scaling.plan import Cost, context, ladder_model, ladder_runs
+from scaling.config import StudyConfig, TokenizerConfig, variants
+from scaling.plan import Cost, context, data_of, ladder_model, ladder_runs
 
 PAPER_FPS = 30.0  # frames a second of video; Table 2 of the paper counts its hours with it
 TF32 = 0.5  # tensor cores multiply TF32 half as fast as bf16 (NVIDIA's data sheets, A100 to H200)
@@ -24,10 +24,23 @@ def lines(config: StudyConfig, costs: list[Cost]) -> list[str]:
     """
     if config.ladder is None:
         return []
+    if config.variants:
+        alike: dict[str, dict[str, StudyConfig]] = {}
+        for name, one in variants(config).items():
+            alike.setdefault(data_of(one), {})[name] = one
+        told = []
+        for group in alike.values():
+            longest = max(group.values(), key=_wanted)
+            told += [f"{', '.join(group)}:", *_tokens(longest, _wanted(longest))]
+        return told
+    return _tokens(config, _wanted(config)) + _speed(config, _wanted(config), costs)
+
+
+def _wanted(config: StudyConfig) -> int:
+    """Tokens of the longest run."""
     ladder, _ = ladder_runs(config, 1.0, "", Path())
-    wanted = max((r.budgets_steps[-1] * r.batch * r.model.context for r in ladder), default=0)
-    wanted = max(wanted, int(config.ladder.max_tokens or 0))
-    return _tokens(config, wanted) + _speed(config, wanted, costs)
+    longest = max((r.budgets_steps[-1] * r.batch * r.model.context for r in ladder), default=0)
+    return max(longest, int((config.ladder and config.ladder.max_tokens) or 0))
 
 
 def page(config: Path, path: Path, told: list[str]) -> str:

@@ -80,8 +80,7 @@ def probe(
     """Probe every layer of a study's runs on labelled data; returns STUDY/probes.csv.
 
     Every decayed point whose weights are held is probed, and every run with the weights that it
-    started from. A seed draws the
-    split of the files (unless the data give one) and the heads.
+    started from. A seed draws the split of the files (unless the data give one) and the heads.
 
     Args:
         layers: which; default all, 0 (the embedding) to the model's depth.
@@ -107,16 +106,17 @@ def probe(
         data_dir_of(study, trained.run)  # before anything is encoded
     with disk.explained(study):
         for trained in chosen:
-            folder = _encoded(study, trained, labelled, data, views, recipe, say)
+            folder = encoded(study, trained, labelled, data, views, recipe, say)
+            each = range(seeds)
             for weights in WEIGHTS:
-                _probe_run(folder, trained, weights, heads, layers, seeds, memory_gb, recipe, say)
+                probe_run(folder, trained, weights, heads, layers, each, memory_gb, recipe, say)
         return gather(study, recipe)
 
 
 # -- tokens
 
 
-def _encoded(
+def encoded(
     study: Path,
     trained: TrainedRun,
     labelled: Labelled,
@@ -124,8 +124,12 @@ def _encoded(
     views: Views,
     recipe: Recipe,
     say: Say,
+    px: int | None = None,
 ) -> Path:
-    """The probe directory of (labelled data, tokens of the run's tokenizer), made if need be."""
+    """The probe directory of (labelled data, tokens of the run's tokenizer), made if need be.
+
+    px: side of the frames where it is not that of the run's own.
+    """
     data_dir = data_dir_of(study, trained.run)
     tokenizer, index = open_tokenizer(data_dir)
     used = views if labelled.kind == "video" else Views()
@@ -143,6 +147,9 @@ def _encoded(
         "recipe": asdict(recipe),
         "patches": trained.run.model.patch_inputs,
     }
+    if px is not None and px != index["size"]:
+        settings["px"] = px
+        index = index | {"size": px}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     folder = study / "probes" / key
     if (folder / "tokens.npz").exists():
@@ -211,6 +218,16 @@ def _encoded(
     return folder
 
 
+def open_encoded(folder: Path) -> tuple[Labelled, np.ndarray]:
+    """The files of a probe directory that were read, and their codes (F, V, L)."""
+    index = json.loads((folder / "index.json").read_text())
+    with np.load(folder / "tokens.npz") as held:
+        codes_FVL, labels_F, split = held["codes"], held["labels"], held["split"]
+    names, classes = tuple(index["names"]), tuple(index["classes"])
+    given = split if len(split) else None
+    return Labelled(folder, names, labels_F, classes, given, index["kind"]), codes_FVL
+
+
 def _pixels(
     labelled: Labelled, i: int, index: dict[str, Any], views: Views, stride: int
 ) -> np.ndarray:
@@ -241,29 +258,30 @@ def _pixels(
 # -- heads
 
 
-def _probe_run(
+def probe_run(
     folder: Path,
     trained: TrainedRun,
     weights: str,
     kinds: tuple[str, ...],
     layers: list[int] | None,
-    seeds: int,
+    seeds: range,
     memory_gb: float,
     recipe: Recipe,
     say: Say,
 ) -> None:
+    """Train and judge the heads that have no rows yet, of one model and weights."""
     index = json.loads((folder / "index.json").read_text())
-    found = {kind: _read_rows(folder / f"{trained.label(weights)}-{kind}.json") for kind in kinds}
+    found = {kind: read_rows(folder / f"{trained.label(weights)}-{kind}.json") for kind in kinds}
     chosen = layers if layers is not None else list(range(trained.run.model.layers + 1))
     have = {(k, r["seed"], r["layer"]) for k, rows in found.items() for r in rows}
     todo = {
-        kind: [s for s in range(seeds) if any((kind, s, layer) not in have for layer in chosen)]
+        kind: [s for s in seeds if any((kind, s, layer) not in have for layer in chosen)]
         for kind in kinds
     }
     if not any(todo.values()):
         return
-    with np.load(folder / "tokens.npz") as held:
-        codes_FVL, labels_F, split = held["codes"], held["labels"], held["split"]
+    labelled, codes_FVL = open_encoded(folder)
+    labels_F = labelled.labels_F
     files, views = codes_FVL.shape[:2]
     memory = memory_gb * 1e9
     stem = folder / "features" / trained.label(weights)
@@ -285,11 +303,8 @@ def _probe_run(
         memory_bytes=memory,
     )
     features = Features(path, shape, memory)
-    names, classes = tuple(index["names"]), tuple(index["classes"])
-    given = split if len(split) else None
-    labelled = Labelled(folder, names, labels_F, classes, given, index["kind"])
     labels = torch.from_numpy(labels_F)
-    for seed in range(seeds):
+    for seed in seeds:
         train_F, test_F = draw_split(labelled, seed)
         rows_train, rows_test = (
             torch.from_numpy((f[:, None] * views + np.arange(views)).reshape(-1))
@@ -368,7 +383,8 @@ def _probe_run(
         )
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a model, weights and head; none while there is no such file."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -386,7 +402,7 @@ def gather(study: Path, recipe: Recipe) -> Path:
         settings = json.loads(index.read_text())["settings"]
         if (settings["schema"], settings["recipe"]) == (SCHEMA, asdict(recipe)):
             for path in sorted(index.parent.glob("*-*-*.json")):
-                rows += _read_rows(path)
+                rows += read_rows(path)
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(
         ["data", "data_key", "params", "run_id", "weights", "head", "seed", "layer"], kind="stable"
     )

@@ -19,7 +19,7 @@ import yaml
 
 from scaling import plan, results, track
 from scaling.checkpoint import RunBusy, RunLock, write_atomic
-from scaling.config import LrConfig, RunConfig, StudyConfig
+from scaling.config import LrConfig, RunConfig, StudyConfig, variants
 from scaling.encode import prepare
 from scaling.encode_jobs import on_cluster
 from scaling.errors import UserError
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from scaling.sweep import SweepResult
 
 Say = Callable[[str], None]
+VARIANTS = "variants.json"  # of a study: name of a variant -> ids of its runs, in order of seeds
 
 
 def study(
@@ -61,8 +62,9 @@ def study(
         check(config.launch, folder, detach=detach)
         guard(config, say, yes=yes)
         track.check(config.tracking.uri, say)
-        for run in plan.ladder_runs(config, 1.0, "", Path())[0]:
-            plan.gpus_of(config.launch, run)
+        for one in variants(config).values():
+            for run in plan.ladder_runs(one, 1.0, "", Path())[0]:
+                plan.gpus_of(config.launch, run)
     try:
         with RunLock(folder, "driver.lock"):
             return _study(config, folder, say, detach)
@@ -103,17 +105,30 @@ def guard(config: StudyConfig, say: Say, *, yes: bool) -> None:
 
 def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
     _write_if_changed(folder / "study.yaml", describe(config))
-    data_dir = encode(config, folder, say)
-    data = TokenData.open(data_dir)
-    check_sources(config, data)
+    choices = variants(config)
+    tokens: dict[str, TokenData] = {}
+    for name, one in choices.items():
+        tokens[name] = TokenData.open(encode(one, folder, say))
+        check_sources(one, tokens[name])
     failed: list[Finished] = []
     runs: list[RunConfig] = []
     with Launcher(config.launch, folder / "jobs", detach=detach) as launcher:
-        lr, sweep = best_rate(config, folder, data, data_dir, launcher, say)
-        ladder, left = plan.ladder_runs(config, lr, data.key, data_dir)
-        for pair in left:
-            say(f"left out: {pair.size} at {pair.budget_macs:.3g} MACs: {pair.rule}")
-        runs = [*sweep, *ladder]
+        first = next(iter(tokens.values()))
+        lr, runs = best_rate(config, folder, first, first.path, launcher, say)
+        of_variants: dict[str, list[str]] = {}
+        once: dict[str, RunConfig] = {}  # variants may share runs
+        for name, one in choices.items():
+            given = one.ladder.log2_lr if one.ladder else None
+            rate = lr if given is None else 2.0**given
+            found, left = plan.ladder_runs(one, rate, tokens[name].key, tokens[name].path)
+            for pair in left:
+                say(f"left out: {pair.size} at {pair.budget_macs:.3g} MACs: {pair.rule}")
+            of_variants[name] = [run.run_id for run in found]
+            once |= {run.run_id: run for run in found}
+        if config.variants:
+            _write_if_changed(folder / VARIANTS, json.dumps(of_variants, indent=1))
+        ladder = list(once.values())
+        runs += ladder
         record(folder, runs)
         # The longest first, so that no place idles at the end.
         ladder.sort(key=plan.path_macs, reverse=True)
@@ -140,7 +155,8 @@ def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
 
         say("\n".join(verdict_lines(series_points(table))))
     keep_positions(folder, table)
-    path = report(config, folder, data_dir, table, *fit_law(config, folder, table, say))
+    law = fit_law(config, folder, table, say)
+    path = report(config, folder, first.path, table, *law)
     say(f"rows    {folder / 'rows.csv'}\nreport  {path}")
     # Last: a tracking server that is down costs neither the law nor the report.
     track.sync(folder, config.tracking.uri)
@@ -328,9 +344,9 @@ def fit_law(
     config: StudyConfig, folder: Path, table: pd.DataFrame, say: Say
 ) -> tuple[StudyLaw | None, str]:
     """Fit the frontier of the ladder and write law.json; or no law, and the reason."""
-    if config.ladder is None:
+    if config.ladder is None or config.variants:
         (folder / "law.json").unlink(missing_ok=True)
-        return None, ""
+        return None, "The study compares choices, each at one budget." if config.variants else ""
     from analysis.frontier import fit_frontier
     from analysis.laws import NotIdentified
 
@@ -356,8 +372,11 @@ def report(
     refusal: str,
 ) -> Path:
     """report.html, written again only when what it shows has changed."""
+    from analysis.paper_tables import paper_table
     from analysis.report import write_report
 
+    if (beside := paper_table(folder)) is not None:
+        _write_if_changed(folder / "paper_table.csv", beside.to_csv(index=False))
     return write_report(
         folder, table, law, config_text=describe(config), data_dir=data_dir, refusal=refusal
     )

@@ -12,8 +12,17 @@ import torch
 from models.family import size
 from models.parametrization import build
 from models.probes import Heads
+from scaling import finetune as module
+from scaling.config import Tuning, checked
 from scaling.errors import UserError
-from scaling.finetune import Tuning, decayed_groups, finetune, objective, retuned
+from scaling.finetune import (
+    batch_of,
+    decayed_groups,
+    finetune,
+    objective,
+    rate_at,
+    retuned,
+)
 from scaling.weights import trained_runs
 
 QUICK = Tuning(steps=15, batch=8)
@@ -31,14 +40,6 @@ def model_and_heads(attention: str, prefix: int = 0):
     return model, heads, ids, labels
 
 
-def gradients(attention: str, prefix: int = 0) -> dict[str, torch.Tensor]:
-    model, heads, ids, labels = model_and_heads(attention, prefix)
-    torch.manual_seed(0)
-    objective(model, heads, ids, labels)[0].backward()
-    assert all(p.grad is not None for p in heads.parameters())
-    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-
-
 def test_heads_do_not_move_the_model_under_causal_attention() -> None:
     """The model's gradient is that of the next-token loss alone."""
     model, heads, ids, labels = model_and_heads("causal")
@@ -50,11 +51,23 @@ def test_heads_do_not_move_the_model_under_causal_attention() -> None:
         torch.testing.assert_close(got[name], p.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_full_attention_is_trained_by_the_heads() -> None:
-    got = gradients("full")
-    assert "head" not in got and got["layers.0.qkv"].abs().max() > 0
-    model, heads, ids, labels = model_and_heads("full")
-    assert torch.isnan(objective(model, heads, ids, labels)[1])
+@pytest.mark.parametrize("attention", ["causal", "prefix", "full"])
+def test_end_to_end_the_labels_train_the_model(attention: str) -> None:
+    """The gradient is that of the cross-entropy of one head on the last layer; no token counts."""
+    model, _, ids, labels = model_and_heads(attention, 4 * (attention == "prefix"))
+    heads = Heads("attention", 1, 16, 3, seed=0)
+    with torch.no_grad():
+        heads.weight.normal_()
+    loss, nats = objective(model, heads, ids, labels, end_to_end=True)
+    loss.backward()
+    assert torch.isnan(nats) and model.head.grad is None
+    assert float(model.layers[0].down.grad.abs().max()) > 0
+    got = model.embed.grad.clone()
+    model.zero_grad()
+    _, hidden = model(ids, hidden=True)
+    last = torch.nn.functional.layer_norm(hidden["layer_2"][None, :, 1:], (16,))
+    torch.nn.functional.cross_entropy(heads(last)[0], labels).backward()
+    torch.testing.assert_close(got, model.embed.grad)
 
 
 def test_prefix_does_not_predict_what_it_has_seen() -> None:
@@ -90,11 +103,11 @@ def test_retuned_keeps_the_function_where_nothing_changed(study: Path) -> None:
 
 def test_a_study_is_fine_tuned(study: Path, pictures: Path, tmp_path: Path) -> None:
     own = Path(shutil.copytree(study, tmp_path / "own"))
-    for attention in ("causal", "full"):
-        tuning = replace(QUICK, attention=attention)
+    full = QUICK.model_copy(update={"attention": "full", "end_to_end": True})
+    for tuning in (QUICK, full):
         out = finetune(own, pictures, tuning=tuning, seeds=2, say=lambda _: None)
     table = pd.read_csv(out)
-    assert len(table) == 2 * 2 * 3 and set(table.px) == {16} and set(table.tokens) == {16}
+    assert len(table) == 2 * 3 + 2 * 1 and set(table.px) == {16} and set(table.tokens) == {16}
     causal = table[table.attention == "causal"]
     assert causal.next_token_loss.notna().all() and (causal.next_token_loss < 4).all()
     assert table[table.attention == "full"].next_token_loss.isna().all()
@@ -108,8 +121,64 @@ def test_a_study_is_fine_tuned(study: Path, pictures: Path, tmp_path: Path) -> N
 def test_mistakes(study: Path, pictures: Path, clips: Path) -> None:
     with pytest.raises(UserError, match="takes labelled images"):
         finetune(study, clips)
-    with pytest.raises(UserError, match="choose causal, prefix or full"):
-        finetune(study, pictures, tuning=Tuning(attention="both"))
+    with pytest.raises(UserError, match="attention: 'both' is not one of 'causal', 'prefix'"):
+        checked(Tuning, attention="both")
+    with pytest.raises(UserError, match="labels must train the model: set end_to_end"):
+        checked(Tuning, attention="full")
+    with pytest.raises(UserError, match="head 'mean': choose one of average, attention, cross"):
+        finetune(study, pictures, head="mean")
     with pytest.raises(UserError, match="10 px are no multiple of the tokenizer's 4 px"):
         finetune(study, pictures, tuning=Tuning(px=10))
-    assert np.isfinite(Tuning().lr)
+
+
+def test_the_paper_s_settings_are_the_defaults() -> None:
+    """Section 4.2: doubled resolution, RoPE base 50,000, layer decay 0.9, causal attention."""
+    tuning = Tuning()
+    assert (tuning.px, tuning.rope_base, tuning.layer_decay) == (None, 50_000.0, 0.9)
+    assert tuning.attention == "causal" and not tuning.end_to_end
+
+
+def test_order_and_rate_are_functions_of_the_step() -> None:
+    seen = np.concatenate([batch_of(step, 10, 4, 7) for step in range(4)])
+    assert len(seen) == 16 and sorted(set(seen[:8])) == sorted(seen[:8])  # a pass repeats nothing
+    assert (batch_of(2, 10, 4, 7) != batch_of(0, 10, 4, 7)).any()
+    assert len(batch_of(0, 3, 32, 7)) == 3
+    rates = [rate_at(step, 100) for step in range(101)]
+    assert rates[0] == 0.1 and rates[9] == rates[10] == 1.0 and rates[100] == pytest.approx(0)
+    assert np.all(np.diff(rates[10:]) < 0)
+
+
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_interrupted_it_ends_the_same(
+    study: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end_to_end: bool,
+) -> None:
+    """Ctrl-C in the middle: the same call goes on from the saved step, to the same rows."""
+    tuning = QUICK.model_copy(update={"end_to_end": end_to_end})
+    whole = Path(shutil.copytree(study, tmp_path / "whole"))
+    expected = finetune(whole, pictures, tuning=tuning, seeds=1, say=lambda _: None).read_bytes()
+    own = Path(shutil.copytree(study, tmp_path / "own"))
+    steps: list[int] = []
+    real = module.batch_of
+
+    def counted(step: int, *rest: int) -> np.ndarray:
+        if step == 9 and not steps.count(9):
+            steps.append(step)
+            raise KeyboardInterrupt
+        steps.append(step)
+        return real(step, *rest)
+
+    monkeypatch.setattr(module, "batch_of", counted)
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(own, pictures, tuning=tuning, seeds=1, say=lambda _: None)
+    assert len(list(own.glob("finetuned/*.pt"))) == 1 and not list(own.glob("finetuned/*.json"))
+    steps.clear()
+    steps.append(9)
+    out = finetune(own, pictures, tuning=tuning, seeds=1, say=lambda _: None)
+    assert steps[1:] == [9, 10, 11, 12, 13, 14]  # nothing again but what was not saved
+    assert out.read_bytes() == expected
+    assert not list(own.glob("finetuned/*.pt*"))

@@ -15,10 +15,9 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from analysis.frontier import fit_frontier
-from analysis.paper_tables import paper_tables
 from analysis.quality import davis_best, davis_points, probe_points
 from analysis.report import write_report
-from analysis.report_probes import davis_section, generated_section, paper_section, probe_section
+from analysis.report_probes import davis_section, generated_section, probe_section, tuned_section
 from tests.analysis.test_quality import table
 from tests.report.conftest import simulated_rows
 
@@ -132,44 +131,27 @@ def test_notebook(full: Path) -> None:
     assert "has no probes.csv" in printed and "has no davis.csv" in printed
 
 
-def finetune_table(study: Path, run_id: str) -> pd.DataFrame:
+def finetune_table() -> pd.DataFrame:
     rows = []
-    for attention, base, level in (
-        ("causal", 50_000.0, 0.6), ("causal", 10_000.0, 0.55), ("full", 50_000.0, 0.7)
-    ):  # fmt: skip
+    for attention, end_to_end, level in (("causal", False, 0.6), ("full", True, 0.7)):
         for seed in range(3):
-            for layer in range(4):
+            for layer in [3] if end_to_end else range(4):
                 rows.append(
-                    {"run_id": run_id, "size": "t64", "data": "pictures", "px": 32, "tokens": 64}
-                    | {"rope_base": base, "attention": attention, "steps": 300, "layer": layer}
-                    | {"seed": seed, "n_train": 300, "n_test": 100}
-                    | {"top1": level - 0.1 * (layer != 2) + 0.01 * seed}
+                    {"run_id": "0a1b", "size": "t64", "data": "pictures", "px": 32, "tokens": 64}
+                    | {"rope_base": 50_000.0, "attention": attention, "end_to_end": end_to_end}
+                    | {"head": "attention", "lr": 1e-3, "steps": 300, "layer": layer}
+                    | {"seed": seed, "split": "drawn", "n_train": 300, "n_test": 100}
+                    | {"chance": 0.1, "next_token_loss": np.nan if end_to_end else 3.5}
+                    | {"top1": level - 0.1 * (layer < 2) + 0.01 * seed}
                 )
     return pd.DataFrame(rows)
 
 
-def test_paper_tables(full: Path) -> None:
-    """Ours beside the paper's, of the comparisons that the study holds."""
-    probes = table(simulated_rows(), noise=0.01)
-    average = probes.assign(**{"head": "average"}, top1=probes.top1 - 0.1)
-    pd.concat([probes, average]).to_csv(full / "probes.csv", index=False)
-    largest = probes.run_id[probes.macs_total == probes.macs_total.max()].iloc[0]
-    finetune_table(full, largest).to_csv(full / "finetune.csv", index=False)
-    found = paper_tables(full)
-    assert sorted(found) == [
-        "Attention in fine-tuning (A.2)",
-        "Pooling (Table 5)",
-        "Resolution (Table 4)",
-    ]  # one family alone is no comparison
-    pooling = found["Pooling (Table 5)"].set_index("choice")
-    assert pooling.paper.to_dict() == {"attention": 61.1, "average": 53.2}
-    assert pooling.ours["attention"] - pooling.ours["average"] == pytest.approx(10, abs=1.5)
-    attention = found["Attention in fine-tuning (A.2)"].set_index("choice")
-    assert attention.ours["full"] == pytest.approx(71) and attention.paper["causal"] == 82.2
-    resolution = found["Resolution (Table 4)"]
-    assert resolution.choice.tolist()[0] == "trained at the low resolution"
-    assert set(resolution.paper) == {53.2, 63.2, 64.4}
-    assert "3 seeds" in resolution.scale.iloc[-1]
-    assert "Pooling (Table 5)" in paper_section(full)
-    (full / "finetune.csv").unlink()
-    assert list(paper_tables(full)) == ["Pooling (Table 5)"]
+def test_fine_tunings_are_listed(full: Path) -> None:
+    assert tuned_section(full) == ""
+    finetune_table().to_csv(full / "finetune.csv", index=False)
+    section = tuned_section(full)
+    assert "61.0% [" in section and "71.0% [" in section
+    assert "next tokens" in section and "labels" in section and "3.500" in section
+    text = write_report(full, simulated_rows(), None, config_text="").read_text()
+    assert "Fine-tuned" in text and "The choices compared" not in text

@@ -1,0 +1,110 @@
+"""Reading the variants of a study: each trained model, by a head or fine-tuned, on labelled data.
+
+Seed i is the i-th training of a variant, the i-th split of the files and the i-th start of the
+heads: all that chance decides differs together, and seed i of two variants shares split and order.
+
+STUDY/variants.csv: one row per data, variant, weights, seed and layer, beside rows.csv.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from models.probes import Recipe
+from scaling import finetune, probe
+from scaling.checkpoint import write_atomic
+from scaling.config import StudyConfig, variants
+from scaling.errors import UserError
+from scaling.labelled import Labelled, read_labelled
+from scaling.probe import Views
+from scaling.study import VARIANTS
+from scaling.weights import WEIGHTS, TrainedRun, data_dir_of, open_tokenizer, trained_runs
+
+COLUMNS = [
+    "study", "variant", "run_id", "size", "params", "macs_total", "tokenizer", "data", "px",
+    "tokens", "head", "tuned", "weights", "seed", "layer", "depth", "split", "n_train", "n_test",
+    "top1", "chance",
+]  # fmt: skip
+Say = Callable[[str], None]
+
+
+def read_variants(
+    study: Path,
+    config: StudyConfig,
+    data: Path,
+    *,
+    views: Views = Views(),  # noqa: B008 (frozen)
+    memory_gb: float = 2.0,
+    say: Say = print,
+) -> Path:
+    """Probe or fine-tune every run of every variant; returns STUDY/variants.csv.
+
+    Rows of other data that are there stay. What is finished is not done again.
+    Raises UserError: a study that is not trained to its end, and what `probe` and `tuned` raise.
+    """
+    try:
+        runs_of: dict[str, list[str]] = json.loads((study / VARIANTS).read_text())
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(
+            f"{study}/{VARIANTS}: cannot be read ({error}); run `scaling study` first"
+        ) from None
+    labelled = read_labelled(data)
+    rows: list[dict[str, Any]] = []
+    for name, one in variants(config).items():
+        for seed, run_id in enumerate(runs_of[name]):
+            (trained,) = trained_runs(study, [run_id])
+            label = open_tokenizer(data_dir_of(study, trained.run))[1]["tokenizer"]["label"]
+            about = f"{name}, seed {seed}: {trained.run.model.name}, {label}"
+            if one.finetune is None:
+                found = _probed(study, one, trained, labelled, data, seed, views, memory_gb, say)
+            else:
+                say(about)
+                found = finetune.tuned(
+                    study, trained, labelled, data, one.finetune, one.probe.head, seed, say
+                )
+                found = [r | {"weights": "trained", "tuned": _described(one)} for r in found]
+            mine = [r["top1"] for r in found if r["weights"] == "trained"]
+            say(f"{about}: top-1 {max(mine):.1%} (chance {found[0]['chance']:.1%})")
+            rows += [r | {"variant": name, "tokenizer": label} for r in found]
+    path = study / "variants.csv"
+    table = pd.DataFrame(rows)[COLUMNS]
+    if path.exists():
+        before = pd.read_csv(path, dtype={"run_id": str}, keep_default_na=False)
+        kept = before.run_id.isin({r for ids in runs_of.values() for r in ids}) & ~before.data.isin(
+            table.data
+        )
+        table = pd.concat([before[kept], table])
+    write_atomic(path, table.to_csv(index=False))
+    return path
+
+
+def _probed(
+    study: Path, one: StudyConfig, trained: TrainedRun, labelled: Labelled, data: Path, seed: int,
+    views: Views, memory_gb: float, say: Say,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of the model as it was trained, and of its random weights."""
+    folder = probe.encoded(study, trained, labelled, data, views, Recipe(), say)
+    found = []
+    for weights in WEIGHTS:
+        probe.probe_run(
+            folder, trained, weights, (one.probe.head,), None, range(seed, seed + 1), memory_gb,
+            Recipe(), lambda _: None,
+        )  # fmt: skip
+        rows = probe.read_rows(folder / f"{trained.label(weights)}-{one.probe.head}.json")
+        found += [r for r in rows if r["seed"] == seed]
+    px = one.data.size
+    tokens = (px // one.tokenizer.patch) ** 2
+    return [r | {"px": px, "tokens": tokens, "tuned": ""} for r in found]
+
+
+def _described(one: StudyConfig) -> str:
+    """Of a fine-tuning: `300 steps, causal, RoPE base 50,000`."""
+    assert one.finetune is not None
+    tuning = one.finetune
+    end = ", end to end" * tuning.end_to_end
+    return f"{tuning.steps} steps, {tuning.attention}{end}, RoPE base {tuning.rope_base:,.0f}"
