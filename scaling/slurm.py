@@ -149,17 +149,22 @@ class Slurm:
         for job in jobs:
             self.start(job)
         count = len(self._new)
-        self._place(at_once)
+        self._place(at_once, in_turn=True)
         if self._new:
             raise UserError(
                 "Slurm does not answer; what it took before goes on. Run the same command again"
             )
         return count
 
-    def _place(self, at_once: int) -> None:
-        """Submit what is new: one array, or one job. While Slurm does not answer it stays new."""
+    def _place(self, at_once: int, in_turn: bool = False) -> None:
+        """Submit what is new: an array for each number of GPUs, of `at_once` running jobs at most.
+
+        While Slurm does not answer it stays new. In turn: an array waits for the end of the one
+        before it, so that all together run no more than that; nobody stays to see to it.
+        """
         if self._unsure and not self._answered():
             return
+        before = ""
         while self._new:
             gpus = self._new[0].gpus  # tasks of an array are alike
             jobs = [job for job in self._new if job.gpus == gpus][:ARRAY]
@@ -170,6 +175,10 @@ class Slurm:
             launch, threads = self._launch, self._threads
             if gpus is not None:
                 launch = launch.model_copy(update={"gpus": gpus})
+            more: dict[str, Any] = {"requeue": True, **flags(launch, threads)}
+            if in_turn and before:
+                after = [more.get("dependency"), f"afterany:{before}"]
+                more["dependency"] = ",".join(filter(None, after))
             made = executor(
                 folder,
                 "slurm",
@@ -183,7 +192,7 @@ class Slurm:
                 slurm_array_parallelism=at_once,
                 # The first is not inherited since Slurm 22.05; of several tasks none outlives one.
                 slurm_srun_args=[f"--cpus-per-task={threads}", "--kill-on-bad-exit=1"],
-                slurm_additional_parameters={"requeue": True, **flags(launch, threads)},
+                slurm_additional_parameters=more,
             )
             work = [ClusterJob(self._function, job, threads) for job in jobs]
             try:
@@ -199,6 +208,7 @@ class Slurm:
                 raise UserError(f"sbatch refused: {str(error).strip()[:500]}") from error
             for job, handle in zip(jobs, submitted, strict=True):
                 self._placed.append(Placed(job, handle.job_id, folder))
+            before = submitted[0].job_id.partition("_")[0]
 
     def _answered(self) -> bool:
         """After a submission without an answer: ask what came of it, every LOOK_SECONDS."""

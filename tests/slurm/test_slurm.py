@@ -115,6 +115,25 @@ def test_detached_jobs_go_on_and_are_found(tmp_path: Path, monkeypatch: pytest.M
     assert [len(attempts(j.run_dir)) for j in made] == [1] * 6
 
 
+def test_detached_jobs_of_all_kinds_together_are_as_many_as_launch_says(tmp_path: Path) -> None:
+    """One array runs two at a time; the arrays of another number of GPUs wait for it."""
+    made = jobs(tmp_path, *[Task(seconds=2)] * 6)
+    made = [dataclasses.replace(job, gpus=i % 2) for i, job in enumerate(made)]
+    with pytest.raises(Detached, match="6 jobs, 6 of them new"):
+        list(launcher(tmp_path, parallel=2, detach=True).map(made))
+    most = 0
+
+    def ended() -> bool:
+        nonlocal most
+        states = [e.state for e in squeue.entries(tmp_path / "jobs").values()]
+        most = max(most, states.count("RUNNING"))
+        return not states
+
+    until(ended, seconds=120)
+    assert 1 <= most <= 2
+    assert [len(attempts(j.run_dir)) for j in made] == [1] * 6
+
+
 def test_a_cancelled_job_is_not_brought_back(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 3.0)
     thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=60)))
