@@ -226,9 +226,11 @@ def kill_any_process(s: Study) -> bool:
 
 def truncate_checkpoint(s: Study) -> bool:
     """The newest checkpoint of a run loses its second half while its process is killed."""
-    at_work = [(r, p) for r, p in s.training() if (r / "checkpoint.pt").exists()]
-    if not at_work:
-        return False
+    end = time.monotonic() + 15
+    while not (at_work := [(r, p) for r, p in s.training() if (r / "checkpoint.pt").exists()]):
+        if time.monotonic() > end or s.driver is None or s.driver.poll() is not None:
+            return False
+        time.sleep(0.1)
     run_dir, pid = s.rng.choice(at_work)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
