@@ -52,11 +52,13 @@ def half_width(
     sampling: the mean's variance by the choice of the test files.
     """
     seeds = len(values)
+    shared = float(stats.norm.ppf(0.5 + LEVEL / 2)) * sampling**0.5
     if seeds == 1:
-        return float(stats.norm.ppf(0.5 + LEVEL / 2) * sampling**0.5)
-    s2 = float(values.var(ddof=1))
-    variance = s2 * (1 / seeds + n_test / n_train) if split == "drawn" else s2 / seeds + sampling
-    return float(stats.t.ppf(0.5 + LEVEL / 2, seeds - 1) * variance**0.5)
+        return shared
+    s2, quantile = float(values.var(ddof=1)), float(stats.t.ppf(0.5 + LEVEL / 2, seeds - 1))
+    if split == "drawn":
+        return quantile * (s2 * (1 / seeds + n_test / n_train)) ** 0.5
+    return float(np.hypot(quantile * (s2 / seeds) ** 0.5, shared))
 
 
 def scored_by_others(values_SL: np.ndarray) -> np.ndarray:
@@ -97,46 +99,52 @@ def best_layers(table: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
     rows = []
     keys = ["data", "data_key", "head", *RUN]
     for key, g in table.groupby(keys, sort=False):
-        wide = g.pivot(index="seed", columns="layer", values=metric)
-        values = wide.to_numpy(float)
-        scored = scored_by_others(values)
-        mean, low, high = over_seeds(scored, g.n_train.mean(), g.n_test.mean(), g.split.iloc[0])
-        layer = int(wide.columns[values.mean(0).argmax()])
+        scored, layer = _by_seed(g, metric)
+        mean, low, high = over_seeds(
+            scored.to_numpy(), g.n_train.mean(), g.n_test.mean(), g.split.iloc[0]
+        )
         rows.append(
             dict(zip(keys, key, strict=True))
             | {"layer": layer, "depth": layer / g.layers.iloc[0], "accuracy": mean}
-            | {"low": low, "high": high, "chance": g.chance.mean(), "seeds": len(values)}
+            | {"low": low, "high": high, "chance": g.chance.mean(), "seeds": len(scored)}
         )
     points = pd.DataFrame(rows)
     return points.sort_values(["data", "data_key", "head", "weights", "macs_total", "params"])
 
 
+def _by_seed(g: pd.DataFrame, metric: str) -> tuple[pd.Series, int]:
+    """Each seed's score at the layer that the other seeds like best; the best layer of all."""
+    wide = g.pivot(index="seed", columns="layer", values=metric)
+    values = wide.to_numpy(float)
+    scored = pd.Series(scored_by_others(values), wide.index)
+    return scored, int(wide.columns[values.mean(0).argmax()])
+
+
 def difference(table: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
     """Trained minus random weights, per (data, head): pairs of one run, seed and split.
 
-    Trained: the run's last point.
-    Averaged over runs within a seed, the interval is over seeds (`over_seeds`' correction).
+    Trained: the run's last point. Layers are chosen as in `best_layers`. Averaged over runs within
+    a seed, the interval is over seeds, with `over_seeds`' correction; of a given split both sides'
+    sampling of the test set is added as if independent, which is too wide rather than too narrow.
     Returns the columns data, head, difference, low, high, runs.
     """
     rows = []
     for (data, key, head), g in table.groupby(["data", "data_key", "head"], sort=False):
-        by_seed = []
         spent = g.groupby(["run_id", "weights"]).macs_total.transform("max")
         g = g[g.macs_total == spent]
-        for _, one in g.groupby("seed"):
-            best = one.groupby(["run_id", "weights"])[metric].max().unstack()
-            if {"trained", "random"} <= set(best):
-                by_seed.append((best.trained - best.random).mean())
-        if not by_seed:
+        scored = {key: _by_seed(one, metric)[0] for key, one in g.groupby(["weights", "run_id"])}
+        pairs = [
+            scored["trained", run] - scored["random", run]
+            for run in g.run_id.unique()
+            if {("trained", run), ("random", run)} <= set(scored)
+        ]
+        if not pairs:
             continue
-        values, seeds = np.asarray(by_seed), len(by_seed)
-        shrunk = g.n_test.mean() / g.n_train.mean() if g.split.iloc[0] == "drawn" else 0.0
-        half = np.nan
-        if seeds > 1:
-            half = stats.t.ppf(0.5 + LEVEL / 2, seeds - 1) * np.sqrt(
-                values.var(ddof=1) * (1 / seeds + shrunk)
-            )
+        values = pd.concat(pairs, axis=1).dropna().mean(axis=1).to_numpy()
         mean = float(values.mean())
+        share = np.array([one.mean() for one in scored.values()])
+        sampling = 2 * (share * (1 - share)).mean() / g.n_test.mean()
+        half = half_width(values, g.n_train.mean(), g.n_test.mean(), g.split.iloc[0], sampling)
         rows.append(
             {"data": data, "data_key": key, "head": head, "difference": mean}
             | {"low": mean - half, "high": mean + half, "runs": g.run_id.nunique()}
@@ -231,3 +239,38 @@ def davis_best(table: pd.DataFrame) -> pd.DataFrame:
     points = davis_points(table)
     best = points.loc[points.groupby(["run_id", "weights", "macs_total"], dropna=False).jf.idxmax()]
     return best.sort_values(["weights", "macs_total", "params"])
+
+
+def davis_difference(table: pd.DataFrame) -> pd.DataFrame:
+    """J&F of trained weights less that of random weights and of pixels, each at its best layer.
+
+    Trained: the last point of the run of most compute. Pairs of one sequence; the interval is over
+    sequences. table: rows of one protocol and grid.
+    Returns the columns against, difference, low, high, sequences.
+    """
+    best = davis_best(table)
+    trained = best[best.weights == "trained"].iloc[-1]
+    keys = ["run_id", "weights", "macs_total", "layer"]
+    jf = table.assign(jf=(table.j_mean + table.f_mean) / 2)
+
+    def by_sequence(row: pd.Series) -> pd.Series:
+        same = ((jf[keys] == row[keys]) | (jf[keys].isna() & row[keys].isna())).all(axis=1)
+        return jf[same].groupby("sequence").jf.mean()
+
+    rows = []
+    for against in ("random", "pixels"):
+        others = best[best.weights == against]
+        others = others[others.run_id.isna() | (others.run_id == trained.run_id)]
+        if others.empty:
+            continue
+        values = (by_sequence(trained) - by_sequence(others.iloc[-1])).dropna().to_numpy()
+        half = np.nan
+        if len(values) > 1:
+            spread = values.std(ddof=1) / len(values) ** 0.5
+            half = float(stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1) * spread)
+        mean = float(values.mean())
+        rows.append(
+            {"against": against, "difference": mean, "low": mean - half, "high": mean + half}
+            | {"sequences": len(values)}
+        )
+    return pd.DataFrame(rows)

@@ -17,6 +17,7 @@ from analysis.paper_tables import paper_table, title_of, variant_points
 from analysis.quality import (
     best_layers,
     davis_best,
+    davis_difference,
     davis_points,
     difference,
     over_seeds,
@@ -154,15 +155,23 @@ def _davis_part(number: int, davis: pd.DataFrame, study_dir: Path) -> str:
     rows = int(davis["rows"].iloc[0])
     text = (
         f"J&F on {points.sequences.max()} DAVIS sequences by label propagation "
-        f"({davis.protocol.iloc[0]}’s protocol, {rows} tokens on the short side), 95% intervals "
-        "over sequences. The dash-dotted line takes the patches’ own pixels as features."
+        f"({davis.protocol.iloc[0]}’s protocol, {rows} tokens on the short side, channels "
+        "standardised over the first frame), 95% intervals over sequences. The dash-dotted line "
+        "takes the patches’ own pixels as features."
     )
+    lines = [
+        f"<li>trained less {'random weights' if d['against'] == 'random' else 'pixels'}: "
+        f"{100 * d['difference']:+.1f} points of J&F [{100 * d['low']:+.1f}, "
+        f"{100 * d['high']:+.1f}], paired over {d['sequences']} sequences</li>"
+        for d in davis_difference(davis).to_dict("records")
+    ]
     parts = [
+        f"<ul>{''.join(lines)}</ul>",
         figure(
             f"davis-{number}", "Tracking by layer.", text,
             layer_figure(points, "jf", "J&F"), points,
             alt=f"Line chart: J&F against relative depth. {text}",
-        )
+        ),
     ]  # fmt: skip
     columns = [
         Column("weights", "Features", kind="text"),
@@ -186,7 +195,7 @@ def _film_strips(study_dir: Path, davis: pd.DataFrame, best: pd.DataFrame) -> st
     folders = [f for f, s in settings.items() if (s["protocol"], s["rows"]) == (protocol, rows)]
     if not folders:
         return ""
-    folder = folders[0]
+    folder = max(folders, key=lambda f: settings[f].get("schema", 0))  # the newest, if several
     held = sorted({p.name.removeprefix("frames-") for p in folder.glob("frames-*.npz")})
     strips = []
     for name in held[:SEQUENCES]:

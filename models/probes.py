@@ -27,11 +27,21 @@ class Heads(nn.Module):
     more capacity (A.7): multi-head cross-attention of a learned query, then an MLP, both residual
     and pre-norm, then a linear map.
     Average heads also take states that are averaged already, (L, B, d).
+    windows: of which the tokens are, one after another. The model read each by itself and cannot
+    tell which it was, so a head that attends has a learned bias for each.
     Raises ValueError for another kind.
     """
 
     def __init__(
-        self, kind: str, layers: int, d: int, classes: int, *, heads: int = 1, seed: int = 0
+        self,
+        kind: str,
+        layers: int,
+        d: int,
+        classes: int,
+        *,
+        heads: int = 1,
+        windows: int = 1,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
@@ -46,6 +56,7 @@ class Heads(nn.Module):
         if kind != "average":
             self.query = nn.Parameter(0.02 * torch.randn(layers, d, generator=random))
             self.key, self.value = matrix(d, d), matrix(d, d)
+        self.window = nn.Parameter(torch.zeros(layers, windows)) if windows > 1 else None
         if kind == "cross":
             self.project_query, self.out = matrix(d, d), matrix(d, d)
             self.up, self.down = matrix(MLP_RATIO * d, d), matrix(d, MLP_RATIO * d)
@@ -65,7 +76,10 @@ class Heads(nn.Module):
         # q.(Wk x) = (Wk'q).x and sum a Wv x = Wv (sum a x): no key or value is ever formed.
         d = x_LBTd.shape[-1]
         asked_Ld = torch.einsum("lkd,lk->ld", self.key, self.query) * d**-0.5
-        weight_LBT = torch.einsum("lbtd,ld->lbt", x_LBTd, asked_Ld).softmax(-1)
+        score_LBT = torch.einsum("lbtd,ld->lbt", x_LBTd, asked_Ld)
+        if self.window is not None:
+            score_LBT = score_LBT + _per_token(self.window, x_LBTd.shape[2])[:, None]
+        weight_LBT = score_LBT.softmax(-1)
         mixed_LBd = torch.einsum("lbt,lbtd->lbd", weight_LBT, x_LBTd)
         return torch.einsum("lbd,lvd->lbv", mixed_LBd, self.value)
 
@@ -78,12 +92,20 @@ class Heads(nn.Module):
         key_LHDd = self.key.unflatten(1, (self.heads, -1))
         value_LHDd = self.value.unflatten(1, (self.heads, -1))
         asked_LHd = torch.einsum("lhe,lhed->lhd", q_LHD, key_LHDd) * q_LHD.shape[-1] ** -0.5
-        weight_LBHT = torch.einsum("lbtd,lhd->lbht", x_LBTd, asked_LHd).softmax(-1)
+        score_LBHT = torch.einsum("lbtd,lhd->lbht", x_LBTd, asked_LHd)
+        if self.window is not None:
+            score_LBHT = score_LBHT + _per_token(self.window, x_LBTd.shape[2])[:, None, None]
+        weight_LBHT = score_LBHT.softmax(-1)
         mixed_LBHd = torch.einsum("lbht,lbtd->lbhd", weight_LBHT, x_LBTd)
         heads_LBe = torch.einsum("lbhd,lhed->lbhe", mixed_LBHd, value_LHDd).flatten(2)
         y_LBd = self.query[:, None] + torch.einsum("lbe,lde->lbd", heads_LBe, self.out)
         h_LBd = F.gelu(torch.einsum("lbd,lhd->lbh", F.layer_norm(y_LBd, (d,)), self.up))
         return y_LBd + torch.einsum("lbh,ldh->lbd", h_LBd, self.down)
+
+
+def _per_token(window_LW: Tensor, tokens: int) -> Tensor:
+    """Of every token the bias of its window, (L, T)."""
+    return window_LW.repeat_interleave(tokens // window_LW.shape[1], dim=1)
 
 
 @dataclass(frozen=True)

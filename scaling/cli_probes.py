@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+PERMANENCE_CLIPS = 1200
 StudyArg = Annotated[Path, typer.Argument(help="The study's folder, e.g. studies/quickstart.")]
 RunsOption = Annotated[
     list[str] | None,
@@ -41,6 +42,9 @@ def probe(
         int | None,
         typer.Option(help="Frames of a clip; beyond a training sequence they are read in windows."),
     ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Frame periods between them; default: as in training.")
+    ] = None,
     memory_gb: MemoryOption = 2.0,
 ) -> None:
     """Probe every layer of a study's models on labelled images or clips, against random weights.
@@ -58,7 +62,7 @@ def probe(
         layers=layer or None,
         runs=run or None,
         seeds=seeds,
-        views=Views(clips, crops, frames),
+        views=Views(clips, crops, frames, stride),
         memory_gb=memory_gb,
     )
     print(f"rows    {out}\nreport  `scaling report {study}` shows them")
@@ -179,7 +183,9 @@ def finetune(
 
 
 def represent(
-    study: StudyArg,
+    study: Annotated[
+        Path, typer.Argument(help="A study's folder; or its YAML file, and it is run first.")
+    ],
     data: Annotated[
         list[Path] | None, typer.Option(help="Labelled images or clips to probe on; repeatable.")
     ] = None,
@@ -187,10 +193,16 @@ def represent(
     prompt: Annotated[
         list[Path] | None, typer.Option(help="A clip that is continued; repeatable.")
     ] = None,
+    hidden: Annotated[
+        list[int] | None,
+        typer.Option("--permanence", help="Frames of clips with a hidden ball; repeatable."),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Of the probes.")] = 5,
     clips: Annotated[int, typer.Option(help="Views of a labelled clip in time.")] = 1,
     rows: Annotated[int, typer.Option(help="DAVIS: tokens on the short side of a frame.")] = 24,
     frames: Annotated[int, typer.Option(help="Frames to draw after a prompt.")] = 64,
+    out: Annotated[Path, typer.Option(help="Folder that holds all studies.")] = Path("studies"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="As of `scaling study`.")] = None,
     memory_gb: MemoryOption = 2.0,
 ) -> None:
     """Probe, track, generate and write the report: all that a study's models know, in one command.
@@ -204,18 +216,34 @@ def represent(
     from scaling.cli_reading import report
     from scaling.config import load_study
     from scaling.davis import track
+    from scaling.permanence import write_permanence
     from scaling.probe import Views
     from scaling.probe import probe as run_probe
     from scaling.sample import continue_clip
+    from scaling.shards import read_index
+    from scaling.study import study as run_study
     from scaling.variants import read_variants
-    from scaling.weights import trained_runs
+    from scaling.weights import data_dir_of, trained_runs
 
+    if study.is_file():
+        config = load_study(study, set_ or ())
+        run_study(config, out)
+        study = out / config.study
     config = load_study(study / "study.yaml")
     for one in data or ():
         if config.variants:
             read_variants(study, config, one, views=Views(clips), memory_gb=memory_gb)
         else:
             run_probe(study, one, seeds=seeds, views=Views(clips), memory_gb=memory_gb)
+    for length in hidden or ():
+        last = trained_runs(study)[-1]
+        px = max(32, read_index(data_dir_of(study, last.run))["size"])
+        made = study / f"permanence-{length}"
+        labels = write_permanence(made, clips=PERMANENCE_CLIPS, frames=length, size=px)
+        run_probe(
+            study, labels, heads=("attention",), runs=[last.run_id], seeds=seeds,
+            views=Views(frames=length, stride=1), memory_gb=memory_gb,
+        )  # fmt: skip
     if davis_data is not None:
         track(study, davis_data, rows=rows, memory_gb=memory_gb)
     for clip in prompt or ():

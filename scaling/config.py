@@ -66,6 +66,8 @@ class DataConfig(Section):
     size: Positive = 128  # pixels; paper, Section 3.4
     stride: Positive = 4  # every 4th frame of a video; paper, Section 3.4
     fps: PositiveFloat | None = None  # frames a second that `stride` counts; null: the video's own
+    # Training crops are cut from the picture at up to this many times the size of the whole one.
+    zoom: Annotated[float, Field(ge=1, le=16)] = 1.0
     pixels: bool = False  # store the frames beside the tokens: for models that see patches
     clips_per_video: Positive = 4  # random crops in space and time of one training video
     train_sequences: Positive = 4096  # of the generated source and of image folders

@@ -2,8 +2,10 @@
 
 A frame is larger than what the models were trained on, so it is cut into tiles of the study's
 frame size that overlap by half; each tile is a sequence of one frame, and a place that lies in
-several tiles has the mean of their features. Results lie in STUDY/davis/<key>/, one file for each
-(run, weights, sequence), and a killed call goes on from these; STUDY/davis.csv holds all rows.
+several tiles has the mean of their features. Every channel is standardised over the places of the
+first frame, whatever the features: channels that are large everywhere would make all places alike.
+Results lie in STUDY/davis/<key>/, one file for each (run, weights, sequence), and a killed call
+goes on from these; STUDY/davis.csv holds all rows.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from scaling.weights import (
     trained_runs,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 COLUMNS = (
     "run_id", "study", "size", "layers", "params", "macs_total", "weights", "protocol", "rows",
     "layer", "depth", "sequence", "object", "frames", "j_mean", "j_recall", "j_decay", "f_mean",
@@ -195,6 +197,12 @@ def tiled_features(
     return (total / count)[:, :h, :w]
 
 
+def standardised(features_Thwd: torch.Tensor) -> torch.Tensor:
+    """Float32, every channel of mean 0 and deviation 1 over the places of the first frame."""
+    deviation, mean = torch.std_mean(features_Thwd[0].float(), (0, 1), correction=0)
+    return features_Thwd.float().sub_(mean).div_(deviation.clamp_min(1e-6))
+
+
 def _starts(length: int, side: int, step: int) -> list[int]:
     """Where tiles of `side` begin, so that they cover `length` and overlap."""
     if length <= side:
@@ -243,20 +251,29 @@ def _track_run(
     for sequence in todo:
         frames = read_frames(sequences[sequence][0], rows, patch)
         truth_THW = read_masks(sequences[sequence][1])
-        held = []  # (layers, h, w, d) of each frame
-        for frame in frames:
-            if model is None:
-                held.append(_pixels(frame, patch).half())
-            else:
-                x = tiled_features(model, tokenizer, frame, size=size, patch=patch, at_once=at_once)
-                held.append(x[wanted].half())
+        h, w = frames.shape[1] // patch, frames.shape[2] // patch
         labels = int(truth_THW[0][truth_THW[0] < 255].max()) + 1
         first_CHW = F.one_hot(torch.from_numpy(truth_THW[0].astype(np.int64)) % 255, labels)
-        grid = held[0].shape[1], held[0].shape[2]
-        first_hwC = F.adaptive_avg_pool2d(first_CHW.permute(2, 0, 1).float(), grid).permute(1, 2, 0)
+        first_hwC = F.adaptive_avg_pool2d(first_CHW.permute(2, 0, 1).float(), (h, w)).permute(
+            1, 2, 0
+        )
+        # Of a layer: its half-precision states, and those of one layer in float32, twice.
+        layer_bytes = 2 * len(frames) * h * w * (config.d if model else 3 * patch**2)
+        group = max(1, int(memory_gb * 1e9 / 2 / layer_bytes) - 4)
         made, strips = [], []
         for place, layer in enumerate(wanted):
-            features = torch.stack([x[place] for x in held])
+            if place % group == 0:  # layers whose states fit in memory together
+                near = wanted[place : place + group]
+                held = []  # (layers, h, w, d) of each frame
+                for frame in frames:
+                    if model is None:
+                        held.append(_pixels(frame, patch).half())
+                        continue
+                    x = tiled_features(
+                        model, tokenizer, frame, size=size, patch=patch, at_once=at_once
+                    )
+                    held.append(x[near].half())
+            features = standardised(torch.stack([x[place % group] for x in held]))
             carried = propagate(features, first_hwC, rule)
             masks_THW = hard_masks(carried, truth_THW[0])
             strips.append(_strip(masks_THW))
@@ -300,7 +317,12 @@ def hard_masks(labels_ThwC: torch.Tensor, first_HW: np.ndarray) -> np.ndarray:
         soft_CHW = F.interpolate(
             soft_hwC.permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False
         )[0]
-        masks.append(soft_CHW.argmax(0).byte().numpy())
+        best_HW, mask_HW = soft_CHW[0], torch.zeros(size, dtype=torch.uint8)
+        for label in range(1, len(soft_CHW)):  # argmax over a first axis of two is slow
+            higher_HW = soft_CHW[label] > best_HW
+            best_HW = torch.where(higher_HW, soft_CHW[label], best_HW)
+            mask_HW[higher_HW] = label
+        masks.append(mask_HW.numpy())
     masks[0] = first_HW
     return np.stack(masks)
 
@@ -331,15 +353,14 @@ def _keep_frames(folder: Path, sequence: str, paths: list[Path], truth_THW: np.n
 
 
 def gather(study: Path) -> Path:
-    """STUDY/davis.csv of all rows that are there."""
+    """STUDY/davis.csv of all rows of this schema."""
     import pandas as pd
 
-    rows = [
-        r
-        for path in sorted((study / "davis").glob("*/*.json"))
-        if path.name != "index.json"
-        for r in json.loads(path.read_text())
-    ]
+    rows: list[dict[str, Any]] = []
+    for index in sorted((study / "davis").glob("*/index.json")):
+        if json.loads(index.read_text())["schema"] == SCHEMA:
+            for path in sorted(index.parent.glob("*-*.json")):
+                rows += json.loads(path.read_text())
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(
         ["params", "run_id", "weights", "layer", "sequence", "object"], kind="stable"
     )

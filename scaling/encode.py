@@ -93,6 +93,7 @@ def prepare(
 
 def _settings(data: Any, tokenizer: Any, seed: int, sources: tuple[Source, ...]) -> dict[str, Any]:
     """All that determines the bytes."""
+    zoom = getattr(data, "zoom", 1.0)
     return {
         "schema": shards.SCHEMA,
         "seed": seed,
@@ -115,7 +116,7 @@ def _settings(data: Any, tokenizer: Any, seed: int, sources: tuple[Source, ...])
             }
             for source in sources
         ],
-    }
+    } | ({"zoom": zoom} if zoom != 1 else {})  # without it the key is that of older studies
 
 
 def _tokenizer_settings(tokenizer: Any) -> dict[str, Any]:

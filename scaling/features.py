@@ -6,9 +6,10 @@ Shapes: N rows (a file's views), L layers, T tokens, d width.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,54 +42,93 @@ def with_start(codes: np.ndarray, start: int) -> torch.Tensor:
 class Features:
     """Hidden states of all rows, float16 (N, L, T, d) on disk; rows come standardised, float32.
 
-    They stay in memory where they and a standardised copy fit in `memory_bytes`.
+    They stay in memory where they and a standardised copy take half of `memory_bytes` at most; else
+    rows are read as they are asked for. Read, not mapped: a mapped page counts as the process's own
+    until the system wants it back, and the bound would not be one.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], memory_bytes: float) -> None:
-        self.map = np.memmap(path, np.float16, mode="r", shape=shape)
-        self.memory_bytes = memory_bytes
-        self.held = (
-            torch.from_numpy(np.array(self.map)) if 4 * self.map.nbytes <= memory_bytes else None
-        )
-        self.row_bytes = 4 * int(np.prod(shape[1:]))
+        self.shape = shape[1:]
+        values = int(np.prod(shape[1:]))
+        self.path = path
+        self.stored_bytes = 2 * values  # of a row
+        held = 6 * shape[0] * values  # two bytes a value, and four of the standardised copy
+        self.held = self._read(np.arange(shape[0])) if 2 * held <= memory_bytes else None
         # Of a training step: the rows, their standardised copy, what backward keeps.
-        self.rows_at_once = max(1, int(memory_bytes / 2 / (4 * self.row_bytes)))
+        self.rows_at_once = max(1, int(memory_bytes / 2 / (20 * values)))
         self.ready: torch.Tensor | None = None  # (L, N, T, d), standardised
-        self.means: torch.Tensor | None = None  # (L, N, d), of the same
-        self.mean = torch.zeros(())
-        self.scale = torch.ones(())
+        self.means: torch.Tensor | None = None  # (L, N, d), likewise
+        self.tokens, self.averages = _Moments(), _Moments()
+
+    def _read(self, rows: np.ndarray) -> torch.Tensor:
+        """(B, L, T, d), half precision."""
+        out = np.empty((len(rows), *self.shape), np.float16)
+        with self.path.open("rb") as file:
+            for place, row in enumerate(rows.tolist()):
+                file.seek(row * self.stored_bytes)
+                file.readinto(memoryview(out[place]).cast("B"))
+        return torch.from_numpy(out)
 
     def raw(self, rows: torch.Tensor) -> torch.Tensor:
         """(L, B, T, d) as stored."""
-        if self.held is not None:
-            return self.held[rows].float().transpose(0, 1)
-        return torch.from_numpy(self.map[rows.numpy()].astype(np.float32)).transpose(0, 1)
+        part = self.held[rows] if self.held is not None else self._read(rows.numpy())
+        return part.float().transpose(0, 1)
 
     def standardise(self, rows: torch.Tensor) -> None:
-        """From now on every channel has mean 0 and deviation 1 over the tokens of these rows."""
-        count, total, square = 0, torch.zeros(()), torch.zeros(())
-        for part in rows.split(self.rows_at_once):
-            x = self.raw(part).double()
-            count += x.shape[1] * x.shape[2]
-            total, square = total + x.sum((1, 2)), square + (x * x).sum((1, 2))
-        mean = total / count
-        deviation = (square / count - mean**2).clamp_min(0).sqrt()
-        self.mean = mean[:, None, None].float()
-        self.scale = (1 / deviation.clamp_min(1e-6))[:, None, None].float()
+        """From now on every channel has mean 0 and deviation 1 over the tokens of these rows.
 
+        And so has every channel of their averages, which vary much less than tokens do (as the
+        BatchNorm without parameters of MAE's linear probe).
+        """
+        self.ready = self.means = None
+        self.tokens, self.averages = _Moments(), _Moments()
+        for part in rows.split(self.rows_at_once):
+            x = self.raw(part)
+            self.tokens.add(x)
+            self.averages.add(x.mean(2))
         if self.held is not None:
-            self.ready = (self.held.float().transpose(0, 1) - self.mean) * self.scale
-            self.means = self.ready.mean(2)
+            every = torch.arange(len(self.held)).split(self.rows_at_once)
+            means = torch.cat([self.raw(part).mean(2) for part in every], 1)
+            self.means = self.averages.standardise_(means)
+            self.ready = self.tokens.standardise_(self.held.float().transpose(0, 1))
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """(L, B, T, d)."""
         if self.ready is not None:
             return self.ready[:, rows]
-        return (self.raw(rows) - self.mean) * self.scale
+        return self.tokens.standardise_(self.raw(rows))
 
     def pooled(self, rows: torch.Tensor) -> torch.Tensor:
         """Their means over tokens, (L, B, d)."""
-        return self.means[:, rows] if self.means is not None else self(rows).mean(2)
+        if self.means is not None:
+            return self.means[:, rows]
+        return self.averages.standardise_(self.raw(rows).mean(2))
+
+
+class _Moments:
+    """Mean and deviation of every channel of every layer, (L, d), over what was added.
+
+    Chan et al. 1979: parts are merged by their means and squared deviations.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, x: torch.Tensor) -> None:
+        """x: (L, ..., d)."""
+        over = tuple(range(1, x.ndim - 1))
+        more = int(np.prod(x.shape[1:-1]))
+        variance, mean = (v.double() for v in torch.var_mean(x, over, correction=0))
+        apart, self.count = mean - self.mean, self.count + more
+        self.mean = self.mean + apart * more / self.count
+        merged = apart**2 * more * (self.count - more) / self.count
+        self.squares = self.squares + variance * more + merged
+
+    def standardise_(self, x: torch.Tensor) -> torch.Tensor:
+        """In place, (L, ..., d)."""
+        shape = (len(self.mean), *[1] * (x.ndim - 2), -1)
+        deviation = (self.squares / self.count).sqrt().clamp_min(1e-6).float().view(shape)
+        return x.sub_(self.mean.float().view(shape)).div_(deviation)
 
 
 @torch.inference_mode()
@@ -118,43 +158,51 @@ def write_features(
             f"{window + 1} tokens exceed the context of {config.name} ({config.context})"
         )
     counter = path.with_suffix(".json")
+    row_bytes = 2 * int(np.prod(shape[1:]))
     done = 0
     if counter.exists() and path.exists():
         written = json.loads(counter.read_text())
-        done = written["done"] if tuple(written["shape"]) == shape else 0
+        whole = path.stat().st_size >= written["done"] * row_bytes
+        done = written["done"] if tuple(written["shape"]) == shape and whole else 0
     if done == n:
         return shape
+    if not done:
+        counter.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = 2 * int(np.prod(shape))
-    mode: Literal["r+", "w+"] = "r+" if path.exists() and path.stat().st_size == size else "w+"
-    if mode == "w+":
-        done = 0
-        if size > shutil.disk_usage(path.parent).free:
-            raise UserError(
-                f"hidden states of {n} sequences take {size / 1e9:.3g} GB, more than is free in "
-                f"{path.parent}; probe with `--head average` alone, which keeps means only"
-            )
-    out = np.memmap(path, np.float16, mode, shape=shape)
+    if (n - done) * row_bytes > shutil.disk_usage(path.parent).free:
+        raise UserError(
+            f"hidden states of {n} sequences take {n * row_bytes / 1e9:.3g} GB, more than is free "
+            f"in {path.parent}; probe with `--head average` alone, which keeps means only"
+        )
     # Of one sequence: the states, their stack in float32, and the widest activation of a block.
     per_row = 4 * (length + 1) * (3 * (config.layers + 1) * config.d + 4 * config.d_ff)
-    batch = max(1, min(256, int(memory_bytes / 2 / per_row)))
-    synced = done
-    for first in range(done, n, batch):
-        part = codes_NL[first : first + batch]
-        states: dict[str, torch.Tensor] = {}
-        windows = part.reshape(-1, window, *part.shape[2:])
-        model.features(with_start(windows, start).to(model.head.device), states)
-        names = ["embed", *(f"layer_{i + 1}" for i in range(config.layers))]
-        x_BLTd = torch.stack(
-            [states[name][:, 1:].reshape(len(part), length, config.d) for name in names], 1
-        )
-        if pooled:
-            x_BLTd = x_BLTd.mean(2, keepdim=True)
-        if not bool(torch.isfinite(x_BLTd).all()) or float(x_BLTd.abs().max()) > 65_504:
-            raise UserError(f"{config.name}: hidden states are not finite in 16 bits; it diverged")
-        out[first : first + len(part)] = x_BLTd.cpu().numpy()
-        if first + len(part) - synced >= 1024 or first + len(part) == n:
-            out.flush()
-            synced = first + len(part)
-            write_atomic(counter, json.dumps({"done": synced, "shape": shape}))
+    batch = max(1, min(256, int(memory_bytes / 4 / per_row)))
+    with path.open("r+b" if done else "wb") as out:
+        out.truncate(done * row_bytes)  # what an interrupted call wrote and did not count
+        out.seek(done * row_bytes)
+        for first in range(done, n, batch):
+            x_BLTd = _states(model, codes_NL[first : first + batch], start, window)
+            if pooled:
+                x_BLTd = x_BLTd.mean(2, keepdim=True)
+            if not bool(torch.isfinite(x_BLTd).all()) or float(x_BLTd.abs().max()) > 65_504:
+                raise UserError(
+                    f"{config.name}: hidden states are not finite in 16 bits; it diverged"
+                )
+            out.write(memoryview(x_BLTd.half().cpu().numpy()).cast("B"))
+            last = first + len(x_BLTd)
+            if last - done >= 1024 or last == n:
+                out.flush()
+                os.fsync(out.fileno())
+                done = last
+                write_atomic(counter, json.dumps({"done": done, "shape": shape}))
     return shape
+
+
+def _states(model: Decoder, codes_BL: np.ndarray, start: int, window: int) -> torch.Tensor:
+    """(B, layers + 1, T, d) of sequences that are read in windows."""
+    config, (batch, length) = model.config, codes_BL.shape[:2]
+    states: dict[str, torch.Tensor] = {}
+    windows = codes_BL.reshape(-1, window, *codes_BL.shape[2:])
+    model.features(with_start(windows, start).to(model.head.device), states)
+    names = ["embed", *(f"layer_{i + 1}" for i in range(config.layers))]
+    return torch.stack([states[name][:, 1:].reshape(batch, length, config.d) for name in names], 1)

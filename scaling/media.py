@@ -129,16 +129,33 @@ def fingerprint(path: Path) -> str:
 # -- images ----------------------------------------------------------------------------------------
 
 
-def read_image(path: Path, *, size: int, crops: int, rng: np.random.Generator | None) -> np.ndarray:
-    """Crops of one image, uint8 (crops, S, S, 3): random ones, or the centre when `rng` is None."""
+def read_image(
+    path: Path, *, size: int, crops: int, rng: np.random.Generator | None, zoom: float = 1.0
+) -> np.ndarray:
+    """Crops of one image, uint8 (crops, S, S, 3): random ones, or the centre when `rng` is None.
+
+    The short side of the whole picture is `size` px; of a random crop up to `zoom` times as many.
+    """
     try:
         with Image.open(path) as image:
             rgb = _rgb(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise MediaError(_reason(error, path)) from error
-    resized = resize_short(rgb, size)
-    place = np.full((crops, 2), 0.5) if rng is None else rng.random((crops, 2))
-    return np.stack([_crop(resized, size, yx) for yx in place])
+    if rng is None:
+        resized = resize_short(rgb, size)
+        return np.stack([_crop(resized, size, np.full(2, 0.5))] * crops)
+    place, sides = rng.random((crops, 2)), _sides(size, zoom, crops, rng)
+    resized_by_side = {side: resize_short(rgb, side) for side in sorted(set(sides))}
+    return np.stack(
+        [_crop(resized_by_side[side], size, yx) for side, yx in zip(sides, place, strict=True)]
+    )
+
+
+def _sides(size: int, zoom: float, count: int, rng: np.random.Generator | None) -> list[int]:
+    """The short side of the picture, px, that each crop is cut from: log-uniform up to `zoom`."""
+    if zoom == 1 or rng is None:
+        return [size] * count
+    return np.rint(size * zoom ** rng.random(count)).astype(int).tolist()
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -211,6 +228,7 @@ def read_video(
     rng: np.random.Generator | None,
     fps: float | None = None,
     crops: int | None = None,
+    zoom: float = 1.0,
 ) -> VideoClips:
     """Clips of `frames` frames, `stride` frame periods apart, cut from the largest video stream.
 
@@ -225,7 +243,7 @@ def read_video(
     """
     video = _scan(path)
     try:
-        return _cut(video, frames, size, stride, clips, rng, fps, crops)
+        return _cut(video, frames, size, stride, clips, rng, fps, crops, zoom)
     finally:
         if video.held is not None:
             video.held[0].close()
@@ -240,6 +258,7 @@ def _cut(
     rng: np.random.Generator | None,
     fps: float | None,
     crops: int | None,
+    zoom: float,
 ) -> VideoClips:
     reasons = "".join(f"; {note}" for note in video.notes)
     if not len(video.times):
@@ -255,6 +274,7 @@ def _cut(
     place = np.full((len(plan), 2), 0.5) if rng is None else rng.random((len(plan), 2))
     if crops is not None:  # the short side has one place, whatever is asked of it
         place = np.repeat(np.tile(_spread(crops), clips)[:, None], 2, axis=1)
+    sides = _sides(size, zoom, len(plan), rng)
     users: dict[int, list[tuple[int, int]]] = {}
     for clip, row in enumerate(plan):
         for t, index in enumerate(row):
@@ -270,9 +290,10 @@ def _cut(
         notes = list(video.notes)
         for index, frame in _decode(video, decode, notes):
             if index in users and not frame.is_corrupt:
-                resized = _picture(frame, size)
+                wanted = {sides[clip] for clip, _ in users[index]}
+                resized = {side: _picture(frame, side) for side in wanted}
                 for clip, t in users[index]:
-                    pixels[clip, t] = _crop(resized, size, place[clip])
+                    pixels[clip, t] = _crop(resized[sides[clip]], size, place[clip])
                     filled[clip, t] = True
         if filled.all() or decode.all():
             break

@@ -52,12 +52,13 @@ class Views:
     """How a clip is looked at: `clips` in time, `crops` in space (the paper: 10 x 3).
 
     More `frames` than a training sequence has are read in windows of that many, each with its own
-    start token and positions; a head sees the tokens of all windows.
+    start token and positions; a head sees the tokens of all windows, and which they are of.
     """
 
     clips: int = 1
     crops: int = 1
     frames: int | None = None  # of a clip; default as many as in a training sequence
+    stride: int | None = None  # frame periods between them; default as in training
 
     @property
     def count(self) -> int:
@@ -156,7 +157,7 @@ def encoded(
         return folder
     parts = folder / "parts"
     parts.mkdir(parents=True, exist_ok=True)
-    stride = index["settings"]["stride"]
+    stride = used.stride or index["settings"]["stride"]
     for first in range(0, len(labelled.names), CHUNK):
         part = parts / f"{first:09d}.npz"
         if part.exists():
@@ -323,6 +324,7 @@ def probe_run(
                 shape[3],
                 len(labelled.classes),
                 heads=trained.run.model.heads,
+                windows=codes_FVL.shape[2] // per_window,
                 seed=seed,
             )
             states = features.pooled if kind == "average" else features

@@ -201,7 +201,9 @@ class Reader:
         data = self.data
         if source.kind == "images":
             crops = self.crops(source, split)
-            pixels = media.read_image(path, size=data.size, crops=crops, rng=rng)
+            pixels = media.read_image(
+                path, size=data.size, crops=crops, rng=rng, zoom=getattr(data, "zoom", 1.0)
+            )
             return pixels, {"frames": 1, "error": ""}
         video = media.read_video(
             path,
@@ -211,6 +213,7 @@ class Reader:
             clips=data.clips_per_video,
             rng=rng,
             fps=getattr(data, "fps", None),
+            zoom=getattr(data, "zoom", 1.0),
         )
         about = {"frames": video.frames, "seconds": round(video.seconds, 3), "error": video.note}
         return video.pixels, about | {"clips": len(video.pixels)}

@@ -9,7 +9,14 @@ import pytest
 
 from analysis.frontier import StudyLaw
 from analysis.laws import NotIdentified
-from analysis.quality import best_layers, difference, over_seeds, probe_points, quality_laws
+from analysis.quality import (
+    best_layers,
+    davis_difference,
+    difference,
+    over_seeds,
+    probe_points,
+    quality_laws,
+)
 from scaling.errors import UserError
 from tests.report.conftest import simulated_rows
 
@@ -33,8 +40,20 @@ def test_interval_of_one_seed_and_of_a_given_split() -> None:
     mean, low, high = over_seeds(np.array([0.5]), 300, 100, "drawn")
     assert (mean, high - low) == (0.5, pytest.approx(2 * 1.96 * 0.05, rel=1e-3))
     _, low, high = over_seeds(np.full(5, 0.5), 300, 100, "given")
-    assert high - low == pytest.approx(2 * 2.776 * 0.05, rel=1e-3)  # no spread: the test set's own
+    assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=1e-3)  # no spread: the test set's own
     assert over_seeds(np.array([1.0, 0.9]), 300, 10, "drawn")[2] == 1.0
+
+
+def test_interval_covers_under_a_given_split() -> None:
+    """One test set of 100 files and three heads that differ: both kinds of chance are covered."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        hard = rng.random(100)  # a file is right more often than not, or less
+        seeds = np.array([(rng.random(100) < 0.4 + 0.6 * hard).mean() for _ in range(3)])
+        _, low, high = over_seeds(seeds, 300, 100, "given")
+        covered += low <= 0.7 <= high
+    assert covered / 400 >= 0.95
 
 
 def table(rows: pd.DataFrame, b: float = -0.1, noise: float = 0.0) -> pd.DataFrame:
@@ -99,6 +118,27 @@ def test_law_of_errors(tmp_path: Path) -> None:
     few.to_csv(tmp_path / "probes.csv", index=False)
     ((_, refusal),) = quality_laws(rows, tmp_path, "probe_top1")
     assert isinstance(refusal, NotIdentified)
+
+
+def test_tracking_is_compared_by_sequence() -> None:
+    """Sequences that differ more than the features do; each side at its best layer."""
+    ease = {"camel": 0.8, "kite": 0.3, "swan": 0.5}
+    gain = {"camel": 0.1, "kite": 0.12, "swan": 0.14}
+    rows = [
+        {"run_id": run, "size": "t64", "params": 1e5, "layers": 1, "macs_total": macs}
+        | {"weights": weights, "layer": layer, "depth": layer, "sequence": name, "object": 1}
+        | {f"{m}_{s}": level + gain[name] * (weights == "trained") - 0.2 * (layer == worse)
+           for m in "jf" for s in ("mean", "recall", "decay")}
+        for run, weights, macs, worse in (("0a", "trained", 1e12, 0), ("0a", "random", 0.0, 1),
+                                          (None, "pixels", None, 1))
+        for layer in range(2 if run else 1)
+        for name, level in ease.items()
+    ]  # fmt: skip
+    found = davis_difference(pd.DataFrame(rows)).set_index("against")
+    assert set(found.index) == {"random", "pixels"} and set(found.sequences) == {3}
+    assert found.difference.to_list() == pytest.approx([0.12, 0.12])
+    half = 4.303 * 0.02 / 3**0.5
+    assert found.high.iloc[0] - 0.12 == pytest.approx(half, rel=1e-3)
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -191,11 +191,12 @@ def test_key_follows_content_and_settings_not_place(tmp_path, videos):
         run(tmp_path / "a", source("video", videos), seed=1),
         run(tmp_path / "a", source("video", videos), codes=8),
         run(tmp_path / "a", source("video", videos), stride=1),
+        run(tmp_path / "a", source("video", videos), zoom=2.0),
         run(tmp_path / "a", source("video", videos, name="renamed")),
     ]
     (moved / "3.mp4").unlink()
     others.append(run(tmp_path / "a", source("video", moved)))
-    assert len({path.name for path in [first, *others]}) == 6
+    assert len({path.name for path in [first, *others]}) == 7
 
 
 def test_second_call_does_nothing(tmp_path, videos, monkeypatch):

@@ -275,6 +275,23 @@ def test_crops_are_random_in_training_and_central_in_validation(tmp_path):
     np.testing.assert_array_equal(one(tmp_path / "a.png", 32), picture(32, 64)[:, 16:48])
 
 
+def test_random_crops_are_cut_at_several_sizes(tmp_path):
+    """Of a ramp from black to white, a crop at z times the size of the whole shows 1 / z of it."""
+    ramp = np.repeat(np.linspace(0, 255, 192).astype(np.uint8)[None, :, None], 192, 0)
+    Image.fromarray(np.repeat(ramp, 3, 2)).save(tmp_path / "a.png")
+    path = write_video(tmp_path / "a.mp4", np.repeat(np.repeat(ramp, 3, 2)[None], 40, 0))
+    settings = {"frames": 2, "size": 16, "stride": 1, "clips": 39}
+    for zoom, low, high in ((1.0, 0.95, 1.1), (3.0, 0.28, 0.45)):
+        crops = read_image(tmp_path / "a.png", size=16, crops=60, rng=rng(), zoom=zoom)
+        clips = read_video(path, **settings, rng=rng(), zoom=zoom).pixels
+        for found in (crops, clips[:, 0], clips[:, 1]):
+            spread = (found[:, 8, -1, 0].astype(int) - found[:, 8, 0, 0]) / 255 / (15 / 16)
+            assert low < spread.min() < high and 0.85 < spread.max() < 1.1
+        assert (abs(clips[:, 0].astype(int) - clips[:, 1]).mean((1, 2, 3)) < 4).all()
+    whole = read_video(path, **settings, rng=None, zoom=3.0).pixels
+    np.testing.assert_array_equal(whole, read_video(path, **settings, rng=None).pixels)
+
+
 def test_bad_images(tmp_path):
     (tmp_path / "zero.png").touch()
     (tmp_path / "text.jpg").write_text("no picture")

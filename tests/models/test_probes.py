@@ -85,6 +85,24 @@ def test_attention_learns_what_an_average_hides() -> None:
     assert accuracy["attention"] > 0.95 and accuracy["average"] < 0.75
 
 
+@pytest.mark.parametrize("kind", ["attention", "cross"])
+def test_a_head_may_ask_which_window_a_token_is_of(kind: str) -> None:
+    """Two windows that look alike carry opposite signs; the class is the sign of the second."""
+    torch.manual_seed(0)
+    labels = torch.randint(2, (300,))
+    x = torch.randn(1, 300, 6, D) * 0.1
+    sign = 2.0 * labels[:, None] - 1
+    x[0, :, :3, 0], x[0, :, 3:, 0] = -sign, sign
+    accuracy = []
+    for windows in (1, 2):
+        heads = Heads(kind, 1, D, 2, windows=windows, seed=0)
+        rows, recipe = torch.arange(300), Recipe(steps=300)
+        train_heads(heads, lambda r: x[:, r], rows[:200], labels[:200], recipe, seed=0)
+        scores = file_scores(heads, lambda r: x[:, r], rows[200:], rows[:100], 100, batch=32)
+        accuracy.append(float(top_accuracy(scores, labels[200:], 1)[0]))
+    assert accuracy[1] > 0.95 and accuracy[0] < 0.9
+
+
 def test_scores_average_views_as_probabilities() -> None:
     heads, x = filled("average"), torch.randn(L, 6, T, D)
     file = torch.tensor([0, 1, 0, 1, 2, 2])

@@ -170,6 +170,19 @@ def test_a_study_tracks(study: Path, layout: Path, tmp_path: Path) -> None:
         path.unlink()  # as if it had been killed there
     davis.track(own, layout, rows=12, say=said.append)
     assert (own / "davis.csv").read_bytes() == before
+    shutil.rmtree(own / "davis")
+    davis.track(own, layout, rows=12, memory_gb=1e-4, say=said.append)  # a layer at a time
+    assert (own / "davis.csv").read_bytes() == before
+
+
+def test_channels_are_standardised_over_the_first_frame() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 5, 6) * torch.arange(1, 7) + 10
+    got = davis.standardised(x.half())
+    torch.testing.assert_close(got[0].mean((0, 1)), torch.zeros(6), atol=1e-3, rtol=0)
+    torch.testing.assert_close(got[0].std((0, 1), correction=0), torch.ones(6), atol=1e-3, rtol=0)
+    change = (x[2] - x[1]) / x[0].std((0, 1), correction=0)
+    torch.testing.assert_close(got[2] - got[1], change, atol=0.05, rtol=0)
 
 
 def test_tiles_are_the_models_own_states(study: Path) -> None:

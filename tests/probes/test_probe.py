@@ -1,7 +1,10 @@
 """A study is probed from its labelled files to its rows; killed anywhere, it ends the same."""
 
 import json
+import random
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +124,33 @@ def test_killed_anywhere_ends_the_same(
     assert len(encoded) == (0 if after >= 4 else 36 - 16 * len(made) + 12 * (len(made) == 3))
 
 
+def test_kill_nine_at_random_moments(study: Path, pictures: Path, tmp_path: Path) -> None:
+    """The command itself, dying again and again: the same table, and no state computed twice."""
+    draw, tables = random.Random(0), []
+    for kills in (0, 6):
+        own = Path(shutil.copytree(study, tmp_path / str(kills)))
+        command = [sys.executable, "-m", "scaling.cli", "probe", str(own), "--data", str(pictures)]
+        start, killed, states = 2.0, 0, {}
+        while True:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            try:
+                # Of what is done within a few seconds: from the first imports to the last heads.
+                wait = start + draw.uniform(0, 3) if killed < kills else 300
+                _, error = process.communicate(timeout=wait)
+                assert process.returncode == 0, error
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                killed += 1
+            now = {p: p.stat().st_mtime_ns for p in own.glob("probes/*/features/*.json")}
+            assert {p: now[p] for p in states} == states
+            states = now
+            start += 1 if not states else 0.2
+        tables.append((own / "probes.csv").read_bytes())
+    assert tables[0] == tables[1] and killed == kills
+
+
 def test_done_work_is_not_repeated(
     own: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +158,7 @@ def test_done_work_is_not_repeated(
     monkeypatch.setattr(probe, "train_heads", None)
     pd.testing.assert_frame_equal(run(own, pictures, heads=("attention",)), first)
     monkeypatch.undo()
-    monkeypatch.setattr(features.np, "isfinite", None)  # more seeds and heads need no new states
+    monkeypatch.setattr(features, "_states", None)  # more seeds and heads need no new states
     before = {p: p.stat().st_mtime_ns for p in own.glob("probes/*/features/*")}
     more = run(own, pictures, heads=("attention", "average"), seeds=3)
     assert len(more) == 3 * len(first)
@@ -154,6 +184,22 @@ def test_memory_bound_changes_no_number(own: Path, pictures: Path) -> None:
         probe.Features = states  # type: ignore[misc]
     assert max(sizes) <= 40e3 / 8
     pd.testing.assert_frame_equal(tight, free, atol=0.12)  # one file in nine may tip
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """The peak of a whole process: below the flag where states would not fit, above where they do.
+
+    The second half shows that the measure sees the states at all.
+    """
+    rise = {}
+    for gigabytes in (0.1, 4.0):
+        folder = tmp_path / str(gigabytes)
+        folder.mkdir()
+        command = [sys.executable, "-m", "tests.probes.memory_work", str(folder), str(gigabytes)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+        rise[gigabytes] = int(done.stdout)
+    states = (tmp_path / "0.1" / "states.bin").stat().st_size
+    assert rise[0.1] < 0.1e9 < states < rise[4.0] < 4e9
 
 
 def test_bad_input(own: Path, pictures: Path, clips: Path, tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""python -m tests.probes.memory_work FOLDER GB: probes 150 MB of states; prints the peak it took.
+
+The peak is of the whole process, in bytes, above what it held before its first state.
+"""
+
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.family import size
+from models.parametrization import build
+from models.probes import Heads, Recipe, file_scores, train_heads
+from scaling.features import Features, write_features
+
+FILES, TOKENS, WIDTH, LAYERS = 1500, 256, 64, 2
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main(folder: Path, memory: float) -> None:
+    torch.set_num_threads(1)
+    model = build(size(WIDTH, LAYERS, 2, vocab=68, context=TOKENS + 1, base_width=16), seed=0)
+    codes = np.random.default_rng(0).integers(0, 64, (FILES, TOKENS)).astype(np.uint16)
+    labels = torch.from_numpy(codes[:, 0] % 3).long()
+    # What any training step and forward pass load and keep, before it is measured.
+    tiny = folder / "tiny.bin"
+    probe(model, codes[:4], labels[:4], tiny, memory)
+    before = peak()
+    probe(model, codes, labels, folder / "states.bin", memory)
+    print(peak() - before)
+
+
+def probe(model, codes: np.ndarray, labels: torch.Tensor, path: Path, memory: float) -> None:
+    shape = write_features(model, codes, path, start=1, pooled=False, memory_bytes=memory)
+    features, rows = Features(path, shape, memory), torch.arange(len(codes))
+    features.standardise(rows)
+    for kind in ("average", "attention"):
+        states = features.pooled if kind == "average" else features
+        heads = Heads(kind, shape[1], shape[3], 3)
+        settings = {"seed": 0, "at_once": features.rows_at_once}
+        train_heads(heads, states, rows, labels, Recipe(steps=3), **settings)
+        file_scores(heads, states, rows, rows, len(rows), batch=features.rows_at_once)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), float(sys.argv[2]) * 1e9)
