@@ -188,7 +188,7 @@ def write_features(
                 raise UserError(
                     f"{config.name}: hidden states are not finite in 16 bits; it diverged"
                 )
-            out.write(memoryview(x_BLTd.half().cpu().numpy()).cast("B"))
+            out.write(x_BLTd.half().cpu().numpy().tobytes())
             last = first + len(x_BLTd)
             if last - done >= 1024 or last == n:
                 out.flush()

@@ -127,6 +127,7 @@ def test_killed_anywhere_ends_the_same(
 def test_kill_nine_at_random_moments(study: Path, pictures: Path, tmp_path: Path) -> None:
     """The command itself, dying again and again: the same table, and no state computed twice."""
     draw, tables = random.Random(0), []
+    states: dict[Path, int]
     for kills in (0, 6):
         own = Path(shutil.copytree(study, tmp_path / str(kills)))
         command = [sys.executable, "-m", "scaling.cli", "probe", str(own), "--data", str(pictures)]
