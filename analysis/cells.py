@@ -1,21 +1,22 @@
 """Which rows of a study count, and the noise between its runs.
 
-A cell is one run at one budget. `exclude` applies the rules (fixed beforehand, counted);
-`surface` describes the loss of the cells near the frontier and splits what remains into noise of
-runs and noise of points, from which every interval of a study follows.
+A cell is one run at one budget; a design is what cells share that differ in their seed alone
+(`seed_means`). `exclude` applies the rules (fixed beforehand, counted); `surface` describes the
+loss of the cells near the frontier and splits what remains into noise of runs and noise of points,
+from which every interval of a study follows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from analysis.bootstrap import Noise, components
-from analysis.laws import usable
+from analysis.laws import LIMITS, usable
 
 
 def _impossible(values: pd.Series) -> pd.Series:
@@ -26,6 +27,7 @@ def _impossible(values: pd.Series) -> pd.Series:
 # A row is left out by the first rule that names it, in this order.
 RULES: tuple[tuple[str, Callable[[pd.DataFrame], pd.Series | np.ndarray]], ...] = (
     ("learning-rate sweep, not ladder", lambda r: r["role"] == "lr_sweep"),
+    ("a copy of another row", lambda r: r["role"] == "repeat"),
     ("not of the ladder", lambda r: r["role"] != "ladder"),
     ("diverged", lambda r: r["status"] == "diverged"),
     ("did not finish", lambda r: r["status"] != "finished"),
@@ -42,9 +44,17 @@ NEEDED = (
     "run_id", "role", "status", "decayed", "budget_macs", "val_loss", "macs_total", "size",
     "params", "tokens",
 )  # fmt: skip
+# Two runs that agree in these columns (those that the table has) are one design.
+DESIGN = (
+    "size", "params", "tokens", "family", "parametrization", "d", "layers", "heads", "d_ff",
+    "vocab", "context", "tokenizer", "data_key", "data_mix", "lr", "schedule", "warmup_steps",
+    "batch_tokens", "weight_decay", "precision",
+)  # fmt: skip
 KAPPA = 0.2  # spans the exponents 0 to 0.6 within the noise of a run over two decades
 CUT = 2.0  # residuals beyond so many scales are cut: a wild cell is not the noise of all
 WILD = 4.0  # a cell so many scales too high, which cannot win its budget, describes nothing
+SIZES = ("params", "tokens")
+BETWEEN = 400  # sizes at which a smooth loss is searched for its best
 CONTENDERS = 30  # cells of one budget that may win it, at most
 NEAR = 0.1  # log loss above its budget's best within which a cell describes the surface
 
@@ -74,41 +84,91 @@ def exclude(
 
 
 def cells(rows: pd.DataFrame, *, budgets: bool = True) -> pd.DataFrame:
-    """The rows that may enter a law, one per run and cost, numbered in the column `cell`."""
+    """The rows that may enter a law, one per run and cost; `design` numbers what they share.
+
+    Only runs of different seeds are repeats of one design. Two of one seed, or without a column
+    `seed`, may differ in what the table does not tell: each is a design of its own.
+    """
     rows, _ = exclude(rows, budgets=budgets)
-    key = ["run_id", "budget_macs"] if budgets else ["run_id", "macs_total"]
-    rows = rows.drop_duplicates(key, keep="last").reset_index(drop=True)
-    return rows.assign(cell=rows.index)
+    cost = "budget_macs" if budgets else "macs_total"
+    rows = rows.drop_duplicates(["run_id", cost], keep="last").reset_index(drop=True)
+    if "seed" not in rows.columns:
+        return rows.assign(design=rows.index)
+    key = [cost, *(c for c in DESIGN if c in rows.columns and rows[c].nunique(dropna=False) > 1)]
+    design = rows.groupby(key, sort=False, dropna=False).ngroup()
+    twice = rows.duplicated([*key, "seed"], keep=False).groupby(design).transform("any")
+    return rows.assign(design=design.where(~twice, design.max() + 1 + rows.index))
+
+
+def seed_means(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per design of `cells`: the mean loss of its `seeds` (how many); the other columns
+    are those of the first run, by its id."""
+    if table["design"].is_unique:
+        return table.assign(seeds=1)
+    by = table.sort_values("run_id", kind="stable").groupby("design", sort=False)
+    means = by.head(1).set_index("design", drop=False)
+    means = means.assign(val_loss=by["val_loss"].mean(), seeds=by.size())
+    return means.reset_index(drop=True)
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Smooth loss of the cells near the frontier, and their noise."""
+    """Smooth loss of the designs near the frontier, and the noise of single runs."""
 
-    cells: pd.DataFrame  # the cells described, a subset of `cells(rows)`
-    fitted: np.ndarray  # (cells,) log loss
+    designs: pd.DataFrame  # the designs described, a subset of `seed_means(cells(rows))`
+    coefficient: np.ndarray  # (5,) of `_basis`
+    centre: tuple[float, float]  # of log N and log D
     noise: Noise
-    run_index: np.ndarray  # (cells,)
+
+    @property
+    def fitted(self) -> np.ndarray:
+        """Smooth log loss of the designs."""
+        return self.fitted_by(self.coefficient[None])[0]
+
+    def fitted_by(self, coefficients: np.ndarray) -> np.ndarray:
+        """Smooth log loss (R, designs) by other coefficients (R, 5)."""
+        loss = coefficients @ self._basis().T
+        return np.log(np.maximum(loss, LIMITS["loss"][0]))  # a polynomial may pass below zero
+
+    def coefficients(self, noise: np.ndarray) -> np.ndarray:
+        """Coefficients (R, 5) that the same designs would have given with noise (R, designs)."""
+        root = np.sqrt(self.designs["seeds"].to_numpy(float))[:, None]
+        relative = self._basis() / np.exp(self.fitted)[:, None] * root
+        return self.coefficient + (np.linalg.pinv(relative) @ (noise.T * root)).T
+
+    def optimum(self, budget: float, coefficients: np.ndarray) -> np.ndarray:
+        """log N (R,) of the best size of a budget, between those tried there."""
+        here = self.designs[self.designs["budget_macs"] == budget].sort_values("params")
+        log_n, log_d = (np.log(here[c].to_numpy(float)) for c in SIZES)
+        between = np.linspace(log_n[0], log_n[-1], BETWEEN)
+        basis = _basis(between, np.interp(between, log_n, log_d), self.centre)
+        return between[(basis @ coefficients.T).argmin(0)]
+
+    def _basis(self) -> np.ndarray:
+        log_n, log_d = (np.log(self.designs[c].to_numpy(float)) for c in SIZES)
+        return _basis(log_n, log_d, self.centre)
 
     def draw(self, resamples: int, seed: int) -> np.ndarray:
-        """Log losses of the same design with new noise (resamples, cells)."""
+        """New noise of the designs' log loss, means over seeds: (resamples, designs)."""
         rng = np.random.default_rng(seed)
-        return self.fitted + self.noise.draw(self.run_index, resamples, rng)
+        # Seeds of one design go through its budgets together, so their first stands for them.
+        run_index = np.unique(self.designs["run_id"].astype(str), return_inverse=True)[1]
+        noise = self.noise.draw(run_index, resamples, rng)
+        return noise / np.sqrt(self.designs["seeds"].to_numpy())
 
     def contenders(self) -> Surface:
-        """Without the cells that lie too far above their budget's best to win in any draw."""
-        budget = self.cells["budget_macs"].to_numpy()
-        by = pd.Series(self.fitted).groupby(budget)
-        able = self.fitted <= by.transform("min").to_numpy() + 6 * self.noise.total + 1e-12
+        """Without the designs that lie too far above their budget's best to win in any draw."""
+        fitted = self.fitted
+        by = pd.Series(fitted).groupby(self.designs["budget_macs"].to_numpy())
+        able = fitted <= by.transform("min").to_numpy() + 6 * self.noise.total + 1e-12
         able &= by.rank(method="first").to_numpy() <= CONTENDERS
-        index = np.unique(self.run_index[able], return_inverse=True)[1]
-        return Surface(self.cells[able], self.fitted[able], self.noise, index)
+        return replace(self, designs=self.designs[able])
 
 
 def surface(table: pd.DataFrame, points: pd.DataFrame) -> Surface | None:
     """Describe cells; None when they are too few or span too little to tell noise from shape.
 
-    table: `cells(rows)`; points: the frontier's (their slope is what the noise is wanted for).
+    table: `cells(rows)`; points: of the budget frontier (their slope is what the noise is for).
     The loss is the sum of a smooth function of parameters and one of tokens, as in Hoffmann et
     al. 2022 but without its exponents: 1, u, u^2, v, v^2 with u = N^-KAPPA, v = D^-KAPPA. What
     remains is split into a part common to a run (its seed; all budgets cut from one trunk share
@@ -120,42 +180,52 @@ def surface(table: pd.DataFrame, points: pd.DataFrame) -> Surface | None:
     described = _describe(near)
     if described is None:
         return None
-    wild = (described[2] > WILD * described[3]) & ~near["cell"].isin(points["cell"]).to_numpy()
+    wild = described[3] > WILD * described[4]
+    wild &= ~near["design"].isin(points["design"]).to_numpy()
     if wild.any() and (again := _describe(near[~wild])) is not None:
         near, described = near[~wild], again
-    design, fitted, residual, scale = described
+    if not points["budget_macs"].isin(near["budget_macs"]).all():
+        return None
+    design, coefficient, centre, residual, scale = described
     # Cut, and stretched so that normal residuals keep their variance.
     kept = 2 * stats.norm.cdf(CUT) - 1 - 2 * CUT * stats.norm.pdf(CUT)
     kept += 2 * CUT**2 * stats.norm.sf(CUT)
     residual = np.clip(residual, -CUT * scale, CUT * scale) / np.sqrt(kept)
     run_index = np.unique(near["run_id"].astype(str), return_inverse=True)[1]
     x = np.log(points["macs_total"].to_numpy(float))
-    influence = np.zeros(len(near))
-    spread = ((x - x.mean()) ** 2).sum()
-    influence[near.index.get_indexer(pd.Index(points["cell"]))] = (x - x.mean()) / spread
+    weight = pd.Series((x - x.mean()) / ((x - x.mean()) ** 2).sum(), index=points["design"])
+    seeds = near.groupby("design")["design"].transform("size")
+    influence = near["design"].map(weight).fillna(0.0).to_numpy() / seeds.to_numpy()
     noise = components(design, residual, run_index, influence)
-    return Surface(near, fitted, noise, run_index)
+    return Surface(seed_means(near), coefficient, centre, noise)
 
 
-def _describe(near: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, float] | None:
-    """Design (cells, 5), fitted log loss, relative residual, and the residuals' robust scale."""
+def _basis(log_n: np.ndarray, log_d: np.ndarray, centre: tuple[float, float]) -> np.ndarray:
+    """1, u, u^2, v, v^2 along the last axis, u and v about one."""
+    u, v = (np.exp(-KAPPA * (z - c)) for z, c in zip((log_n, log_d), centre, strict=True))
+    return np.stack([np.ones_like(u), u, u**2, v, v**2], -1)
+
+
+def _describe(near: pd.DataFrame):
+    """Design (cells, 5) relative to the loss, its coefficients, the centre of log N and log D,
+    relative residuals, and their robust scale; None when the cells do not determine it."""
     loss = near["val_loss"].to_numpy(float)
-    log_n, log_d = (np.log(near[c].to_numpy(float)) for c in ("params", "tokens"))
+    log_n, log_d = (np.log(near[c].to_numpy(float)) for c in SIZES)
+    centre = float(log_n.mean()), float(log_d.mean())
     with np.errstate(over="ignore", invalid="ignore"):
-        u, v = np.exp(-KAPPA * (log_n - log_n.mean())), np.exp(-KAPPA * (log_d - log_d.mean()))
         # Divided by the loss: the noise is relative.
-        design = np.stack([np.ones_like(u), u, u**2, v, v**2], 1) / loss[:, None]
+        design = _basis(log_n, log_d, centre) / loss[:, None]
     if len(near) < design.shape[1] + 3 or not np.abs(design).max() < 1e100:  # or a NaN
         return None
     norm = np.maximum(np.linalg.norm(design, axis=0), 1e-300)
     if np.linalg.cond(design / norm) > 1e5:
         return None
-    residual, scale = _robust(design, np.ones_like(loss))
-    return design, np.log(np.maximum(1 - residual, 1e-6)) + np.log(loss), residual, scale
+    coefficient, residual, scale = _robust(design, np.ones_like(loss))
+    return design, coefficient, centre, residual, scale
 
 
-def _robust(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
-    """Residuals of a Huber fit, and their scale from the median residual."""
+def _robust(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Coefficients and residuals of a Huber fit, and their scale from the median residual."""
     weights = np.ones_like(y)
     for _ in range(30):
         root = np.sqrt(weights)
@@ -165,4 +235,4 @@ def _robust(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
         shrunk = np.sqrt(len(y) / (len(y) - design.shape[1]))
         scale = max(1.4826 * float(np.median(np.abs(residual))) * shrunk, 1e-12)
         weights = np.minimum(1, 1.345 * scale / np.maximum(np.abs(residual), 1e-300))
-    return residual, scale
+    return coefficient, residual, scale

@@ -44,8 +44,13 @@ def specifications(rows: pd.DataFrame) -> pd.DataFrame:
                         e, b = fitted
                         out.append((label, method, corner, which, form, b, e, count))
     table = pd.DataFrame(out, columns=[*CHOICES, "b", "e", "points_fitted"])
+    if table.empty:
+        raise NotIdentified(
+            "no combination of choices has an identified fit: the points are too few, span under a "
+            "decade of compute, or have one loss (`scaling fit` says which)"
+        )
     main = (
-        (table["compute"] == "training MACs") & (table["frontier"] == "budget")
+        (table["compute"] == "training MACs") & (table["frontier"] == methods[0])
         & (table["corner"] == "1%") & (table["points"] == "all")
     )  # fmt: skip
     return table.assign(low=np.nan, high=np.nan, main=main)
@@ -67,10 +72,10 @@ def influence(rows: pd.DataFrame, *, form: str = "pure") -> pd.DataFrame:
     if whole is None:
         raise NotIdentified("the law of all runs is not identified: there is nothing to compare")
     points = frontier(rows)
-    parts = [
-        (f"{size} ({run})", "run", rows["run_id"] != run)
-        for run, size in dict(zip(points["run_id"], points["size"], strict=True)).items()
-    ]
+    sizes = {
+        run: size for size, runs in zip(points["size"], points["runs"], strict=True) for run in runs
+    }
+    parts = [(f"{size} ({run})", "run", rows["run_id"] != run) for run, size in sizes.items()]
     parts += [
         (f"budget {budget:.3g}", "budget", rows["budget_macs"] != budget)
         for budget in points["budget_macs"]

@@ -24,15 +24,17 @@ class Comparison:
     low: float
     high: float
     p_value: float
+    p_least: float  # what so many resamples can tell from zero
     verdict: str  # what the test says
     conclusion: str  # the verdict, and what may and may not be concluded from it
 
     @property
     def brief(self) -> str:
         """One line: the numbers and the verdict."""
+        sign = "<" if self.p_value <= self.p_least else "="
         return (
             f"{self.other}: exponent {self.b_other:+.4f}, difference {self.difference:+.4f} "
-            f"[{self.low:+.4f}, {self.high:+.4f}], p = {self.p_value:.2g}: {self.verdict}"
+            f"[{self.low:+.4f}, {self.high:+.4f}], p {sign} {self.p_value:.2g}: {self.verdict}"
         )
 
     def __str__(self) -> str:
@@ -66,7 +68,7 @@ def exponents(law: PowerLaw, other: PowerLaw | Reference, *, name: str = "this l
     tail = (np.abs(null) >= abs(difference)).sum() + 1
     p_value = float(tail / (len(null) + 1))
     return Comparison(
-        name, label, law.b, b_other, float(difference), low, high, p_value,
+        name, label, law.b, b_other, float(difference), low, high, p_value, 1 / (len(null) + 1),
         *_verdict(law, other, low, high),
     )  # fmt: skip
 
@@ -75,6 +77,7 @@ CAVEAT = (
     "losses themselves are not comparable across data and tokenizers, and neither exponent says "
     "which model is better"
 )
+RANGES_DIFFER = 0.5  # decades between the ends of two laws' compute, above which it is said
 
 
 def _variable(law: PowerLaw | Reference) -> str:
@@ -101,10 +104,18 @@ def _verdict(
     if low <= 0 <= high:
         verdict = "not separated by these data"
     else:
-        verdict = f"here loss falls {'more' if high < 0 else 'less'} steeply with compute"
+        verdict = f"here loss falls {'more' if high < 0 else 'less'} steeply with {mine}"
+    ranges = ""
+    if isinstance(other, PowerLaw) and mine == "compute":
+        ends = [(one.compute.min(), one.compute.max()) for one in (law, other)]
+        if max(abs(np.log10(a / b)) for a, b in zip(*ends, strict=True)) > RANGES_DIFFER:
+            ranges = (
+                "; their ranges of compute differ ({:.2g} to {:.2g} here, {:.2g} to {:.2g} there), "
+                "and where losses flatten the exponent does too"
+            ).format(*ends[0], *ends[1])
     exact = isinstance(other, Reference) and other.interval is None
     taken = "; its own uncertainty is unpublished and taken as none" if exact else ""
-    return verdict, f"{verdict}{taken}; {CAVEAT}"
+    return verdict, f"{verdict}{ranges}{taken}; {CAVEAT}"
 
 
 def compute_multiplier(

@@ -91,7 +91,8 @@ def run_points(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns columns run_id, size, params, seed (where the rows have it), kind ('mid': the rate has
     not decayed, 'decayed', 'diverged': a run's last point), macs_total, tokens, val_loss; sorted by
-    (params, size, run_id, X before its first evaluation has a NaN loss.
+    (params, size, run_id, macs_total). A run that diverged before its first evaluation has a NaN
+    loss.
     """
     points = rows[rows.role != "lr_sweep"].sort_values(
         ["params", "size", "run_id", "macs_total", "decayed"]

@@ -3,7 +3,8 @@
     study = fit_frontier(rows)          # StudyLaw: .law, .points, .excluded, .summary()
 
 Which rows count is fixed beforehand (`RULES` in analysis/cells.py), and what each rule left out is
-counted. Per budget the frontier is the smallest loss over sizes. Uncertainty: `frontier_noise`.
+counted. Seeds of one design are averaged; per budget the frontier is the smallest of these means.
+Uncertainty: `frontier_noise`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import compare
-from analysis.cells import cells, exclude, surface
+from analysis.cells import DESIGN, cells, exclude, seed_means, surface
 from analysis.laws import (
     DELTA,
     RESAMPLES,
@@ -63,18 +64,21 @@ class StudyLaw:
 
         published: next to laws of the loss that were published.
         """
-        law, points = self.law, self.points
+        law, pure, points = self.law, self.pure, self.points
         lines = [str(law)]
         if self.saturating is not None and law is not self.saturating:
             lines.append(f"  not chosen   {self.saturating}")
-        elif law is not self.pure:
-            lines.append(f"  not chosen   {self.pure}")
+        elif law is not pure:
+            lines.append(f"  not chosen   {pure}")
         low, high = law.compute.min(), law.compute.max()
+        runs = {run for point in points["runs"] for run in point}
+        most = int(points["seeds"].max())
+        seeds = f"; means over up to {most} seeds" if most > 1 else ""
         lines += [
             f"  form         {self.choice}",
             f"  fitted to    {len(points)} points ({self.method} frontier), {low:.3g} to "
             f"{high:.3g} {law.unit} ({law.decades:.2f} decades), "
-            f"{points['size'].nunique()} sizes, {points['run_id'].nunique()} runs",
+            f"{points['size'].nunique()} sizes, {len(runs)} runs{seeds}",
             f"  interval     {law.status.bootstrap}, {law.status.resamples} resamples",
             f"  R2 (log-log) {law.r2:.4f}; residual {law.noise:.2%} of the loss",
         ]
@@ -89,6 +93,8 @@ class StudyLaw:
             shape = "flattens" if coefficient > 0 else "steepens"
             seen = f"the curve {shape}" if p_value < 0.05 else "none seen"
             lines.append(f"  curvature    {seen} (p = {p_value:.2g})")
+        if published and law is not pure:
+            lines.append(f"  next to      laws without a floor, the pure exponent {pure.b:.4f}:")
         if published:
             lines += [f"  next to      {c.brief}" for c in self.compare()]
             lines.append(f"               {compare.CAVEAT}")
@@ -130,18 +136,21 @@ def frontier(rows: pd.DataFrame, *, method: str = "budget") -> pd.DataFrame:
 
     method: "budget", the smallest loss at each nominal budget; "envelope", the points that no
     cheaper point beats; "hull", the corners of the lower convex hull in log-log.
-    Returns the rows themselves plus `cell`, their place in `cells(rows)`, and `edge`: the size is
-    the smallest or largest tried at its budget, so that the optimum may lie outside the grid.
+    Seeds of one design are averaged first: the lowest of several seeds is no size's loss, and the
+    more seeds the lower. Returns the rows of the designs (val_loss: the mean, run_id: the first)
+    plus `design`, `seeds` (how many), `runs` (their ids) and `edge`: the size is the smallest or
+    largest tried at its budget, so that the optimum may lie outside the grid.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}: choose one of {', '.join(METHODS)}")
-    table = cells(rows, budgets=method == "budget")
-    if table.empty:
+    single = cells(rows, budgets=method == "budget")
+    if single.empty:
         counts = exclude(rows, budgets=method == "budget")[1]
         raise NotIdentified(
             "no row is left to fit: "
             + "; ".join(f"{count} rows: {rule}" for rule, count in counts if count)
         )
+    table = seed_means(single)
     by_budget = table.groupby("budget_macs")["params"]
     inside = (table["params"] > by_budget.transform("min")) & (
         table["params"] < by_budget.transform("max")
@@ -149,13 +158,16 @@ def frontier(rows: pd.DataFrame, *, method: str = "budget") -> pd.DataFrame:
     table = table.assign(edge=~inside)
     if method == "budget":
         table = table.loc[table.groupby("budget_macs")["val_loss"].idxmin()]
-        return table.sort_values("macs_total").reset_index(drop=True)
-    table = table.sort_values(["macs_total", "val_loss"])
-    falling = table["val_loss"] < table["val_loss"].cummin().shift(fill_value=np.inf)
-    table = table[falling].reset_index(drop=True)
-    if method == "hull":
-        table = table.loc[_lower_hull(np.log(table["macs_total"]), np.log(table["val_loss"]))]
-    return table.reset_index(drop=True)
+        table = table.sort_values("macs_total")
+    else:
+        table = table.sort_values(["macs_total", "val_loss"])
+        falling = table["val_loss"] < table["val_loss"].cummin().shift(fill_value=np.inf)
+        table = table[falling].reset_index(drop=True)
+        if method == "hull":
+            table = table.loc[_lower_hull(np.log(table["macs_total"]), np.log(table["val_loss"]))]
+    averaged = single[single["design"].isin(table["design"])].sort_values("run_id", kind="stable")
+    runs = averaged.groupby("design")["run_id"].agg(tuple)
+    return table.assign(runs=table["design"].map(runs)).reset_index(drop=True)
 
 
 def _lower_hull(x, y) -> list[int]:
@@ -186,12 +198,13 @@ def frontier_noise(
     if described is None:
         return None
     described = described.contenders()
-    drawn = described.draw(resamples, seed)
-    budget = described.cells["budget_macs"].to_numpy(float)
+    fitted = described.fitted
+    drawn = fitted + described.draw(resamples, seed)
+    budget = described.designs["budget_macs"].to_numpy(float)
     columns = []
     for one in points["budget_macs"].to_numpy(float):
         here = budget == one
-        columns.append(drawn[:, here].min(1) - described.fitted[here].min())
+        columns.append(drawn[:, here].min(1) - fitted[here].min())
     return np.stack(columns, 1)
 
 
@@ -199,14 +212,14 @@ def fit_variable(
     rows: pd.DataFrame, variable: str, *, form: str = "select", seed: int = 0, delta: float = DELTA,
     level: float = 0.95, resamples: int = RESAMPLES,
 ) -> PowerLaw:  # fmt: skip
-    """L(N) or L(D): the smallest loss of each size, or of each number of tokens.
+    """L(N) or L(D): the smallest loss (mean over seeds) of each size, or number of tokens.
 
     variable: "params" or "tokens". It is a law of that variable alone only as far as the other one
     was ample in the rows; it is fitted to what is there.
     """
     if variable not in ("params", "tokens"):
         raise ValueError(f"variable is {variable!r}: choose params or tokens")
-    table = cells(rows, budgets=False)
+    table = seed_means(cells(rows, budgets=False))
     table = table[table[variable].notna()]
     if table.empty:
         raise NotIdentified(f"no row is left with a loss and {variable}")
@@ -237,8 +250,17 @@ def warnings_for(rows: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
             f"at budgets {text} the best size is the smallest or largest tried there: "
             "the optimum may lie outside the grid"
         )
-    if "seed" in rows.columns and rows["seed"].nunique() < 2:
-        out.append("one seed: the noise between runs is inferred from the surface's residuals")
+    if "seed" not in rows.columns:
+        key = ["macs_total", *(c for c in DESIGN if c in rows.columns)]
+        alike = rows["run_id"][rows.duplicated(key, keep=False) & rows["params"].notna()]
+        if count := int(points["run_id"].isin(alike).sum()):
+            out.append(
+                f"at {count} of {len(points)} points several runs have the same size, tokens and "
+                "compute, and no column 'seed' says that they are repeats: the lowest of them is "
+                "taken, which is too low if they are"
+            )
+    elif rows["seed"].nunique() < 2:
+        out.append("one seed: no run was repeated, so the noise is inferred from the residuals")
     return tuple(out + overfitting(rows) + repetition(points))
 
 
@@ -284,6 +306,11 @@ def doubts(pure: PowerLaw) -> tuple[str, ...]:
         out.append(
             f"the interval of the pure exponent, {low:.3g} to {high:.3g}, holds 0: these points do "
             "not show that more compute lowers the loss"
+        )
+    if not pure.status.converged:
+        out.append(
+            "the fit of the pure law did not converge (gradient per point "
+            f"{pure.status.gradient_norm:.2g})"
         )
     if pure.noise > SCATTER:
         out.append(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import bca
 from analysis.cells import cells, surface
 from analysis.frontier import frontier
 from analysis.laws import NotIdentified
@@ -72,7 +71,7 @@ def approaches(
     described = surface(table, points)
     out = [
         _row("1 best run of each budget", *_by_budget(points, points["params"]),
-             _best_run_draws(described, points, resamples, seed), level),
+             _errors(described, points, _lowest, resamples, seed), level),
     ]  # fmt: skip
     vertices = minima(rows, robust=robust)
     accepted = vertices[vertices["accepted"]]
@@ -81,7 +80,7 @@ def approaches(
     label = "2 parabola at each budget" + (", robust" if robust else "")
     out.append(
         _row(label, *_by_budget(at, at["params"]),
-             None if robust else _parabola_draws(described, at, resamples, seed), level)
+             None if robust else _errors(described, at, _vertex, resamples, seed), level)
     )  # fmt: skip
     try:
         law = fit_rows(rows, seed=seed, level=level, resamples=resamples)
@@ -116,7 +115,7 @@ def _slope(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (y * x).sum(-1) / (x**2).sum()
 
 
-def _row(label, x, y, draws, level) -> tuple:
+def _row(label, x, y, errors, level) -> tuple:
     nan = float("nan")
     if len(x) < 3 or np.ptp(x) == 0:
         reason = f"{len(x)} budgets with a usable optimum: a line needs 3"
@@ -124,40 +123,47 @@ def _row(label, x, y, draws, level) -> tuple:
     slope = float(_slope(x, y))
     coefficient = float(np.exp(y.mean() - slope * x.mean()))
     low = high = nan
-    if draws is not None:
-        # The draws scatter around the surface's own optimum; move them to the estimate.
-        finite = draws[np.isfinite(draws)]
-        if len(finite) > level * len(draws):
-            low, high = bca(finite - np.median(finite) + slope, slope, None, level)
+    if errors is not None and np.isfinite(errors).mean() > level:
+        tails = (1 + level) / 2, (1 - level) / 2
+        # The sizes tried may push the exponent out of its own interval, which is stretched to it.
+        low, high = slope - np.nanquantile(errors, tails)
+        low, high = min(float(low), slope), max(float(high), slope)
     return (label, slope, low, high, coefficient, len(x), "")
 
 
-def _best_run_draws(described, points, resamples, seed) -> np.ndarray | None:
-    if described is None or len(points) < 3:
-        return None
-    described = described.contenders()
-    drawn = described.draw(resamples, seed)
-    log_n = np.log(described.cells["params"].to_numpy(float))
-    budget = described.cells["budget_macs"].to_numpy(float)
-    chosen = [
-        log_n[budget == one][drawn[:, budget == one].argmin(1)] for one in points["budget_macs"]
-    ]
-    return _slope(np.log(points["macs_total"].to_numpy(float)), np.stack(chosen, 1))
+def _errors(described, at, find, resamples, seed) -> np.ndarray | None:
+    """Estimate minus truth (resamples,) of the exponent, when `find` (log N of the designs, log
+    loss (resamples, designs), seeds -> log N (resamples,)) takes the best size of each budget.
 
-
-def _parabola_draws(described, at, resamples, seed) -> np.ndarray | None:
+    The best size tried is not the best size, even without noise: the exponent of the best runs
+    jumps from value to value, and by how much it misses hangs on where the optimum lies between
+    the sizes. So in every resample the truth is another surface that the cells allow, and its own
+    optimum is what the estimate should have been.
+    """
     if described is None or len(at) < 3:
         return None
-    drawn = np.exp(described.draw(resamples, seed))
-    log_n = np.log(described.cells["params"].to_numpy(float))
-    budget = described.cells["budget_macs"].to_numpy(float)
-    vertices = []
+    noise, other = (described.draw(resamples, s) for s in (seed, seed + 1))
+    surfaces = described.coefficients(other)
+    loss = described.fitted_by(surfaces) + noise
+    log_n = np.log(described.designs["params"].to_numpy(float))
+    budget, seeds = (described.designs[c].to_numpy(float) for c in ("budget_macs", "seeds"))
+    missed = []
     for one in at["budget_macs"]:
         here = budget == one
-        if here.sum() < MIN_SIZES:
-            return None
-        centre = log_n[here].mean()
-        c2, c1, _ = np.polyfit(log_n[here] - centre, drawn[:, here].T, 2)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            vertices.append(np.where(c2 > 0, centre - c1 / (2 * c2), np.nan))
-    return _slope(np.log(at["macs_total"].to_numpy(float)), np.stack(vertices, 1))
+        found = find(log_n[here], loss[:, here], seeds[here])
+        missed.append(found - described.optimum(one, surfaces))
+    return _slope(np.log(at["macs_total"].to_numpy(float)), np.stack(missed, 1))
+
+
+def _lowest(log_n: np.ndarray, log_loss: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    return log_n[log_loss.argmin(1)]
+
+
+def _vertex(log_n: np.ndarray, log_loss: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """NaN where the parabola is not convex or the sizes are too few."""
+    if len(np.unique(log_n)) < MIN_SIZES:
+        return np.full(len(log_loss), np.nan)
+    centre = log_n.mean()
+    c2, c1, _ = np.polyfit(log_n - centre, np.exp(log_loss).T, 2, w=np.sqrt(seeds))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(c2 > 0, centre - c1 / (2 * c2), np.nan)

@@ -170,7 +170,7 @@ def _fit(compute, loss, pin: float | None, form: str, options: Options) -> Power
     order = np.argsort(compute, kind="stable")
     compute, loss = compute[order], loss[order]
     free = 3 if pin is None else 2
-    _require(compute, loss, free, form)
+    _require(compute, loss, free, form, options.unit)
     if pin is not None and not 0 <= pin < loss.min():
         raise ValueError(
             f"pinned E = {pin:g} is not in [0, smallest loss {loss.min():.4g}): "
@@ -286,7 +286,8 @@ def _resample(
 def expanding_window(
     compute: np.ndarray, loss: np.ndarray, e: float | None = 0.0, delta: float = DELTA
 ) -> tuple[Holdout, ...]:
-    """Predict each distinct compute from all smaller ones, wherever these exceed the parameters.
+    """Predict each distinct compute from all smaller ones: two or more for a law without a free E
+    (which two points determine), four or more for one with it.
 
     compute, loss: (n,) sorted. e: 0 for the pure law, None for a free E, a number for a pin.
     """
@@ -309,7 +310,8 @@ def expanding_window(
     out = []
     for top, k, theta in zip(tops, below, thetas, strict=True):
         here = compute == top
-        predicted = float(np.exp(log_law(theta[None], x[here][:1])[0, 0]))
+        # A law of few windows may run away; e^100 is absurd enough, and finite.
+        predicted = float(np.exp(np.clip(log_law(theta[None], x[here][:1])[0, 0], -100, 100)))
         actual = float(np.exp(y[here].mean()))
         out.append(Holdout(float(top), k, actual, predicted))
     return tuple(out)
@@ -321,7 +323,7 @@ def curvature(compute, loss) -> tuple[float, float]:
     Positive: the curve flattens, as it does above a floor E (its local slope is b (1 - E/L)).
     """
     compute, loss = checked(compute, loss)
-    _require(compute, loss, 3, "quadratic")
+    _require(compute, loss, 3, "quadratic", "MACs")
     x = np.log10(compute / np.exp(np.log(compute).mean()))
     design = np.stack([np.ones_like(x), x, x**2], 1)
     coefficient, *_ = np.linalg.lstsq(design, np.log(loss), rcond=None)
@@ -334,22 +336,25 @@ def curvature(compute, loss) -> tuple[float, float]:
     return float(coefficient[2]), float(2 * stats.t.sf(abs(t), df))
 
 
-def _require(compute: np.ndarray, loss: np.ndarray, free: int, form: str) -> None:
+def _require(compute: np.ndarray, loss: np.ndarray, free: int, form: str, unit: str) -> None:
+    what = unit if unit in ("parameters", "tokens") else "compute"
     distinct = len(np.unique(compute))
     if distinct <= free:
         raise NotIdentified(
-            f"{distinct} distinct values of compute for {free} parameters ({form} law): "
-            f"any such fit is exact and says nothing; give at least {free + 1}"
+            f"{distinct} distinct value{'s' * (distinct != 1)} of {what} for {free} parameters of "
+            f"the {form} law: any such fit is exact and says nothing; give at least {free + 1}"
         )
     decades = np.log10(compute.max() / compute.min())
     if decades < MIN_DECADES - 1e-9:
+        more = {"parameters": "smaller or larger models", "tokens": "shorter or longer runs"}
         raise NotIdentified(
-            f"compute spans {decades:.2f} decades: a law needs at least {MIN_DECADES:g}; "
-            "add smaller or larger budgets"
+            f"{what} span{'s' * (what == 'compute')} {decades:.2f} decades: a law needs at least "
+            f"{MIN_DECADES:g}; add {more.get(what, 'smaller or larger budgets')}"
         )
     if np.ptp(np.log(loss)) < 1e-9:
         raise NotIdentified(
-            "the loss is the same at every compute: there is nothing to fit; check the column"
+            f"the loss is the same at every value of {what}: there is nothing to fit; check the "
+            "column"
         )
 
 

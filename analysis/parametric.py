@@ -16,6 +16,7 @@ import numpy as np
 
 from analysis.bootstrap import FEW, bca, cluster_weights, components, widen
 from analysis.laws import MIN_DECADES, NotIdentified, checked
+from analysis.power_law import distance
 from analysis.surface import Objective, newton, starts
 
 # name -> corner of Huber's loss (nats of log loss, or of loss), of log loss?, weight below
@@ -64,7 +65,7 @@ class Optimum:
         return (
             f"{self.compute:.3g} {self.unit}: {self.n:.3g} parameters [{nl:.3g}, {nh:.3g}], "
             f"{self.d:.3g} tokens [{dl:.3g}, {dh:.3g}], loss {self.loss:.4g} [{ll:.4g}, {lh:.4g}], "
-            f"{abs(self.decades):.2f} decades {'beyond' if self.decades else 'outside'} the data"
+            f"{distance(self.decades, 'data')}"
         )
 
 
@@ -166,10 +167,11 @@ class ParametricLaw:
 
     def __str__(self) -> str:
         low, high = self.ci["size_exponent"]
+        best = f"N_opt ~ C^{self.size_exponent:.3f} [{low:.3f}, {high:.3f}]"
         return (
             f"L(N, D) = {self.e:.4f} + {self.a:.5g} / N^{self.alpha:.5f} + "
-            f"{self.b:.5g} / D^{self.beta:.5f}; N_opt ~ C^{self.size_exponent:.3f} "
-            f"[{low:.3f}, {high:.3f}]"
+            f"{self.b:.5g} / D^{self.beta:.5f}; "
+            + ("N_opt ~ C^0.5 as alpha = beta" if self.tied else best)
         )
 
     def to_json(self) -> dict:

@@ -41,14 +41,18 @@ class Prediction:
     unit: str
 
     def __str__(self) -> str:
-        where = "inside the fitted range"
-        if self.decades:
-            side = "above" if self.decades > 0 else "below"
-            where = f"extrapolated {abs(self.decades):.2f} decades {side} the fitted range"
         return (
             f"{self.loss:.4g} nats at {self.compute:.3g} {self.unit} "
-            f"[{self.low:.4g}, {self.high:.4g}], {where}"
+            f"[{self.low:.4g}, {self.high:.4g}], {distance(self.decades, 'fitted range')}"
         )
+
+
+def distance(decades: float, what: str) -> str:
+    """How far beyond `what` a prediction reaches; decades: below it where negative, 0 inside."""
+    if not decades:
+        return f"inside the {what}"
+    side = "above" if decades > 0 else "below"
+    return f"extrapolated {abs(decades):.2f} decades {side} the {what}"
 
 
 @dataclass(frozen=True)

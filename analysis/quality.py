@@ -197,17 +197,11 @@ def quality_laws(
     return out
 
 
-def _law(
-    rows: pd.DataFrame, seed: int, form: str, resamples: int
-) -> StudyLaw | NotIdentified:  # fmt: skip
+def _law(rows: pd.DataFrame, seed: int, form: str, resamples: int) -> StudyLaw | NotIdentified:
     try:
         return fit_frontier(rows, seed=seed, form=form, resamples=resamples)
     except NotIdentified as refusal:
         return refusal
-    except np.linalg.LinAlgError:  # few, noisy points: no floor can be told from them
-        if form != "select":
-            return NotIdentified("the points do not determine the law (a singular system)")
-        return _law(rows, seed, "power", resamples)
 
 
 def davis_points(table: pd.DataFrame) -> pd.DataFrame:

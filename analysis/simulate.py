@@ -32,6 +32,12 @@ class Truth:
     def __call__(self, n, d) -> np.ndarray:
         return self.e + self.a / n**self.alpha + self.b / d**self.beta
 
+    def __str__(self) -> str:
+        return (
+            f"L(N, D) = {self.e:.4g} + {self.a:.4g} / N^{self.alpha:.4g} + "
+            f"{self.b:.4g} / D^{self.beta:.4g}"
+        )
+
     @property
     def exponent(self) -> float:
         """b of the frontier's E + a C^b: -alpha beta / (alpha + beta)."""
@@ -147,6 +153,7 @@ class Power:
     width: float  # median width of the interval of the exponent
     coverage: float  # share of the intervals that hold the truth
     refused: float  # share of the studies in which no law was identified
+    reason: str  # of the last refusal
 
 
 def power(truth: Truth = TRUTH, *, studies: int = 50, seed: int = 0, **design) -> Power:
@@ -154,7 +161,7 @@ def power(truth: Truth = TRUTH, *, studies: int = 50, seed: int = 0, **design) -
     from analysis.frontier import fit_frontier
     from analysis.laws import NotIdentified
 
-    widths, covered, refused = [], [], 0
+    widths, covered, refused, reason = [], [], 0, ""
     table = study(truth, seed=seed, **design)
     expected = frontier_exponent(truth, table["budget_macs"].to_numpy())
     for i in range(studies):
@@ -162,8 +169,8 @@ def power(truth: Truth = TRUTH, *, studies: int = 50, seed: int = 0, **design) -
             law = fit_frontier(
                 study(truth, seed=seed + i, **design), resamples=500, form="power"
             ).law
-        except NotIdentified:
-            refused += 1
+        except NotIdentified as refusal:
+            refused, reason = refused + 1, str(refusal)
             continue
         low, high = law.ci["b"]
         widths.append(high - low)
@@ -173,6 +180,7 @@ def power(truth: Truth = TRUTH, *, studies: int = 50, seed: int = 0, **design) -
         runs=len(last), macs=float(last["macs_total"].sum()),
         width=float(np.median(widths)) if widths else float("nan"),
         coverage=float(np.mean(covered)) if covered else float("nan"), refused=refused / studies,
+        reason=reason,
     )  # fmt: skip
 
 
@@ -188,6 +196,8 @@ def designs(
     """
     if width is not None and not width > 0:
         raise ValueError(f"width is {width:g}: give the positive width of an interval")
+    if not noise >= 0:
+        raise ValueError(f"noise is {noise:g}: give a standard deviation of log loss, 0 or more")
     out = []
     for _ in range(MORE if width is not None else 1):
         found = power(

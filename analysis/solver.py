@@ -13,18 +13,18 @@ THIN = 2000  # points of a large sample on which several starts are tried
 
 
 def log_law(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """theta (R, 3) of E, log a, b; x (n,) or (R, n) -> log loss (R, n)."""
-    return np.log(theta[:, :1] + np.exp(theta[:, 1:2] + theta[:, 2:] * x))
+    """theta (R, 3) of E, log a, b; x (n,) or (R, n) -> log loss (R, n), wherever theta has run."""
+    log_e = np.log(np.maximum(theta[:, :1], 1e-300))
+    return np.logaddexp(log_e, theta[:, 1:2] + theta[:, 2:] * x)
 
 
 def log_jacobian(theta: np.ndarray, x: np.ndarray, pin: float | None) -> np.ndarray:
     """d log L / d (E, log a, b) (R, n, 3); without the first column when E is pinned (R, n, 2)."""
-    power = np.exp(theta[:, 1:2] + theta[:, 2:] * x)
-    law = theta[:, :1] + power
-    share = power / law
+    log_loss = log_law(theta, x)
+    share = np.exp(theta[:, 1:2] + theta[:, 2:] * x - log_loss)
     columns = [share, share * x]
     if pin is None:
-        columns.insert(0, 1 / law)
+        columns.insert(0, np.exp(-log_loss))
     return np.stack(np.broadcast_arrays(*columns), -1)
 
 
@@ -71,17 +71,21 @@ def solve(
         reweighted = w * np.minimum(1, delta / np.maximum(np.abs(r), 1e-300))
         turned = jacobian.transpose(0, 2, 1)
         descent = (turned * reweighted[:, None]) @ jacobian
+        # The damped matrix is as singular as this one (a law that bends at one point only), at any
+        # damping: the ridge grows with it.
         ridge = 1e-10 * np.trace(descent, axis1=1, axis2=2)[:, None, None] * np.eye(len(turned[0]))
-        matrix = (turned * inside[:, None]) @ jacobian + damping[active, None, None] * descent
-        step = _step(matrix + ridge, gradient, resting)
+        matrix = (turned * inside[:, None]) @ jacobian + ridge
+        matrix += damping[active, None, None] * (descent + ridge)
+        step = _step(matrix, gradient, resting)
         if pin is None:
             blocked = ~resting & (t[:, 0] <= 0) & (step[:, 0] < 0)
             if blocked.any():
                 gradient[blocked, 0] = 0
-                step[blocked] = _step(
-                    (matrix + ridge)[blocked], gradient[blocked], blocked[blocked]
-                )
-            step *= np.minimum(1, t[:, :1] / np.maximum(-step[:, :1], 1e-300))
+                step[blocked] = _step(matrix[blocked], gradient[blocked], blocked[blocked])
+            # To the bound and no further: rounded to just above it, E would hold every step at 0.
+            beyond = (step[:, 0] < 0) & (t[:, 0] + step[:, 0] <= 0)
+            step[beyond] *= (t[beyond, 0] / -step[beyond, 0])[:, None]
+            step[beyond, 0] = -t[beyond, 0]
         step *= np.minimum(1, 3 / np.maximum(np.abs(step).max(1), 1e-300))[:, None]
         trial = t.copy()
         trial[:, 3 - step.shape[1] :] += step

@@ -38,14 +38,18 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "run": ("runid", "run", "id", "expname", "runname", "name"),
     "state": ("state", "status"),
+    "seed": ("seed", "randomseed", "rngseed", "trainseed"),
+    "lr": ("lr", "learningrate", "peaklr", "maxlr", "baselr"),
+    "batch": ("batchtokens", "tokensperbatch", "batchsize", "globalbatchsize", "bs"),
 }  # fmt: skip
 WORDS = {
     "n": "parameters (N)", "d": "tokens (D)", "c": "compute (C)", "loss": "loss", "run": "run id",
-    "state": "state of the run",
+    "state": "state of the run", "seed": "seed", "lr": "learning rate", "batch": "batch",
 }  # fmt: skip
 SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 FINISHED = ("finished", "completed", "complete", "done", "success", "true")
 SAME_BUDGET = 1.02  # costs within this factor of their neighbour are one budget
+FEWEST = 100  # parameters or tokens that a run may have without being asked for its unit
 BUDGET_SIZES = 3  # sizes that share a cost make it a nominal budget
 
 
@@ -62,7 +66,7 @@ def read(
     Raises ValueError on a table that cannot be read without guessing.
     """
     table = _load(source)
-    given = {"n": n, "d": d, "c": c, "loss": loss, "run": run, "state": None}
+    given = dict.fromkeys(NAMES) | {"n": n, "d": d, "c": c, "loss": loss, "run": run}
     columns = {role: _find(table, role, name) for role, name in given.items()}
     notes = [f"{WORDS[role]}: column {name!r}" for role, name in columns.items() if name]
     if columns["loss"] is None:
@@ -74,10 +78,12 @@ def read(
         _scale(columns["n"], params_in, "parameters"),
     )
     values = {
-        role: _numbers(table, columns[role]) * scale
+        role: _numbers(table, columns[role], thousands=role != "loss") * scale
         for role, scale in (("n", scale_n), ("d", scale_d), ("c", 1.0), ("loss", 1.0))
         if columns[role] is not None
     }
+    _check_counts(values.get("n"), columns["n"], params_in, "parameters", "params_in")
+    _check_counts(values.get("d"), columns["d"], tokens_in, "tokens", "tokens_in")
     out = pd.DataFrame({"val_loss": values["loss"]})
     macs, note = _macs(values, columns["c"], compute_unit)
     notes.append(note)
@@ -98,6 +104,11 @@ def read(
     if columns["state"] is not None:
         state = table[columns["state"]].astype(str).str.lower().to_numpy()
         out["status"] = np.where(np.isin(state, FINISHED), "finished", state)
+    for role, name in (("seed", "seed"), ("lr", "lr"), ("batch", "batch_tokens")):
+        if columns[role] is not None:
+            out[name] = table[columns[role]].astype(str).to_numpy()
+    if "seed" in out:
+        notes.append("runs that differ in their seed alone are averaged")
     known = out[["params", "tokens"]].notna().any().any()
     out["size"] = [f"{v:.3g}" for v in out["params"]] if known else "unknown"
     repeat = out.duplicated(["run_id", "params", "tokens", "macs_total", "val_loss"])
@@ -145,11 +156,16 @@ def _load(source: str | Path | pd.DataFrame) -> pd.DataFrame:
             if path.suffix.lower() == ".json":
                 table = pd.read_json(path)
             else:
-                table = pd.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",")
+                with path.open(errors="replace") as file:
+                    header = file.readline()
+                sep = "\t" if path.suffix.lower() == ".tsv" else ","
+                if ";" in header and "," not in header:  # a sheet saved where commas are decimal
+                    sep = ";"
+                table = pd.read_csv(path, sep=sep, decimal="," if sep == ";" else ".")
         except FileNotFoundError:
             raise ValueError(f"{path}: no such file") from None
         except (ValueError, UnicodeDecodeError, OSError) as error:
-            raise ValueError(f"{path}: not a table of runs ({error})") from None
+            raise ValueError(f"{path}: not a table of runs ({str(error).strip()})") from None
     if table.empty:
         raise ValueError("the table has no rows")
     if table.columns.duplicated().any():
@@ -178,7 +194,7 @@ def _find(table: pd.DataFrame, role: str, given: str | None) -> str | None:
             found.append(column)
     if len(found) < 2:
         return found[0] if found else None
-    if role in ("run", "state"):
+    if role not in ("n", "d", "c", "loss"):
         return min(found, key=lambda f: _rank(role, f))
     exact = [f for f in found if _plain(f) == NAMES[role][0]]
     if len(exact) == 1:
@@ -211,22 +227,28 @@ def _scale(column: str | None, given: str | None, what: str) -> float:
     return SCALES[unit.group(1).lower()] if unit else 1.0
 
 
-def _numbers(table: pd.DataFrame, column: str | None) -> np.ndarray:
-    """A column as floats; text such as "1,024" or "1.3B" is read, anything else becomes NaN."""
+def _numbers(table: pd.DataFrame, column: str | None, thousands: bool) -> np.ndarray:
+    """A column as floats; text such as "1.3B", and "1,024" where thousands may be meant, is read,
+    anything else becomes NaN."""
     series = table[column]
     if isinstance(series.dtype, pd.CategoricalDtype):
         series = series.astype(object)
     numeric = pd.to_numeric(series, errors="coerce")
     unread = numeric.isna() & series.notna()
     if unread.any():
-        text = series[unread].astype(str).str.replace(",", "", regex=False).str.strip()
+        text = series[unread].astype(str).str.strip()
+        if thousands:
+            grouped = text.str.fullmatch(r"\d{1,3}(,\d{3})+(\.\d*)?")
+            text = text.mask(grouped, text.str.replace(",", "", regex=False))
         parts = text.str.extract(r"^([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([kKmMbBgGtT]?)$")
         scale = parts[1].str.lower().map(SCALES)
         numeric = numeric.astype(float)
         numeric[unread] = pd.to_numeric(parts[0], errors="coerce") * scale
     values = numeric.to_numpy(dtype=float, na_value=np.nan)
     if not np.isfinite(values).any():
-        first = series.iloc[0]
+        if series.isna().all():
+            raise ValueError(f"column {column!r} is empty: there is no number in it")
+        first = str(series.dropna().iloc[0])
         raise ValueError(f"column {column!r} holds no numbers (its first value is {first!r})")
     return values
 
@@ -266,6 +288,20 @@ def _macs(
     return macs, f"compute: column {column!r} in {unit}"
 
 
+def _check_counts(
+    values: np.ndarray | None, column: str | None, given: str | None, what: str, flag: str
+) -> None:
+    """Counts below any model's are in millions or billions, unless the caller has said."""
+    if values is None or given is not None:
+        return
+    usable = values[np.isfinite(values) & (values > 0)]
+    if len(usable) and (middle := float(np.median(usable))) < FEWEST:
+        raise ValueError(
+            f"column {column!r} has {middle:.3g} {what} in the middle row: are they in millions or "
+            f"billions? Give {flag}, one of K, M, B, T ('' if they are single {what})"
+        )
+
+
 def _check_ratio(ratio: np.ndarray) -> None:
     """MACs per parameter and token are near 3; far from it the units are not what they seem."""
     ratio = ratio[np.isfinite(ratio) & (ratio > 0)]
@@ -288,5 +324,5 @@ def _check_ratio(ratio: np.ndarray) -> None:
 def _missing(table: pd.DataFrame, role: str) -> str:
     return (
         f"no column for {WORDS[role]}: the table has {', '.join(map(repr, table.columns[:20]))}; "
-        f"name one ({role}=...)"
+        f"name one ({role}=..., or --{role} on the command line)"
     )

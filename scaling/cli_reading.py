@@ -93,6 +93,9 @@ def fit(
     if metric != "loss":
         _fit_quality(Path(source), metric, form, at, seed)
         return
+    forms = ("select", "power", "saturating", "parametric", "overtraining")
+    if form not in forms:
+        raise UserError(f"--form {form}: choose one of {', '.join(forms)}")
     if of not in ("compute", "params", "tokens"):
         raise UserError(f"--of {of}: choose compute, params or tokens")
     rows = read(
@@ -107,7 +110,13 @@ def fit(
 
     if of != "compute":
         law = fit_variable(rows, of, form=form, seed=seed)
-        print(law)
+        other = "tokens" if of == "params" else "parameters"
+        print(
+            f"{law}\n  fitted to    {len(law.compute)} points ({law.decades:.2f} decades); "
+            f"residual {law.noise:.2%} of the loss\n  interval     {law.status.bootstrap}, "
+            f"{law.status.resamples} resamples\n  beware       a law of {of} alone only as far as "
+            f"{other} were ample in every run"
+        )
     else:
         found = fit_frontier(rows, seed=seed, form=form, method=method)
         law = found.law
@@ -129,7 +138,15 @@ def _fit_surface(rows: pd.DataFrame, tied: bool, at: float | None, seed: int) ->
     law = fit_rows(rows, seed=seed, tied=tied)
     print(law)
     for name, (low, high) in law.ci.items():
-        print(f"  {name:14s}{law.level:.0%} [{low:.4g}, {high:.4g}]")
+        if not (tied and name == "size_exponent"):  # one half, by construction
+            print(f"  {name:14s}{law.level:.0%} [{low:.4g}, {high:.4g}]")
+    reached = law.status
+    print(
+        f"  fitted to     {len(law.n)} points, {law.loss_kind} loss, residual {law.noise:.2%}; "
+        f"{reached.basin_share:.0%} of {reached.starts} starts reach the minimum, gradient "
+        f"{reached.gradient_norm:.1g}\n  interval      {reached.bootstrap}, {reached.resamples} "
+        "resamples"
+    )
     if tied:
         a, b, eta = law.overtraining
         print(
@@ -138,7 +155,9 @@ def _fit_surface(rows: pd.DataFrame, tied: bool, at: float | None, seed: int) ->
     if at is not None:
         print(f"  best run     {law.optimum(at)}")
     if rows["budget_macs"].notna().any() and not tied:
-        print(approaches(rows, seed=seed).to_string(index=False))
+        table = approaches(rows, seed=seed)
+        table = table if table["refused"].any() else table.drop(columns="refused")
+        print(table.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
 
 
 def draw(figure: go.Figure, points: pd.DataFrame, path: Path) -> None:
@@ -204,6 +223,8 @@ def compare(
     study = fit_frontier(rows, seed=seed)
     curves: dict[str, Any] = {source: study.law}
     print(f"{source}: {study.pure}")
+    if study.saturating is not None:
+        print(f"{source}, above a floor: {study.saturating}")
     for other in [*(to or []), *(more or [])] or ["gpt3", "toto"]:
         if "://" in other or Path(other).exists():
             curves[other] = _compare_studies(source, rows, other, seed)
@@ -227,25 +248,30 @@ def _compare_studies(source: str, rows: pd.DataFrame, other: str, seed: int) -> 
     from analysis.frontier import fit_frontier
 
     theirs_rows = read(other)
-    law, theirs = (fit_frontier(one, seed=seed).pure for one in (rows, theirs_rows))
-    print(f"\n{other}: {theirs}\n{exponents(law, theirs)}")
+    ours, its = (fit_frontier(one, seed=seed) for one in (rows, theirs_rows))
+    law, theirs = ours.law, its.law
+    print(f"\n{other}: {its.pure}\n{exponents(ours.pure, its.pure)}")
     unit, condition = "nats/token", "if both were trained on the same tokens"
     tokenizers = [set(one["tokenizer"]) for one in (rows, theirs_rows) if "tokenizer" in one]
     if len(tokenizers) == 2 and tokenizers[0] != tokenizers[1]:
-        mine, its = _bits_per_pixel(source, rows), _bits_per_pixel(other, theirs_rows)
-        if mine is None or its is None:
+        scales = _bits_per_pixel(source, rows), _bits_per_pixel(other, theirs_rows)
+        if None in scales:
             print("  tokenizers differ and their data are not at hand: no common unit of loss")
             return theirs
         law, theirs_bits = (
-            fit_frontier(one.assign(val_loss=one["val_loss"] * scale), seed=seed).pure
-            for one, scale in ((rows, mine), (theirs_rows, its))
+            fit_frontier(one.assign(val_loss=one["val_loss"] * scale), seed=seed).law
+            for one, scale in zip((rows, theirs_rows), scales, strict=True)
         )
         unit = "bits/pixel"
         condition = "as far as both tokenizers keep the same detail (see reconstruction PSNR)"
     else:
         theirs_bits = theirs
     loss = float(max(law.loss.min(), theirs_bits.loss.min()))
-    times, low, high = compute_multiplier(law, theirs_bits, loss)
+    try:
+        times, low, high = compute_multiplier(law, theirs_bits, loss)
+    except ValueError as refusal:
+        print(f"  no multiplier of compute at equal loss: {refusal}")
+        return theirs
     print(
         f"  at {loss:.4f} {unit} {other} needs {times:.3g}x the compute of {source} "
         f"[{low:.3g}, {high:.3g}], {condition}"
@@ -273,7 +299,7 @@ def choices(source: SourceArg) -> None:
 
     rows = read(source)
     table = specifications(rows)
-    print(f"{len(table)} specifications; exponents by form:")
+    print(f"{len(table)} specifications; lowest, median and highest exponent by form:")
     print(spread(table).to_string(index=False))
     if (rows["budget_macs"] > 0).any():
         print("\nwithout each run (or budget) in turn, the most influential first:")
@@ -298,7 +324,16 @@ def next_runs(
     from analysis.next import next_runs as design
 
     law = fit_rows(read(source))
-    print(design(law, budget, target=target, runs=runs).to_string(index=False))
+    table = design(law, budget, target=target, runs=runs)
+    print(table.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
+    what = (
+        "the frontier's exponent" if target is None else f"the relative loss at {target:.3g} MACs"
+    )
+    print(
+        f"standard error of {what}: {table['sd_before'].iloc[0]:.2g} before, "
+        f"{table['sd_after'].iloc[-1]:.2g} after these {len(table)} runs, which cost "
+        f"{table['compute'].sum():.3g} of {budget:.3g} MACs (--runs allows more)"
+    )
     print(f"best single run: {best_run(law, target or budget)}")
 
 
@@ -337,7 +372,9 @@ def power(
         truth, width=width, studies=studies, sizes=sizes, budgets=budgets, decades=decades,
         seeds=seeds, first_macs=first_macs or first, noise=sigma if noise is None else noise,
     )  # fmt: skip
-    print(table.to_string(index=False))
+    print(table.drop(columns="reason").to_string(index=False))
+    for refusal in sorted(set(table["reason"]) - {""}):
+        print(f"refused: {refusal}")
     if width is not None and not (table["width"] <= width).any():
         print(f"none of these reaches a width of {width:g}: widen --decades, or lower the noise")
 

@@ -8,6 +8,7 @@ from analysis.choices import CHOICES, CORNERS, influence, specifications, spread
 from analysis.frontier import fit_frontier, frontier
 from analysis.laws import NotIdentified
 from analysis.simulate import PURE, study
+from analysis.tables import read
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +90,18 @@ def test_the_run_that_spoils_the_law_is_on_top(rows: pd.DataFrame) -> None:
 def test_influence_of_what_is_no_law_is_refused() -> None:
     with pytest.raises(NotIdentified):
         influence(study(PURE, sizes=4, budgets=1))
+
+
+def test_no_identified_combination_is_refused() -> None:
+    with pytest.raises(NotIdentified, match="no combination of choices"):
+        specifications(study(PURE, sizes=4, budgets=1))
+
+
+def test_a_cloud_of_runs_has_a_main_specification() -> None:
+    rng = np.random.default_rng(0)
+    n, d = 10 ** rng.uniform(5, 8, 60), 10 ** rng.uniform(7, 10, 60)
+    rows, _ = read(pd.DataFrame({"N": n, "D": d, "loss": PURE(n, d)}))
+    table = specifications(rows)
+    main = table[table["main"] & (table["form"] == "pure")]
+    assert main["frontier"].tolist() == ["envelope"]
+    assert main["b"].iloc[0] == pytest.approx(fit_frontier(rows, resamples=100).pure.b, rel=1e-7)

@@ -28,6 +28,22 @@ def test_a_clear_difference_is_seen_and_an_equal_exponent_is_not_separated() -> 
     assert "losses themselves are not comparable" in same.conclusion
 
 
+def test_what_resamples_cannot_tell_from_zero_is_said_to_be_below() -> None:
+    far = exponents(law(-0.06), REFERENCES["gpt3"])
+    assert f"p < {far.p_least:.2g}:" in far.brief and far.p_least == pytest.approx(1 / 1001)
+    near = exponents(law(-0.0481), REFERENCES["gpt3"])
+    assert "p = " in near.brief
+
+
+def test_other_ranges_of_compute_are_said() -> None:
+    here = law(-0.05)
+    further = fit(100 * MACS, 3.0 * (MACS / 1e12) ** -0.05, form="power", resamples=1000)
+    assert "their ranges of compute differ (1e+12 to 1e+15 here, 1e+14 to 1e+17 there)" in (
+        exponents(here, further).conclusion
+    )
+    assert "ranges of compute" not in exponents(here, law(-0.05, seed=3)).conclusion
+
+
 def test_equality_is_rejected_as_often_as_it_says() -> None:
     """Two laws of one exponent: p below 5% in about 5% of the pairs; the interval agrees."""
     p_values, held = [], []

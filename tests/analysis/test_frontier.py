@@ -20,7 +20,7 @@ def rows() -> pd.DataFrame:
 
 def spoiled(rows: pd.DataFrame) -> pd.DataFrame:
     """The study plus one row for every rule, each with the lowest loss of all."""
-    extra = rows.iloc[[0] * 8].assign(val_loss=0.5, run_id=[f"bad{i}" for i in range(8)])
+    extra = rows.iloc[[0] * 9].assign(val_loss=0.5, run_id=[f"bad{i}" for i in range(9)])
     extra = extra.reset_index(drop=True).astype({"budget_macs": float, "params": float})
     extra.loc[0, "role"] = "lr_sweep"
     extra.loc[1, "role"] = "single"
@@ -30,6 +30,7 @@ def spoiled(rows: pd.DataFrame) -> pd.DataFrame:
     extra.loc[5, "val_loss"] = np.nan
     extra.loc[6, "params"] = -1.0
     extra.loc[7, "budget_macs"] = np.nan
+    extra.loc[8, "role"] = "repeat"
     return pd.concat([rows, extra], ignore_index=True)
 
 
@@ -38,7 +39,7 @@ def test_every_rule_leaves_out_its_row_and_counts_it(rows: pd.DataFrame) -> None
     assert len(kept) == len(rows)
     counts = dict(excluded)
     assert counts.pop("no usable compute") == 0
-    assert set(counts.values()) == {1} and len(counts) == 8
+    assert set(counts.values()) == {1} and len(counts) == 9
 
 
 def test_rows_left_out_do_not_touch_the_law(rows: pd.DataFrame) -> None:
@@ -63,7 +64,55 @@ def test_envelope_and_hull() -> None:
         assert (cheaper["val_loss"] > point.val_loss).all()
     slopes = np.diff(np.log(hull["val_loss"])) / np.diff(np.log(hull["macs_total"]))
     assert (np.diff(slopes) > 0).all()
-    assert set(hull["cell"]) <= set(envelope["cell"])
+    assert set(hull["design"]) <= set(envelope["design"])
+
+
+def test_a_point_is_the_mean_over_its_seeds() -> None:
+    """One size at each budget, so that nothing is chosen: eight seeds of 1% noise average to the
+    truth, where the lowest of them would be 1.4% below it."""
+    budgets = [1e12, 1e13, 1e14]
+    truth = np.log(PURE(1e6, np.array(budgets) / 3e6))
+    mean, lowest = [], []
+    for seed in range(50):
+        rows = study(
+            PURE, sizes=[1e6], budgets=budgets, reach=1e9, seeds=8, run_noise=0.0,
+            point_noise=0.01, seed=seed,
+        )  # fmt: skip
+        points = frontier(rows)
+        mean.append(np.log(points["val_loss"]) - truth)
+        lowest.append(np.log(rows.groupby("budget_macs")["val_loss"].min()).to_numpy() - truth)
+    assert abs(np.mean(mean)) < 4 * 0.01 / np.sqrt(8 * 50 * 3)
+    assert np.std(mean) == pytest.approx(0.01 / np.sqrt(8), rel=0.2)
+    assert np.mean(lowest) == pytest.approx(-0.0142, abs=0.001)
+    assert points["seeds"].tolist() == [8, 8, 8]
+    assert points["runs"].map(len).tolist() == [8, 8, 8]
+
+
+def test_seeds_narrow_the_interval_as_runs_do() -> None:
+    """Four seeds have half of one seed's noise, in the draws as in the points."""
+    noise: dict = dict(sizes=10, budgets=6, run_noise=0.002, point_noise=0.002)
+    widths = []
+    for seeds in (1, 4):
+        laws = [fit_frontier(study(PURE, **noise, seeds=seeds, seed=s), form="power", resamples=500)
+                for s in range(5)]  # fmt: skip
+        widths.append(np.median([np.diff(law.law.ci["b"]) for law in laws]))
+        assert ("means over up to 4 seeds" in laws[0].summary()) == (seeds == 4)
+    assert widths[1] / widths[0] == pytest.approx(0.5, abs=0.15)
+
+
+def test_only_seeds_are_averaged() -> None:
+    """Runs of other learning rates, or of one seed, differ in more than chance."""
+    rows = study(PURE, sizes=5, budgets=4, seeds=2, seed=1)
+    assert (frontier(rows)["seeds"] == 2).all()
+    best = rows.groupby("budget_macs")["val_loss"].min().to_numpy()
+    for other in (rows.assign(lr=rows["seed"] + 0.5), rows.assign(seed=0)):
+        points = frontier(other)
+        assert (points["seeds"] == 1).all()
+        assert points["val_loss"].to_numpy() == pytest.approx(best)
+    nameless = rows.drop(columns="seed")
+    assert frontier(nameless)["val_loss"].to_numpy() == pytest.approx(best)
+    said = fit_frontier(nameless, resamples=200).warnings
+    assert any("at 4 of 4 points several runs have the same size" in text for text in said)
 
 
 def test_edges_are_flagged(rows: pd.DataFrame) -> None:
@@ -78,6 +127,9 @@ def test_the_order_of_rows_does_not_matter(rows: pd.DataFrame) -> None:
     one, other = fit_frontier(rows, resamples=300), fit_frontier(shuffled, resamples=300)
     assert one.law.b == other.law.b
     assert one.law.ci["b"] == pytest.approx(other.law.ci["b"], rel=0.02)
+    seeds = study(PURE, seeds=3, seed=3)
+    one, other = (fit_frontier(r, resamples=300) for r in (seeds, seeds.sample(frac=1)))
+    assert one.law.b == other.law.b
 
 
 def test_a_study_recovers_its_exponent(rows: pd.DataFrame) -> None:
@@ -94,7 +146,7 @@ def test_the_surface_recovers_the_noise() -> None:
     assert described is not None
     assert described.noise.run == pytest.approx(0.004, rel=0.6)
     assert described.noise.point == pytest.approx(0.002, rel=0.25)
-    smooth = TRUTH(*described.cells[["params", "tokens"]].to_numpy().T)
+    smooth = TRUTH(*described.designs[["params", "tokens"]].to_numpy().T)
     assert described.fitted == pytest.approx(np.log(smooth), abs=0.012)
 
 
@@ -128,7 +180,7 @@ def test_mixed_tokens_are_warned_of(rows: pd.DataFrame) -> None:
     [
         (lambda r: r.drop(columns="decayed"), "no column decayed"),
         (lambda r: r.assign(role="lr_sweep"), "no row is left to fit: .* rows: learning-rate"),
-        (lambda r: r[r["budget_macs"] == r["budget_macs"].min()], "1 distinct values of compute"),
+        (lambda r: r[r["budget_macs"] == r["budget_macs"].min()], "1 distinct value of compute"),
         (lambda r: r.assign(macs_total=r["macs_total"] ** 0.1), "spans 0.17 decades"),
     ],
 )

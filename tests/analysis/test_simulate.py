@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize_scalar
 
-from analysis.simulate import PURE, TRUTH, Truth, frontier_exponent, power, study
+from analysis.simulate import PURE, TRUTH, Truth, designs, frontier_exponent, power, study
 
 
 def test_the_best_size_is_the_minimum() -> None:
@@ -74,3 +74,6 @@ def test_power_says_what_more_runs_buy() -> None:
     assert few.refused == 0 and few.coverage > 0.8
     hopeless = power(PURE, studies=5, sizes=6, budgets=2)
     assert hopeless.refused == 1 and np.isnan(hopeless.width)
+    assert "2 distinct values of compute" in hopeless.reason and many.reason == ""
+    with pytest.raises(ValueError, match="noise is -1"):
+        designs(PURE, noise=-1.0)

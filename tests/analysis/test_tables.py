@@ -128,7 +128,8 @@ def test_a_weights_and_biases_export(runs: pd.DataFrame) -> None:
         (lambda t: t.assign(flops=t["C"], macs=t["C"] / 2).drop(columns="C"), "'flops', 'macs'"),
         (lambda t: t.assign(val_loss=t["loss"], eval_loss=t["loss"]).drop(columns="loss"),
          "could all be meant"),
-        (lambda t: t.assign(loss="high"), "holds no numbers"),
+        (lambda t: t.assign(loss="high"), "holds no numbers .its first value is 'high'"),
+        (lambda t: t.assign(loss=np.nan), "column 'loss' is empty"),
         (lambda t: t.iloc[:0], "no rows"),
         (lambda t: t.set_axis(["N", "N", "C", "loss", "run"], axis=1), "two columns are called"),
         (lambda t: t.assign(D=t["D"] / 1e9), "in millions or billions|give compute_unit"),
@@ -177,3 +178,40 @@ def test_published_isoflops_have_nine_budgets(shared_data: Path) -> None:
     points = frontier(rows)
     slope = np.polyfit(np.log(points["macs_total"]), np.log(points["params"]), 1)[0]
     assert slope == pytest.approx(0.469, abs=5e-4)
+
+
+def test_seeds_are_averaged_and_learning_rates_are_not() -> None:
+    table = study(sizes=6, budgets=5, seeds=2, seed=3)
+    table = table.rename(columns={"params": "N", "tokens": "D", "val_loss": "loss"})
+    table = table[["N", "D", "loss", "seed"]]
+    rows, notes = read(table)
+    assert any("differ in their seed alone are averaged" in note for note in notes)
+    assert (frontier(rows)["seeds"] == 2).all()
+    rows, _ = read(table.assign(learning_rate=np.where(table["seed"] == 0, 1e-3, 2e-3)))
+    assert (frontier(rows)["seeds"] == 1).all()
+
+
+def test_a_sheet_with_semicolons_and_decimal_commas(runs: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "sheet.csv"
+    runs.to_csv(path, index=False, sep=";", decimal=",")
+    rows, _ = read(path)
+    assert rows["val_loss"].tolist() == pytest.approx(runs["loss"].tolist())
+
+
+def test_a_comma_in_a_loss_is_not_a_thousand(runs: pd.DataFrame) -> None:
+    """ "2,961" may be 2.961 or 2961: it is neither, and its row is counted among those left out."""
+    text = runs.assign(loss=runs["loss"].astype(object), N=runs["N"].map("{:,.0f}".format))
+    text.loc[4, "loss"] = "2,961"
+    rows, _ = read(text)
+    assert rows["val_loss"].isna().tolist() == [i == 4 for i in range(len(rows))]
+    assert rows["params"].tolist() == pytest.approx(runs["N"].tolist(), rel=1e-3)
+
+
+def test_counts_that_no_run_has_are_asked_about(runs: pd.DataFrame) -> None:
+    """Without a column of compute, nothing else would show that tokens are in billions."""
+    billions = runs.assign(D=runs["D"] / 1e9)[["N", "D", "loss"]]
+    with pytest.raises(ValueError, match=r"column 'D' has .* tokens in the middle row"):
+        read(billions)
+    rows, _ = read(billions, tokens_in="B")
+    assert rows["tokens"].tolist() == pytest.approx(runs["D"].tolist())
+    assert read(billions, tokens_in="")[0]["tokens"].tolist() == billions["D"].tolist()
