@@ -254,13 +254,13 @@ def _compare_studies(source: str, rows: pd.DataFrame, other: str, seed: int) -> 
     unit, condition = "nats/token", "if both were trained on the same tokens"
     tokenizers = [set(one["tokenizer"]) for one in (rows, theirs_rows) if "tokenizer" in one]
     if len(tokenizers) == 2 and tokenizers[0] != tokenizers[1]:
-        scales = _bits_per_pixel(source, rows), _bits_per_pixel(other, theirs_rows)
-        if None in scales:
+        scale, their_scale = _bits_per_pixel(source, rows), _bits_per_pixel(other, theirs_rows)
+        if scale is None or their_scale is None:
             print("  tokenizers differ and their data are not at hand: no common unit of loss")
             return theirs
         law, theirs_bits = (
-            fit_frontier(one.assign(val_loss=one["val_loss"] * scale), seed=seed).law
-            for one, scale in zip((rows, theirs_rows), scales, strict=True)
+            fit_frontier(one.assign(val_loss=one["val_loss"] * bits), seed=seed).law
+            for one, bits in ((rows, scale), (theirs_rows, their_scale))
         )
         unit = "bits/pixel"
         condition = "as far as both tokenizers keep the same detail (see reconstruction PSNR)"
