@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-PERMANENCE_CLIPS = 1200
+PERMANENCE_CLIPS = 400
 StudyArg = Annotated[Path, typer.Argument(help="The study's folder, e.g. studies/quickstart.")]
 RunsOption = Annotated[
     list[str] | None,
