@@ -173,7 +173,11 @@ def test_ten_million_rows_of_garbage() -> None:
     rng = np.random.default_rng(0)
     n = 10_000_000
     table = pd.DataFrame(
-        {"flops": rng.standard_cauchy(n), "N": rng.standard_cauchy(n), "loss": rng.normal(size=n)}
+        {
+            "flops": rng.standard_cauchy(n),
+            "N": 1e6 * rng.standard_cauchy(n),
+            "loss": rng.normal(size=n),
+        }
     )
     found = attempt(read, table)
     if found is not None:
