@@ -247,3 +247,24 @@ def test_one_command_makes_every_part(
     for title in ("What the layers know", "Tracking without training", "Generated clips"):
         assert title in page
     assert "No law" in page  # of one run
+
+
+def test_one_command_runs_the_study_first(pictures: Path, tmp_path: Path) -> None:
+    """`scaling represent FILE.yaml`; a hidden ball is looked for too."""
+    config = {
+        "study": "tiny",
+        "data": {"frames": 4, "size": 8, "stride": 1, "train_sequences": 64, "val_sequences": 8,
+                 "sources": [{"name": "leaves", "kind": "leaves"}]},
+        "tokenizer": {"patch": 4, "codes": 32, "fit_frames": 100},
+        "train": {"batch": 4, "warmup_steps": 1, "evals": 0, "compile": "off"},
+        "ladder": {"sizes": ["t16"], "budgets_macs": [3e7], "log2_lr": -6.0},
+        "launch": {"cluster": "debug"},
+    }  # fmt: skip
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config))
+    out = tmp_path / "studies"
+    represent(path, data=[pictures], hidden=[8], seeds=1, out=out, set_=["seed=3"])
+    rows = pd.read_csv(out / "tiny" / "probes.csv")
+    assert set(rows.data) == {pictures.name, "permanence-8"} and set(rows.chance.notna()) == {True}
+    assert yaml.safe_load((out / "tiny" / "study.yaml").read_text())["seed"] == 3
+    assert "What the layers know" in (out / "tiny" / "report.html").read_text()
