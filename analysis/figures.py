@@ -29,6 +29,7 @@ from analysis.style import (
     shades,
     superscript,
 )  # fmt: skip
+from scaling.results import TOKEN_UNIT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,14 +173,16 @@ def holdout_points(laws: Sequence[PowerLaw]) -> pd.DataFrame:
 # --- how it is drawn
 
 
-def learning_rate_figure(points: pd.DataFrame, chosen_log2_lr: float | None = None) -> go.Figure:
+def learning_rate_figure(
+    points: pd.DataFrame, chosen_log2_lr: float | None = None, *, unit: str = TOKEN_UNIT
+) -> go.Figure:
     """Final loss against the learning rate, a line a width (the paper's Figure 11).
 
     Args:
         points: of `learning_rate_points`.
         chosen_log2_lr: the rate that the ladder uses, drawn as a vertical line.
     """
-    figure = base_figure("base learning rate", "validation loss (nats per token)")
+    figure = base_figure("base learning rate", f"validation loss ({unit})")
     groups = list(points.groupby(["parametrization", "layers", "d"], sort=True))
     both = points.parametrization.nunique() > 1
     deep = points.layers.nunique() > 1
@@ -260,6 +263,7 @@ def scaling_figure(
     frontier: pd.DataFrame | None = None,
     law: pd.DataFrame | None = None,
     slopes: Mapping[str, float] | None = None,
+    unit: str = TOKEN_UNIT,
 ) -> go.Figure:
     """Loss against training MACs: every run, the frontier and the law (the paper's Figure 9).
 
@@ -269,8 +273,9 @@ def scaling_figure(
         law: of `law_points`.
         slopes: name -> exponent of published laws, drawn under the frontier from its left end. Only
             their slopes mean anything: their losses are of other tokens.
+        unit: of the loss (scaling.results.loss_unit).
     """
-    figure = base_figure("training compute (MACs)", "validation loss (nats per token)", height=560)
+    figure = base_figure("training compute (MACs)", f"validation loss ({unit})", height=560)
     log_compute(figure)
     sizes = _by_size(points)
     for (size, group), colour, i in zip(sizes, shades(len(sizes)), range(len(sizes)), strict=True):

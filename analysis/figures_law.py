@@ -27,6 +27,7 @@ from analysis.style import (
     log_loss,
     shades,
 )  # fmt: skip
+from scaling.results import TOKEN_UNIT
 
 if TYPE_CHECKING:
     from analysis.laws import PowerLaw
@@ -47,7 +48,9 @@ def isoflop_points(table: pd.DataFrame) -> pd.DataFrame:
     return points.sort_values(["budget_macs", "params"]).reset_index(drop=True)
 
 
-def isoflop_figure(points: pd.DataFrame, minima: pd.DataFrame | None = None) -> go.Figure:
+def isoflop_figure(
+    points: pd.DataFrame, minima: pd.DataFrame | None = None, *, unit: str = TOKEN_UNIT
+) -> go.Figure:
     """Loss against parameters, a curve a budget (Hoffmann et al. 2022, Figure 3, left).
 
     Args:
@@ -57,7 +60,7 @@ def isoflop_figure(points: pd.DataFrame, minima: pd.DataFrame | None = None) -> 
             accepted; a vertex that was not accepted is a cross, where it is near the sizes tried.
             A budget without a parabola is a dotted line from size to size.
     """
-    figure = base_figure("parameters", "validation loss (nats per token)", height=480)
+    figure = base_figure("parameters", f"validation loss ({unit})", height=480)
     smallest, largest = float(points.params.min()), float(points.params.max())
     log_count(figure, smallest, largest)
     x_range = smallest / REACH, largest * REACH
@@ -230,9 +233,9 @@ def prediction_points(before: PowerLaw, points: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([curve, measured], ignore_index=True)
 
 
-def prediction_figure(points: pd.DataFrame) -> go.Figure:
+def prediction_figure(points: pd.DataFrame, *, unit: str = TOKEN_UNIT) -> go.Figure:
     """The law of the smaller budgets and what the largest was (points of `prediction_points`)."""
-    figure = base_figure("training compute (MACs)", "validation loss (nats per token)", height=380)
+    figure = base_figure("training compute (MACs)", f"validation loss ({unit})", height=380)
     log_compute(figure)
     curve, known = points[points.kind == "law"], points[points.kind == "fitted"]
     unseen = points[points.kind == "held out"]
@@ -268,7 +271,7 @@ def prediction_figure(points: pd.DataFrame) -> go.Figure:
 def comparison_points(laws: Mapping[str, PowerLaw | Reference]) -> pd.DataFrame:
     """Curves of fitted laws, and of published laws of compute, over the fitted range in MACs.
 
-    Returns law, published (bool), macs_total, loss (nats per token of its own tokens), low, high
+    Returns law, published (bool), macs_total, loss (of its own tokens), low, high
     (NaN for a published one). A law of parameters or of tokens has no curve here.
     """
     fitted = {name: law for name, law in laws.items() if not isinstance(law, Reference)}
@@ -292,7 +295,7 @@ def comparison_points(laws: Mapping[str, PowerLaw | Reference]) -> pd.DataFrame:
 
 def comparison_figure(points: pd.DataFrame) -> go.Figure:
     """Laws on one axis of compute, of `comparison_points`; published ones are dashed."""
-    figure = base_figure("training compute (MACs)", "loss (nats per token of its own)", height=520)
+    figure = base_figure("training compute (MACs)", "loss (each of its own tokens)", height=520)
     log_compute(figure)
     names = list(points["law"].drop_duplicates())
     for i, (name, colour) in enumerate(zip(names, shades(len(names)), strict=True)):

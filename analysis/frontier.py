@@ -276,7 +276,7 @@ def overfitting(rows: pd.DataFrame) -> list[str]:
         if rises and last["train_loss"] < best["train_loss"]:
             seen.add(str(last["size"]))
             example = (
-                f"{last['size']}: {best['val_loss']:.3f} to {last['val_loss']:.3f} nats while the "
+                f"{last['size']}: {best['val_loss']:.3f} to {last['val_loss']:.3f} while the "
                 f"training loss goes from {best['train_loss']:.3f} to {last['train_loss']:.3f}"
             )
     if not seen:

@@ -42,7 +42,7 @@ class Prediction:
 
     def __str__(self) -> str:
         return (
-            f"{self.loss:.4g} nats at {self.compute:.3g} {self.unit} "
+            f"loss {self.loss:.4g} at {self.compute:.3g} {self.unit} "
             f"[{self.low:.4g}, {self.high:.4g}], {distance(self.decades, 'fitted range')}"
         )
 

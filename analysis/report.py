@@ -29,7 +29,7 @@ from analysis.style import (
     power_of_two_text,
     readable,
 )
-from scaling.results import POSITIONS
+from scaling.results import POSITIONS, loss_unit
 
 if TYPE_CHECKING:
     from analysis.frontier import StudyLaw
@@ -138,20 +138,22 @@ def _header(study: str, rows: pd.DataFrame, study_law: StudyLaw | None, refusal:
     if not (rows.role != "lr_sweep").any():
         moves = "".join(
             f"<li>{escape(readable(line))}</li>"
-            for line in transfer.verdict_lines(transfer.series_points(rows))
+            for line in transfer.verdict_lines(
+                transfer.series_points(rows), loss_unit(rows.tokenizer)
+            )
             if not line.startswith(" ")
         )
         return f"{title}<ul>{moves}</ul>{_facts(rows)}"
     if study_law is None:
         reason = f" {escape(readable(refusal))}" if refusal else ""
         return f'{title}<p class="warn"><b>No law was fitted.</b>{reason}</p>{_facts(rows)}'
-    law = study_law.law
+    law, unit = study_law.law, loss_unit(rows.tokenizer)
     offset = f"{number_text(law.e, 4)} + " if law.e else ""
     low, high = law.ci["b"]
     equation = (
         f'<p class="law"><span><var>L</var>(<var>C</var>) = {offset}{number_text(law.a, 4)} '
         f'<var>C</var><sup class="b">{exponent_text(law.b)}</sup></span>'
-        f'<span class="unit">nats per token, <var>C</var> in {escape(law.unit)}<br>{law.level:.0%} '
+        f'<span class="unit">{unit}, <var>C</var> in {escape(law.unit)}<br>{law.level:.0%} '
         f"interval of the exponent: {exponent_text(low)} to {exponent_text(high)}</span></p>"
     )
     of = "the part of the loss above the floor" if law.e else "the loss"
@@ -227,7 +229,7 @@ def _rate_section(rows: pd.DataFrame) -> str:
         return "<p>Every run of the learning-rate sweep diverged: there is no optimum to show.</p>"
     series = transfer.series_points(rows)
     if series.groupby(transfer.GROUP).ngroups > 1:
-        return transfer_section(series)
+        return transfer_section(series, loss_unit(rows.tokenizer))
     rate = chosen[0] if len(chosen) == 1 else None
     best = points[points.best]
     optima = ", ".join(
@@ -243,13 +245,13 @@ def _rate_section(rows: pd.DataFrame) -> str:
         text += f" Crosses at the upper edge: {lost} run{'s' * (lost > 1)} that diverged."
     return figure(
         "rate", "Loss against learning rate, by width.", text,
-        figures.learning_rate_figure(points, rate), points,
+        figures.learning_rate_figure(points, rate, unit=loss_unit(rows.tokenizer)), points,
         alt=f"Line chart: final validation loss against learning rate, a line a width. {text}",
     )  # fmt: skip
 
 
 def _compute_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
-    points = figures.run_points(rows)
+    points, unit = figures.run_points(rows), loss_unit(rows.tokenizer)
     if not np.isfinite(points.val_loss).any():
         return "<p>No run of the ladder has a finite loss yet.</p>"
     text = (
@@ -265,19 +267,21 @@ def _compute_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
     alt = "Chart on two logarithmic axes: validation loss against training MACs. "
     title = "Loss against training compute."
     if study_law is None:
-        drawn = figures.scaling_figure(points)
+        drawn = figures.scaling_figure(points, unit=unit)
         return figure("compute", title, text, drawn, points, alt=alt + text, wide=True)
     law = study_law.law
     curve = figures.law_points(law, float(law.compute.min()), float(law.compute.max()))
     slopes = {c.other: c.b_other for c in study_law.compare()}
-    drawn = figures.scaling_figure(points, frontier=study_law.points, law=curve, slopes=slopes)
+    drawn = figures.scaling_figure(
+        points, frontier=study_law.points, law=curve, slopes=slopes, unit=unit
+    )
     text += (
         f"Circled: the frontier, to which the law is fitted, with its {law.level:.0%} interval. "
         "The grey lines show the slopes of published laws for comparison of steepness only; their "
         "height is arbitrary."
     )
     ends = [number_text(float(loss)) for loss in (curve.loss.iloc[0], curve.loss.iloc[-1])]
-    alt += f"The law falls from {ends[0]} to {ends[1]} nats per token. {text}"
+    alt += f"The law falls from {ends[0]} to {ends[1]} {unit}. {text}"
     rules = "".join(
         f"<li>{escape(rule)}: {count:,} rows</li>" for rule, count in study_law.excluded if count
     )

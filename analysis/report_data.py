@@ -12,6 +12,7 @@ from analysis import figures_model, pictures
 from analysis.page import Column, figure, table
 from analysis.style import count_text, escape, number_text, power_of_two_text
 from scaling.errors import UserError
+from scaling.results import loss_unit
 from scaling.tokens import ngrams
 
 TABLE_ROWS = 2000  # rows of a table on the page, at most; rows.csv has them all
@@ -24,7 +25,9 @@ def runs_section(rows: pd.DataFrame) -> str:
     if len(points) > TABLE_ROWS:
         text += f"The first {TABLE_ROWS:,} of {len(points):,} are here. "
     text += "<code>rows.csv</code>, beside this page, has every evaluation with every column."
-    return f"<p>{text}</p>" + table(points.head(TABLE_ROWS), _RUN_COLUMNS, sortable=True)
+    return f"<p>{text}</p>" + table(
+        points.head(TABLE_ROWS), _run_columns(loss_unit(rows.tokenizer)), sortable=True
+    )
 
 
 def run_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -228,22 +231,19 @@ def config_section(config_text: str) -> str:
     )
 
 
-_POINT_COLUMNS = [
-    Column("run_id", "run", kind="text"),
-    Column("size", "size", kind="text"),
-    Column("macs_total", "MACs", lambda v: number_text(float(v))),
-    Column("val_loss", "loss (nats/token)", lambda v: f"{v:.4f}" if np.isfinite(v) else "–"),
-]
-_RUN_COLUMNS = [
-    *_POINT_COLUMNS[:2],
-    Column("role", "role", kind="text"),
-    *_POINT_COLUMNS[2:],
-    Column("status", "status", kind="text"),
-    Column("d", "width"),
-    Column("layers", "layers"),
-    Column("params", "parameters", count_text),
-    Column("log2_lr", "rate", power_of_two_text),
-    Column("tokens", "tokens", count_text),
-    Column("seed", "seed"),
-    Column("seconds", "seconds", number_text),
-]
+def _run_columns(unit: str) -> list[Column]:
+    return [
+        Column("run_id", "run", kind="text"),
+        Column("size", "size", kind="text"),
+        Column("role", "role", kind="text"),
+        Column("macs_total", "MACs", lambda v: number_text(float(v))),
+        Column("val_loss", f"loss ({unit})", lambda v: f"{v:.4f}" if np.isfinite(v) else "–"),
+        Column("status", "status", kind="text"),
+        Column("d", "width"),
+        Column("layers", "layers"),
+        Column("params", "parameters", count_text),
+        Column("log2_lr", "rate", power_of_two_text),
+        Column("tokens", "tokens", count_text),
+        Column("seed", "seed"),
+        Column("seconds", "seconds", number_text),
+    ]

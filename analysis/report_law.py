@@ -13,6 +13,7 @@ from analysis.frontier import fit_frontier
 from analysis.laws import NotIdentified
 from analysis.page import Column, figure, table
 from analysis.style import budget_text, count_text, escape, exponent_text, number_text, readable
+from scaling.results import loss_unit
 
 if TYPE_CHECKING:
     from analysis.frontier import StudyLaw
@@ -30,7 +31,7 @@ def isoflop_section(rows: pd.DataFrame) -> str:
     points = figures_law.isoflop_points(table_of_cells)
     few, thinned = _every_kth_run(rows, table_of_cells)
     minima = isoflop.minima(rows)
-    drawn = figures_law.isoflop_figure(points, minima)
+    drawn = figures_law.isoflop_figure(points, minima, unit=loss_unit(rows.tokenizer))
     accepted = int(minima.accepted.sum())
     text = (
         "At one budget a small model sees many tokens and a large one few; the best lies between. "
@@ -94,7 +95,7 @@ def _every_kth_run(rows: pd.DataFrame, table_of_cells: pd.DataFrame) -> tuple[pd
 def trust_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
     if study_law is None:
         return "<p>There is no law to judge.</p>"
-    law = study_law.law
+    law, unit = study_law.law, loss_unit(rows.tokenizer)
     residuals = figures.residual_points(study_law.points, law)
     worst = f"{residuals.residual_percent.abs().max():.2f}%"
     body = figure(
@@ -111,7 +112,7 @@ def trust_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
         last = held[held.form == law.form].iloc[-1]
         text = (
             f"The largest, {number_text(last.macs_total)}\u00a0MACs: the {law.form} law predicted "
-            f"{last.predicted:.4f} nats per token from {last.fitted_points:.0f} smaller points and "
+            f"{last.predicted:.4f} {unit} from {last.fitted_points:.0f} smaller points and "
             f"{last.actual:.4f} was measured ({last.error_percent:+.2f}%)."
         ).replace("-", "−")
         body += figure(
@@ -132,6 +133,7 @@ def trust_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
 def _prediction(rows: pd.DataFrame, study_law: StudyLaw) -> str:
     """The law of the smaller budgets, and what the largest turned out to be."""
     law, points = study_law.law, study_law.points
+    unit = loss_unit(rows.tokenizer)
     top = points.iloc[-1]
     key = "budget_macs" if study_law.method == "budget" else "macs_total"
     smaller = rows[~(rows[key] >= top[key] * (1 - 1e-9))]
@@ -148,14 +150,14 @@ def _prediction(rows: pd.DataFrame, study_law: StudyLaw) -> str:
     promised, measured = before.predict(float(top.macs_total)), float(top.val_loss)
     inside = promised.run_low <= measured <= promised.run_high
     text = (
-        f"Without the largest budget the {law.form} law promises {promised.loss:.4f} nats per "
-        f"token there, {before.level:.0%} of runs between {promised.run_low:.4f} and "
+        f"Without the largest budget the {law.form} law promises {promised.loss:.4f} {unit} "
+        f"there, {before.level:.0%} of runs between {promised.run_low:.4f} and "
         f"{promised.run_high:.4f}; {measured:.4f} was measured, {'in' if inside else 'out'}side "
         f"that. It reaches {promised.decades:.2f} decades beyond what it was fitted to."
     )
     return figure(
         "prediction", "The largest budget, promised and measured.", text,
-        figures_law.prediction_figure(drawn), drawn,
+        figures_law.prediction_figure(drawn, unit=unit), drawn,
         alt=f"Chart on two logarithmic axes: a law of the smaller budgets, continued. {text}",
     )  # fmt: skip
 
@@ -188,7 +190,7 @@ def _forms(study_law: StudyLaw) -> str:
         Column("held_out", "held out", lambda v: "–" if np.isnan(v) else f"{v:.2f}%"),
     ]
     caption = (
-        "Both forms, fitted to the same points; E and the loss in nats per token, R² of the log "
+        "Both forms, fitted to the same points; E in the unit of the loss, R² of the log "
         "loss, held out: root mean square error over the budgets that each form predicts from the "
         "smaller ones. "
         f"Choice: {readable(study_law.choice)}."

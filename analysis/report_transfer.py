@@ -11,8 +11,8 @@ from analysis.page import Column, figure, table
 from analysis.style import count_text, power_of_two_text
 
 
-def transfer_section(points: pd.DataFrame) -> str:
-    """Figure, verdicts and optima of `analysis.transfer.series_points`."""
+def transfer_section(points: pd.DataFrame, unit: str) -> str:
+    """Figure, verdicts and optima of `analysis.transfer.series_points`; losses in `unit`."""
     text = (
         "A panel for each parametrisation and axis, a line for each model: loss above the model's "
         "own lowest. Open markers at the foot: each model's optimum, a parabola's vertex, with its "
@@ -20,7 +20,8 @@ def transfer_section(points: pd.DataFrame) -> str:
         f"right for the largest; up to {transfer.TRANSFERS:g} octave apart counts as that."
     )
     drawn = figure(
-        "rate", "Loss against learning rate.", text, transfer.transfer_figure(points), points,
+        "rate", "Loss against learning rate.", text,
+        transfer.transfer_figure(points, unit=unit), points,
         alt=f"Line charts: final validation loss against learning rate. {text}", wide=True,
     )  # fmt: skip
     found = transfer.verdicts(points)
@@ -33,7 +34,7 @@ def transfer_section(points: pd.DataFrame) -> str:
         Column("factor", "factor", lambda v: f"{v:g}"),
         Column("octaves", "best rate moves (octaves)", lambda v: f"{v:+.2f}".replace("-", "−")),
         Column("uncertainty", "±", lambda v: "–" if math.isnan(v) else f"{v:.2f}"),
-        Column("cost", "cost of carrying the rate (nats/token)", _cost),
+        Column("cost", f"cost of carrying the rate ({unit})", _cost),
         Column("verdict", "verdict", kind="text"),
     ]
     best = transfer.optima(points)
@@ -50,7 +51,7 @@ def transfer_section(points: pd.DataFrame) -> str:
         Column("member", "width or layers", count_text),
         Column("log2_lr", "best rate", power_of_two_text),
         Column("interval", "interval of log2", kind="text"),
-        Column("val_loss", "lowest loss (nats/token)", lambda v: f"{v:.4f}"),
+        Column("val_loss", f"lowest loss ({unit})", lambda v: f"{v:.4f}"),
         Column("rates", "rates tried"),
         Column("diverged", "diverged"),
         Column("edge", "", kind="text"),
@@ -63,7 +64,7 @@ def _titles(rows: pd.DataFrame) -> list[str]:
     return [transfer.title(*key) for key in keys]
 
 
-def _cost(nats: float) -> str:
-    if math.isnan(nats):
+def _cost(loss: float) -> str:
+    if math.isnan(loss):
         return "not tried"
-    return "diverges" if math.isinf(nats) else f"{nats:.4f}"
+    return "diverges" if math.isinf(loss) else f"{loss:.4f}"

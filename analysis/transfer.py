@@ -18,6 +18,7 @@ from plotly.subplots import make_subplots
 from analysis import figures
 from analysis.style import PAPER, SYMBOLS, base_figure, shades, superscript
 from scaling.optimum import Trial, drift, optimum
+from scaling.results import TOKEN_UNIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,7 +78,7 @@ def verdicts(points: pd.DataFrame) -> pd.DataFrame:
     """One row a series: how far its best rate moves, and what carrying the rate over costs.
 
     Returns columns parametrization, axis, shared, first, last (members), octaves (from first to
-    last, `scaling.optimum.drift`), uncertainty (95%; NaN: too few runs), cost (nats per token that
+    last, `scaling.optimum.drift`), uncertainty (95%; NaN: too few runs), cost (of the loss, that
     the last member loses at the first one's best rate; NaN: not tried, inf: it diverges), verdict:
     "transfers" or "does not transfer" where the whole interval lies on that side of TRANSFERS, else
     "not decided", as where an optimum may lie beyond the rates tried.
@@ -120,8 +121,8 @@ def _cost(one: pd.DataFrame, first: int, last: int) -> float:
     return float(carried - curves[last].min())
 
 
-def verdict_lines(points: pd.DataFrame) -> Iterator[str]:
-    """The verdicts and the optima that they rest on, as text."""
+def verdict_lines(points: pd.DataFrame, unit: str = TOKEN_UNIT) -> Iterator[str]:
+    """The verdicts and the optima that they rest on, as text; losses in `unit`."""
     best = optima(points)
     for row in verdicts(points).to_dict("records"):
         key = [row[k] for k in GROUP]
@@ -130,14 +131,14 @@ def verdict_lines(points: pd.DataFrame) -> Iterator[str]:
         yield (
             f"{title(*key)}: the best rate moves by {row['octaves']:+.2f}{error} octaves over a "
             f"factor {row['last'] / row['first']:g}: {row['verdict']}; the rate of {axis} "
-            f"{row['first']} costs {row['cost']:.4f} nats/token at {axis} {row['last']}"
+            f"{row['first']} costs {row['cost']:.4f} {unit} at {axis} {row['last']}"
         )
         for one in of_series(best, key).to_dict("records"):
             low, high = one["low"], one["high"]
             interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
             yield (
                 f"  {axis} {one['member']}: 2^{one['log2_lr']:.2f}{interval}, "
-                f"{one['val_loss']:.4f} nats/token"
+                f"{one['val_loss']:.4f} {unit}"
                 + (", at the edge of the rates tried" if one["edge"] else "")
             )
 
@@ -147,7 +148,7 @@ def title(parametrization: str, axis: str, shared: int) -> str:
     return f"{NAMES[parametrization]} over {axis} ({fixed})"
 
 
-def transfer_figure(points: pd.DataFrame) -> go.Figure:
+def transfer_figure(points: pd.DataFrame, *, unit: str = TOKEN_UNIT) -> go.Figure:
     """Loss above each member's lowest against the rate, a panel a series, a line a member.
 
     The open marker at the foot of a line is its optimum, with the 95% interval: where they stand
@@ -209,6 +210,6 @@ def transfer_figure(points: pd.DataFrame) -> go.Figure:
         range=[low - 0.3, high + 0.3],
     )
     figure.update_xaxes(title_text="base learning rate", row=rows)
-    figure.update_yaxes(title_text="loss above the lowest (nats per token)", col=1)
+    figure.update_yaxes(title_text=f"loss above the lowest ({unit})", col=1)
     figure.update_yaxes(range=[-0.14, max(0.3, 2 * highest)])
     return figure

@@ -175,6 +175,7 @@ def train(
     """
     from scaling.checkpoint import STOP, Interrupted, RunBusy
     from scaling.config import RunConfig
+    from scaling.results import loss_unit
     from scaling.train import train as run_train
 
     path = run / "config.yaml" if run.is_dir() else run
@@ -188,7 +189,8 @@ def train(
         raise typer.Exit(130) from None
     for row in rows:
         if row["decayed"] or row["status"] != "finished":
-            loss = "no loss" if row["val_loss"] is None else f"{row['val_loss']:.4f} nats/token"
+            unit = loss_unit([row["tokenizer"]])
+            loss = "no loss" if row["val_loss"] is None else f"{row['val_loss']:.4f} {unit}"
             _say(f"{row['status']}: {row['macs_total']:.4g} training MACs, {loss}")
 
 

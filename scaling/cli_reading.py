@@ -107,6 +107,7 @@ def fit(
         return
     from analysis import figures
     from analysis.frontier import fit_frontier, fit_variable
+    from scaling.results import loss_unit
 
     if of != "compute":
         law = fit_variable(rows, of, form=form, seed=seed)
@@ -126,6 +127,7 @@ def fit(
             drawn = figures.scaling_figure(
                 figures.run_points(rows), frontier=found.points, law=curve,
                 slopes={one.other: one.b_other for one in found.compare()},
+                unit=loss_unit(rows.get("tokenizer", ())),
             )  # fmt: skip
             draw(drawn, figures.run_points(rows), figure)
     if at is not None:
@@ -243,16 +245,22 @@ def compare(
 
 
 def _compare_studies(source: str, rows: pd.DataFrame, other: str, seed: int) -> Any:
-    """Print how two studies differ; returns the other's law, in nats per token."""
+    """Print how two studies differ; returns the other's law."""
     from analysis.compare import compute_multiplier, exponents
     from analysis.frontier import fit_frontier
+    from scaling.results import loss_unit, predicted
 
     theirs_rows = read(other)
     ours, its = (fit_frontier(one, seed=seed) for one in (rows, theirs_rows))
     law, theirs = ours.law, its.law
     print(f"\n{other}: {its.pure}\n{exponents(ours.pure, its.pure)}")
-    unit, condition = "nats/token", "if both were trained on the same tokens"
-    tokenizers = [set(one["tokenizer"]) for one in (rows, theirs_rows) if "tokenizer" in one]
+    unit, condition = (
+        loss_unit(rows.get("tokenizer", ())),
+        "if both were trained on the same tokens",
+    )
+    tokenizers = [
+        set(map(predicted, one["tokenizer"])) for one in (rows, theirs_rows) if "tokenizer" in one
+    ]
     if len(tokenizers) == 2 and tokenizers[0] != tokenizers[1]:
         scale, their_scale = _bits_per_pixel(source, rows), _bits_per_pixel(other, theirs_rows)
         if scale is None or their_scale is None:
@@ -282,7 +290,10 @@ def _compare_studies(source: str, rows: pd.DataFrame, other: str, seed: int) -> 
 def _bits_per_pixel(source: str, rows: pd.DataFrame) -> float | None:
     """Bits per pixel of one nat per token, from the study's own data; None without them."""
     from analysis.references import bits_per_pixel
+    from scaling.results import TOKEN_UNIT, loss_unit
 
+    if loss_unit(rows["tokenizer"]) != TOKEN_UNIT:
+        return None
     index = Path(source) / "data" / str(rows["data_key"].iloc[0]) / "index.json"
     if not index.exists():
         return None

@@ -19,7 +19,7 @@ NEIGHBOURHOOD = 2.0  # octaves on each side of the lowest loss that its parabola
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of a sweep. `loss` (nats per token) is inf where the run diverged.
+    """One point of a sweep. `loss` is inf where the run diverged.
 
     `width` is the layers where the sweep goes over depth.
     """
@@ -42,7 +42,7 @@ class Optimum:
     log2_lr: float
     low: float | None
     high: float | None
-    loss: float  # lowest measured, nats per token
+    loss: float  # lowest measured
 
 
 def optimum(trials: Sequence[Trial], axis: str = "width") -> Optimum:

@@ -8,6 +8,7 @@ directories, from MLflow and from a CSV.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,14 +65,29 @@ COLUMNS: dict[str, str] = {
     "mfu": "float",
     # outcome
     "budget_macs": "float",  # nominal budget that this decayed point serves; NaN mid-schedule
-    "val_loss": "float",  # nats per token, sources weighted as in training
-    "train_loss": "float",  # nats per token, mean since the last evaluation
+    "val_loss": "float",  # in `loss_unit`, sources weighted as in training
+    "train_loss": "float",  # in the same, mean since the last evaluation
     "decayed": "bool",
     "status": "str",  # finished | diverged | failed
 }
 POSITIONS = "loss_by_position.json"  # of a run, and of a study's best: size, tokens_per_frame, loss
 SOURCE_PREFIX = "val_loss/"  # one further float column per source
+TOKEN_UNIT, PATCH_UNIT = "nats per token", "squared error per value"  # of a loss
 NOT_REPEATABLE = ("seconds", "mfu")  # clocks; every other column is bitwise repeatable on a CPU
+
+
+def predicted(tokenizer: str) -> str:
+    """What the loss is of: `patch-8px` of `dvae-8px-8192 > patch-8px`, else the whole label."""
+    return tokenizer.split(" > ")[-1]
+
+
+def loss_unit(tokenizers: Iterable[str]) -> str:
+    """The unit of the losses of rows whose column `tokenizer` has these values.
+
+    Without any (rows of a foreign table) it is that of tokens.
+    """
+    patches = {predicted(label).startswith("patch-") for label in tokenizers}
+    return " or ".join(PATCH_UNIT if one else TOKEN_UNIT for one in sorted(patches or {False}))
 
 
 def frame(rows: list[Row]) -> pd.DataFrame:

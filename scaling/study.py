@@ -153,7 +153,8 @@ def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
     if config.transfer:
         from analysis.transfer import series_points, verdict_lines
 
-        say("\n".join(verdict_lines(series_points(table))))
+        unit = results.loss_unit(table.tokenizer)
+        say("\n".join(verdict_lines(series_points(table), unit)))
     keep_positions(folder, table)
     law = fit_law(config, folder, table, say)
     path = report(config, folder, first.path, table, *law)
@@ -292,7 +293,8 @@ def run_sweep(
             seed=config.seed,
         )
     if sweep is config.lr:
-        say(found.summary())
+        unit = results.PATCH_UNIT if config.model.targets == "patches" else results.TOKEN_UNIT
+        say(found.summary(unit))
     # In the order of the trials, and also those that an earlier call trained beyond the grid.
     runs.clear()
     for trial in found.trials:
@@ -320,7 +322,8 @@ def _outcome(finished: Finished) -> str:
     rows = read_run(finished.job.run_dir) or []
     points = ", ".join(f"{r['val_loss']:.4f}" for r in rows if r["decayed"])
     status = "diverged" if any(r["status"] == "diverged" for r in rows) else "finished"
-    return f"{status} {run.run_id} {run.model.name}: {points} nats/token"
+    unit = results.loss_unit(r["tokenizer"] for r in rows)
+    return f"{status} {run.run_id} {run.model.name}: {points} {unit}"
 
 
 def export(folder: Path) -> pd.DataFrame:

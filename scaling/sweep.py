@@ -22,7 +22,7 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.launch import Finished, Job
 from scaling.optimum import NEIGHBOURHOOD, Optimum, Trial, drift, optimum, vertex_between
-from scaling.results import read_run
+from scaling.results import TOKEN_UNIT, read_run
 
 if TYPE_CHECKING:
     import optuna
@@ -66,8 +66,8 @@ class SweepResult:
         """The trial of a width with the lowest loss."""
         return min((t for t in self.trials if t.width == width), key=lambda t: (t.loss, t.log2_lr))
 
-    def summary(self) -> str:
-        """A line for the whole, one for each width, one for each warning."""
+    def summary(self, unit: str = TOKEN_UNIT) -> str:
+        """A line for the whole, one for each width, one for each warning; losses in `unit`."""
         optimum = _interval(self.low, self.high, "95% ", ", ")
         error = "" if self.drift_half is None else f" ± {self.drift_half:.2f}"
         moved = f"drift {self.drift_octaves:+.2f}{error} octaves"
@@ -80,7 +80,7 @@ class SweepResult:
             diverged = sum(not math.isfinite(t.loss) for t in mine)
             lines.append(
                 f"  {self.axis} {best.width}: best near 2^{best.log2_lr:.2f}{interval}, lowest "
-                f"{best.loss:.4f} nats/token of {len(mine)} rates"
+                f"{best.loss:.4f} {unit} of {len(mine)} rates"
                 + (f", {diverged} diverged" if diverged else "")
             )
         return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])

@@ -30,7 +30,7 @@ from scaling.config import RunConfig
 from scaling.device import autocast, compiles, device_name, gemm_peak_macs
 from scaling.errors import UserError
 from scaling.ranks import Ranks, join, load, restore, save
-from scaling.results import POSITIONS, SOURCE_PREFIX, Row, dumps, read_run
+from scaling.results import POSITIONS, SOURCE_PREFIX, Row, dumps, loss_unit, read_run
 from scaling.schedule import WINDOW_STEPS, evaluation_steps, position, rate, segments
 from scaling.shards import TokenData
 
@@ -328,7 +328,7 @@ def _train(
     else:
         log(
             f"{run_dir.name}: finished after {seconds():.1f} s, "
-            f"{state['rows'][-1]['val_loss']:.4f} nats/token"
+            f"{state['rows'][-1]['val_loss']:.4f} {loss_unit([identity['tokenizer']])}"
         )
     keep("checkpoint.pt")
 

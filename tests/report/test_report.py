@@ -80,6 +80,17 @@ def test_headline_holds_law_unit_interval_and_comparison(page: _Page, study_law:
     assert "losses may not be compared" in page.text
 
 
+def test_a_law_of_patches_is_in_squared_error(
+    rows: pd.DataFrame, study_law: StudyLaw, tmp_path: Path
+) -> None:
+    """Models that regress patches: no axis, column or sentence speaks of nats."""
+    patches = rows.assign(tokenizer="patch-4px")
+    text = write_report(tmp_path, patches, study_law, config_text=CONFIG).read_text("utf-8")
+    assert not re.search(r"\bnats\b", text)
+    for words in ("validation loss (squared error per value)", "loss (squared error per value)"):
+        assert words in text
+
+
 def test_every_rule_and_warning_is_on_the_page(page: _Page, study_law: StudyLaw) -> None:
     for rule, count in study_law.excluded:
         assert (f"{rule}: {count:,} rows" in page.text) == bool(count)

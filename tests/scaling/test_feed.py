@@ -20,6 +20,7 @@ from scaling.config import (
 )
 from scaling.encode import prepare
 from scaling.errors import UserError
+from scaling.results import loss_unit
 from scaling.shards import SPECIALS, TokenData
 from scaling.train import train
 
@@ -131,12 +132,15 @@ def test_a_model_of_patches_learns_and_resumes_bitwise(
     tokens: TokenData, tmp_path: Path, targets: str
 ) -> None:
     run = _run(tokens, "patches", targets)
-    rows = train(run, tmp_path / "whole", log=lambda _: None)
+    said: list[str] = []
+    rows = train(run, tmp_path / "whole", log=said.append)
     losses = [row["val_loss"] for row in rows if row["decayed"]]
     untrained = 1.0 if targets == "patches" else np.log(20)
     assert len(losses) == 2 and losses[1] < losses[0] and losses[1] < 0.97 * untrained
     label = "patch-4px" if targets == "patches" else "patch-4px > codebook-4px-16"
     assert {row["tokenizer"] for row in rows} == {label}
+    unit = "squared error per value" if targets == "patches" else "nats per token"
+    assert loss_unit(row["tokenizer"] for row in rows) == unit and said[-1].endswith(unit)
 
     class Once(StopFlag):
         looks = 20

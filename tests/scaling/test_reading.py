@@ -145,6 +145,14 @@ def test_studies_of_different_tokenizers_meet_in_bits_per_pixel(run: Run, tmp_pa
     assert bits_per_pixel(np.log(2), 256, 256) == pytest.approx(1.0)
 
 
+def test_a_squared_error_is_no_number_of_bits(run: Run, tmp_path: Path) -> None:
+    one = folder_of(tmp_path, "one", 1.0, "patch-4px", 16)
+    other = folder_of(tmp_path, "two", 0.5, "codebook-4px-512", 16)
+    assert "no common unit of loss" in run("compare", one, "--to", other)
+    same = folder_of(tmp_path, "three", 1.0, "codebook-4px-512 > patch-4px", 16)
+    assert " squared error per value " in run("compare", one, "--to", same)
+
+
 def test_choices_next_and_power(run: Run, rows_csv: Path) -> None:
     assert "specifications" in run("choices", rows_csv)
     assert "sd_after" in run("next", rows_csv, "--budget", 1e13, "--runs", 2)
