@@ -134,14 +134,15 @@ def train(
     """Train a small dVAE or VQGAN on a study's frames, and set it beside k-means.
 
     Both see the same training frames, with equal tokens a frame and equally many codes; PSNR is of
-    frames of files that neither has seen.
+    frames of files that neither has seen. With a file for the weights, a training that was
+    interrupted goes on where it was: give the same command.
 
     Example: `scaling tokenizer train sweeps/clips.yaml vqgan.safetensors --set
     tokenizer.kind=vqgan`
     """
     from scaling import disk
     from scaling.config import load_study
-    from scaling.fit_tokenizer import compare
+    from scaling.fit_tokenizer import Kept, compare
 
     study = load_study(config / "study.yaml" if config.is_dir() else config, set_ or ())
     if study.tokenizer.kind == "codebook" or study.tokenizer.weights is not None:
@@ -151,8 +152,11 @@ def train(
         )
     if target is not None and target.suffix != ".safetensors":
         raise UserError(f"{target}: name the file to write with .safetensors at its end")
+    kept = None if target is None else _training(target)
+    if target is not None and not target.parent.is_dir():
+        raise UserError(f"{target}: there is no folder {target.parent}; make it first")
     found, fitted_on, judged_on = compare(
-        study.data, study.tokenizer, seed=study.seed, progress=_progress()
+        study.data, study.tokenizer, seed=study.seed, kept=kept, progress=_progress()
     )
     side = study.data.size // study.tokenizer.patch
     print(
@@ -161,24 +165,41 @@ def train(
     )
     for one in found:
         decibel = ", ".join(f"{name} {value:.2f} dB" for name, value in one.psnr.items())
-        print(f"{one.kind:9} {one.seconds:7.1f} s  {one.codes_used:,} codes used  {decibel}")
+        print(
+            f"{one.kind:9} {one.core_seconds:7.1f} core-s  {one.codes_used:,} codes used  {decibel}"
+        )
     if target is not None:
         temporary = target.with_suffix(".tmp.safetensors")
         found[-1].tokenizer.save(temporary)
         disk.settle(temporary, target)
+        Kept.drop(_training(target))
         print(f"weights   {target}: use it with tokenizer.weights in a study")
 
 
+def _training(target: Path) -> Path:
+    return target.with_suffix(".training")
+
+
 def _progress() -> Any:
-    """A line to stderr every few seconds."""
+    """A line to stderr every few seconds, with the time left of what takes long."""
     import time
 
+    from scaling.status import clock
+
     last = time.monotonic()
+    begun: tuple[str, float, int] = ("", last, 0)  # the work, when it was first told of, how far
 
     def tell(what: str, done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 5:
-            print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
-            last = time.monotonic()
+        nonlocal last, begun
+        now = time.monotonic()
+        work = what.split(",")[0]
+        if work != begun[0]:
+            begun = (work, now, done)
+        if now - last > 5:
+            left = ""
+            if done > begun[2]:
+                left = f", ETA {clock((total - done) * (now - begun[1]) / (done - begun[2]))}"
+            print(f"{what} {done}/{total}{left}", file=sys.stderr, flush=True)
+            last = now
 
     return tell

@@ -93,8 +93,8 @@ class TokenizerConfig(Section):
     codes: Annotated[int, Field(ge=2, le=65_000)] = 1024  # uint16 shards
     weights: Annotated[Path, Field(strict=False)] | None = None  # safetensors or a state_dict
     fit_frames: Positive = 4096  # training frames that it is fitted on, without weights
-    width: Positive = 32  # of a dVAE or VQGAN without weights: channels at full resolution
-    steps: Positive = 2000  # of its training
+    width: Positive = 16  # of a dVAE or VQGAN without weights: channels at full resolution
+    steps: Positive = 4000  # of its training
 
     @model_validator(mode="after")
     def _can_be_made(self) -> TokenizerConfig:

@@ -32,7 +32,7 @@ from safetensors import safe_open
 from models.tokenizers.codebook import Codebook
 from scaling import disk, shards
 from scaling.errors import UserError
-from scaling.fit_tokenizer import Progress, fit, silent
+from scaling.fit_tokenizer import Kept, Progress, fit, silent
 from scaling.join import Joiner, part_path
 from scaling.sources import Reader, Source, Unit, survey, unusable
 
@@ -292,6 +292,7 @@ class _Encoder:
         path = self.work / "tokenizer.safetensors"
         if not path.exists():
             temporary = path.with_suffix(".tmp.safetensors")
+            kept = self.work / "tokenizer.training"
             weights = getattr(self.config, "weights", None)
             try:
                 if weights is not None:
@@ -299,12 +300,13 @@ class _Encoder:
 
                     load(Path(weights).expanduser()).save(temporary)
                 else:
-                    fit(self.config, self.reader, self.progress).save(temporary)
+                    fit(self.config, self.reader, kept, self.progress).save(temporary)
             except ValueError as error:
                 if isinstance(error, UserError):
                     raise
                 raise UserError(f"tokenizer: {error}") from error
             disk.settle(temporary, path)
+            Kept.drop(kept)
         tokenizer = _tokenizer(path)
         for name in ("patch", "codes"):
             if getattr(tokenizer, name) != getattr(self.config, name):

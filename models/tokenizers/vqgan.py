@@ -44,8 +44,9 @@ PUBLISHED = {
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    # 32 groups as published; widths that 32 does not divide (small tokenizers) take fewer.
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+    # 32 groups as published, where a group is 4 channels at least. Small tokenizers keep to that: a
+    # channel alone in its group would lose its mean, which is the brightness of the frame.
+    return nn.GroupNorm(math.gcd(32, channels // 4), channels, eps=1e-6)
 
 
 def _swish(x: Tensor) -> Tensor:
