@@ -77,9 +77,9 @@ def train_vqgan(
 ) -> VQGAN:
     """A VQGAN of `codes` codes of `patch` px, `width` channels at full resolution.
 
-    The first tenth of the steps has no quantiser. Then the codes start from k-means on what the
-    encoder puts out, follow the mean of what they win (van den Oord et al. 2017, appendix A.1), and
-    those that win next to nothing are put on recent outputs.
+    The first tenth of the steps, 200 at least, has no quantiser. Then the codes start from k-means
+    on what the encoder puts out, follow the mean of what they win (van den Oord et al. 2017,
+    appendix A.1), and those that win next to nothing are put on recent outputs.
 
     Continues from `state`, of a stopped training of the same frames and settings.
     """
@@ -87,7 +87,7 @@ def train_vqgan(
     model = small_vqgan(codes, patch, width)
     table = model.quantize.embedding.weight.requires_grad_(False)
     won_K, sum_KE = torch.zeros(codes), torch.zeros_like(table)  # running means of a step's
-    free = max(1, steps // 10)
+    free = max(1, min(steps // 2, max(200, steps // 10)))  # before that it has nothing to quantise
 
     def loss_of(step: int, images: Tensor, rng: np.random.Generator) -> Tensor:
         z = model.vectors(images)
