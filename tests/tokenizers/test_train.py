@@ -108,7 +108,7 @@ def test_what_is_kept_belongs_to_its_frames_and_settings(
 
 
 def test_a_short_training_learns_codes_and_uses_them() -> None:
-    """Frames that it has not seen, next to k-means with as many tokens of an eighth of the codes.
+    """Frames that it has not seen, next to k-means with as many tokens of a quarter of the codes.
 
     (benchmarks/RESULTS.md has the full training against k-means of equally many codes.)
     """
@@ -116,7 +116,7 @@ def test_a_short_training_learns_codes_and_uses_them() -> None:
     model = train.train_vqgan(frames, codes=32, patch=4, width=8, steps=300, seed=0)
     codes = model.encode(held_out)
     assert codes.shape == (200, 16) and len(np.unique(codes)) > 16
-    book = Codebook.fit(cut(frames, 4), 4, seed=0)
+    book = Codebook.fit(cut(frames, 4), 8, seed=0)
     assert _psnr(model, held_out) > _psnr(book, held_out)
 
 
