@@ -44,7 +44,7 @@ class Kept:
     def __init__(self, path: Path, settings: dict[str, Any], frames: np.ndarray) -> None:
         self.path = path
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        digest.update(np.ascontiguousarray(frames))
+        digest.update(frames.tobytes())
         self.of = digest.hexdigest()
         self.last = time.monotonic()
 
@@ -78,7 +78,7 @@ def _fit(
     return learn(
         frames,
         **settings,
-        state=keep and keep.load(),
+        state=None if keep is None else keep.load(),
         keep=keep or train.forget,
         progress=lambda step, steps, loss: progress(
             f"train the {config.kind}, loss {loss:.4f}", step, steps

@@ -13,6 +13,7 @@ Shapes: N frames, H = W pixels, h = w = H / patch, K codes, E values of a code v
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,11 @@ def _descend(
         optimizer.load_state_dict(state["optimizer"])
         for name, tensor in memory.items():
             tensor.copy_(state["memory"][name])
+
+    def state_after(done: int) -> State:
+        weights, moments = model.state_dict(), optimizer.state_dict()
+        return {"step": done, "model": weights, "optimizer": moments, "memory": memory}
+
     for step in range(first, steps):
         rng = _generator(seed, step)
         _set_rate(optimizer, lr, step, steps)
@@ -199,15 +205,7 @@ def _descend(
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         progress(step + 1, steps, float(loss.detach()))
-        done = step + 1
-        keep(
-            lambda done=done: {
-                "step": done,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "memory": memory,
-            }
-        )
+        keep(partial(state_after, step + 1))
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
