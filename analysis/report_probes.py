@@ -261,7 +261,7 @@ def tuned_section(study_dir: Path) -> str:
     keys = ["data", "run_id", "size", "px", "tokens", "rope_base", "attention", "end_to_end"]
     keys += ["head", "lr", "steps"]
     rows = []
-    for key, g in tuned.groupby(keys, sort=False):
+    for key, g in tuned.groupby(keys, sort=False, dropna=False):
         wide = g.pivot(index="seed", columns="layer", values="top1")
         scored = scored_by_others(wide.to_numpy(float))
         mean, low, high = over_seeds(
@@ -276,7 +276,7 @@ def tuned_section(study_dir: Path) -> str:
         Column("size", "Model", kind="text"),
         Column("px", "px"),
         Column("tokens", "Tokens"),
-        Column("rope_base", "RoPE base", number_text),
+        Column("rope_base", "RoPE base", lambda v: "–" if pd.isna(v) else number_text(v)),
         Column("attention", "Attention", kind="text"),
         Column("trained_by", "Trained by", kind="text"),
         Column("head", "Head", kind="text"),

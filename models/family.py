@@ -222,8 +222,14 @@ _TABLE_6 = {"gpt2": (16, 22, 280e6), "mamba": (1, 42, 290e6)}
 # For small machines: name (with the width in it) and layers. 2 heads each: with 4, a CPU takes
 # twice as long for the same MACs, and the loss is no better.
 _TINY = {"t16": 2, "t24": 2, "t32": 2, "t48": 3, "t64": 3, "t96": 4, "t128": 4, "t192": 4}
-# The rivals beside t64, at the number of layers that comes nearest to its parameters.
-_TINY_RIVALS = {"t64-gpt2": ("gpt2", 3, 2), "t64-mamba": ("mamba", 5, 1)}
+# The rivals beside t32 and t64, at the number of layers that comes nearest to their parameters:
+# name (with the width in it), layers, heads.
+_TINY_RIVALS = {
+    "t32-gpt2": ("gpt2", 2, 2),
+    "t32-mamba": ("mamba", 3, 1),
+    "t64-gpt2": ("gpt2", 3, 2),
+    "t64-mamba": ("mamba", 5, 1),
+}
 
 
 def _family() -> dict[str, ModelConfig]:
@@ -233,7 +239,8 @@ def _family() -> dict[str, ModelConfig]:
         sizes.append(tiny)
     for name, (family, layers, heads) in _TINY_RIVALS.items():
         vocab = 512 + SPECIAL_TOKENS
-        sizes.append(size(64, layers, heads, vocab=vocab, context=257, name=name, family=family))
+        d = int(name[1:3])
+        sizes.append(size(d, layers, heads, vocab=vocab, context=257, name=name, family=family))
     for name, (d, layers, _) in _TABLE_15.items():
         vocab = 16384 + SPECIAL_TOKENS
         sizes.append(size(d, layers, 16, vocab=vocab, context=PAPER_CONTEXT, name=name))

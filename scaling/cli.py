@@ -157,10 +157,14 @@ def encode(config: ConfigArg, out: OutOption = STUDIES, set_: SetOption = None) 
 
     Example: `scaling encode sweeps/clips.yaml --set data.sources.clips.path=~/Videos`
     """
+    from scaling.config import variants
     from scaling.study import encode as run_encode
 
     study_config = _config(config, set_)
-    _say(f"tokens  {run_encode(study_config, out / study_config.study, _say)}")
+    folder = out / study_config.study
+    made = [run_encode(one, folder, _say) for one in variants(study_config).values()]
+    for data_dir in dict.fromkeys(made):
+        _say(f"tokens  {data_dir}")
 
 
 @app.command()

@@ -197,7 +197,9 @@ def represent(
         list[int] | None,
         typer.Option("--permanence", help="Frames of clips with a hidden ball; repeatable."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Of the probes.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(help="Of the probes; a study of variants has its own, ladder.seeds.")
+    ] = 5,
     clips: Annotated[int, typer.Option(help="Views of a labelled clip in time.")] = 1,
     rows: Annotated[int, typer.Option(help="DAVIS: tokens on the short side of a frame.")] = 24,
     frames: Annotated[int, typer.Option(help="Frames to draw after a prompt.")] = 64,

@@ -33,7 +33,7 @@ from scaling.config import Tuning
 from scaling.errors import UserError
 from scaling.features import with_start
 from scaling.labelled import Labelled, draw_split, read_labelled
-from scaling.probe import Views, encoded, open_encoded
+from scaling.probe import Views, encoded, open_encoded, read_rows
 from scaling.status import clock
 from scaling.weights import TrainedRun, data_dir_of, open_tokenizer, trained_runs
 
@@ -115,7 +115,7 @@ def tuned(
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     path = study / "finetuned" / f"{key}.json"
     if path.exists():
-        return json.loads(path.read_text())
+        return read_rows(path)
     with disk.explained(study):
         path.parent.mkdir(exist_ok=True)
         folder = encoded(study, trained, labelled, data, Views(), Recipe(), say, px)
@@ -314,6 +314,8 @@ def _rows(
     most = np.bincount(labelled.labels_F[train_F]).argmax()
     base = {k: trained.row[k] for k in ("study", "size", "params", "macs_total")}
     base |= {k: getattr(tuning, k) for k in SETTINGS}
+    if model.config.family != "toto":
+        base["rope_base"] = None  # the others have no rotary positions
     base |= {
         "run_id": trained.run_id,
         "data": index["data"],
@@ -341,9 +343,7 @@ def gather(study: Path) -> Path:
     """STUDY/finetune.csv of all rows that are there."""
     import pandas as pd
 
-    rows = [
-        r for p in sorted((study / "finetuned").glob("*.json")) for r in json.loads(p.read_text())
-    ]
+    rows = [r for p in sorted((study / "finetuned").glob("*.json")) for r in read_rows(p)]
     keys = ["data", "run_id", "px", "rope_base", "attention", "end_to_end", "head", "seed", "layer"]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(keys, kind="stable")
     write_atomic(study / "finetune.csv", table.to_csv(index=False))

@@ -53,6 +53,10 @@ def read_variants(
         raise UserError(
             f"{study}/{VARIANTS}: cannot be read ({error}); run `scaling study` first"
         ) from None
+    if missing := [name for name in variants(config) if name not in runs_of]:
+        raise UserError(
+            f"{study}: {', '.join(missing)}: not trained yet; run `scaling study` first"
+        )
     labelled = read_labelled(data)
     rows: list[dict[str, Any]] = []
     for name, one in variants(config).items():

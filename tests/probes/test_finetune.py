@@ -116,6 +116,10 @@ def test_a_study_is_fine_tuned(study: Path, pictures: Path, tmp_path: Path) -> N
     said: list[str] = []
     finetune(own, pictures, tuning=QUICK, seeds=2, say=said.append)
     assert said == [] and out.read_bytes() == before
+    torn = next(own.glob("finetuned/*.json"))
+    torn.write_text(torn.read_text()[:-20])
+    with pytest.raises(UserError, match=r"damaged \(.*remove it"):
+        finetune(own, pictures, tuning=QUICK, seeds=2, say=said.append)
 
 
 def test_mistakes(study: Path, pictures: Path, clips: Path) -> None:
