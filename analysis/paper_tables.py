@@ -49,6 +49,7 @@ def paper_table(study: Path) -> pd.DataFrame | None:
     Accuracies and differences in percent, with 95% intervals over seeds: `ours` (each seed at the
     layer that the others choose), `random`: of the weights before training, `difference`: to the
     first variant, seed by seed. `paper` and `paper_difference` are NaN where the paper has none.
+    `nats`: next-token loss a token on the test files, of variants that were fine-tuned on it.
     """
     table = read_quality(study, "variants")
     if table is None:
@@ -75,7 +76,10 @@ def paper_table(study: Path) -> pd.DataFrame | None:
             both = sum(_sampling(v, about.n_test) for v in (values, first[1]))
             half = half_width(apart, **sizes, sampling=both) if name != first[0] else 0.0
             row |= {"difference": apart.mean(), "difference_low": apart.mean() - half}
-            row |= {"difference_high": apart.mean() + half, "data": data}
+            row |= {"difference_high": apart.mean() + half}
+            nats = one.groupby("seed").next_token_loss.first().to_numpy(float)
+            row |= {"nats": nats.mean(), "nats_half": half_width(nats, **sizes, sampling=0.0)}
+            row["data"] = data
             row |= {"layer": layer, "seeds": len(values), "run_at": _scale(one)}
             rows.append(row)
     out = pd.DataFrame(rows)

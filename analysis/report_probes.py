@@ -309,8 +309,11 @@ def variants_section(study_dir: Path) -> str:
         Column("text", "Here (%) [95%]", kind="text"),
         Column("difference_text", "to the first [95%]", kind="text"),
         Column("random", "Before training (%)", percent),
+        Column("nats_text", "Nats a token ± 95%", kind="text"),
         Column("run_at", "Run at", kind="wrap"),
     ]
+    empty = {"nats_text": beside.nats.isna().all(), "random": beside.random.isna().all()}
+    columns = [column for column in columns if not empty.get(column.key)]
     parts = [
         "<p>Top-1 accuracy, by 95% intervals over seeds; a seed is a training, a split of the "
         "files and a start of the heads. The paper’s are of ImageNet and models of 120 million to "
@@ -326,6 +329,10 @@ def variants_section(study_dir: Path) -> str:
                 if place
                 else "–"
                 for place, r in enumerate(rows.itertuples())
+            ],
+            nats_text=[
+                "–" if pd.isna(nats) else f"{nats:.3f} ± {half:.3f}"
+                for nats, half in zip(rows.nats, rows.nats_half, strict=True)
             ],
         )
         seeds, chance = rows.seeds.max(), rows.chance.mean()

@@ -28,7 +28,7 @@ from scaling.weights import WEIGHTS, TrainedRun, data_dir_of, open_tokenizer, tr
 COLUMNS = [
     "study", "variant", "run_id", "size", "params", "macs_total", "tokenizer", "data", "px",
     "tokens", "head", "tuned", "weights", "seed", "layer", "depth", "split", "n_train", "n_test",
-    "top1", "chance",
+    "top1", "chance", "next_token_loss",
 ]  # fmt: skip
 Say = Callable[[str], None]
 
@@ -76,9 +76,9 @@ def read_variants(
             say(f"{about}: top-1 {max(mine):.1%} (chance {found[0]['chance']:.1%})")
             rows += [r | {"variant": name, "tokenizer": label} for r in found]
     path = study / "variants.csv"
-    table = pd.DataFrame(rows)[COLUMNS]
+    table = pd.DataFrame(rows, columns=COLUMNS)  # a probe has no next-token loss
     if path.exists():
-        before = pd.read_csv(path, dtype={"run_id": str}, keep_default_na=False)
+        before = pd.read_csv(path, dtype={"run_id": str})
         kept = before.run_id.isin({r for ids in runs_of.values() for r in ids}) & ~before.data.isin(
             table.data
         )

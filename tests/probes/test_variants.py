@@ -74,7 +74,7 @@ def test_architectures_are_equal_in_parameters_and_compute() -> None:
     config = load_study(ROOT / "sweeps" / "architecture.yaml")
     costs, _ = study_cost(config, threads=1, measure=False)
     params, macs = [c.params for c in costs], [c.macs for c in costs]
-    assert max(params) / min(params) < 1.07 and max(macs) / min(macs) < 1.01
+    assert max(params) / min(params) < 1.08 and max(macs) / min(macs) < 1.01
 
 
 def test_a_variant_is_the_study_with_its_own_values(tmp_path: Path) -> None:
@@ -164,6 +164,7 @@ def test_table_stands_beside_the_paper(done: Path) -> None:
     assert table.difference["tuned"] == pytest.approx(100 * apart.mean())
     half = half_width(apart, 27, 9, "drawn", 0.0)
     assert table.difference_high["tuned"] == pytest.approx(100 * (apart.mean() + half))
+    assert np.isnan(table.nats["LLaMA"]) and 0 < table.nats["tuned"] < np.log(36)
     assert "t16 (" in table.run_at["tuned"] and "fine-tuned: 10 steps" in table.run_at["tuned"]
     assert "10,0" not in table.run_at["LLaMA"]
 
