@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,11 @@ class TrainedRun:
 
         Raises UserError when no checkpoint verifies.
         """
-        model = build(self.run.model, seed=self.run.seed)
+        config = self.run.model
+        # A model of patches was not trained on the last one, which has no end token to predict; one
+        # more position lets it be read.
+        longer = config.context + (config.patch_targets > 0)
+        model = build(replace(config, context=longer), seed=self.run.seed)
         if weights == "random":
             return model.eval()
         name = "checkpoint.pt" if self.last else f"weights-{self.budget}.pt"

@@ -38,6 +38,9 @@ variants:
   - {name: other tokens, tokenizer: {codes: 16}}
   - {name: tuned, finetune: {px: 16, steps: 10, batch: 8}}
 """
+PATCHES = """\
+  - {name: patches, data: {pixels: true}, model: {inputs: patches, targets: patches}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +197,13 @@ def test_again_nothing_is_done_again(
     with pytest.raises(UserError, match="run `scaling study` first"):
         read_variants(done, config, pictures)
     (done / "away.json").rename(done / "variants.json")
+
+
+def test_the_last_patch_is_read_too(tmp_path: Path, pictures: Path) -> None:
+    """One frame of patches: its last one was never an input of the training."""
+    text = TINY[: TINY.index("variants:")].replace("frames: 2", "frames: 1")
+    (tmp_path / "tiny.yaml").write_text(text + "variants:\n" + PATCHES)
+    config = load_study(tmp_path / "tiny.yaml")
+    run_study(config, tmp_path, say=lambda _: None)
+    table = pd.read_csv(read_variants(tmp_path / "tiny", config, pictures, say=lambda _: None))
+    assert set(table.tokens) == {4} and table.top1.notna().all()
