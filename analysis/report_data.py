@@ -11,9 +11,9 @@ import pandas as pd
 from analysis import figures_model, pictures
 from analysis.page import Column, figure, table
 from analysis.style import count_text, escape, number_text, power_of_two_text
+from scaling.data.tokens import ngrams
 from scaling.errors import UserError
 from scaling.results import loss_unit
-from scaling.tokens import ngrams
 
 TABLE_ROWS = 2000  # rows of a table on the page, at most; rows.csv has them all
 STRIPS = 6  # clips shown, at most

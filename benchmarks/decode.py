@@ -19,7 +19,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from scaling import media, packets
+from scaling.data import media, packets
 
 STRIDE, SIZE, ROUNDS = 4, 128, 5
 

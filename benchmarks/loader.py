@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling import shards
+from scaling.data import shards
 
 FRAMES, PER_FRAME, WEIGHTS = 16, 256, (0.2, 0.1, 0.1, 0.6)
 SECONDS, ROUNDS = 2.0, 5

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from scaling.config import LaunchConfig
-from scaling.launch import Job, Launcher
+from scaling.jobs.launch import Job, Launcher
 from scaling.results import COLUMNS, dumps, load
 
 PER_RUN = 8  # rows of one run, about as many as the quickstart's

@@ -13,7 +13,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before anything can import ML
 
 import typer
 
-from scaling import cli_keeping, cli_models, cli_probes, cli_reading, cli_tokens
+from scaling.commands import keeping, models, probes, reading, tokens
 from scaling.errors import UserError
 
 app = typer.Typer(
@@ -41,7 +41,7 @@ STUDIES = Path("studies")
 
 
 def _config(path: Path, overrides: list[str] | None) -> Any:
-    from scaling.config import load_study
+    from scaling.study_file import load_study
 
     return load_study(path / "study.yaml" if path.is_dir() else path, overrides or ())
 
@@ -87,7 +87,7 @@ def plan(
     Example: `scaling plan sweeps/quickstart.yaml`
     """
     from scaling import plan_tokens
-    from scaling.launch import check, resources
+    from scaling.jobs.launch import check, resources
     from scaling.plan import disk_bytes, free_bytes, gpu_hours, over_budget, study_cost
 
     study_config = _config(config, set_)
@@ -212,27 +212,27 @@ def ui(
     track.ui(folder, port)
 
 
-app.command()(cli_keeping.status)
-app.command()(cli_keeping.logs)
-app.command()(cli_keeping.cancel)
-app.command()(cli_keeping.sync)
-app.command()(cli_keeping.doctor)
-app.command()(cli_reading.fit)
-app.command()(cli_reading.compare)
-app.command()(cli_reading.choices)
-app.command("next")(cli_reading.next_runs)
-app.command()(cli_reading.power)
-app.command()(cli_reading.report)
-app.command()(cli_models.models)
-app.command()(cli_models.coord_check)
-app.command()(cli_probes.probe)
-app.command()(cli_probes.davis)
-app.command()(cli_probes.generate)
-app.command()(cli_probes.permanence)
-app.command()(cli_probes.finetune)
-app.command()(cli_probes.represent)
-app.command()(cli_tokens.tokens)
-app.add_typer(cli_tokens.tokenizer, name="tokenizer")
+app.command()(keeping.status)
+app.command()(keeping.logs)
+app.command()(keeping.cancel)
+app.command()(keeping.sync)
+app.command()(keeping.doctor)
+app.command()(reading.fit)
+app.command()(reading.compare)
+app.command()(reading.choices)
+app.command("next")(reading.next_runs)
+app.command()(reading.power)
+app.command()(reading.report)
+app.command()(models.models)
+app.command()(models.coord_check)
+app.command()(probes.probe)
+app.command()(probes.davis)
+app.command()(probes.generate)
+app.command()(probes.permanence)
+app.command()(probes.finetune)
+app.command()(probes.represent)
+app.command()(tokens.tokens)
+app.add_typer(tokens.tokenizer, name="tokenizer")
 
 
 def _duration(seconds: float) -> str:

@@ -1,26 +1,22 @@
-"""The configuration of a study and of a run: one strict schema, every mistake reported at once.
+"""The configuration of a study and of a run: one strict schema.
 
-A study is one YAML file (`sweeps/*.yaml`). Values come from the defaults here, then the file, then
-`--set section.key=value`. Unknown keys, wrong types and broken rules are collected and reported
-together, each with its line and, where a name is close to a known one, a suggestion.
+A study is one YAML file (`sweeps/*.yaml`), which `scaling.study_file` reads. A run is
+hashed by what its `RunConfig` holds.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from models.family import FAMILY, ModelConfig
-from scaling.errors import UserError
+from scaling.errors import UserError, did_you_mean
 
 SCHEMA = 1  # version of the run directory and of the rows; part of every run's identity
 
@@ -35,9 +31,6 @@ class Section(BaseModel):
     """A block of the configuration: no unknown keys, no silent conversion, no later change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
-
-
-SectionT = TypeVar("SectionT", bound=Section)
 
 
 class SourceConfig(Section):
@@ -387,10 +380,10 @@ def variants(config: StudyConfig) -> dict[str, StudyConfig]:
     if not config.variants:
         return {"": config}
     whole = json.loads(config.model_dump_json())
-    return {v["name"]: StudyConfig.model_validate(_varied(whole, v)) for v in whole.pop("variants")}
+    return {v["name"]: StudyConfig.model_validate(varied(whole, v)) for v in whole.pop("variants")}
 
 
-def _varied(study: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
+def varied(study: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
     """A study as it was written, with a variant's values; lists are replaced whole."""
     changes = {k: v for k, v in variant.items() if k != "name" and v}
     return _over({k: v for k, v in study.items() if k != "variants"}, changes)
@@ -400,15 +393,6 @@ def _over(below: Any, above: Any) -> Any:
     if isinstance(below, dict) and isinstance(above, dict):
         return below | {k: _over(below.get(k), v) for k, v in above.items()}
     return above
-
-
-def checked(section: type[SectionT], **values: Any) -> SectionT:
-    """A section made from a command's options. Raises UserError with every mistake."""
-    try:
-        return section(**values)
-    except ValidationError as error:
-        found = [_explain(e, Path(), {}).removeprefix(".:1: ") for e in error.errors()]
-        raise UserError("\n".join(line.removeprefix("study: ") for line in found)) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -472,217 +456,3 @@ class RunConfig:
                 f"{path}: not a run configuration of schema {SCHEMA} ({error}); it was written by "
                 f"another version or damaged. Remove the run directory to train it again"
             ) from None
-
-
-def did_you_mean(word: str, known: Any) -> str:
-    """`; did you mean 'x'?` for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
-def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
-    """Read a study's YAML. Raises UserError with every mistake, each with its line.
-
-    Args:
-        path: the YAML file. Relative `path:` entries in it are relative to its folder.
-        overrides: `section.key=value` strings; sources are named: `data.sources.NAME.path=DIR`.
-    """
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; the sweeps that ship are in sweeps/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a YAML text file ({error})") from None
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        raw = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a study is a mapping of sections (study, data, ladder, ...)")
-    lines = _lines(node)
-    _resolve_paths(raw, path.resolve().parent)
-    for variant in _variants_of(raw):
-        _resolve_paths(variant, path.resolve().parent)
-    for override in overrides:
-        _apply(raw, override)
-    config, found = _validated(raw)
-    for i, variant in enumerate(_variants_of(raw)):
-        one, wrong = _validated(_varied(raw, variant))
-        told = {e["loc"] for e in found}
-        found += [
-            e | {"loc": at}
-            for e in wrong
-            if not {e["loc"], at := ("variants", i, *e["loc"])} & told
-        ]
-        if one and one.ladder and len(one.ladder.sizes) * len(one.ladder.budgets_macs) > 1:
-            message = (
-                "a variant is one size at one budget; for a law of each choice make each a study "
-                "and use `scaling compare`"
-            )
-            loc = ("variants", i, "ladder")
-            found.append({"type": "rule", "loc": loc, "msg": message})
-    if config and not config.variants and (config.finetune or config.probe != ProbeConfig()):
-        section = "finetune" if config.finetune else "probe"
-        message = "says how variants are read, and there are none; add `variants:`"
-        found.append({"type": "rule", "loc": (section,), "msg": message})
-    if config is None or found:
-        raise UserError("\n".join(_explain(e, path, lines) for e in found))
-    return config
-
-
-def _variants_of(raw: dict[str, Any]) -> list[dict[str, Any]]:
-    """The variants as they were written, where they can be looked at."""
-    listed = raw.get("variants")
-    return [v if isinstance(v, dict) else {} for v in listed] if isinstance(listed, list) else []
-
-
-def _validated(raw: dict[str, Any]) -> tuple[StudyConfig | None, list[Any]]:
-    """The study, or every mistake."""
-    try:
-        return StudyConfig.model_validate(raw), []
-    except ValidationError as error:
-        found = error.errors()
-        inner = [e["loc"] for e in found]
-        return (
-            None,
-            [
-                e
-                for e in found  # a list whose items are all wrong is not also "too short"
-                if not (
-                    e["type"] == "too_short"
-                    and any(x[:-1][: len(e["loc"])] == e["loc"] for x in inner)
-                )
-            ],
-        )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `2e11` as text; a budget is a number. Duplicate keys are mistakes."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' appears twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def _lines(node: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
-    """The 1-based line of every key and list item of a composed YAML document."""
-    lines = {path: node.start_mark.line + 1}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            lines |= _lines(value, (*path, key.value))
-            lines[(*path, key.value)] = key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            lines |= _lines(value, (*path, i))
-    return lines
-
-
-def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
-    data = raw.get("data")
-    sources = data.get("sources") if isinstance(data, dict) else None
-    for source in sources if isinstance(sources, list) else []:
-        if isinstance(source, dict) and isinstance(source.get("path"), str):
-            source["path"] = str(folder / Path(source["path"]).expanduser())
-    tokenizer = raw.get("tokenizer")
-    if isinstance(tokenizer, dict) and isinstance(tokenizer.get("weights"), str):
-        tokenizer["weights"] = str(folder / Path(tokenizer["weights"]).expanduser())
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, sep, text = override.partition("=")
-    if not sep:
-        raise UserError(f"--set {override}: write it as section.key=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not valid YAML ({error})") from None
-    *parents, last = key.split(".")
-    target: Any = raw
-    for part in parents:
-        if isinstance(target, list):
-            named = [s for s in target if isinstance(s, dict) and s.get("name") == part]
-            if not named:
-                known = [s.get("name") for s in target if isinstance(s, dict)]
-                raise UserError(
-                    f"--set {override}: no item named '{part}'{did_you_mean(part, known)}; "
-                    f"there are: {', '.join(map(str, known))}"
-                )
-            target = named[0]
-        elif isinstance(target, dict):
-            target = target.setdefault(part, {})
-        else:
-            raise UserError(f"--set {override}: '{part}' is not inside a section")
-    if not isinstance(target, dict):
-        raise UserError(f"--set {override}: '{key}' does not name one value")
-    if last in ("path", "weights") and isinstance(value, str):
-        value = str(Path(value).expanduser().resolve())
-    target[last] = value
-
-
-def _explain(error: Any, path: Path, lines: dict[tuple[Any, ...], int]) -> str:
-    """One line for one mistake: where, value, rule, remedy."""
-    loc = tuple(error["loc"])
-    known_loc = loc
-    while known_loc and known_loc not in lines:
-        known_loc = known_loc[:-1]
-    where = f"{path}:{lines.get(known_loc, 1)}"
-    name = ".".join(str(p) for p in loc) or "study"
-    kind, message = error["type"], error["msg"]
-    if kind == "extra_forbidden":
-        # The sections of a variant are the study's, which its own schema does not look into.
-        known = _fields_at(loc[2:-1] if loc[0] == "variants" and len(loc) > 3 else loc[:-1])
-        hint = did_you_mean(str(loc[-1]), known) or f"; known here: {', '.join(known)}"
-        return f"{where}: {name}: unknown key{hint}"
-    if kind == "rule":
-        return f"{where}: {name}: {message}"
-    if kind == "missing":
-        return f"{where}: {name}: missing; add it"
-    if kind == "value_error":
-        return f"{where}: {name}: {error['ctx']['error']!s}"
-    if kind == "literal_error":
-        hint = did_you_mean(str(error["input"]), re.findall(r"'([^']+)'", error["ctx"]["expected"]))
-        return f"{where}: {name}: {error['input']!r} is not one of {error['ctx']['expected']}{hint}"
-    return f"{where}: {name}: {error['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _fields_at(loc: tuple[Any, ...]) -> list[str]:
-    """The keys that the schema allows at a location."""
-    model: type[BaseModel] = StudyConfig
-    for part in loc:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(str(part))
-        if field is None:
-            return []
-        found = _model_in(field.annotation)
-        if found is None:
-            return []
-        model = found
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in get_args(annotation):
-        if (found := _model_in(argument)) is not None:
-            return found
-    return None

@@ -149,7 +149,7 @@ def _jobs(study_dir: Path, planned: set[str]) -> Iterator[Finding]:
     """Live cluster jobs of runs that the study has no use for any more."""
     if not (study_dir / "jobs").is_dir() or shutil.which("squeue") is None:
         return
-    from scaling.squeue import entries
+    from scaling.jobs.squeue import entries
 
     try:
         live = entries(study_dir / "jobs")

@@ -1,4 +1,7 @@
-"""The one exception that means 'the user can mend this'."""
+"""The one exception that means 'the user can mend this', and a hint for a mistyped name."""
+
+import difflib
+from typing import Any
 
 
 class UserError(ValueError):
@@ -6,3 +9,9 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """`; did you mean 'x'?` for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

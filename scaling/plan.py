@@ -447,8 +447,8 @@ def sample_tokens(sequences: int = 8) -> tuple[Any, int]:
     import torch
 
     from models.tokenizers.codebook import Codebook, cut
-    from scaling import leaves
-    from scaling.shards import sequence
+    from scaling.data import leaves
+    from scaling.data.shards import sequence
 
     frames = leaves.clips(0, 0, 64, frames=4, size=16)
     codebook = Codebook.fit(cut(frames.reshape(-1, 16, 16, 3), 4), 256, 0)

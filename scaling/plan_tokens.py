@@ -9,8 +9,8 @@ import math
 from pathlib import Path
 
 from models.macs import forward_macs
-from scaling import shards
 from scaling.config import StudyConfig, TokenizerConfig, variants
+from scaling.data import shards
 from scaling.plan import Cost, context, data_of, ladder_model, ladder_runs
 
 PAPER_FPS = 30.0  # frames a second of video; Table 2 of the paper counts its hours with it

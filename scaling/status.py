@@ -84,7 +84,7 @@ def check_schema(folder: Path) -> None:
 
 
 class SlurmJob(Protocol):
-    """What is shown of a job on a cluster (scaling.squeue.Entry)."""
+    """What is shown of a job on a cluster (scaling.jobs.squeue.Entry)."""
 
     @property
     def job_id(self) -> str: ...

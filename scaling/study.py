@@ -20,13 +20,13 @@ import yaml
 from scaling import plan, results, track
 from scaling.checkpoint import RunBusy, RunLock, write_atomic
 from scaling.config import LrConfig, RunConfig, StudyConfig, variants
-from scaling.encode import prepare
-from scaling.encode_jobs import on_cluster
+from scaling.data.encode import prepare
+from scaling.data.shards import TokenData
 from scaling.errors import UserError
-from scaling.launch import ROWS, Detached, Finished, Job, Launcher, check, resources
+from scaling.jobs.encode_jobs import on_cluster
+from scaling.jobs.launch import ROWS, Detached, Finished, Job, Launcher, check, resources
 from scaling.progress import Progress
 from scaling.results import read_run
-from scaling.shards import TokenData
 from scaling.status import check_schema, read_plan, write_plan
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from scaling.errors import UserError
-from scaling.launch import Finished, Job
+from scaling.jobs.launch import Finished, Job
 from scaling.optimum import NEIGHBOURHOOD, Optimum, Trial, drift, optimum, vertex_between
 from scaling.results import TOKEN_UNIT, read_run
 

@@ -24,15 +24,16 @@ import torch
 from models.macs import forward_macs, parameter_counts
 from models.memory import check_fits
 from models.parametrization import build, optimizer
-from scaling import checkpoint, feed
+from scaling import checkpoint
 from scaling.checkpoint import STOP, Interrupted, RunBusy, RunLock, StopFlag, write_atomic
 from scaling.config import RunConfig
+from scaling.data import feed
+from scaling.data.shards import TokenData
 from scaling.device import autocast, compiles, device_name, gemm_peak_macs
 from scaling.errors import UserError
 from scaling.ranks import Ranks, join, load, restore, save
 from scaling.results import POSITIONS, SOURCE_PREFIX, Row, dumps, loss_unit, read_run
 from scaling.schedule import WINDOW_STEPS, evaluation_steps, position, rate, segments
-from scaling.shards import TokenData
 
 
 def train(

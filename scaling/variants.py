@@ -16,14 +16,20 @@ from typing import Any
 import pandas as pd
 
 from models.probes import Recipe
-from scaling import finetune, probe
 from scaling.checkpoint import write_atomic
 from scaling.config import StudyConfig, variants
 from scaling.errors import UserError
-from scaling.labelled import Labelled, read_labelled
-from scaling.probe import Views
+from scaling.representations import finetune, probe
+from scaling.representations.labelled import Labelled, read_labelled
+from scaling.representations.probe import Views
+from scaling.representations.weights import (
+    WEIGHTS,
+    TrainedRun,
+    data_dir_of,
+    open_tokenizer,
+    trained_runs,
+)
 from scaling.study import VARIANTS
-from scaling.weights import WEIGHTS, TrainedRun, data_dir_of, open_tokenizer, trained_runs
 
 COLUMNS = [
     "study", "variant", "run_id", "size", "params", "macs_total", "tokenizer", "data", "px",

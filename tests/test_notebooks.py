@@ -15,9 +15,9 @@ from nbclient.exceptions import CellExecutionError
 from analysis.frontier import fit_frontier
 from scaling import plan
 from scaling.config import StudyConfig
-from scaling.encode import prepare
+from scaling.data.encode import prepare
+from scaling.data.shards import TokenData
 from scaling.results import POSITIONS, load
-from scaling.shards import TokenData
 from scaling.train import train
 from tests.report.conftest import simulated_rows
 

@@ -9,7 +9,7 @@ import torch
 
 from models.tokenizers.dvae import DVAE
 from models.tokenizers.weights import load
-from scaling.shards import read_index
+from scaling.data.shards import read_index
 from tests.data.clips import write_video
 from tests.data.test_encode import noise
 

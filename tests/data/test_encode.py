@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from models.tokenizers.codebook import Codebook
-from scaling import encode, join, leaves
-from scaling.encode import Mapper, prepare
+from scaling.data import encode, join, leaves
+from scaling.data.encode import Mapper, prepare
+from scaling.data.shards import SPECIALS, TokenData
 from scaling.errors import UserError
-from scaling.shards import SPECIALS, TokenData
 from tests.data.clips import write_video
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scaling import leaves
+from scaling.data import leaves
 
 
 def test_a_clip_depends_only_on_seed_stream_and_index():

@@ -9,8 +9,15 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from scaling import media
-from scaling.media import MediaError, fingerprint, list_files, read_image, read_video, resize_short
+from scaling.data import media
+from scaling.data.media import (
+    MediaError,
+    fingerprint,
+    list_files,
+    read_image,
+    read_video,
+    resize_short,
+)
 from tests.data.clips import indices, level, rotate_mp4, write_video
 
 

@@ -4,8 +4,8 @@ import av
 import numpy as np
 import pytest
 
-from scaling import leaves, media, packets
-from scaling.packets import Kind, to_decode
+from scaling.data import leaves, media, packets
+from scaling.data.packets import Kind, to_decode
 from tests.data.clips import write_video
 
 

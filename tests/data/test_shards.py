@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling import shards
+from scaling.data import shards
+from scaling.data.shards import SCHEMA, SPECIALS, TokenData, Writer, mixture, permute, sequence
 from scaling.errors import UserError
-from scaling.shards import SCHEMA, SPECIALS, TokenData, Writer, mixture, permute, sequence
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import pytest
 
-from scaling import encode, media
+from scaling.data import encode, media
 from tests.data.test_encode import digest, run, source
 
 CLIPS, GESTURES, LABELLED = 44, 20, 24

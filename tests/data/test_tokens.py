@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scaling.encode import prepare
+from scaling.data.encode import prepare
+from scaling.data.shards import SPECIALS, TokenData
+from scaling.data.tokens import ngrams, tokens_summary
 from scaling.errors import UserError
-from scaling.shards import SPECIALS, TokenData
-from scaling.tokens import ngrams, tokens_summary
 from tests.data.clips import write_video
 
 

@@ -18,7 +18,7 @@ import pytest
 from scaling.checkpoint import STOP, Interrupted
 from scaling.config import LaunchConfig
 from scaling.errors import UserError
-from scaling.launch import RETRIES, Finished, Job, Launcher, check, resources, tail
+from scaling.jobs.launch import RETRIES, Finished, Job, Launcher, check, resources, tail
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ DRIVER = """
     from pathlib import Path
     from tests.launch.test_launch import Job, Task, perform
     from scaling.config import LaunchConfig
-    from scaling.launch import Launcher
+    from scaling.jobs.launch import Launcher
 
     made = [Job(Task(seconds=60), Path({tmp!r}) / f"run{{k}}") for k in range(2)]
     for job in made:
@@ -225,7 +225,7 @@ def test_what_can_be_known_before_a_start(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_resources_divide_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scaling.launch.available_cores", lambda: 8)
+    monkeypatch.setattr("scaling.jobs.launch.available_cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert resources(LaunchConfig()) == (8, 1)
     assert resources(LaunchConfig(parallel=2)) == (2, 4)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from scaling.cli import app
 from scaling.config import LaunchConfig
-from scaling.squeue import RUNS, flags, job_logs, minutes
+from scaling.jobs.squeue import RUNS, flags, job_logs, minutes
 
 
 @pytest.mark.parametrize(

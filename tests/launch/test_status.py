@@ -14,7 +14,7 @@ import pytest
 from models.family import FAMILY
 from scaling.config import SCHEMA, RunConfig
 from scaling.errors import UserError
-from scaling.squeue import Entry
+from scaling.jobs.squeue import Entry
 from scaling.status import check_schema, clock, run_states, text, write_plan
 
 RUNS = [

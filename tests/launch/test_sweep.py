@@ -13,7 +13,7 @@ import pytest
 
 from scaling.config import LaunchConfig
 from scaling.errors import UserError
-from scaling.launch import Job, Launcher
+from scaling.jobs.launch import Job, Launcher
 from scaling.optimum import Trial, optimum
 from scaling.sweep import SweepResult, read_trials, repair, sweep_lr
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from models.family import size
 from scaling.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig
-from scaling.encode import prepare
-from scaling.shards import TokenData
+from scaling.data.encode import prepare
+from scaling.data.shards import TokenData
 from scaling.train import train
 
 

@@ -13,7 +13,7 @@ import torch
 from models.family import size
 from models.parametrization import build
 from models.probes import Heads, Recipe, file_scores, train_heads
-from scaling.features import Features, write_features
+from scaling.representations.features import Features, write_features
 
 FILES, TOKENS, WIDTH, LAYERS = 1500, 256, 64, 2
 

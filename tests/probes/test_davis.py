@@ -13,10 +13,16 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from models.propagation import DINO, Protocol, propagate
-from scaling import davis
-from scaling.cli_probes import represent
-from scaling.davis_measures import boundary, contour_f, evaluate, jaccard, statistics
+from scaling.commands.probes import represent
 from scaling.errors import UserError
+from scaling.representations import davis
+from scaling.representations.davis_measures import (
+    boundary,
+    contour_f,
+    evaluate,
+    jaccard,
+    statistics,
+)
 
 
 def plain_boundary(mask: np.ndarray) -> list[tuple[int, int]]:

@@ -12,10 +12,10 @@ import torch
 from models.family import size
 from models.parametrization import build
 from models.probes import Heads
-from scaling import finetune as module
-from scaling.config import Tuning, checked
+from scaling.config import Tuning
 from scaling.errors import UserError
-from scaling.finetune import (
+from scaling.representations import finetune as module
+from scaling.representations.finetune import (
     batch_of,
     decayed_groups,
     finetune,
@@ -23,7 +23,8 @@ from scaling.finetune import (
     rate_at,
     retuned,
 )
-from scaling.weights import trained_runs
+from scaling.representations.weights import trained_runs
+from scaling.study_file import checked
 
 QUICK = Tuning(steps=15, batch=8)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scaling.errors import UserError
-from scaling.labelled import Labelled, draw_split, read_labelled, usable
+from scaling.representations.labelled import Labelled, draw_split, read_labelled, usable
 
 
 def test_folder_per_class(pictures: Path) -> None:

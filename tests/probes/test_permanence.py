@@ -12,10 +12,10 @@ from models.family import size
 from models.parametrization import build
 from models.probes import Recipe
 from scaling.errors import UserError
-from scaling.features import with_start, write_features
-from scaling.labelled import draw_split, read_labelled
-from scaling.permanence import scene, write_permanence
-from scaling.probe import Views, probe
+from scaling.representations.features import with_start, write_features
+from scaling.representations.labelled import draw_split, read_labelled
+from scaling.representations.permanence import scene, write_permanence
+from scaling.representations.probe import Views, probe
 from tests.probes.conftest import moving_bar, write_clip
 
 

@@ -15,12 +15,12 @@ import torch
 
 from models.parametrization import build
 from models.probes import Recipe
-from scaling import features, probe
+from scaling.data.shards import TokenData
 from scaling.errors import UserError
-from scaling.probe import Views
-from scaling.shards import TokenData
+from scaling.representations import features, probe
+from scaling.representations.probe import Views
+from scaling.representations.weights import open_tokenizer, trained_runs
 from scaling.train import train
-from scaling.weights import open_tokenizer, trained_runs
 from tests.probes.conftest import write_clip
 
 QUICK = Recipe(steps=60, batch=32)

@@ -14,8 +14,8 @@ from models.family import size
 from models.parametrization import build
 from scaling import checkpoint
 from scaling.errors import UserError
-from scaling.sample import continue_clip, losses
-from scaling.weights import trained_runs
+from scaling.representations.sample import continue_clip, losses
+from scaling.representations.weights import trained_runs
 
 
 @pytest.fixture

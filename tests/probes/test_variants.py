@@ -9,11 +9,12 @@ import pytest
 from analysis.paper_tables import PAPER, paper_table, title_of
 from analysis.quality import half_width
 from analysis.report_probes import variants_section
-from scaling import finetune, probe
-from scaling.config import load_study, variants
+from scaling.config import variants
 from scaling.errors import UserError
 from scaling.plan import ladder_runs, study_cost
+from scaling.representations import finetune, probe
 from scaling.study import study as run_study
+from scaling.study_file import load_study
 from scaling.variants import read_variants
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -173,7 +174,7 @@ def test_table_stands_beside_the_paper(done: Path) -> None:
 
 
 def test_report_and_csv(done: Path) -> None:
-    from scaling.cli_reading import report
+    from scaling.commands.reading import report
 
     report(done)
     page = (done / "report.html").read_text()

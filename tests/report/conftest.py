@@ -156,7 +156,7 @@ def study_law(rows: pd.DataFrame) -> StudyLaw:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A token directory as `scaling.encode.prepare` leaves it: two sources, one damaged file."""
+    """A token directory as `encode.prepare` leaves it: two sources, one damaged file."""
     folder = tmp_path_factory.mktemp("data") / "abc"
     folder.mkdir()
     noise = np.random.default_rng(0)

@@ -7,8 +7,8 @@ import torch
 
 from models.family import size
 from scaling.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig
-from scaling.encode import prepare
-from scaling.shards import TokenData
+from scaling.data.encode import prepare
+from scaling.data.shards import TokenData
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ class Fault:
     stuck: bool = False
 
     def arm(self) -> None:
-        from scaling.shards import TokenData
+        from scaling.data.shards import TokenData
 
         original = TokenData.batch
 

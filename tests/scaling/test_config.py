@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from scaling.config import RunConfig, load_study
+from scaling.config import RunConfig
 from scaling.errors import UserError
+from scaling.study_file import load_study
 
 GOOD = """\
 study: s

@@ -8,20 +8,15 @@ import pytest
 import torch
 
 from models.tokenizers.codebook import Codebook
-from scaling import feed, plan
+from scaling import plan
 from scaling.checkpoint import Interrupted, StopFlag
-from scaling.config import (
-    DataConfig,
-    RunConfig,
-    SourceConfig,
-    StudyConfig,
-    TokenizerConfig,
-    load_study,
-)
-from scaling.encode import prepare
+from scaling.config import DataConfig, RunConfig, SourceConfig, StudyConfig, TokenizerConfig
+from scaling.data import feed
+from scaling.data.encode import prepare
+from scaling.data.shards import SPECIALS, TokenData
 from scaling.errors import UserError
 from scaling.results import loss_unit
-from scaling.shards import SPECIALS, TokenData
+from scaling.study_file import load_study
 from scaling.train import train
 
 STUDY = """\

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from models.tokenizers.dvae import DVAE
-from scaling.config import TokenizerConfig, load_study
+from scaling.config import TokenizerConfig
 from scaling.plan import study_cost
 from scaling.plan_tokens import encoder_macs, lines
+from scaling.study_file import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 TOTO = "sweeps/toto_slurm.yaml"

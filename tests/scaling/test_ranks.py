@@ -41,7 +41,7 @@ def quiet(text: str) -> None:
 def short(data_dir: Path) -> RunConfig:
     """Two budgets on one trunk, 20 steps along the plan's longest path."""
     from models.family import size
-    from scaling.shards import TokenData
+    from scaling.data.shards import TokenData
 
     data = TokenData.open(data_dir)
     return RunConfig(

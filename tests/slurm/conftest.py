@@ -27,7 +27,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path: Path) -> Iterator[None]:
-    from scaling.squeue import cancel
+    from scaling.jobs.squeue import cancel
 
     yield
     cancel(tmp_path / "jobs")

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from scaling import slurm, squeue
 from scaling.config import LaunchConfig
 from scaling.doctor import examine
 from scaling.errors import UserError
-from scaling.launch import RETRIES, Detached, Finished, Job, Launcher
+from scaling.jobs import slurm, squeue
+from scaling.jobs.launch import RETRIES, Detached, Finished, Job, Launcher
 from tests.slurm.cluster_work import Task, attempts, perform, until
 
 pytestmark = pytest.mark.slurm

@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 
 from models.family import size
-from scaling import squeue
 from scaling.config import DataConfig, LaunchConfig, RunConfig, SourceConfig, TokenizerConfig
-from scaling.encode import prepare
-from scaling.launch import Job, Launcher
+from scaling.data.encode import prepare
+from scaling.data.shards import TokenData
+from scaling.jobs import squeue
+from scaling.jobs.launch import Job, Launcher
 from scaling.results import NOT_REPEATABLE, load, read_run
-from scaling.shards import TokenData
 from tests.slurm.cluster_work import until
 
 pytestmark = pytest.mark.slurm

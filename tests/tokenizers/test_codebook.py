@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.tokenizers.codebook import Codebook, cut, psnr
-from scaling import leaves
+from scaling.data import leaves
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 
 from models.tokenizers.dvae import DVAE
 from models.tokenizers.vqgan import PUBLISHED, VQGAN
-from scaling import leaves
+from scaling.data import leaves
 from tests.tokenizers import reference
 
 

@@ -11,8 +11,8 @@ import torch
 
 from models.tokenizers import train
 from models.tokenizers.codebook import Codebook, cut, psnr
-from scaling import leaves
-from scaling.fit_tokenizer import Kept
+from scaling.data import leaves
+from scaling.data.fit_tokenizer import Kept
 
 
 def _frames(count: int, size: int, stream: str = "train") -> np.ndarray:

@@ -3,7 +3,7 @@
 The built-in clips need no download. A ball moves over a floor of nine shadowed blocks and cups; it
 passes behind blocks and, caught by a cup, is carried under it, hidden, to where the clip ends. The
 label is the cell of the ball in the last frame, seen or not. CATER itself is read by
-`scaling.labelled` (videos/ and lists/localize/*.txt).
+`scaling.representations.labelled` (videos/ and lists/localize/*.txt).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from scaling import disk
 from scaling.checkpoint import write_atomic
 from scaling.errors import UserError
-from scaling.sample import write_video
+from scaling.representations.sample import write_video
 
 GRID = 6
 BLOCKS = 4

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling import media
+from scaling.data import media
 from scaling.errors import UserError
 
 SPLITS = {"train": "train", "val": "test", "validate": "test", "validation": "test", "test": "test"}

@@ -1,6 +1,6 @@
 """Media -> tokenizer -> token shards: the data directory of a study.
 
-Encoding is a map over units (scaling/sources.py). Each unit becomes one part file, written
+Encoding is a map over units (scaling/data/sources.py). Each unit becomes one part file, written
 atomically; so a killed call loses the units in hand, and the next call ends with the same bytes,
 with any number of workers. When all parts are there they are joined, and the finished directory is
 put in place by one rename.
@@ -30,11 +30,12 @@ import numpy as np
 from safetensors import safe_open
 
 from models.tokenizers.codebook import Codebook
-from scaling import disk, shards
+from scaling import disk
+from scaling.data import shards
+from scaling.data.fit_tokenizer import Kept, Progress, fit, silent
+from scaling.data.join import Joiner, part_path
+from scaling.data.sources import Reader, Source, Unit, survey, unusable
 from scaling.errors import UserError
-from scaling.fit_tokenizer import Kept, Progress, fit, silent
-from scaling.join import Joiner, part_path
-from scaling.sources import Reader, Source, Unit, survey, unusable
 
 Work = Callable[[list[Unit]], int]
 Mapper = Callable[[Work, Sequence[list[Unit]]], Iterable[int]]
@@ -57,7 +58,7 @@ def prepare(
 
     `workers` processes share the units. With a `mapper`, the units are dealt into `workers` lists
     and `mapper(work, lists)` runs `work` (which pickles) on each, on other machines for instance
-    (scaling.encode_jobs.on_cluster).
+    (scaling.jobs.encode_jobs.on_cluster).
 
     Raises UserError when a source has no usable file or too few to split, when the tokenizer does
     not fit, and when the disk is full.

@@ -53,7 +53,7 @@ def probe(
 
     Interrupt it whenever you like: the same command continues where it stopped.
     """
-    from scaling.probe import Views, probe
+    from scaling.representations.probe import Views, probe
 
     out = probe(
         study,
@@ -89,7 +89,7 @@ def davis(
 
     Example: `scaling davis studies/quickstart --data ~/DAVIS --protocol jabri`
     """
-    from scaling.davis import track
+    from scaling.representations.davis import track
 
     out = track(
         study, data, runs=run or None, layers=layer or None, protocol=protocol, rows=rows,
@@ -118,7 +118,7 @@ def generate(
 
     Example: `scaling generate studies/quickstart/runs/0a1b2c3d4e5f --prompt clip.mp4 --frames 64`
     """
-    from scaling.sample import continue_clip
+    from scaling.representations.sample import continue_clip
 
     for path in continue_clip(
         run, prompt, frames=frames, prompt_frames=prompt_frames, out=out, temperature=temperature,
@@ -139,7 +139,7 @@ def permanence(
     Example: `scaling permanence permanence --frames 32`, then
     `scaling probe studies/quickstart --data permanence/labels.csv --head attention --frames 32`
     """
-    from scaling.permanence import write_permanence
+    from scaling.representations.permanence import write_permanence
 
     print(f"labels  {write_permanence(out, clips=clips, frames=frames, size=size, seed=seed)}")
 
@@ -171,8 +171,9 @@ def finetune(
 
     Interrupt it whenever you like: the same command continues where it stopped.
     """
-    from scaling.config import Tuning, checked
-    from scaling.finetune import finetune
+    from scaling.config import Tuning
+    from scaling.representations.finetune import finetune
+    from scaling.study_file import checked
 
     tuning = checked(
         Tuning, px=px, rope_base=rope_base, attention=attention, end_to_end=end_to_end,
@@ -215,17 +216,17 @@ def represent(
 
     Interrupt it whenever you like: the same command continues where it stopped.
     """
-    from scaling.cli_reading import report
-    from scaling.config import load_study
-    from scaling.davis import track
-    from scaling.permanence import write_permanence
-    from scaling.probe import Views
-    from scaling.probe import probe as run_probe
-    from scaling.sample import continue_clip
-    from scaling.shards import read_index
+    from scaling.commands.reading import report
+    from scaling.data.shards import read_index
+    from scaling.representations.davis import track
+    from scaling.representations.permanence import write_permanence
+    from scaling.representations.probe import Views
+    from scaling.representations.probe import probe as run_probe
+    from scaling.representations.sample import continue_clip
+    from scaling.representations.weights import data_dir_of, trained_runs
     from scaling.study import study as run_study
+    from scaling.study_file import load_study
     from scaling.variants import read_variants
-    from scaling.weights import data_dir_of, trained_runs
 
     if study.is_file():
         config = load_study(study, set_ or ())

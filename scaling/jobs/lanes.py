@@ -27,7 +27,7 @@ from typing import Any
 
 from scaling.checkpoint import STOP
 from scaling.errors import UserError
-from scaling.launch import (
+from scaling.jobs.launch import (
     LOG,
     RETRIES,
     Function,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.family import ModelConfig
 from models.tokenizers.codebook import cut
-from scaling.shards import TokenData
+from scaling.data.shards import TokenData
 
 Pair: TypeAlias = tuple[Tensor, Tensor]  # inputs and targets: int64 (B, T) or uint8 (B, T, P)
 

@@ -23,12 +23,13 @@ import numpy as np
 import torch
 
 from models.probes import KINDS, Heads, Recipe, file_scores, top_accuracy, train_heads
-from scaling import disk, media, shards
+from scaling import disk
 from scaling.checkpoint import write_atomic
+from scaling.data import media, shards
 from scaling.errors import UserError
-from scaling.features import Features, seen, write_features
-from scaling.labelled import Labelled, draw_split, read_labelled, usable
-from scaling.weights import (
+from scaling.representations.features import Features, seen, write_features
+from scaling.representations.labelled import Labelled, draw_split, read_labelled, usable
+from scaling.representations.weights import (
     WEIGHTS,
     TrainedRun,
     check_layers,

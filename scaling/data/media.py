@@ -19,7 +19,7 @@ import numpy as np
 from av.stream import Disposition
 from PIL import Image, ImageOps
 
-from scaling import packets
+from scaling.data import packets
 
 VIDEO_SUFFIXES = frozenset(
     [

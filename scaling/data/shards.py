@@ -169,7 +169,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class TokenData:
-    """The tokens of a study, opened from the directory that `scaling.encode.prepare` returned."""
+    """The tokens of a study, opened from the directory that `encode.prepare` returned."""
 
     path: Path
     key: str

@@ -26,12 +26,13 @@ from PIL import Image
 from models.decoder import Decoder
 from models.propagation import PROTOCOLS, Protocol, propagate
 from models.tokenizers.codebook import cut
-from scaling import disk, shards
+from scaling import disk
 from scaling.checkpoint import write_atomic
-from scaling.davis_measures import evaluate
+from scaling.data import shards
 from scaling.errors import UserError
-from scaling.features import seen, with_start
-from scaling.weights import (
+from scaling.representations.davis_measures import evaluate
+from scaling.representations.features import seen, with_start
+from scaling.representations.weights import (
     WEIGHTS,
     TrainedRun,
     check_layers,

@@ -27,7 +27,7 @@ from typing import Any
 from scaling.checkpoint import STOP, write_atomic
 from scaling.config import LaunchConfig
 from scaling.errors import UserError
-from scaling.launch import (
+from scaling.jobs.launch import (
     LOG,
     RETRIES,
     Function,
@@ -44,7 +44,7 @@ from scaling.launch import (
     train,
     with_log,
 )
-from scaling.squeue import (
+from scaling.jobs.squeue import (
     ALIVE,
     RUNS,
     ask,

@@ -31,11 +31,11 @@ from scaling import checkpoint, disk
 from scaling.checkpoint import write_atomic
 from scaling.config import Tuning
 from scaling.errors import UserError
-from scaling.features import with_start
-from scaling.labelled import Labelled, draw_split, read_labelled
-from scaling.probe import Views, encoded, open_encoded, read_rows
+from scaling.representations.features import with_start
+from scaling.representations.labelled import Labelled, draw_split, read_labelled
+from scaling.representations.probe import Views, encoded, open_encoded, read_rows
+from scaling.representations.weights import TrainedRun, data_dir_of, open_tokenizer, trained_runs
 from scaling.status import clock
-from scaling.weights import TrainedRun, data_dir_of, open_tokenizer, trained_runs
 
 COLUMNS = (
     "run_id", "study", "size", "params", "macs_total", "data", "px", "tokens", "rope_base",

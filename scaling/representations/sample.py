@@ -17,10 +17,11 @@ from PIL import Image
 
 from models.decoder import Decoder
 from models.generate import generate
-from scaling import disk, media, shards
+from scaling import disk
 from scaling.checkpoint import write_atomic
+from scaling.data import media, shards
 from scaling.errors import UserError
-from scaling.weights import data_dir_of, open_tokenizer, run_in
+from scaling.representations.weights import data_dir_of, open_tokenizer, run_in
 
 SHOWN = 128  # px on the side of a frame that is written
 STRIP_FRAMES = 16

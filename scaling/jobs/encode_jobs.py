@@ -13,10 +13,10 @@ from pathlib import Path
 
 from scaling.checkpoint import STOP, Interrupted
 from scaling.config import LaunchConfig
-from scaling.encode import Mapper, Work
+from scaling.data.encode import Mapper, Work
+from scaling.data.sources import Unit
 from scaling.errors import UserError
-from scaling.launch import Job, Launcher
-from scaling.sources import Unit
+from scaling.jobs.launch import Job, Launcher
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import numpy as np
 
 from models.tokenizers.codebook import Codebook, cut, psnr
 from scaling import checkpoint
-from scaling.sources import Reader, Source, Unit, survey, unusable
+from scaling.data.sources import Reader, Source, Unit, survey, unusable
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 

@@ -27,8 +27,8 @@ def tokens(
 
     Example: `scaling tokens studies/quickstart`
     """
+    from scaling.data.tokens import ngrams, tokens_summary
     from scaling.study import not_whole
-    from scaling.tokens import ngrams, tokens_summary
 
     for number, folder in enumerate(_token_folders(where, out)):
         about = tokens_summary(folder)
@@ -72,7 +72,7 @@ def tokens(
 def _token_folders(where: Path, out: Path) -> list[Path]:
     """The token directories of a study, or the one that is meant itself. Raises UserError."""
     if where.is_file():
-        from scaling.config import load_study
+        from scaling.study_file import load_study
 
         where = out / load_study(where).study
     if (where / "index.json").exists():
@@ -141,8 +141,8 @@ def train(
     tokenizer.kind=vqgan`
     """
     from scaling import disk
-    from scaling.config import load_study
-    from scaling.fit_tokenizer import Kept, compare
+    from scaling.data.fit_tokenizer import Kept, compare
+    from scaling.study_file import load_study
 
     study = load_study(config / "study.yaml" if config.is_dir() else config, set_ or ())
     if study.tokenizer.kind == "codebook" or study.tokenizer.weights is not None:

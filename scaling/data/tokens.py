@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from scaling.data.shards import SPECIALS, SPLITS, Rows, read_index
 from scaling.errors import UserError
-from scaling.shards import SPECIALS, SPLITS, Rows, read_index
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ def _slurm_jobs(folder: Path) -> tuple[dict[Path, Any] | None, str]:
     """The live jobs of a study that runs on Slurm; None when there is nobody to ask, and why."""
     if not (folder / "study.yaml").is_file():
         return None, ""
-    from scaling.config import load_study
-    from scaling.squeue import entries
+    from scaling.jobs.squeue import entries
+    from scaling.study_file import load_study
 
     try:
         if load_study(folder / "study.yaml").launch.cluster != "slurm":
@@ -60,8 +60,8 @@ def logs(
 
     Example: `scaling logs studies/quickstart/runs/0a1b2c3d4e5f`
     """
-    from scaling.launch import LOG, tail
-    from scaling.squeue import job_logs
+    from scaling.jobs.launch import LOG, tail
+    from scaling.jobs.squeue import job_logs
 
     if (run / LOG).exists():
         print(tail(run / LOG, lines))
@@ -78,7 +78,7 @@ def cancel(folder: FolderArg) -> None:
     Example: `scaling cancel studies/quickstart`
     """
     from scaling.checkpoint import held
-    from scaling.config import load_study
+    from scaling.study_file import load_study
 
     config = load_study(folder / "study.yaml")
     holder = None
@@ -94,7 +94,7 @@ def cancel(folder: FolderArg) -> None:
     elif holder:
         print(f"the driver runs on {holder['host']} (process {holder['pid']}); stop it there")
     if config.launch.cluster == "slurm":
-        from scaling.squeue import cancel as cancel_jobs
+        from scaling.jobs.squeue import cancel as cancel_jobs
 
         print(f"cancelled {cancel_jobs(folder / 'jobs')} Slurm jobs")
     elif not holder:
@@ -108,7 +108,7 @@ def sync(folder: FolderArg) -> None:
     """
     from scaling import track
     from scaling.checkpoint import RunBusy, RunLock
-    from scaling.config import load_study
+    from scaling.study_file import load_study
 
     config = load_study(folder / "study.yaml")
     try:

@@ -9,10 +9,10 @@ from typing import Any
 from models.decoder import Decoder
 from models.parametrization import build, optimizer
 from scaling import checkpoint
-from scaling.config import RunConfig, did_you_mean
-from scaling.errors import UserError
+from scaling.config import RunConfig
+from scaling.data.shards import read_index
+from scaling.errors import UserError, did_you_mean
 from scaling.results import Row, finished_runs, read_run
-from scaling.shards import read_index
 
 WEIGHTS = ("trained", "random")
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from scaling import leaves, media
+from scaling.data import leaves, media
 from scaling.errors import UserError
 
 LEAF_BLOCK = 1024  # clips of a unit of the built-in source

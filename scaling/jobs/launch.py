@@ -176,7 +176,7 @@ class Launcher:
         It runs `launch.parallel` at once of each array: of jobs with equal numbers of GPUs. A later
         `map` of the same jobs waits for them.
         """
-        from scaling.slurm import Slurm
+        from scaling.jobs.slurm import Slurm
 
         slurm = Slurm(self._launch, self._folder, self._function, self.threads)
         return slurm.submit(list(jobs), at_once=self.parallel)
@@ -187,11 +187,11 @@ class Launcher:
             if self._launch.cluster == "debug":
                 self._backend = InProcess(self._function, self.threads)
             elif self._launch.cluster == "local":
-                from scaling.lanes import Lanes
+                from scaling.jobs.lanes import Lanes
 
                 self._backend = Lanes(self._folder, self._function, self.parallel, self.threads)
             else:
-                from scaling.slurm import Slurm
+                from scaling.jobs.slurm import Slurm
 
                 self._backend = Slurm(self._launch, self._folder, self._function, self.threads)
         return self._backend
@@ -272,7 +272,7 @@ def check(launch: LaunchConfig, study_dir: Path, *, detach: bool = False) -> Non
     """
     _, threads = resources(launch)
     if launch.cluster == "slurm":
-        from scaling.squeue import check as check_slurm
+        from scaling.jobs.squeue import check as check_slurm
 
         check_slurm(launch, threads)
     elif detach:

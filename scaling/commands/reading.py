@@ -398,7 +398,7 @@ def report(
     Example: `scaling report studies/quickstart`
     """
     from scaling import study as pipeline
-    from scaling.config import load_study
+    from scaling.study_file import load_study
 
     config, table = load_study(folder / "study.yaml"), read(folder)
     law = pipeline.fit_law(config, folder, table, lambda _: None)

@@ -17,8 +17,8 @@ import torch
 from models.decoder import Decoder
 from models.family import ModelConfig
 from models.tokenizers.codebook import cut
-from scaling import shards
 from scaling.checkpoint import write_atomic
+from scaling.data import shards
 from scaling.errors import UserError
 
 

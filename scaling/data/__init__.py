@@ -1,0 +1,1 @@
+"""Clips, photos or moving leaves to token shards, and shards to batches."""

@@ -1,0 +1,1 @@
+"""Running a study's jobs: here, or on a Slurm cluster."""

@@ -1,0 +1,1 @@
+"""What a study's models learned: probes, tracking, permanence, fine-tuning, samples."""
