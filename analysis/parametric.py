@@ -335,7 +335,13 @@ def _resample(
             @ objective.free
         )
         observed = objective.y if objective.log else np.log(objective.y)
-        influence = np.linalg.pinv(jacobian)[-1]
+        # The statistic whose degrees of freedom count: the size exponent, beta / (alpha + beta). In
+        # runs of several points it hangs on the noise of runs, of which there are few; beta alone
+        # hangs on that within runs. Where they are tied it is 1/2, and alpha takes its place.
+        alpha, beta = estimate[3:]
+        of_size = np.array([0, 0, 0, -beta, alpha]) / (alpha + beta) ** 2
+        gradient = np.array([0, 0, 0, 0.5, 0.5]) if objective.tie is not None else of_size
+        influence = gradient @ objective.free @ np.linalg.pinv(jacobian)
         spread = components(jacobian, observed - np.log(fitted), index, influence)
         noise = spread.draw(index, resamples, rng)
     if noise.ndim != 2 or noise.shape[1] != count:
