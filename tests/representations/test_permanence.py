@@ -16,7 +16,7 @@ from scaling.representations.features import with_start, write_features
 from scaling.representations.labelled import draw_split, read_labelled
 from scaling.representations.permanence import scene, write_permanence
 from scaling.representations.probe import Views, probe
-from tests.probes.conftest import moving_bar, write_clip
+from tests.representations.conftest import moving_bar, write_clip
 
 
 def red(frame: np.ndarray) -> np.ndarray:

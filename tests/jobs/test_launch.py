@@ -141,7 +141,7 @@ def test_a_function_that_jobs_cannot_import_is_said_at_once(
 
 DRIVER = """
     from pathlib import Path
-    from tests.launch.test_launch import Job, Task, perform
+    from tests.jobs.test_launch import Job, Task, perform
     from scaling.config import LaunchConfig
     from scaling.jobs.launch import Launcher
 

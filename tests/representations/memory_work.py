@@ -1,4 +1,4 @@
-"""python -m tests.probes.memory_work FOLDER GB: probes 150 MB of states; prints the peak it took.
+"""python -m tests.representations.memory_work FOLDER GB: probes 150 MB of states; prints the peak.
 
 The peak is of the whole process, in bytes, above what it held before its first state.
 """
