@@ -61,6 +61,18 @@ def test_import_directions(path: Path) -> None:
             assert str(path.relative_to(ROOT)) == home
 
 
+def test_the_top_level_is_known() -> None:
+    """A table that somebody tried a command on does not slip in with `git add`."""
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert {Path(f).parts[0] for f in listed.stdout.splitlines()} <= {
+        *(".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile"),
+        *("README.md", "analysis", "benchmarks", "docs", "models", "notebooks", "pyproject.toml"),
+        *("scaling", "sweeps", "tests"),
+    }
+
+
 def test_nothing_unfinished() -> None:
     words = ["TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error"]
     command = ["git", "grep", "-nIE", "|".join(words), "--", ".", ":!CHANGELOG.md"]
