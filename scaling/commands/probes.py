@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from scaling.errors import UserError
+
 PERMANENCE_CLIPS = 400
 StudyArg = Annotated[Path, typer.Argument(help="The study's folder, e.g. studies/quickstart.")]
 RunsOption = Annotated[
@@ -232,6 +234,10 @@ def represent(
         config = load_study(study, set_ or ())
         run_study(config, out)
         study = out / config.study
+    elif set_:
+        raise UserError(
+            f"{study} is a study's folder, whose values are set; give its YAML file with --set"
+        )
     config = load_study(study / "study.yaml")
     for one in data or ():
         if config.variants:
