@@ -128,6 +128,7 @@ def test_whole_study_of_own_media_refuses_a_law_from_one_budget(own: Path) -> No
         (("ui", "nowhere"), "nowhere"),
         (("compare", "nowhere"), "not a study directory"),
         (("report", "nowhere"), "nowhere"),
+        (("represent", ".", "--set", "seed=1"), "give its YAML file with --set"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], message: str) -> None:
