@@ -8,25 +8,47 @@ Shapes: L layers, B sequences, T tokens, d width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KINDS = ("average", "attention", "cross")
+KINDS = ("average", "attention", "grid", "cross")
+LINEAR = ("average", "grid")  # of states that are averaged, whatever the labels
 MLP_RATIO = 4
+GRID_INPUTS = 9216
+
+
+def grid_of(kind: str, side: int, d: int) -> int:
+    """Cells on the side of the grid that a linear head reads, of `side` tokens; 1 for "average".
+
+    "grid": the most that divide the side and leave about 9,000 inputs, as Goyal et al. 2019 pool
+    convolutional features before a linear classifier.
+    """
+    fits = [g for g in range(1, side + 1) if side % g == 0 and g * g * d <= GRID_INPUTS]
+    return max(fits, default=1) if kind == "grid" else 1
+
+
+def cells(x: Tensor, side: int, grid: int) -> Tensor:
+    """Means over all frames of each cell, (..., frames * side * side, d) -> (..., grid^2, d)."""
+    q = side // grid
+    return x.unflatten(-2, (-1, grid, q, grid, q)).mean((-6, -4, -2)).flatten(-3, -2)
 
 
 class Heads(nn.Module):
     """Classifiers on the hidden states of L layers: (L, B, T, d) -> logits (L, B, C).
 
-    kind: "average", mean over tokens and a linear map. "attention", one learned query attends to
-    the tokens through Wk and Wv (d x d, no bias), then a linear map (Section 3.5). "cross", with
-    more capacity (A.7): multi-head cross-attention of a learned query, then an MLP, both residual
-    and pre-norm, then a linear map.
-    Average heads also take states that are averaged already, (L, B, d).
+    kind: "average", mean over tokens and a linear map. "grid", a linear map of the means of
+    `grid_of` cells of the frame, which keeps where things are. "attention", one learned query
+    attends to the tokens through Wk and Wv (d x d, no bias), then a linear map (Section 3.5).
+    "cross", with more capacity (A.7): multi-head cross-attention of a learned query, then an MLP,
+    both residual and pre-norm, then a linear map.
+    The linear kinds also take states that are averaged already, (L, B, grid^2 d).
+    layers: their numbers. The start of a layer's head is its own, whichever others there are.
+    side: tokens on the side of a frame.
     windows: of which the tokens are, one after another. The model read each by itself and cannot
     tell which it was, so a head that attends has a learned bias for each.
     Raises ValueError for another kind.
@@ -35,10 +57,11 @@ class Heads(nn.Module):
     def __init__(
         self,
         kind: str,
-        layers: int,
+        layers: Sequence[int],
         d: int,
         classes: int,
         *,
+        side: int = 1,
         heads: int = 1,
         windows: int = 1,
         seed: int = 0,
@@ -47,30 +70,34 @@ class Heads(nn.Module):
         if kind not in KINDS:
             raise ValueError(f"head {kind!r}: choose one of {', '.join(KINDS)}")
         self.kind, self.heads = kind, heads if d % heads == 0 else 1
-        random = torch.Generator().manual_seed(seed)
+        self.side, self.grid = side, grid_of(kind, side, d)
+        seeds = [int(np.random.SeedSequence((seed, i)).generate_state(1)[0]) for i in layers]
+        randoms = [torch.Generator().manual_seed(one) for one in seeds]
+
+        def normal(*shape: int) -> Tensor:
+            return torch.stack([torch.randn(shape, generator=random) for random in randoms])
 
         def matrix(rows: int, columns: int) -> nn.Parameter:
-            scale = columns**-0.5
-            return nn.Parameter(torch.randn(layers, rows, columns, generator=random) * scale)
+            return nn.Parameter(normal(rows, columns) * columns**-0.5)
 
-        if kind != "average":
-            self.query = nn.Parameter(0.02 * torch.randn(layers, d, generator=random))
+        if kind not in LINEAR:
+            self.query = nn.Parameter(0.02 * normal(d))
             self.key, self.value = matrix(d, d), matrix(d, d)
-        self.window = nn.Parameter(torch.zeros(layers, windows)) if windows > 1 else None
+        self.window = nn.Parameter(torch.zeros(len(layers), windows)) if windows > 1 else None
         if kind == "cross":
             self.project_query, self.out = matrix(d, d), matrix(d, d)
             self.up, self.down = matrix(MLP_RATIO * d, d), matrix(d, MLP_RATIO * d)
-        self.weight = nn.Parameter(torch.zeros(layers, classes, d))
-        self.bias = nn.Parameter(torch.zeros(layers, classes))
+        self.weight = nn.Parameter(torch.zeros(len(layers), classes, self.grid**2 * d))
+        self.bias = nn.Parameter(torch.zeros(len(layers), classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled_LBd = {"average": self._average, "attention": self._attend, "cross": self._cross}[
-            self.kind
-        ](x)
-        return torch.einsum("lbd,lcd->lbc", pooled_LBd, self.weight) + self.bias[:, None]
+        read = {"attention": self._attend, "cross": self._cross}.get(self.kind, self._linear)
+        return torch.einsum("lbd,lcd->lbc", read(x), self.weight) + self.bias[:, None]
 
-    def _average(self, x: Tensor) -> Tensor:
-        return x.mean(2) if x.ndim == 4 else x
+    def _linear(self, x: Tensor) -> Tensor:
+        averaged = cells(x, self.side, self.grid).flatten(2) if x.ndim == 4 else x
+        # Adam moves every weight alike, so the rate of more inputs would be too high.
+        return averaged / self.grid
 
     def _attend(self, x_LBTd: Tensor) -> Tensor:
         # q.(Wk x) = (Wk'q).x and sum a Wv x = Wv (sum a x): no key or value is ever formed.

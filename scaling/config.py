@@ -261,10 +261,11 @@ class FitConfig(Section):
 class ProbeConfig(Section):
     """The head that reads a variant's hidden states, a copy for each layer; the best layer counts.
 
-    average: mean over tokens and a linear map. attention: Section 3.5. cross: A.7.
+    average: mean over tokens and a linear map. attention: Section 3.5. grid: a linear map of the
+    means of the frame's cells. cross: A.7.
     """
 
-    head: Literal["average", "attention", "cross"] = "attention"
+    head: Literal["average", "attention", "grid", "cross"] = "attention"
 
 
 class Tuning(Section):

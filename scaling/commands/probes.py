@@ -30,14 +30,16 @@ def probe(
     ],
     head: Annotated[
         list[str] | None,
-        typer.Option(help="average | attention | cross; repeatable. Default: the first two."),
+        typer.Option(help="average | attention | grid | cross; repeatable. Default: the first 3."),
     ] = None,
     layer: Annotated[
         list[int] | None,
         typer.Option(help="0 is the embedding; repeatable. Default: every layer."),
     ] = None,
     run: RunsOption = None,
-    seeds: Annotated[int, typer.Option(help="Splits of the files and starts of the heads.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(help="Starts of the heads; every four test each file once.")
+    ] = 8,
     clips: Annotated[int, typer.Option(help="Views of a video in time (the paper: 10).")] = 1,
     crops: Annotated[int, typer.Option(help="Views of a video in space (the paper: 3).")] = 1,
     frames: Annotated[
@@ -60,7 +62,7 @@ def probe(
     out = probe(
         study,
         data,
-        heads=tuple(head or ("average", "attention")),
+        heads=tuple(head or ("average", "attention", "grid")),
         layers=layer or None,
         runs=run or None,
         seeds=seeds,
@@ -202,7 +204,7 @@ def represent(
     ] = None,
     seeds: Annotated[
         int, typer.Option(help="Of the probes; a study of variants has its own, ladder.seeds.")
-    ] = 5,
+    ] = 8,
     clips: Annotated[int, typer.Option(help="Views of a labelled clip in time.")] = 1,
     rows: Annotated[int, typer.Option(help="DAVIS: tokens on the short side of a frame.")] = 24,
     frames: Annotated[int, typer.Option(help="Frames to draw after a prompt.")] = 64,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from models.decoder import Decoder
 from models.family import ModelConfig
+from models.probes import cells
 from models.tokenizers.codebook import cut
 from scaling.checkpoint import write_atomic
 from scaling.data import shards
@@ -42,31 +44,45 @@ def with_start(codes: np.ndarray, start: int) -> torch.Tensor:
 class Features:
     """Hidden states of all rows, float16 (N, L, T, d) on disk; rows come standardised, float32.
 
+    shape: on disk. layers: those that are read. side: tokens on the side of a frame; a file of
+    cells is a file of one frame.
     They stay in memory where they and a standardised copy take half of `memory_bytes` at most; else
     rows are read as they are asked for. Read, not mapped: a mapped page counts as the process's own
     until the system wants it back, and the bound would not be one.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], memory_bytes: float) -> None:
-        self.shape = shape[1:]
-        values = int(np.prod(shape[1:]))
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        memory_bytes: float,
+        *,
+        layers: list[int],
+        side: int,
+        grids: Iterable[int] = (1,),
+    ) -> None:
+        self.shape, self.layers, self.side = shape[1:], layers, side
+        values = int(np.prod(shape[2:])) * len(layers)
         self.path = path
-        self.stored_bytes = 2 * values  # of a row
+        self.stored_bytes = 2 * int(np.prod(shape[1:]))  # of a row
         held = 6 * shape[0] * values  # two bytes a value, and four of the standardised copy
         self.held = self._read(np.arange(shape[0])) if 2 * held <= memory_bytes else None
         # Of a training step: the rows, their standardised copy, what backward keeps.
         self.rows_at_once = max(1, int(memory_bytes / 2 / (20 * values)))
         self.ready: torch.Tensor | None = None  # (L, N, T, d), standardised
-        self.means: torch.Tensor | None = None  # (L, N, d), likewise
-        self.tokens, self.averages = _Moments(), _Moments()
+        self.tokens = _Moments()
+        self.averages = {grid: _Moments() for grid in grids}
+        self.means: dict[int, torch.Tensor] = {}  # of a grid (L, N, grid^2 d), standardised
 
     def _read(self, rows: np.ndarray) -> torch.Tensor:
         """(B, L, T, d), half precision."""
-        out = np.empty((len(rows), *self.shape), np.float16)
+        out = np.empty((len(rows), len(self.layers), *self.shape[1:]), np.float16)
+        layer_bytes = self.stored_bytes // self.shape[0]
         with self.path.open("rb") as file:
             for place, row in enumerate(rows.tolist()):
-                file.seek(row * self.stored_bytes)
-                file.readinto(memoryview(out[place]).cast("B"))
+                for i, layer in enumerate(self.layers):
+                    file.seek(row * self.stored_bytes + layer * layer_bytes)
+                    file.readinto(memoryview(out[place, i]).cast("B"))
         return torch.from_numpy(out)
 
     def raw(self, rows: torch.Tensor) -> torch.Tensor:
@@ -77,19 +93,21 @@ class Features:
     def standardise(self, rows: torch.Tensor) -> None:
         """From now on every channel has mean 0 and deviation 1 over the tokens of these rows.
 
-        And so has every channel of their averages, which vary much less than tokens do (as the
-        BatchNorm without parameters of MAE's linear probe).
+        And so has every channel of every cell's average, which varies much less than tokens do (as
+        the BatchNorm without parameters of MAE's linear probe).
         """
-        self.ready = self.means = None
-        self.tokens, self.averages = _Moments(), _Moments()
+        self.ready, self.means = None, {}
+        self.tokens = _Moments()
+        self.averages = {grid: _Moments() for grid in self.averages}
         for part in rows.split(self.rows_at_once):
             x = self.raw(part)
             self.tokens.add(x)
-            self.averages.add(x.mean(2))
+            for grid, moments in self.averages.items():
+                moments.add(cells(x, self.side, grid).flatten(2))
         if self.held is not None:
             every = torch.arange(len(self.held)).split(self.rows_at_once)
-            means = torch.cat([self.raw(part).mean(2) for part in every], 1)
-            self.means = self.averages.standardise_(means)
+            for grid in self.averages:
+                self.means[grid] = torch.cat([self._averaged(part, grid) for part in every], 1)
             self.ready = self.tokens.standardise_(self.held.float().transpose(0, 1))
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
@@ -98,11 +116,12 @@ class Features:
             return self.ready[:, rows]
         return self.tokens.standardise_(self.raw(rows))
 
-    def pooled(self, rows: torch.Tensor) -> torch.Tensor:
-        """Their means over tokens, (L, B, d)."""
-        if self.means is not None:
-            return self.means[:, rows]
-        return self.averages.standardise_(self.raw(rows).mean(2))
+    def pooled(self, rows: torch.Tensor, grid: int = 1) -> torch.Tensor:
+        """Means over frames of grid x grid cells, (L, B, grid^2 d)."""
+        return self.means[grid][:, rows] if grid in self.means else self._averaged(rows, grid)
+
+    def _averaged(self, rows: torch.Tensor, grid: int) -> torch.Tensor:
+        return self.averages[grid].standardise_(cells(self.raw(rows), self.side, grid).flatten(2))
 
 
 class _Moments:
@@ -138,20 +157,22 @@ def write_features(
     path: Path,
     *,
     start: int,
-    pooled: bool,
     memory_bytes: float,
+    side: int,
+    grid: int | None = None,
     window: int | None = None,
 ) -> tuple[int, ...]:
-    """Hidden states of every layer in one pass, float16 (N, layers + 1, T or 1, d), into `path`.
+    """Hidden states of every layer in one pass, float16 (N, layers + 1, T, d), into `path`.
 
-    Layer 0 is the embedding. The start token's position is left out; `pooled` keeps the mean over
-    tokens only. Sequences longer than `window` tokens are read in windows of that many. Continues
-    where an interrupted call stopped: `<path>.json` counts the rows that are written and synced.
+    Layer 0 is the embedding. The start token's position is left out. Of frames of side x side
+    tokens, `grid` keeps the means over all frames of grid x grid cells only: T = grid^2. Sequences
+    longer than `window` tokens are read in windows of that many. Continues where an interrupted
+    call stopped: `<path>.json` counts the rows that are written and synced.
     Returns the shape.
     """
     config = model.config
     n, length = codes_NL.shape[:2]
-    shape = (n, config.layers + 1, 1 if pooled else length, config.d)
+    shape = (n, config.layers + 1, grid**2 if grid else length, config.d)
     window = window or length
     if window + 1 > config.context:
         raise UserError(
@@ -172,7 +193,7 @@ def write_features(
     if (n - done) * row_bytes > shutil.disk_usage(path.parent).free:
         raise UserError(
             f"hidden states of {n} sequences take {n * row_bytes / 1e9:.3g} GB, more than is free "
-            f"in {path.parent}; probe with `--head average` alone, which keeps means only"
+            f"in {path.parent}; probe with `--head average --head grid`, which keep means only"
         )
     # Of one sequence: the states, their stack in float32, and the widest activation of a block.
     per_row = 4 * (length + 1) * (3 * (config.layers + 1) * config.d + 4 * config.d_ff)
@@ -182,8 +203,8 @@ def write_features(
         out.seek(done * row_bytes)
         for first in range(done, n, batch):
             x_BLTd = _states(model, codes_NL[first : first + batch], start, window)
-            if pooled:
-                x_BLTd = x_BLTd.mean(2, keepdim=True)
+            if grid:
+                x_BLTd = cells(x_BLTd, side, grid)
             if not bool(torch.isfinite(x_BLTd).all()) or float(x_BLTd.abs().max()) > 65_504:
                 raise UserError(
                     f"{config.name}: hidden states are not finite in 16 bits; it diverged"

@@ -242,9 +242,10 @@ def _tune(
     train_F, test_F = draw_split(labelled, seed)
     heads = Heads(
         head,
-        1 if end_to_end else layers + 1,
+        [layers] if end_to_end else range(layers + 1),
         model.config.d,
         len(labelled.classes),
+        side=index["side"],
         heads=model.config.heads,
         seed=seed,
     ).to(device)
@@ -311,7 +312,6 @@ def _rows(
         right += (logits_LBC.argmax(-1) == labels_F[part]).double().sum(1).cpu()
         _, nats = objective(model, heads, ids_FT[part], labels_F[part], tuning.end_to_end)
         summed += float(nats) * len(part)
-    most = np.bincount(labelled.labels_F[train_F]).argmax()
     base = {k: trained.row[k] for k in ("study", "size", "params", "macs_total")}
     base |= {k: getattr(tuning, k) for k in SETTINGS}
     if model.config.family != "toto":
@@ -325,7 +325,7 @@ def _rows(
         "split": "drawn" if labelled.split_F is None else "given",
         "n_train": len(train_F),
         "n_test": len(test_F),
-        "chance": float((labelled.labels_F[test_F] == most).mean()),
+        "chance": labelled.chance,
         "next_token_loss": None if tuning.end_to_end else summed / len(test_F),
     }
     return [

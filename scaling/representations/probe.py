@@ -16,13 +16,23 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.probes import KINDS, Heads, Recipe, file_scores, top_accuracy, train_heads
+from models.probes import (
+    KINDS,
+    LINEAR,
+    Heads,
+    Recipe,
+    file_scores,
+    grid_of,
+    top_accuracy,
+    train_heads,
+)
 from scaling import disk
 from scaling.checkpoint import write_atomic
 from scaling.data import media, shards
@@ -38,7 +48,7 @@ from scaling.representations.weights import (
     trained_runs,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 COLUMNS = (
     "run_id", "study", "size", "family", "d", "layers", "params", "macs_total", "budget_macs",
     "val_loss", "tokenizer", "data", "data_key", "classes", "frames", "clips", "crops", "weights",
@@ -70,10 +80,10 @@ def probe(
     study: Path,
     data: Path,
     *,
-    heads: tuple[str, ...] = ("average", "attention"),
+    heads: tuple[str, ...] = ("average", "attention", "grid"),
     layers: list[int] | None = None,
     runs: list[str] | None = None,
-    seeds: int = 5,
+    seeds: int = 8,
     views: Views = Views(),
     memory_gb: float = 2.0,
     recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
@@ -149,7 +159,8 @@ def encoded(
         "recipe": asdict(recipe),
         "patches": trained.run.model.patch_inputs,
     }
-    if px is not None and px != index["size"]:
+    trained_px = index["size"]
+    if px is not None and px != trained_px:
         settings["px"] = px
         index = index | {"size": px}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -209,6 +220,7 @@ def encoded(
         "data": path.parent.name if path.suffix == ".csv" else path.stem,
         "kind": labelled.kind,
         "frames": index["frames"],
+        "side": round(index["tokens_per_frame"] ** 0.5 * index["size"] / trained_px),
         "classes": list(left.classes),
         "names": list(left.names),
         "lost": lost,
@@ -277,19 +289,23 @@ def probe_run(
     chosen = layers if layers is not None else list(range(trained.run.model.layers + 1))
     have = {(k, r["seed"], r["layer"]) for k, rows in found.items() for r in rows}
     todo = {
-        kind: [s for s in seeds if any((kind, s, layer) not in have for layer in chosen)]
+        (seed, kind): [layer for layer in chosen if (kind, seed, layer) not in have]
+        for seed in seeds
         for kind in kinds
     }
-    if not any(todo.values()):
+    wanted = sorted({layer for layers_left in todo.values() for layer in layers_left})
+    if not wanted:
         return
     labelled, codes_FVL = open_encoded(folder)
     labels_F = labelled.labels_F
     files, views = codes_FVL.shape[:2]
     memory = memory_gb * 1e9
     stem = folder / "features" / trained.label(weights)
-    pooled = all(kind == "average" for kind in kinds)
-    whole = stem.with_suffix(".tokens.bin")
-    path = stem.with_suffix(".mean.bin") if pooled and not whole.exists() else whole
+    side, d = index["side"], trained.run.model.d
+    whole, path = stem.with_suffix(".tokens.bin"), stem.with_suffix(".cells.bin")
+    grid: int | None = grid_of("grid", side, d)
+    if whole.exists() or not set(kinds) <= set(LINEAR):
+        path, grid = whole, None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     per_window = codes_FVL.shape[2]
     frames = index["settings"]["views"]["frames"]
@@ -301,34 +317,41 @@ def probe_run(
         path,
         start=index["start"],
         window=per_window,
-        pooled=path != whole,
+        side=side,
+        grid=grid,
         memory_bytes=memory,
     )
-    features = Features(path, shape, memory)
+    features = Features(
+        path,
+        shape,
+        memory,
+        layers=wanted,
+        side=grid or side,
+        grids={grid_of(kind, side, d) for kind in kinds if kind in LINEAR},
+    )
     labels = torch.from_numpy(labels_F)
     for seed in seeds:
+        left = {kind: todo[seed, kind] for kind in kinds if todo[seed, kind]}
+        if not left:
+            continue
         train_F, test_F = draw_split(labelled, seed)
         rows_train, rows_test = (
             torch.from_numpy((f[:, None] * views + np.arange(views)).reshape(-1))
             for f in (train_F, test_F)
         )
-        standardised = False
-        for kind in kinds:
-            if seed not in todo[kind]:
-                continue
-            if not standardised:
-                features.standardise(rows_train)
-                standardised = True
+        features.standardise(rows_train)
+        for kind, missing in left.items():
             heads = Heads(
                 kind,
-                shape[1],
-                shape[3],
+                wanted,
+                d,
                 len(labelled.classes),
+                side=side,
                 heads=trained.run.model.heads,
                 windows=codes_FVL.shape[2] // per_window,
                 seed=seed,
             )
-            states = features.pooled if kind == "average" else features
+            states = partial(features.pooled, grid=heads.grid) if kind in LINEAR else features
             at_once = features.rows_at_once
             train_heads(
                 heads, states, rows_train, labels[rows_train // views], recipe, seed=seed,
@@ -339,7 +362,6 @@ def probe_run(
                 batch=at_once,
             )  # fmt: skip
             top1, top5 = (top_accuracy(scores_LFC, labels[test_F], k) for k in (1, 5))
-            most_frequent = np.bincount(labels_F[train_F]).argmax()
             row = trained.row
             base = {k: row[k] for k in ("study", "size", "family", "d", "layers", "params")}
             base |= {k: row[k] for k in ("macs_total", "budget_macs", "val_loss", "tokenizer")}
@@ -359,20 +381,20 @@ def probe_run(
                 "split": "drawn" if labelled.split_F is None else "given",
                 "n_train": len(train_F),
                 "n_test": len(test_F),
-                "chance": float((labels_F[test_F] == most_frequent).mean()),
+                "chance": labelled.chance,
             }
             made = [
                 base
                 | {
-                    "layer": i,
-                    "depth": i / (shape[1] - 1),
+                    "layer": layer,
+                    "depth": layer / (shape[1] - 1),
                     "top1": float(top1[i]),
                     "top5": float(top5[i]),
                 }
-                for i in chosen
+                for i, layer in enumerate(wanted)
+                if layer in missing
             ]
-            replaced = {(seed, i) for i in chosen}
-            found[kind] = [r for r in found[kind] if (r["seed"], r["layer"]) not in replaced] + made
+            found[kind] += made
             found[kind].sort(key=lambda r: (r["seed"], r["layer"]))
             write_atomic(folder / f"{trained.label(weights)}-{kind}.json", json.dumps(found[kind]))
     for kind in kinds:

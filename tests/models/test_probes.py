@@ -4,13 +4,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.probes import KINDS, Heads, Recipe, file_scores, top_accuracy, train_heads
+from models.probes import (
+    KINDS,
+    Heads,
+    Recipe,
+    cells,
+    file_scores,
+    grid_of,
+    top_accuracy,
+    train_heads,
+)
 
-L, B, T, D, C = 3, 5, 7, 8, 4
+L, B, T, D, C = 3, 5, 8, 8, 4  # two frames of 2 x 2 tokens
 
 
 def filled(kind: str, heads: int = 2) -> Heads:
-    made = Heads(kind, L, D, C, heads=heads, seed=3)
+    made = Heads(kind, range(L), D, C, side=2, heads=heads, seed=3)
     torch.manual_seed(0)
     with torch.no_grad():
         for p in made.parameters():
@@ -54,11 +63,10 @@ def test_layers_train_as_if_alone(kind: str) -> None:
     x = torch.randn(L, 40, T, D)
     labels, rows = torch.randint(C, (40,)), torch.arange(40)
     recipe = Recipe(steps=12, batch=16)
-    together = Heads(kind, L, D, C, seed=1)
-    alone = Heads(kind, 1, D, C, seed=1)
-    with torch.no_grad():
-        for p, q in zip(together.parameters(), alone.parameters(), strict=True):
-            q.copy_(p[1:2])
+    together = Heads(kind, range(L), D, C, side=2, seed=1)
+    alone = Heads(kind, [1], D, C, side=2, seed=1)
+    for p, q in zip(together.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(p[1:2], q)
     train_heads(together, lambda r: x[:, r], rows, labels, recipe, seed=2)
     train_heads(alone, lambda r: x[1:2, r], rows, labels, recipe, seed=2, at_once=5)
     for p, q in zip(together.parameters(), alone.parameters(), strict=True):
@@ -75,7 +83,7 @@ def test_attention_learns_what_an_average_hides() -> None:
     x[0, :, 1, 0], x[0, :, 1, 1] = -sign, -1.0
     accuracy = {}
     for kind in ("average", "attention"):
-        heads = Heads(kind, 1, D, 2, seed=0)
+        heads = Heads(kind, [0], D, 2, side=2, seed=0)
         train_heads(
             heads, lambda r: x[:, r], torch.arange(200), labels[:200], Recipe(steps=300), seed=0
         )
@@ -83,6 +91,41 @@ def test_attention_learns_what_an_average_hides() -> None:
         scores = file_scores(heads, lambda r: x[:, r], rows, rows - 200, 100, batch=32)
         accuracy[kind] = float(top_accuracy(scores, labels[200:], 1)[0])
     assert accuracy["attention"] > 0.95 and accuracy["average"] < 0.75
+
+
+def test_a_grid_learns_where() -> None:
+    """The class is the place of one token among four that are alike, in frames of which one only
+    shows it: neither the average nor a query that sees no place can tell."""
+    torch.manual_seed(0)
+    labels = torch.randint(4, (300,))
+    x = torch.randn(1, 300, T, D) * 0.1
+    x[0, torch.arange(300), 4 + labels, 0] += 4
+    accuracy = {}
+    for kind in ("average", "attention", "grid"):
+        heads = Heads(kind, [0], D, 4, side=2, seed=0)
+        rows, recipe = torch.arange(300), Recipe(steps=300)
+        train_heads(heads, lambda r: x[:, r], rows[:200], labels[:200], recipe, seed=0)
+        scores = file_scores(heads, lambda r: x[:, r], rows[200:], rows[:100], 100, batch=32)
+        accuracy[kind] = float(top_accuracy(scores, labels[200:], 1)[0])
+    assert accuracy["grid"] > 0.95 and max(accuracy["average"], accuracy["attention"]) < 0.5
+
+
+def test_cells_are_means_over_frames_and_places() -> None:
+    x = torch.randn(2, 3 * 4 * 4, 5)  # three frames of 4 x 4 tokens
+    got = cells(x, side=4, grid=2)
+    frames = x.view(2, 3, 4, 4, 5)
+    assert got.shape == (2, 4, 5)
+    torch.testing.assert_close(got[:, 1], frames[:, :, :2, 2:].mean((1, 2, 3)))
+    torch.testing.assert_close(got[:, 2], frames[:, :, 2:, :2].mean((1, 2, 3)))
+    torch.testing.assert_close(cells(x, side=4, grid=1)[:, 0], x.mean(1))
+    # Cells of cells are cells: what is kept on disk serves the average too.
+    torch.testing.assert_close(cells(cells(x, 4, 2), 2, 1), cells(x, 4, 1))
+
+
+def test_a_grid_has_about_nine_thousand_inputs() -> None:
+    assert grid_of("average", 16, 64) == 1
+    assert [grid_of("grid", 16, d) for d in (32, 64, 768, 1024, 4096)] == [16, 8, 2, 2, 1]
+    assert grid_of("grid", 9, 64) == 9
 
 
 @pytest.mark.parametrize("kind", ["attention", "cross"])
@@ -95,7 +138,7 @@ def test_a_head_may_ask_which_window_a_token_is_of(kind: str) -> None:
     x[0, :, :3, 0], x[0, :, 3:, 0] = -sign, sign
     accuracy = []
     for windows in (1, 2):
-        heads = Heads(kind, 1, D, 2, windows=windows, seed=0)
+        heads = Heads(kind, [0], D, 2, windows=windows, seed=0)
         rows, recipe = torch.arange(300), Recipe(steps=300)
         train_heads(heads, lambda r: x[:, r], rows[:200], labels[:200], recipe, seed=0)
         scores = file_scores(heads, lambda r: x[:, r], rows[200:], rows[:100], 100, batch=32)
@@ -120,5 +163,5 @@ def test_top_accuracy() -> None:
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(ValueError, match=r"head 'mean'.*average, attention, cross"):
-        Heads("mean", L, D, C)
+    with pytest.raises(ValueError, match=r"head 'mean'.*average, attention, grid"):
+        Heads("mean", range(L), D, C)

@@ -36,12 +36,14 @@ def main(folder: Path, memory: float) -> None:
 
 
 def probe(model, codes: np.ndarray, labels: torch.Tensor, path: Path, memory: float) -> None:
-    shape = write_features(model, codes, path, start=1, pooled=False, memory_bytes=memory)
-    features, rows = Features(path, shape, memory), torch.arange(len(codes))
+    shape = write_features(model, codes, path, start=1, side=16, memory_bytes=memory)
+    layers = list(range(shape[1]))
+    features = Features(path, shape, memory, layers=layers, side=16)
+    rows = torch.arange(len(codes))
     features.standardise(rows)
     for kind in ("average", "attention"):
         states = features.pooled if kind == "average" else features
-        heads = Heads(kind, shape[1], shape[3], 3)
+        heads = Heads(kind, layers, shape[3], 3)
         settings = {"seed": 0, "at_once": features.rows_at_once}
         train_heads(heads, states, rows, labels, Recipe(steps=3), **settings)
         file_scores(heads, states, rows, rows, len(rows), batch=features.rows_at_once)

@@ -34,7 +34,7 @@ def model_and_heads(attention: str, prefix: int = 0):
     model = build(replace(config, attention=attention, prefix=prefix), seed=0)
     with torch.no_grad():
         model.head.normal_()
-    heads = Heads("attention", 3, 16, 3, seed=0)
+    heads = Heads("attention", range(3), 16, 3, seed=0)
     with torch.no_grad():
         heads.weight.normal_()
     ids, labels = torch.randint(4, 20, (6, 9)), torch.randint(3, (6,))
@@ -56,7 +56,7 @@ def test_heads_do_not_move_the_model_under_causal_attention() -> None:
 def test_end_to_end_the_labels_train_the_model(attention: str) -> None:
     """The gradient is that of the cross-entropy of one head on the last layer; no token counts."""
     model, _, ids, labels = model_and_heads(attention, 4 * (attention == "prefix"))
-    heads = Heads("attention", 1, 16, 3, seed=0)
+    heads = Heads("attention", [2], 16, 3, seed=0)
     with torch.no_grad():
         heads.weight.normal_()
     loss, nats = objective(model, heads, ids, labels, end_to_end=True)
@@ -130,7 +130,7 @@ def test_mistakes(study: Path, pictures: Path, clips: Path) -> None:
         checked(Tuning, attention="both")
     with pytest.raises(UserError, match="labels must train the model: set end_to_end"):
         checked(Tuning, attention="full")
-    with pytest.raises(UserError, match="head 'mean': choose one of average, attention, cross"):
+    with pytest.raises(UserError, match="head 'mean': choose one of average, attention, grid"):
         finetune(study, pictures, head="mean")
     with pytest.raises(UserError, match="10 px are no multiple of the tokenizer's 4 px"):
         finetune(study, pictures, tuning=Tuning(px=10))

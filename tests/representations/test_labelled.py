@@ -1,5 +1,6 @@
 """Labels from folders, tables and archives; and what is not usable, said clearly."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,26 @@ def test_split_is_by_class_and_by_seed(pictures: Path, seed: int) -> None:
     assert np.bincount(data.labels_F[test]).tolist() == [3, 3, 3]
     assert (draw_split(data, seed)[1] == test).all()
     assert (draw_split(data, seed + 1)[1] != test).any()
+
+
+def test_four_seeds_test_every_file_once(pictures: Path) -> None:
+    data = read_labelled(pictures)
+    for first in (0, 4):
+        tested = np.concatenate([draw_split(data, first + i)[1] for i in range(4)])
+        assert sorted(tested) == list(range(36))
+    assert (draw_split(data, 0)[1] != draw_split(data, 4)[1]).any()
+    # Two files of each class: each is learned from one.
+    few = data.take(np.array([0, 1, 12, 13, 24, 25]))
+    for seed in range(4):
+        train, test = draw_split(few, seed)
+        assert set(few.labels_F[train]) == {0, 1, 2} and len(test) in (1, 2)
+
+
+def test_chance_is_the_most_frequent_class(pictures: Path) -> None:
+    data = read_labelled(pictures).take(np.r_[0:6, 12:15, 24:25])
+    assert data.chance == 0.6
+    given = replace(data, split_F=np.array(["test"] * 6 + ["train"] * 3 + ["test"]))
+    assert given.chance == 0  # of training that is the second class, which no test file has
 
 
 def test_key_is_of_contents_and_labels(pictures: Path, tmp_path: Path) -> None:

@@ -91,9 +91,7 @@ def test_windows_are_sequences_of_their_own(tmp_path: Path) -> None:
     model = build(size(16, 2, 2, vocab=20, context=7, base_width=16), seed=0)
     codes = np.random.default_rng(0).integers(0, 16, (5, 12)).astype(np.uint16)
     path = tmp_path / "x.bin"
-    shape = write_features(
-        model, codes, path, start=1, pooled=False, memory_bytes=1e5, window=6
-    )  # fmt: skip
+    shape = write_features(model, codes, path, start=1, side=1, memory_bytes=1e5, window=6)
     assert shape == (5, 3, 12, 16)
     got = np.memmap(path, np.float16, "r", shape=shape)
     for half in (slice(0, 6), slice(6, 12)):
@@ -101,7 +99,7 @@ def test_windows_are_sequences_of_their_own(tmp_path: Path) -> None:
             _, hidden = model(with_start(codes[:, half], 1), hidden=True)
         np.testing.assert_allclose(got[:, 2, half], hidden["layer_2"][:, 1:], atol=2e-3)
     with pytest.raises(UserError, match=r"13 tokens exceed the context of .* \(7\)"):
-        write_features(model, codes, tmp_path / "y.bin", start=1, pooled=False, memory_bytes=1e5)
+        write_features(model, codes, tmp_path / "y.bin", start=1, side=1, memory_bytes=1e5)
 
 
 def test_a_study_is_asked_where_the_ball_is(study: Path, tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def own(study: Path, tmp_path: Path) -> Path:
 
 
 def test_probes_beat_chance(own: Path, pictures: Path) -> None:
-    table = run(own, pictures, heads=("average", "attention", "cross"))
-    assert len(table) == 2 * 3 * 2 * 3  # weights, heads, seeds, layers
+    table = run(own, pictures, heads=("average", "attention", "grid", "cross"))
+    assert len(table) == 2 * 4 * 2 * 3  # weights, heads, seeds, layers
     trained = table[table.weights == "trained"]
     assert (trained.macs_total > 0).all() and (
         table[table.weights == "random"].macs_total == 0
@@ -181,6 +181,40 @@ def test_done_work_is_not_repeated(
     assert {p: p.stat().st_mtime_ns for p in own.glob("probes/*/features/*")} == before
 
 
+def test_layers_that_are_asked_for_alone_are_trained(
+    own: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They get the rows that they have among all layers, and the others are then added."""
+    everything = run(own, pictures)
+    shutil.rmtree(own / "probes")
+    trained: list[list[int]] = []
+    real = probe.Heads
+
+    def watched(kind: str, layers: list[int], *rest: object, **more: object) -> object:
+        trained.append(list(layers))
+        return real(kind, layers, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(probe, "Heads", watched)
+    some = run(own, pictures, layers=[2])
+    assert trained and all(layers == [2] for layers in trained)
+    assert set(some.layer) == {2}
+    trained.clear()
+    both = run(own, pictures)
+    assert trained and all(layers == [0, 1] for layers in trained)
+    pd.testing.assert_frame_equal(both, everything, atol=0.12)  # one file in nine may tip
+
+
+def test_linear_heads_need_no_state_of_every_token(own: Path, pictures: Path) -> None:
+    """Cells are kept in their place, and the rows are the same but for the rounding of means."""
+    cells = run(own, pictures, heads=("average", "grid"))
+    assert {p.name.split(".")[1] for p in own.glob("probes/*/features/*.bin")} == {"cells"}
+    shutil.rmtree(own / "probes")
+    tokens = run(own, pictures)
+    assert {p.name.split(".")[1] for p in own.glob("probes/*/features/*.bin")} == {"tokens"}
+    tokens = tokens[tokens["head"] != "attention"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(cells, tokens, atol=0.12)  # one file in nine may tip
+
+
 def test_memory_bound_changes_no_number(own: Path, pictures: Path) -> None:
     free = run(own, pictures)
     shutil.rmtree(own / "probes")
@@ -302,7 +336,7 @@ def test_a_model_that_reads_patches(study: Path, pictures: Path, tmp_path: Path)
     patches = features.seen(model.config, tokenizer, frames)
     assert patches.shape == (3, 4, 48)
     path = tmp_path / "states.bin"
-    shape = features.write_features(model, patches, path, start=1, pooled=False, memory_bytes=1e6)
+    shape = features.write_features(model, patches, path, start=1, side=2, memory_bytes=1e6)
     states = np.memmap(path, np.float16, "r", shape=shape)
     inputs = torch.zeros(3, 5, 48)
     inputs[:, 1:] = torch.from_numpy(patches) / 255
