@@ -32,9 +32,9 @@ from scaling.representations.weights import (
 from scaling.study import VARIANTS
 
 COLUMNS = [
-    "study", "variant", "run_id", "size", "params", "macs_total", "tokenizer", "data", "px",
-    "tokens", "head", "tuned", "weights", "seed", "layer", "depth", "split", "n_train", "n_test",
-    "top1", "chance", "next_token_loss",
+    "study", "variant", "run_id", "size", "params", "macs_total", "tokenizer", "data", "data_key",
+    "px", "tokens", "head", "tuned", "weights", "seed", "layer", "depth", "split", "n_train",
+    "n_test", "top1", "chance", "next_token_loss",
 ]  # fmt: skip
 Say = Callable[[str], None]
 
@@ -80,15 +80,18 @@ def read_variants(
                 found = [r | {"weights": "trained", "tuned": _described(one)} for r in found]
             mine = [r["top1"] for r in found if r["weights"] == "trained"]
             say(f"{about}: top-1 {max(mine):.1%} (chance {found[0]['chance']:.1%})")
-            rows += [r | {"variant": name, "tokenizer": label} for r in found]
+            about_data = {"data_key": labelled.key, "tokenizer": label}
+            rows += [r | about_data | {"variant": name} for r in found]
     path = study / "variants.csv"
     table = pd.DataFrame(rows, columns=COLUMNS)  # a probe has no next-token loss
     if path.exists():
         before = pd.read_csv(path, dtype={"run_id": str})
-        kept = before.run_id.isin({r for ids in runs_of.values() for r in ids}) & ~before.data.isin(
-            table.data
-        )
-        table = pd.concat([before[kept], table])
+        if list(before.columns) == COLUMNS:  # else an older version wrote it
+            of_study = before.run_id.isin({r for ids in runs_of.values() for r in ids})
+            before = before[of_study & (before.data_key != labelled.key)]
+            if before.data.isin(table.data).any():  # two folders of one name
+                table["data"] += f" ({labelled.key[:6]})"
+            table = pd.concat([before, table])
     write_atomic(path, table.to_csv(index=False))
     return path
 

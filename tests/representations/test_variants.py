@@ -1,5 +1,6 @@
 """A study of variants: its file alone says what is compared, and sets it beside the paper."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,22 @@ def test_report_and_csv(done: Path) -> None:
     written = pd.read_csv(done / "paper_table.csv")
     assert written.choice.tolist() == ["LLaMA", "other tokens", "tuned"]
     assert variants_section(done.parent) == ""
+
+
+def test_folders_of_one_name_are_kept_apart(done: Path, pictures: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(done, tmp_path / "tiny"))
+    other = Path(shutil.copytree(pictures, tmp_path / pictures.name))
+    (other / "above" / "0.png").unlink()
+    config = load_study(own / "study.yaml")
+    for _ in range(2):  # and again nothing changes
+        read_variants(own, config, other, say=lambda _: None)
+        read_variants(own, config, pictures, say=lambda _: None)
+        table = pd.read_csv(own / "variants.csv")
+        first, second = table.data.unique()
+        assert second == pictures.name or first == pictures.name
+        assert any(name.startswith(f"{pictures.name} (") for name in (first, second))
+        assert set(table.groupby("data").data_key.nunique()) == {1}
+    assert set(paper_table(own).data) == {first, second}  # type: ignore[union-attr]
 
 
 def test_again_nothing_is_done_again(
