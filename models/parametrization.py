@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from threading import Lock
 
 import mup
 import torch
@@ -24,18 +25,20 @@ from models.toto import Toto
 
 CLASSES: dict[str, Callable[[ModelConfig], Decoder]] = {"toto": Toto, "gpt2": GPT2, "mamba": Mamba}
 EMBEDDING_STD = 1.0
+BUILDING = Lock()
 
 
 def build(config: ModelConfig, *, seed: int, device: str | torch.device = "cpu") -> Decoder:
     """The initialised model on `device`; the same seed gives the same weights on every device.
 
-    The global random state is left as it was.
+    The global random state is left as it was; threads, which share it, take turns.
     """
-    model = CLASSES[config.family](config)
-    attach_infshapes(model, config)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        _initialise(model, config)
+    with BUILDING:
+        model = CLASSES[config.family](config)
+        attach_infshapes(model, config)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            _initialise(model, config)
     return model.to(device)
 
 

@@ -92,18 +92,18 @@ class Heads(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         read = {"attention": self._attend, "cross": self._cross}.get(self.kind, self._linear)
-        return torch.einsum("lbd,lcd->lbc", read(x), self.weight) + self.bias[:, None]
+        # Adam moves every weight alike: with more inputs its rate would be too high.
+        weight_LCD = self.weight / self.grid
+        return _against(weight_LCD, read(x)).transpose(1, 2) + self.bias[:, None]
 
     def _linear(self, x: Tensor) -> Tensor:
-        averaged = cells(x, self.side, self.grid).flatten(2) if x.ndim == 4 else x
-        # Adam moves every weight alike, so the rate of more inputs would be too high.
-        return averaged / self.grid
+        return cells(x, self.side, self.grid).flatten(2) if x.ndim == 4 else x
 
     def _attend(self, x_LBTd: Tensor) -> Tensor:
         # q.(Wk x) = (Wk'q).x and sum a Wv x = Wv (sum a x): no key or value is ever formed.
         d = x_LBTd.shape[-1]
         asked_Ld = torch.einsum("lkd,lk->ld", self.key, self.query) * d**-0.5
-        score_LBT = torch.einsum("lbtd,ld->lbt", x_LBTd, asked_Ld)
+        score_LBT = _against(asked_Ld[:, None], x_LBTd.flatten(1, 2)).view(x_LBTd.shape[:3])
         if self.window is not None:
             score_LBT = score_LBT + _per_token(self.window, x_LBTd.shape[2])[:, None]
         weight_LBT = score_LBT.softmax(-1)
@@ -119,7 +119,8 @@ class Heads(nn.Module):
         key_LHDd = self.key.unflatten(1, (self.heads, -1))
         value_LHDd = self.value.unflatten(1, (self.heads, -1))
         asked_LHd = torch.einsum("lhe,lhed->lhd", q_LHD, key_LHDd) * q_LHD.shape[-1] ** -0.5
-        score_LBHT = torch.einsum("lbtd,lhd->lbht", x_LBTd, asked_LHd)
+        score_LHBT = _against(asked_LHd, x_LBTd.flatten(1, 2)).unflatten(2, x_LBTd.shape[1:3])
+        score_LBHT = score_LHBT.transpose(1, 2)
         if self.window is not None:
             score_LBHT = score_LBHT + _per_token(self.window, x_LBTd.shape[2])[:, None, None]
         weight_LBHT = score_LBHT.softmax(-1)
@@ -128,6 +129,11 @@ class Heads(nn.Module):
         y_LBd = self.query[:, None] + torch.einsum("lbe,lde->lbd", heads_LBe, self.out)
         h_LBd = F.gelu(torch.einsum("lbd,lhd->lbh", F.layer_norm(y_LBd, (d,)), self.up))
         return y_LBd + torch.einsum("lbh,ldh->lbd", h_LBd, self.down)
+
+
+def _against(rows_LCd: Tensor, x_LNd: Tensor) -> Tensor:
+    """Dot products (L, C, N). So written both passes read the large x once, and never copy it."""
+    return torch.bmm(rows_LCd, x_LNd.transpose(1, 2))
 
 
 def _per_token(window_LW: Tensor, tokens: int) -> Tensor:

@@ -35,7 +35,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     Raises UserError when the device is full; the old file is then untouched.
     """
     payload = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(payload)
@@ -76,7 +76,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getbuffer()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(hashlib.sha256(payload).digest())

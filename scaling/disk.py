@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from scaling.errors import UserError
 
 def write(path: Path, content: bytes) -> None:
     """Write a file so that it is whole or absent, whoever else writes the same."""
-    temporary = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.uname().nodename}.{threading.get_native_id()}.tmp")
     try:
         temporary.write_bytes(content)
         settle(temporary, path)

@@ -1,7 +1,8 @@
-"""A line about a study while its driver works."""
+"""A line about work that takes long, with the time left."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,3 +63,27 @@ class Progress:
         if rate > 0 and now - self._begun[0] > 3:
             text += f", {rate / 1e9:.1f} GMAC/s, ETA {clock((planned - done) / rate)}"
         return text
+
+
+def teller() -> Callable[[str, int, int], None]:
+    """Prints to stderr, every five seconds, how far work of counted parts is: (what, done, total).
+
+    What follows a comma in `what` is not of the work's name: the time left goes on from before.
+    """
+    last = time.monotonic()
+    begun: tuple[str, float, int] = ("", last, 0)  # the work, when it was first told of, how far
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last, begun
+        now = time.monotonic()
+        work = what.split(",")[0]
+        if work != begun[0]:
+            begun = (work, now, done)
+        if now - last > 5:
+            left = ""
+            if done > begun[2]:
+                left = f", ETA {clock((total - done) * (now - begun[1]) / (done - begun[2]))}"
+            print(f"{what} {done}/{total}{left}", file=sys.stderr, flush=True)
+            last = now
+
+    return tell

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pandas as pd
@@ -106,7 +107,7 @@ def _probed(
     for weights in WEIGHTS:
         probe.probe_run(
             folder, trained, weights, (one.probe.head,), None, range(seed, seed + 1), memory_gb,
-            Recipe(), lambda _: None,
+            Recipe(), lambda _: None, Event(),
         )  # fmt: skip
         rows = probe.read_rows(folder / f"{trained.label(weights)}-{one.probe.head}.json")
         found += [r for r in rows if r["seed"] == seed]

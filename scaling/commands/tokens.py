@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -142,6 +141,7 @@ def train(
     """
     from scaling import disk
     from scaling.data.fit_tokenizer import Kept, compare
+    from scaling.progress import teller
     from scaling.study_file import load_study
 
     study = load_study(config / "study.yaml" if config.is_dir() else config, set_ or ())
@@ -156,7 +156,7 @@ def train(
     if target is not None and not target.parent.is_dir():
         raise UserError(f"{target}: there is no folder {target.parent}; make it first")
     found, fitted_on, judged_on = compare(
-        study.data, study.tokenizer, seed=study.seed, kept=kept, progress=_progress()
+        study.data, study.tokenizer, seed=study.seed, kept=kept, progress=teller()
     )
     side = study.data.size // study.tokenizer.patch
     print(
@@ -178,28 +178,3 @@ def train(
 
 def _training(target: Path) -> Path:
     return target.with_suffix(".training")
-
-
-def _progress() -> Any:
-    """A line to stderr every few seconds, with the time left of what takes long."""
-    import time
-
-    from scaling.status import clock
-
-    last = time.monotonic()
-    begun: tuple[str, float, int] = ("", last, 0)  # the work, when it was first told of, how far
-
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal last, begun
-        now = time.monotonic()
-        work = what.split(",")[0]
-        if work != begun[0]:
-            begun = (work, now, done)
-        if now - last > 5:
-            left = ""
-            if done > begun[2]:
-                left = f", ETA {clock((total - done) * (now - begun[1]) / (done - begun[2]))}"
-            print(f"{what} {done}/{total}{left}", file=sys.stderr, flush=True)
-            last = now
-
-    return tell

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from scaling.checkpoint import STOP, Interrupted, RunBusy, storage_error, write_atomic
 from scaling.errors import UserError
+from scaling.threads import available_cores
 
 if TYPE_CHECKING:
     from scaling.config import LaunchConfig, RunConfig
@@ -292,12 +293,6 @@ def check(launch: LaunchConfig, study_dir: Path, *, detach: bool = False) -> Non
         raise UserError(
             f"{study_dir}: cannot be written ({error.strerror}); choose another --out"
         ) from None
-
-
-def available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:

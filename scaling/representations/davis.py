@@ -15,7 +15,9 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from scaling import disk
 from scaling.checkpoint import write_atomic
 from scaling.data import shards
 from scaling.errors import UserError
+from scaling.progress import teller
 from scaling.representations.davis_measures import evaluate
 from scaling.representations.features import seen, with_start
 from scaling.representations.weights import (
@@ -40,6 +43,7 @@ from scaling.representations.weights import (
     open_tokenizer,
     trained_runs,
 )
+from scaling.threads import in_lanes, lanes
 
 SCHEMA = 2
 COLUMNS = (
@@ -95,11 +99,16 @@ def track(
             folder = study / "davis" / key
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / "index.json", json.dumps(settings | {"protocol": protocol}))
-            for weights in (*WEIGHTS, "pixels"):
-                _track_run(
-                    folder, trained, weights, data_dir, sequences, layers, Protocol(**rule),
-                    protocol, rows, memory_gb, say,
-                )  # fmt: skip
+            kinds = (*WEIGHTS, "pixels")
+            in_lanes(
+                [
+                    partial(
+                        _track_run, folder, trained, weights, data_dir, sequences, layers,
+                        Protocol(**rule), protocol, rows, memory_gb / lanes(len(kinds)), say,
+                    )
+                    for weights in kinds
+                ]
+            )  # fmt: skip
         return gather(study)
 
 
@@ -233,8 +242,12 @@ def _track_run(
     rows: int,
     memory_gb: float,
     say: Say,
+    stop: Event,
 ) -> None:
-    """Rows of every sequence that has none; baselines of pixels are of no run."""
+    """Rows of every sequence that has none; baselines of pixels are of no run.
+
+    Returns between two sequences once `stop` is set.
+    """
     name = "pixels" if weights == "pixels" else trained.label(weights)
     paths = {s: folder / f"{name}-{s}.json" for s in sequences}
     config = trained.run.model
@@ -249,7 +262,10 @@ def _track_run(
             model = model.cuda()
         per_tile = 4 * (index["tokens_per_frame"] + 1) * 4 * (config.layers + 1) * config.d
         at_once = max(1, min(512, int(memory_gb * 1e9 / 4 / per_tile)))
+    tell = teller()
     for sequence in todo:
+        if stop.is_set():
+            return
         frames = read_frames(sequences[sequence][0], rows, patch)
         truth_THW = read_masks(sequences[sequence][1])
         h, w = frames.shape[1] // patch, frames.shape[2] // patch
@@ -295,6 +311,7 @@ def _track_run(
         disk.write(folder / f"{name}-{sequence}.npz", buffer.getvalue())
         _keep_frames(folder, sequence, sequences[sequence][0], truth_THW)
         write_atomic(paths[sequence], json.dumps(made))
+        tell(f"{name}: sequences", todo.index(sequence) + 1, len(todo))
     table = [r for s in sequences for r in json.loads(paths[s].read_text()) if r["layer"] in wanted]
     by_layer = {
         layer: float(

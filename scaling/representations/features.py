@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,7 @@ def write_features(
     side: int,
     grid: int | None = None,
     window: int | None = None,
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[int, ...]:
     """Hidden states of every layer in one pass, float16 (N, layers + 1, T, d), into `path`.
 
@@ -211,6 +212,7 @@ def write_features(
                 )
             out.write(x_BLTd.half().cpu().numpy().tobytes())
             last = first + len(x_BLTd)
+            tell(last, n)
             if last - done >= 1024 or last == n:
                 out.flush()
                 os.fsync(out.fileno())

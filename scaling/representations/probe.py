@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from scaling import disk
 from scaling.checkpoint import write_atomic
 from scaling.data import media, shards
 from scaling.errors import UserError
+from scaling.progress import teller
 from scaling.representations.features import Features, seen, write_features
 from scaling.representations.labelled import Labelled, draw_split, read_labelled, usable
 from scaling.representations.weights import (
@@ -47,6 +49,7 @@ from scaling.representations.weights import (
     open_tokenizer,
     trained_runs,
 )
+from scaling.threads import in_lanes, lanes
 
 SCHEMA = 2
 COLUMNS = (
@@ -117,11 +120,18 @@ def probe(
     for trained in chosen:
         data_dir_of(study, trained.run)  # before anything is encoded
     with disk.explained(study):
+        pieces = {}  # the random weights of a run are those of all its points
         for trained in chosen:
             folder = encoded(study, trained, labelled, data, views, recipe, say)
-            each = range(seeds)
             for weights in WEIGHTS:
-                probe_run(folder, trained, weights, heads, layers, each, memory_gb, recipe, say)
+                pieces[folder, trained.label(weights)] = (folder, trained, weights)
+        each = memory_gb / lanes(len(pieces))
+        in_lanes(
+            [
+                partial(probe_run, *piece, heads, layers, range(seeds), each, recipe, say)
+                for piece in pieces.values()
+            ]
+        )
         return gather(study, recipe)
 
 
@@ -170,12 +180,13 @@ def encoded(
     parts = folder / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     stride = used.stride or index["settings"]["stride"]
+    tell = teller()
     for first in range(0, len(labelled.names), CHUNK):
-        part = parts / f"{first:09d}.npz"
+        part, last = parts / f"{first:09d}.npz", min(first + CHUNK, len(labelled.names))
         if part.exists():
             continue
         codes, kept, lost = [], [], []
-        for i in range(first, min(first + CHUNK, len(labelled.names))):
+        for i in range(first, last):
             try:
                 pixels = _pixels(labelled, i, index, used, stride)
             except (media.MediaError, OSError) as error:
@@ -194,6 +205,7 @@ def encoded(
             lost=np.array(json.dumps(lost)),
         )
         disk.write(part, buffer.getvalue())
+        tell(f"encode {path.name}", last, len(labelled.names))
     held = [dict(np.load(part)) for part in sorted(parts.iterdir()) if part.suffix == ".npz"]
     kept_F = np.concatenate([h["kept"] for h in held])
     lost = [line for h in held for line in json.loads(str(h["lost"]))]
@@ -282,8 +294,12 @@ def probe_run(
     memory_gb: float,
     recipe: Recipe,
     say: Say,
+    stop: Event,
 ) -> None:
-    """Train and judge the heads that have no rows yet, of one model and weights."""
+    """Train and judge the heads that have no rows yet, of one model and weights.
+
+    Returns between two heads once `stop` is set.
+    """
     index = json.loads((folder / "index.json").read_text())
     found = {kind: read_rows(folder / f"{trained.label(weights)}-{kind}.json") for kind in kinds}
     chosen = layers if layers is not None else list(range(trained.run.model.layers + 1))
@@ -311,6 +327,7 @@ def probe_run(
     frames = index["settings"]["views"]["frames"]
     if frames is not None and frames > index["frames"]:
         per_window = per_window * index["frames"] // frames
+    tell = teller()
     shape = write_features(
         trained.model(weights).to(device),
         codes_FVL.reshape(files * views, *codes_FVL.shape[2:]),
@@ -320,6 +337,7 @@ def probe_run(
         side=side,
         grid=grid,
         memory_bytes=memory,
+        tell=lambda done, of: tell(f"{trained.label(weights)}: hidden states", done, of),
     )
     features = Features(
         path,
@@ -330,6 +348,7 @@ def probe_run(
         grids={grid_of(kind, side, d) for kind in kinds if kind in LINEAR},
     )
     labels = torch.from_numpy(labels_F)
+    ready, of = 0, sum(map(bool, todo.values()))
     for seed in seeds:
         left = {kind: todo[seed, kind] for kind in kinds if todo[seed, kind]}
         if not left:
@@ -341,6 +360,8 @@ def probe_run(
         )
         features.standardise(rows_train)
         for kind, missing in left.items():
+            if stop.is_set():
+                return
             heads = Heads(
                 kind,
                 wanted,
@@ -397,6 +418,8 @@ def probe_run(
             found[kind] += made
             found[kind].sort(key=lambda r: (r["seed"], r["layer"]))
             write_atomic(folder / f"{trained.label(weights)}-{kind}.json", json.dumps(found[kind]))
+            ready += 1
+            tell(f"{trained.label(weights)}: heads", ready, of)
     for kind in kinds:
         mean: dict[int, list[float]] = {}
         for r in found[kind]:

@@ -1,0 +1,46 @@
+"""Independent work on the cores of this machine, in threads of one process.
+
+Torch leaves Python's lock while it computes, so threads that each have one core keep all of them
+busy; and they end with the process, however it is killed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from threading import Event
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def lanes(count: int) -> int:
+    """How many of `count` pieces of work go on at once: one a core, or one on a GPU."""
+    import torch
+
+    return max(1, min(count, 1 if torch.cuda.is_available() else available_cores()))
+
+
+def in_lanes(work: Sequence[Callable[[Event], None]]) -> None:
+    """Do all of it, each piece with one thread of torch, so that results do not depend on cores.
+
+    A piece looks at its event between steps that it would not want to lose, and returns when it is
+    set: another piece failed, or the user interrupted. What failed first is raised.
+    """
+    import torch
+
+    stop, threads = Event(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(lanes(len(work)), initializer=lambda: torch.set_num_threads(1))
+    try:
+        futures = [pool.submit(piece, stop) for piece in work]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)

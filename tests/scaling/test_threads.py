@@ -1,0 +1,74 @@
+"""Work in threads: all of it is done, one failure ends it, and weights come out the same."""
+
+import threading
+from functools import partial
+from threading import Event
+
+import pytest
+import torch
+
+from models.family import size
+from models.parametrization import build
+from scaling import disk, threads
+from scaling.threads import in_lanes, lanes
+
+
+@pytest.fixture(autouse=True)
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "available_cores", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_all_is_done_with_one_thread_of_torch_each() -> None:
+    before, seen = torch.get_num_threads(), []
+    meet = threading.Barrier(4, timeout=30)  # so four are at work at once
+
+    def piece(number: int, stop: Event) -> None:
+        if number < 4:
+            meet.wait()
+        seen.append((number, torch.get_num_threads(), stop.is_set()))
+
+    in_lanes([partial(piece, i) for i in range(9)])
+    assert sorted(seen) == [(i, 1, False) for i in range(9)]
+    assert torch.get_num_threads() == before
+    assert (lanes(9), lanes(2), lanes(0)) == (4, 2, 1)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_ends_the_others(error: type[BaseException]) -> None:
+    begun = []
+
+    def fails(stop: Event) -> None:
+        raise error("no")
+
+    def waits(number: int, stop: Event) -> None:
+        begun.append(number)
+        assert stop.wait(30)
+
+    with pytest.raises(error, match="no"):
+        in_lanes([partial(waits, 0), fails, *(partial(waits, i) for i in range(1, 40))])
+    assert len(begun) < 40  # those that had not begun never do
+
+
+def test_models_built_at_once_are_those_built_alone() -> None:
+    config = size(32, 2, 2, vocab=68, context=17, base_width=16)
+    alone = {seed: build(config, seed=seed).state_dict() for seed in range(12)}
+    together = {}
+
+    def piece(seed: int, stop: Event) -> None:
+        together[seed] = build(config, seed=seed).state_dict()
+
+    in_lanes([partial(piece, seed) for seed in alone])
+    for seed, state in alone.items():
+        assert all(torch.equal(state[name], together[seed][name]) for name in state)
+
+
+def test_threads_may_write_one_file(tmp_path) -> None:
+    content = bytes(1_000_000)
+
+    def piece(stop: Event) -> None:
+        for _ in range(20):
+            disk.write(tmp_path / "x", content)
+
+    in_lanes([piece] * 4)
+    assert (tmp_path / "x").read_bytes() == content and len(list(tmp_path.iterdir())) == 1
