@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -254,27 +255,33 @@ def generated_section(study_dir: Path) -> str:
 
 
 def tuned_section(study_dir: Path) -> str:
-    """Every fine-tuning, at its best layer."""
+    """Every fine-tuning, at its best layer, from trained weights and from random ones."""
     tuned = read_quality(study_dir, "finetune")
     if tuned is None:
         return ""
-    keys = ["data", "run_id", "size", "px", "tokens", "rope_base", "attention", "end_to_end"]
-    keys += ["head", "lr", "steps"]
+    older = pd.DataFrame(
+        {"weights": ["trained"], "frames": 1, "n_hidden": 0, "top1_hidden": np.nan}
+    )
+    missing = [name for name in older if name not in tuned]
+    tuned = tuned.merge(older[missing], how="cross") if missing else tuned
+    keys = ["data", "run_id", "size", "px", "frames", "tokens", "rope_base", "attention"]
+    keys += ["end_to_end", "layer_decay", "head", "lr", "head_lr", "steps", "batch"]
     rows = []
     for key, g in tuned.groupby(keys, sort=False, dropna=False):
-        wide = g.pivot(index="seed", columns="layer", values="top1")
-        scored = scored_by_others(wide.to_numpy(float))
-        mean, low, high = over_seeds(
-            scored, g.n_train.mean(), g.n_test.mean(), g.split.iloc[0]
-        )  # fmt: skip
-        found = dict(zip(keys, key, strict=True))
-        found |= {"text": f"{mean:.1%} [{low:.1%}, {high:.1%}]", "chance": g.chance.mean()}
+        found: dict[str, Any] = dict(zip(keys, key, strict=True))
+        found |= dict.fromkeys(("trained", "random", "trained_hidden", "random_hidden"), "–")
         found["trained_by"] = "labels" if found["end_to_end"] else "next tokens"
-        rows.append(found | {"nats": g.next_token_loss.mean(), "seeds": len(wide)})
+        for weights, one in g.groupby("weights"):
+            found[str(weights)] = _tuned_text(one, "top1", "n_test")
+            found[f"{weights}_hidden"] = _tuned_text(one, "top1_hidden", "n_hidden")
+        found |= {"chance": g.chance.mean(), "seeds": g.seed.nunique()}
+        found["nats"] = g[g.weights == "trained"].next_token_loss.mean()
+        rows.append(found)
     columns = [
         Column("data", "Data", kind="text"),
         Column("size", "Model", kind="text"),
         Column("px", "px"),
+        Column("frames", "Frames"),
         Column("tokens", "Tokens"),
         Column("rope_base", "RoPE base", lambda v: "–" if pd.isna(v) else number_text(v)),
         Column("attention", "Attention", kind="text"),
@@ -282,11 +289,31 @@ def tuned_section(study_dir: Path) -> str:
         Column("head", "Head", kind="text"),
         Column("steps", "Steps"),
         Column("seeds", "Seeds"),
-        Column("text", "Top-1 [95%]", kind="text"),
+        Column("trained", "Top-1 from trained weights [95%]", kind="text"),
+        Column("random", "from random weights [95%]", kind="text"),
         Column("chance", "Chance", lambda c: f"{c:.1%}"),
+        Column("trained_hidden", "Where hidden, from trained weights [95%]", kind="text"),
+        Column("random_hidden", "from random weights [95%]", kind="text"),
         Column("nats", "Nats a token", lambda v: "–" if pd.isna(v) else f"{v:.3f}"),
     ]
-    return table(pd.DataFrame(rows), columns, caption="Of several layers the best.")
+    caption = (
+        "Of several layers the best. Random: the weights that the run started with. Chance: the "
+        "most frequent class."
+    )
+    if tuned.n_hidden.any():
+        caption += " Where hidden: of the test clips that end with the ball out of sight."
+    else:
+        columns = [column for column in columns if not column.key.endswith("_hidden")]
+    return table(pd.DataFrame(rows), columns, caption=caption)
+
+
+def _tuned_text(g: pd.DataFrame, value: str, files: str) -> str:
+    """`52.0% [47.1%, 56.9%]` of one fine-tuning's rows, a seed and layer each; `–` of no file."""
+    if not g[files].min():
+        return "–"
+    scored = scored_by_others(g.pivot(index="seed", columns="layer", values=value).to_numpy(float))
+    mean, low, high = over_seeds(scored, g.n_train.mean(), g[files].mean(), g.split.iloc[0])
+    return f"{mean:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def variants_section(study_dir: Path) -> str:

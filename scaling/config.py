@@ -269,13 +269,15 @@ class ProbeConfig(Section):
 
 
 class Tuning(Section):
-    """How a model is fine-tuned on labelled images (Sections 4.2, A.2, A.3).
+    """How a model is fine-tuned on labelled images or clips (Sections 4.2, 4.7, A.2, A.3).
 
     By default on next tokens, while the heads learn beside it, their gradient stopped. End to end
     it is trained by the labels alone, through one head on the last layer.
     """
 
-    px: Positive | None = None  # side of the images; null: twice that of the study
+    px: Positive | None = None  # side; null: of images twice that of the study, of clips the same
+    frames: Positive | None = None  # of a clip; null: as many as in a training sequence
+    stride: Positive | None = None  # frame periods between them; null: as in training
     rope_base: PositiveFloat = 50_000.0
     attention: Literal["causal", "prefix", "full"] = "causal"  # prefix: half of the tokens
     end_to_end: bool = False

@@ -9,7 +9,6 @@ import typer
 
 from scaling.errors import UserError
 
-PERMANENCE_CLIPS = 400
 StudyArg = Annotated[Path, typer.Argument(help="The study's folder, e.g. studies/quickstart.")]
 RunsOption = Annotated[
     list[str] | None,
@@ -140,8 +139,8 @@ def permanence(
 ) -> None:
     """Make clips in which a ball passes behind and under others; the label is its last cell of 36.
 
-    Example: `scaling permanence permanence --frames 32`, then
-    `scaling probe studies/quickstart --data permanence/labels.csv --head attention --frames 32`
+    Example: `scaling permanence permanence --frames 32`, then `scaling finetune studies/quickstart
+    --data permanence/labels.csv --frames 32 --stride 1 --px 24 --end-to-end --head grid`
     """
     from scaling.representations.permanence import write_permanence
 
@@ -150,26 +149,38 @@ def permanence(
 
 def finetune(
     study: StudyArg,
-    data: Annotated[Path, typer.Option(help="Labelled images, as for `scaling probe`.")],
+    data: Annotated[Path, typer.Option(help="Labelled images or clips, as for `scaling probe`.")],
     run: Annotated[str | None, typer.Option(help="Default: the run of most compute.")] = None,
-    px: Annotated[int | None, typer.Option(help="Side of the images; default: doubled.")] = None,
+    px: Annotated[
+        int | None, typer.Option(help="Side; default: of images doubled, of clips as in training.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames of a clip; default: as in training.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Frame periods between them; default: as in training.")
+    ] = None,
     rope_base: Annotated[float, typer.Option(help="Base of the rotary positions.")] = 50_000.0,
     attention: Annotated[str, typer.Option(help="causal | prefix | full")] = "causal",
     end_to_end: Annotated[
         bool,
         typer.Option(help="Labels train the model, by one head on the last layer (A.2, A.3)."),
     ] = False,
-    head: Annotated[str, typer.Option(help="average | attention | cross")] = "attention",
+    head: Annotated[
+        str, typer.Option(help="average | attention | grid (of a clip's last frame) | cross")
+    ] = "attention",
     layer_decay: Annotated[float, typer.Option(help="Of the rate, a layer.")] = 0.9,
     lr: Annotated[float, typer.Option(help="Of the last layer, at the muP base width.")] = 1e-3,
     steps: Annotated[int, typer.Option(min=1)] = 300,
-    batch: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Images or clips of a step.")] = 32,
     seeds: Annotated[int, typer.Option(min=1, help="Splits of the files, starts.")] = 3,
 ) -> None:
-    """Fine-tune a model on labelled images, at another resolution, rotary base or attention.
+    """Fine-tune a model on labelled images or clips: resolution, length, rotary base, attention.
 
     Next tokens train the model while the heads learn beside it (Section 4.2), or, end to end, the
-    labels do.
+    labels do. Beside the trained weights, those that the run started with.
+
+    Clips of more frames than training's are read whole: a longer context, a larger rotary base.
 
     Example: `scaling finetune studies/quickstart --data ~/sign_digits --px 32 --rope-base 50000`
 
@@ -180,8 +191,8 @@ def finetune(
     from scaling.study_file import checked
 
     tuning = checked(
-        Tuning, px=px, rope_base=rope_base, attention=attention, end_to_end=end_to_end,
-        layer_decay=layer_decay, lr=lr, steps=steps, batch=batch,
+        Tuning, px=px, frames=frames, stride=stride, rope_base=rope_base, attention=attention,
+        end_to_end=end_to_end, layer_decay=layer_decay, lr=lr, steps=steps, batch=batch,
     )  # fmt: skip
     print(f"rows    {finetune(study, data, tuning=tuning, head=head, run=run, seeds=seeds)}")
     print(f"report  `scaling report {study}` shows them")
@@ -200,7 +211,9 @@ def represent(
     ] = None,
     hidden: Annotated[
         list[int] | None,
-        typer.Option("--permanence", help="Frames of clips with a hidden ball; repeatable."),
+        typer.Option(
+            "--permanence", help="Frames of clips with a hidden ball, to find it; repeatable."
+        ),
     ] = None,
     seeds: Annotated[
         int, typer.Option(help="Of the probes; a study of variants has its own, ladder.seeds.")
@@ -221,13 +234,12 @@ def represent(
     Interrupt it whenever you like: the same command continues where it stopped.
     """
     from scaling.commands.reading import report
-    from scaling.data.shards import read_index
     from scaling.representations.davis import track
-    from scaling.representations.permanence import write_permanence
+    from scaling.representations.permanence import locate
     from scaling.representations.probe import Views
     from scaling.representations.probe import probe as run_probe
     from scaling.representations.sample import continue_clip
-    from scaling.representations.weights import data_dir_of, trained_runs
+    from scaling.representations.weights import trained_runs
     from scaling.study import study as run_study
     from scaling.study_file import load_study
     from scaling.variants import read_variants
@@ -247,14 +259,7 @@ def represent(
         else:
             run_probe(study, one, seeds=seeds, views=Views(clips), memory_gb=memory_gb)
     for length in hidden or ():
-        last = trained_runs(study)[-1]
-        px = max(32, read_index(data_dir_of(study, last.run))["size"])
-        made = study / f"permanence-{length}"
-        labels = write_permanence(made, clips=PERMANENCE_CLIPS, frames=length, size=px)
-        run_probe(
-            study, labels, heads=("attention",), runs=[last.run_id], seeds=seeds,
-            views=Views(frames=length, stride=1), memory_gb=memory_gb,
-        )  # fmt: skip
+        locate(study, length)
     if davis_data is not None:
         track(study, davis_data, rows=rows, memory_gb=memory_gb)
     for clip in prompt or ():

@@ -1,4 +1,7 @@
-"""Fine-tuning a study's model on labelled images: resolution, rotary base, attention.
+"""Fine-tuning a study's model on labelled images or clips: resolution, length, rotary base, ...
+
+A sequence that is longer than those of training, of more tokens a frame or of more frames, is read
+whole: the context grows with it, and a larger rotary base slows the rotations (Table 4).
 
 Section 4.2: next-token loss on the model, cross-entropy on a head of every layer, whose gradient
 stops at the states. Sections A.2 and A.3, end to end: the labels alone train the model, through one
@@ -6,11 +9,13 @@ head on the last layer, under causal, prefix or full attention. Rates fall by `l
 from the last to the embedding.
 
 STUDY/finetuned/<key>.json holds the rows of one (run, data, settings, seed), <key>.pt the state of
-one that is not finished, STUDY/finetune.csv the rows of all.
+one that is not finished, STUDY/finetune.csv the rows of all. Each is done twice: from the trained
+weights, and from those that their run started with.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import time
@@ -34,13 +39,20 @@ from scaling.errors import UserError
 from scaling.representations.features import with_start
 from scaling.representations.labelled import Labelled, draw_split, read_labelled
 from scaling.representations.probe import Views, encoded, open_encoded, read_rows
-from scaling.representations.weights import TrainedRun, data_dir_of, open_tokenizer, trained_runs
+from scaling.representations.weights import (
+    WEIGHTS,
+    TrainedRun,
+    data_dir_of,
+    open_tokenizer,
+    trained_runs,
+)
 from scaling.status import clock
 
 COLUMNS = (
-    "run_id", "study", "size", "params", "macs_total", "data", "px", "tokens", "rope_base",
-    "attention", "end_to_end", "layer_decay", "lr", "head_lr", "steps", "batch", "head", "layer",
-    "depth", "seed", "split", "n_train", "n_test", "top1", "chance", "next_token_loss",
+    "run_id", "study", "size", "params", "macs_total", "data", "px", "frames", "tokens",
+    "rope_base", "attention", "end_to_end", "layer_decay", "lr", "head_lr", "steps", "batch",
+    "head", "weights", "layer", "depth", "seed", "split", "n_train", "n_test", "top1", "chance",
+    "n_hidden", "top1_hidden", "next_token_loss",
 )  # fmt: skip
 SETTINGS = (
     "rope_base",
@@ -77,7 +89,8 @@ def finetune(
     trained = trained_runs(study, [run] if run else None)[-1]
     labelled = read_labelled(data)
     for seed in range(seeds):
-        tuned(study, trained, labelled, data, tuning, head, seed, say)
+        for weights in WEIGHTS:
+            tuned(study, trained, labelled, data, tuning, head, seed, say, weights)
     return gather(study)
 
 
@@ -90,14 +103,16 @@ def tuned(
     head: str,
     seed: int,
     say: Say,
+    weights: str = "trained",
 ) -> list[dict[str, Any]]:
     """The rows of one fine-tuning, which is done where they are not there yet.
 
-    Raises UserError: clips in place of images, a size that the tokenizer does not divide, a model
-    that cannot attend so.
+    Raises UserError: frames of images, a size that the tokenizer does not divide, a model that
+    cannot attend so; of clips, what `encoded` raises.
     """
-    if labelled.kind != "images":
-        raise UserError(f"{data}: clips; fine-tuning takes labelled images")
+    images = labelled.kind == "images"
+    if images and (tuning.frames or tuning.stride):
+        raise UserError(f"{data}: images have no frames and no stride; leave them out")
     if head not in KINDS:
         raise UserError(f"head '{head}': choose one of {', '.join(KINDS)}")
     config = trained.run.model
@@ -107,37 +122,62 @@ def tuned(
         raise UserError(f"{config.name} is a mamba, which has no attention: use causal")
     _, index = open_tokenizer(data_dir_of(study, trained.run))
     patch = round(index["size"] / index["tokens_per_frame"] ** 0.5)
-    px = tuning.px or 2 * index["size"]
+    px = tuning.px or (1 + images) * index["size"]
     if px % patch:
         raise UserError(f"{px} px are no multiple of the tokenizer's {patch} px; use one")
     settings = tuning.model_dump() | {"px": px, "head": head, "run": trained.run_id}
-    settings |= {"data": labelled.key, "seed": seed}
+    settings |= {"data": labelled.key, "seed": seed, "weights": weights}
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     path = study / "finetuned" / f"{key}.json"
     if path.exists():
         return read_rows(path)
     with disk.explained(study):
         path.parent.mkdir(exist_ok=True)
-        folder = encoded(study, trained, labelled, data, Views(), Recipe(), say, px)
+        views = Views(frames=tuning.frames, stride=tuning.stride)
+        folder = encoded(study, trained, labelled, data, views, Recipe(), say, px)
         saved = path.with_suffix(".pt")
-        rows = [r | {"px": px} for r in _tune(trained, folder, tuning, head, seed, saved, say)]
+        hidden_F = read_hidden(data, json.loads((folder / "index.json").read_text())["names"])
+        frames = 1 if images else tuning.frames or index["frames"]
+        found = _tune(trained, weights, folder, hidden_F, tuning, head, seed, saved, say)
+        rows = [r | {"px": px, "frames": frames} for r in found]
         write_atomic(path, json.dumps(rows))
         checkpoint.drop(saved, files=0, folders=0)
     best = max(rows, key=lambda r: r["top1"])
     say(
-        f"{trained.run_id} {config.name} {px} px, {tuning.attention}"
-        f"{', end to end' * tuning.end_to_end}, RoPE base {tuning.rope_base:g}, seed {seed}: "
-        f"top-1 {best['top1']:.1%} at layer {best['layer']} (chance {best['chance']:.1%})"
+        f"{trained.run_id} {config.name} from {weights} weights, {best['frames']} x {px} px, "
+        f"{tuning.attention}{', end to end' * tuning.end_to_end}, RoPE base {tuning.rope_base:g}, "
+        f"seed {seed}: top-1 {best['top1']:.1%} at layer {best['layer']} "
+        f"(chance {best['chance']:.1%})"
     )
     return rows
 
 
-def retuned(trained: TrainedRun, tokens: int, tuning: Tuning) -> Decoder:
-    """The trained model with another context, rotary base and attention.
+def read_hidden(data: Path, names: list[str]) -> np.ndarray:
+    """Of each file whether what is looked for is hidden at its end, where the labels say so.
+
+    Said by the column `visible` of a CSV, a share, as `scaling permanence` writes it.
+    Raises UserError for a value that is no number.
+    """
+    none = np.zeros(len(names), bool)
+    if data.suffix != ".csv":
+        return none
+    with data.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not {"path", "visible"} <= set(rows[0]):
+        return none
+    try:
+        hidden = {row["path"]: float(row["visible"]) == 0 for row in rows}
+    except ValueError as error:
+        raise UserError(f"{data}: column visible: {error}; want shares, 0 to 1") from None
+    return np.array([hidden[name] for name in names])
+
+
+def retuned(trained: TrainedRun, tokens: int, tuning: Tuning, weights: str = "trained") -> Decoder:
+    """The model with another context, rotary base and attention.
 
     Raises UserError for learned positions, which end where the context did.
     """
-    model = trained.model("trained")
+    model = trained.model(weights)
     old = model.config
     if old.family == "gpt2" and old.positions == "learned" and tokens + 1 > old.context:
         raise UserError(f"{old.name} has learned positions and ends at {old.context} of them")
@@ -197,12 +237,17 @@ def objective(
 def _read(
     model: Decoder, heads: Heads, ids_BT: torch.Tensor, end_to_end: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The heads' logits (L, B, C), of the last layer alone end to end, and the model's features."""
+    """The heads' logits (L, B, C), of the last layer alone end to end, and the model's features.
+
+    A grid is read of a clip's last frame, whose states can hold what the frames before it showed:
+    the mean over frames that probes read would hold every place that a thing has passed.
+    """
     states: dict[str, torch.Tensor] = {}
     final_BTd = model.features(ids_BT, states)
     layers = model.config.layers
     names = ["embed", *(f"layer_{i + 1}" for i in range(layers))][layers if end_to_end else 0 :]
-    x_LBTd = torch.stack([states[name][:, 1:] for name in names])  # without the start token
+    first = -(heads.side**2) if heads.kind == "grid" else 1  # without the start token
+    x_LBTd = torch.stack([states[name][:, first:] for name in names])
     x_LBTd = F.layer_norm(x_LBTd, x_LBTd.shape[-1:])
     return heads(x_LBTd if end_to_end else x_LBTd.detach()), final_BTd
 
@@ -225,7 +270,9 @@ def rate_at(step: int, steps: int) -> float:
 
 def _tune(
     trained: TrainedRun,
+    weights: str,
     folder: Path,
+    hidden_F: np.ndarray,
     tuning: Tuning,
     head: str,
     seed: int,
@@ -237,7 +284,7 @@ def _tune(
     labelled, codes_FVL = open_encoded(folder)
     ids_FT = with_start(codes_FVL[:, 0], index["start"]).to(device)
     tokens = ids_FT.shape[1] - 1
-    model = retuned(trained, tokens, tuning).to(device)
+    model = retuned(trained, tokens, tuning, weights).to(device)
     layers, end_to_end = model.config.layers, tuning.end_to_end
     train_F, test_F = draw_split(labelled, seed)
     heads = Heads(
@@ -278,64 +325,68 @@ def _tune(
         done, now = step + 1, time.monotonic()
         if now - last_said > SAY_SECONDS:
             left = (now - began) / (done - first) * (tuning.steps - done)
-            say(f"  fine-tuning, seed {seed}: step {done}/{tuning.steps}, ETA {clock(left)}")
+            say(
+                f"  fine-tuning from {weights} weights, seed {seed}: step {done}/{tuning.steps}, "
+                f"ETA {clock(left)}"
+            )
             last_said = now
         if now - last_saved > SAVE_SECONDS and done < tuning.steps:
             states = {name: part.state_dict() for name, part in parts.items()}
             checkpoint.save(saved, states | {"step": done})
             last_saved = now
-    return _rows(trained, model, heads, ids_FT, labelled, (train_F, test_F), tuning, index, seed)
-
-
-@torch.no_grad()
-def _rows(
-    trained: TrainedRun,
-    model: Decoder,
-    heads: Heads,
-    ids_FT: torch.Tensor,
-    labelled: Labelled,
-    split: tuple[np.ndarray, np.ndarray],
-    tuning: Tuning,
-    index: dict[str, Any],
-    seed: int,
-) -> list[dict[str, Any]]:
-    """A row for every layer that has a head, judged on the test files."""
-    model.eval()
-    train_F, test_F = split
-    device, layers = ids_FT.device, model.config.layers
-    labels_F = torch.from_numpy(labelled.labels_F).to(device)
-    first = layers if tuning.end_to_end else 0
-    right = torch.zeros(layers + 1 - first, dtype=torch.float64)
-    summed = 0.0
-    for part in torch.from_numpy(test_F).to(device).split(tuning.batch):
-        logits_LBC, _ = _read(model, heads, ids_FT[part], tuning.end_to_end)
-        right += (logits_LBC.argmax(-1) == labels_F[part]).double().sum(1).cpu()
-        _, nats = objective(model, heads, ids_FT[part], labels_F[part], tuning.end_to_end)
-        summed += float(nats) * len(part)
-    base = {k: trained.row[k] for k in ("study", "size", "params", "macs_total")}
-    base |= {k: getattr(tuning, k) for k in SETTINGS}
+    row = {k: trained.row[k] for k in ("study", "size", "params", "macs_total")}
+    if weights == "random":
+        row["macs_total"] = 0
+    row |= {k: getattr(tuning, k) for k in SETTINGS}
     if model.config.family != "toto":
-        base["rope_base"] = None  # the others have no rotary positions
-    base |= {
+        row["rope_base"] = None  # the others have no rotary positions
+    row |= {
         "run_id": trained.run_id,
         "data": index["data"],
-        "tokens": ids_FT.shape[1] - 1,
-        "head": heads.kind,
+        "tokens": tokens,
+        "head": head,
+        "weights": weights,
         "seed": seed,
         "split": "drawn" if labelled.split_F is None else "given",
         "n_train": len(train_F),
         "n_test": len(test_F),
+        "n_hidden": int(hidden_F[test_F].sum()),
         "chance": labelled.chance,
-        "next_token_loss": None if tuning.end_to_end else summed / len(test_F),
     }
+    scored = _scored(model, heads, ids_FT, labels_F, test_F, hidden_F[test_F], tuning)
+    return [row | one for one in scored]
+
+
+@torch.no_grad()
+def _scored(
+    model: Decoder,
+    heads: Heads,
+    ids_FT: torch.Tensor,
+    labels_F: torch.Tensor,
+    test_F: np.ndarray,
+    hidden: np.ndarray,
+    tuning: Tuning,
+) -> list[dict[str, Any]]:
+    """Accuracy of every layer that has a head, on the test files; hidden: which of these are."""
+    model.eval()
+    layers, end_to_end = model.config.layers, tuning.end_to_end
+    parts, summed = [], 0.0
+    for part in torch.from_numpy(test_F).to(ids_FT.device).split(tuning.batch):
+        logits_LBC, _ = _read(model, heads, ids_FT[part], end_to_end)
+        parts.append((logits_LBC.argmax(-1) == labels_F[part]).cpu())
+        if not end_to_end:
+            summed += float(objective(model, heads, ids_FT[part], labels_F[part])[1]) * len(part)
+    right_LF = torch.cat(parts, 1).numpy()
+    first = layers if end_to_end else 0
     return [
-        base
-        | {
+        {
             "layer": first + i,
             "depth": (first + i) / layers,
-            "top1": float(right[i]) / len(test_F),
+            "top1": float(right.mean()),
+            "top1_hidden": float(right[hidden].mean()) if hidden.any() else None,
+            "next_token_loss": None if end_to_end else summed / len(test_F),
         }
-        for i in range(len(right))
+        for i, right in enumerate(right_LF)
     ]
 
 
@@ -344,7 +395,9 @@ def gather(study: Path) -> Path:
     import pandas as pd
 
     rows = [r for p in sorted((study / "finetuned").glob("*.json")) for r in read_rows(p)]
-    keys = ["data", "run_id", "px", "rope_base", "attention", "end_to_end", "head", "seed", "layer"]
+    rows = [r for r in rows if set(COLUMNS) <= set(r)]  # others are an older version's
+    keys = ["data", "run_id", "px", "frames", "rope_base", "attention", "end_to_end", "head"]
+    keys += ["weights", "seed", "layer"]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(keys, kind="stable")
     write_atomic(study / "finetune.csv", table.to_csv(index=False))
     return study / "finetune.csv"

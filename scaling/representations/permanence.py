@@ -1,32 +1,43 @@
-"""Object permanence: where is the ball now? A 6 x 6 grid, as in CATER's snitch localisation.
+"""Object permanence (Section 4.7): where is the ball now? A 6 x 6 grid, as CATER's snitch has.
 
-The built-in clips need no download. A ball moves over a floor of nine shadowed blocks and cups; it
-passes behind blocks and, caught by a cup, is carried under it, hidden, to where the clip ends. The
-label is the cell of the ball in the last frame, seen or not. CATER itself is read by
+The built-in clips need no download. A ball moves over a floor with four blocks and a cup; it passes
+behind blocks and, in some clips, is caught by the cup and carried under it, hidden, to where the
+clip ends. The label is the cell of the ball in the last frame, seen or not. CATER itself is read by
 `scaling.representations.labelled` (videos/ and lists/localize/*.txt).
+
+As in the paper the model is fine-tuned on the labels. A frame has 6 x 6 tokens, one for each cell,
+of which the ball covers about one, as the snitch does of the paper's (128 px, tokens of 8 px).
+Clips are longer than the sequences of training and are read whole, as `finetune` says.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 
 from scaling import disk
 from scaling.checkpoint import write_atomic
+from scaling.config import Tuning
 from scaling.errors import UserError
+from scaling.representations.finetune import Say, finetune
 from scaling.representations.sample import write_video
+from scaling.representations.weights import data_dir_of, open_tokenizer, trained_runs
 
 GRID = 6
 BLOCKS = 4
 BALL = np.array([235, 60, 45], np.float32)
-BALL_RADIUS = 0.055  # of the frame's side
-BLOCK_HALF = (0.06, 0.11)
-CUP_HALF = 0.085
+BALL_RADIUS = 0.08  # of the frame's side
+BLOCK_HALF = (0.08, 0.13)
+CUP_HALF = 0.11
 SPEED = 0.035  # of the frame's side a frame, at most
-CAUGHT = 0.5  # share of the clips whose ball ends under the cup
+CAUGHT = 0.3  # share of the clips whose ball ends under the cup
+SCHEMA = 2  # of the scenes
+CLIPS = 1600
+TUNING = Tuning(end_to_end=True, lr=3e-3, head_lr=1e-2, batch=8, steps=300)
 
 
 def scene(seed: int, index: int, *, frames: int, size: int) -> tuple[np.ndarray, int, np.ndarray]:
@@ -95,27 +106,52 @@ def write_permanence(out: Path, *, clips: int, frames: int, size: int, seed: int
 
     The table has the columns path, label (a cell, as row-column), split (a quarter is test) and
     visible (of the ball, in the last frame). Clips that are there are kept.
-    Raises UserError for impossible numbers, no space.
+    Raises UserError for impossible numbers, a folder with clips of others, no space.
     """
     if clips < 2 * GRID or frames < 4 or size < 32 or size % 2:
         raise UserError(
             f"{clips} clips of {frames} frames of {size} px: want at least {2 * GRID} clips, 4 "
             "frames, and an even size of at least 32 px"
         )
+    settings = json.dumps({"schema": SCHEMA, "frames": frames, "size": size, "seed": seed})
+    made_by = out / "settings.json"
     with disk.explained(out):
         out.mkdir(parents=True, exist_ok=True)
+        held = made_by.read_text() if made_by.exists() else None
+        if held != settings and (held or any(out.glob("*.mp4"))):
+            raise UserError(
+                f"{out} holds clips of other settings ({held or 'unknown'}, not {settings}), which "
+                "these labels would not fit; remove it or give another folder"
+            )
+        write_atomic(made_by, settings)
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(("path", "label", "split", "visible"))
-        made = [scene(seed, i, frames=frames, size=size) for i in range(clips)]
-        learned = {cell for i, (_, cell, _) in enumerate(made) if i % 4}
-        for i, (pixels, cell, visible) in enumerate(made):
+        ends = []
+        for i in range(clips):
+            pixels, cell, visible = scene(seed, i, frames=frames, size=size)
             name = f"{i:06d}.mp4"
             if not (out / name).exists():
                 write_video(out / name, pixels, fps=25)
+            ends.append((name, cell, visible[-1]))
+        learned = {cell for i, (_, cell, _) in enumerate(ends) if i % 4}
+        for i, (name, cell, seen) in enumerate(ends):
             # A cell that no training clip ends in cannot be learned: its clips are for training.
             split = "test" if i % 4 == 0 and cell in learned else "train"
-            label = f"{cell // GRID}-{cell % GRID}"
-            writer.writerow((name, label, split, f"{visible[-1]:.3f}"))
+            writer.writerow((name, f"{cell // GRID}-{cell % GRID}", split, f"{seen:.3f}"))
         write_atomic(out / "labels.csv", buffer.getvalue())
     return out / "labels.csv"
+
+
+def locate(study: Path, frames: int, say: Say = print) -> Path:
+    """Fine-tune the study's costliest model on CLIPS built-in clips; returns STUDY/finetune.csv.
+
+    From its trained weights and from those that it started with, once: the clips give the split.
+    Raises UserError: what `write_permanence` and `finetune` raise.
+    """
+    _, index = open_tokenizer(data_dir_of(study, trained_runs(study)[-1].run))
+    px = round(GRID * index["size"] / index["tokens_per_frame"] ** 0.5)
+    made = study / f"permanence-{frames}"
+    data = write_permanence(made, clips=CLIPS, frames=frames, size=max(32, 2 * px))
+    tuning = TUNING.model_copy(update={"px": px, "frames": frames, "stride": 1})
+    return finetune(study, data, tuning=tuning, head="grid", seeds=1, say=say)

@@ -37,6 +37,7 @@ from models.probes import (
 from scaling import disk
 from scaling.checkpoint import write_atomic
 from scaling.data import media, shards
+from scaling.data.shards import read_index
 from scaling.errors import UserError
 from scaling.progress import teller
 from scaling.representations.features import Features, seen, write_features
@@ -117,8 +118,8 @@ def probe(
     for trained in chosen:
         check_layers(trained, layers)
     labelled = read_labelled(data)
-    for trained in chosen:
-        data_dir_of(study, trained.run)  # before anything is encoded
+    for trained in chosen:  # before anything is encoded
+        _check_windows(views, read_index(data_dir_of(study, trained.run))["frames"])
     with disk.explained(study):
         pieces = {}  # the random weights of a run are those of all its points
         for trained in chosen:
@@ -133,6 +134,16 @@ def probe(
             ]
         )
         return gather(study, recipe)
+
+
+def _check_windows(views: Views, window: int) -> None:
+    """Raises UserError for frames that windows of a training sequence do not fill."""
+    if views.frames is not None and views.frames > window and views.frames % window:
+        raise UserError(
+            f"{views.frames} frames are no multiple of the {window} of a training sequence, in "
+            f"windows of which they are read; the nearest is "
+            f"{round(views.frames / window) * window}"
+        )
 
 
 # -- tokens
@@ -155,12 +166,6 @@ def encoded(
     data_dir = data_dir_of(study, trained.run)
     tokenizer, index = open_tokenizer(data_dir)
     used = views if labelled.kind == "video" else Views()
-    if used.frames is not None and used.frames > index["frames"] and used.frames % index["frames"]:
-        raise UserError(
-            f"{used.frames} frames are no multiple of the {index['frames']} of a training "
-            f"sequence, in windows of which they are read; the nearest is "
-            f"{round(used.frames / index['frames']) * index['frames']}"
-        )
     settings = {
         "schema": SCHEMA,
         "labelled": labelled.key,

@@ -140,6 +140,7 @@ def finetune_table() -> pd.DataFrame:
                     {"run_id": "0a1b", "size": "t64", "data": "pictures", "px": 32, "tokens": 64}
                     | {"rope_base": 50_000.0, "attention": attention, "end_to_end": end_to_end}
                     | {"head": "attention", "lr": 1e-3, "steps": 300, "layer": layer}
+                    | {"head_lr": 3e-3, "layer_decay": 0.9, "batch": 32}
                     | {"seed": seed, "split": "drawn", "n_train": 300, "n_test": 100}
                     | {"chance": 0.1, "next_token_loss": np.nan if end_to_end else 3.5}
                     | {"top1": level - 0.1 * (layer < 2) + 0.01 * seed}
@@ -153,5 +154,22 @@ def test_fine_tunings_are_listed(full: Path) -> None:
     section = tuned_section(full)
     assert "61.0% [" in section and "71.0% [" in section
     assert "next tokens" in section and "labels" in section and "3.500" in section
+    assert "Where hidden" not in section
     text = write_report(full, simulated_rows(), None, config_text="").read_text()
     assert "Fine-tuned" in text and "The choices compared" not in text
+
+
+def test_trained_and_random_weights_are_one_row(full: Path) -> None:
+    """Of clips with a hidden ball: a row for each length, and how often the hidden one is found."""
+    rows = []
+    for frames in (16, 32):
+        for weights, top1 in (("trained", 0.54), ("random", 0.2)):
+            one = finetune_table().query("end_to_end").iloc[:1].assign(data=f"balls-{frames}")
+            one = one.assign(frames=frames, weights=weights, split="given", top1=top1)
+            rows.append(one.assign(n_hidden=40, top1_hidden=top1 / 4))
+    pd.concat(rows).to_csv(full / "finetune.csv", index=False)
+    section = tuned_section(full)
+    for frames in (16, 32):
+        (row,) = [r for r in section.split("<tr>") if f"balls-{frames}" in r]
+        assert row.index("54.0% [44.2%, 63.8%]") < row.index("20.0% [12.2%, 27.8%]")
+        assert row.index("13.5% [2.9%, 24.1%]") < row.index("5.0% [0.0%, 11.8%]")

@@ -14,8 +14,9 @@ from scipy.spatial import cKDTree
 
 from models.propagation import DINO, Protocol, propagate
 from scaling.commands.probes import represent
+from scaling.config import Tuning
 from scaling.errors import UserError
-from scaling.representations import davis
+from scaling.representations import davis, permanence
 from scaling.representations.davis_measures import (
     boundary,
     contour_f,
@@ -255,8 +256,12 @@ def test_one_command_makes_every_part(
     assert "No law" in page  # of one run
 
 
-def test_one_command_runs_the_study_first(pictures: Path, tmp_path: Path) -> None:
+def test_one_command_runs_the_study_first(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`scaling represent FILE.yaml`; a hidden ball is looked for too."""
+    monkeypatch.setattr(permanence, "CLIPS", 48)
+    monkeypatch.setattr(permanence, "TUNING", Tuning(end_to_end=True, steps=3, batch=4))
     config = {
         "study": "tiny",
         "data": {"frames": 4, "size": 8, "stride": 1, "train_sequences": 64, "val_sequences": 8,
@@ -271,6 +276,7 @@ def test_one_command_runs_the_study_first(pictures: Path, tmp_path: Path) -> Non
     out = tmp_path / "studies"
     represent(path, data=[pictures], hidden=[8], seeds=1, out=out, set_=["seed=3"])
     rows = pd.read_csv(out / "tiny" / "probes.csv")
-    assert set(rows.data) == {pictures.name, "permanence-8"} and set(rows.chance.notna()) == {True}
+    assert set(rows.data) == {pictures.name} and set(rows.chance.notna()) == {True}
+    assert set(pd.read_csv(out / "tiny" / "finetune.csv").data) == {"permanence-8"}
     assert yaml.safe_load((out / "tiny" / "study.yaml").read_text())["seed"] == 3
     assert "What the layers know" in (out / "tiny" / "report.html").read_text()

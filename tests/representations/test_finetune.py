@@ -21,10 +21,12 @@ from scaling.representations.finetune import (
     finetune,
     objective,
     rate_at,
+    read_hidden,
     retuned,
 )
 from scaling.representations.weights import trained_runs
 from scaling.study_file import checked
+from tests.representations.conftest import write_clip
 
 QUICK = Tuning(steps=15, batch=8)
 
@@ -108,8 +110,10 @@ def test_a_study_is_fine_tuned(study: Path, pictures: Path, tmp_path: Path) -> N
     for tuning in (QUICK, full):
         out = finetune(own, pictures, tuning=tuning, seeds=2, say=lambda _: None)
     table = pd.read_csv(out)
-    assert len(table) == 2 * 3 + 2 * 1 and set(table.px) == {16} and set(table.tokens) == {16}
-    causal = table[table.attention == "causal"]
+    assert len(table) == 2 * (2 * 3 + 2 * 1) and set(table.px) == {16} and set(table.tokens) == {16}
+    assert set(table.weights) == {"trained", "random"} and set(table.frames) == {1}
+    assert (table[table.weights == "random"].macs_total == 0).all()
+    causal = table[(table.attention == "causal") & (table.weights == "trained")]
     assert causal.next_token_loss.notna().all() and (causal.next_token_loss < 4).all()
     assert table[table.attention == "full"].next_token_loss.isna().all()
     assert causal.top1.max() > causal.chance.max() + 0.2
@@ -123,9 +127,83 @@ def test_a_study_is_fine_tuned(study: Path, pictures: Path, tmp_path: Path) -> N
         finetune(own, pictures, tuning=QUICK, seeds=2, say=said.append)
 
 
+@pytest.fixture(scope="module")
+def corners(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bright square jumps from corner to corner for 6 frames; the label is the last corner.
+
+    The list says of every third clip that what is looked for is hidden.
+    """
+    root = tmp_path_factory.mktemp("corners")
+    rng = np.random.default_rng(0)
+    rows = ["path,label,visible"]
+    for i in range(64):
+        path = [*rng.integers(4, size=5).tolist(), i % 4]
+        frames = np.full((6, 32, 32, 3), 40, np.uint8)
+        for t, corner in enumerate(path):
+            y, x = 16 * (corner // 2), 16 * (corner % 2)
+            frames[t, y : y + 16, x : x + 16] = 220
+        write_clip(root / f"{i}.mp4", frames)
+        rows.append(f"{i}.mp4,{i % 4},{float(i % 3 > 0)}")
+    (root / "labels.csv").write_text("\n".join(rows) + "\n")
+    return root / "labels.csv"
+
+
+def test_clips_longer_than_those_of_training_are_learned(
+    study: Path, corners: Path, tmp_path: Path
+) -> None:
+    """Six frames, where training had four: the last corner is found, in one context of all."""
+    own = Path(shutil.copytree(study, tmp_path / "own"))
+    tuning = Tuning(frames=6, end_to_end=True, steps=60, lr=3e-3, head_lr=1e-2, batch=16)
+    out = finetune(own, corners, tuning=tuning, head="grid", seeds=2, say=lambda _: None)
+    table = pd.read_csv(out)
+    assert set(table.px) == {8} and set(table.tokens) == {24} and set(table.frames) == {6}
+    assert list(table.weights) == ["random", "random", "trained", "trained"]
+    trained = table[table.weights == "trained"]
+    assert trained.top1.min() > 0.8 and trained.chance.max() == 0.25
+    assert (trained.n_hidden > 0).all() and (trained.n_hidden < trained.n_test).all()
+    assert trained.top1_hidden.notna().all()
+
+
+def test_a_grid_is_read_of_the_last_frame() -> None:
+    """Its own tokens, and those before it only through the model's attention."""
+    model, _, ids, _ = model_and_heads("causal")
+    heads = Heads("grid", range(3), 16, 3, side=2, seed=0)  # 9 ids: a start, two frames of 4
+    other = ids.clone()
+    other[:, 1:5] = 4 + (ids[:, 1:5] - 3) % 16
+    with torch.no_grad():
+        heads.weight.normal_()
+        before, after = (module._read(model, heads, x, False)[0] for x in (ids, other))
+    torch.testing.assert_close(after[0], before[0])  # the embedding of the last frame is the same
+    assert float((after[2] - before[2]).abs().max()) > 1e-3
+
+
+def test_random_weights_are_those_that_the_run_started_with(study: Path) -> None:
+    (trained,) = trained_runs(study)
+    made = retuned(trained, 64, Tuning(), "random").state_dict()
+    start = build(trained.run.model, seed=trained.run.seed).state_dict()
+    assert all(torch.equal(made[name], start[name]) for name in start)
+
+
+def test_what_is_hidden_is_said_by_a_column(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label,visible\na,0,0.000\nb,1,0.250\n")
+    assert read_hidden(table, ["b", "a"]).tolist() == [False, True]
+    table.write_text("path,label\na,0\nb,1\n")
+    assert read_hidden(table, ["a", "b"]).tolist() == [False, False]
+    table.write_text("path,label,visible\na,0,yes\n")
+    with pytest.raises(UserError, match=r"column visible: .*'yes'; want shares, 0 to 1"):
+        read_hidden(table, ["a"])
+
+
 def test_mistakes(study: Path, pictures: Path, clips: Path) -> None:
-    with pytest.raises(UserError, match="takes labelled images"):
-        finetune(study, clips)
+    with pytest.raises(UserError, match="images have no frames and no stride; leave them out"):
+        finetune(study, pictures, tuning=Tuning(frames=8))
+    with pytest.raises(UserError, match="frames: 0: input should be greater than 0"):
+        checked(Tuning, frames=0)
+    with pytest.raises(UserError, match="12 frames are too few for 16 frames at stride 1"):
+        finetune(study, clips, tuning=Tuning(frames=16))
+    with pytest.raises(UserError, match="6 px are no multiple of the tokenizer's 4 px"):
+        finetune(study, clips, tuning=Tuning(px=6))
     with pytest.raises(UserError, match="attention: 'both' is not one of 'causal', 'prefix'"):
         checked(Tuning, attention="both")
     with pytest.raises(UserError, match="labels must train the model: set end_to_end"):
@@ -157,14 +235,16 @@ def test_order_and_rate_are_functions_of_the_step() -> None:
 def test_interrupted_it_ends_the_same(
     study: Path,
     pictures: Path,
+    clips: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     end_to_end: bool,
 ) -> None:
     """Ctrl-C in the middle: the same call goes on from the saved step, to the same rows."""
     tuning = QUICK.model_copy(update={"end_to_end": end_to_end})
+    data = clips if end_to_end else pictures
     whole = Path(shutil.copytree(study, tmp_path / "whole"))
-    expected = finetune(whole, pictures, tuning=tuning, seeds=1, say=lambda _: None).read_bytes()
+    expected = finetune(whole, data, tuning=tuning, seeds=1, say=lambda _: None).read_bytes()
     own = Path(shutil.copytree(study, tmp_path / "own"))
     steps: list[int] = []
     real = module.batch_of
@@ -179,11 +259,11 @@ def test_interrupted_it_ends_the_same(
     monkeypatch.setattr(module, "batch_of", counted)
     monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        finetune(own, pictures, tuning=tuning, seeds=1, say=lambda _: None)
+        finetune(own, data, tuning=tuning, seeds=1, say=lambda _: None)
     assert len(list(own.glob("finetuned/*.pt"))) == 1 and not list(own.glob("finetuned/*.json"))
     steps.clear()
     steps.append(9)
-    out = finetune(own, pictures, tuning=tuning, seeds=1, say=lambda _: None)
-    assert steps[1:] == [9, 10, 11, 12, 13, 14]  # nothing again but what was not saved
+    out = finetune(own, data, tuning=tuning, seeds=1, say=lambda _: None)
+    assert steps[1:] == [*range(9, 15), *range(15)]  # nothing again but what was not saved
     assert out.read_bytes() == expected
     assert not list(own.glob("finetuned/*.pt*"))

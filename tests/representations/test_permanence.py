@@ -11,10 +11,12 @@ import torch
 from models.family import size
 from models.parametrization import build
 from models.probes import Recipe
+from scaling.config import Tuning
 from scaling.errors import UserError
+from scaling.representations import permanence
 from scaling.representations.features import with_start, write_features
 from scaling.representations.labelled import draw_split, read_labelled
-from scaling.representations.permanence import scene, write_permanence
+from scaling.representations.permanence import locate, scene, write_permanence
 from scaling.representations.probe import Views, probe
 from tests.representations.conftest import moving_bar, write_clip
 
@@ -65,6 +67,8 @@ def test_folder_is_labelled_data(tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "p").glob("*.mp4")}
     write_permanence(tmp_path / "p", clips=48, frames=8, size=32)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "p").glob("*.mp4")} == before
+    with pytest.raises(UserError, match=r'"frames": 8.* not .*"frames": 16.*; remove it or give'):
+        write_permanence(tmp_path / "p", clips=48, frames=16, size=32)
     with pytest.raises(UserError, match="an even size of at least 32 px"):
         write_permanence(tmp_path / "q", clips=48, frames=8, size=33)
 
@@ -102,7 +106,22 @@ def test_windows_are_sequences_of_their_own(tmp_path: Path) -> None:
         write_features(model, codes, tmp_path / "y.bin", start=1, side=1, memory_bytes=1e5)
 
 
-def test_a_study_is_asked_where_the_ball_is(study: Path, tmp_path: Path) -> None:
+def test_a_study_is_tuned_to_find_the_ball(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten frames of 6 x 6 tokens by a model of four of 2 x 2, whole, from both weights."""
+    monkeypatch.setattr(permanence, "CLIPS", 48)
+    monkeypatch.setattr(permanence, "TUNING", Tuning(end_to_end=True, steps=3, batch=4))
+    own = Path(shutil.copytree(study, tmp_path / "own"))
+    rows = pd.read_csv(locate(own, 10, say=lambda _: None))
+    assert list(rows.weights) == ["random", "trained"] and set(rows["head"]) == {"grid"}
+    assert set(rows.tokens) == {360} and set(rows.frames) == {10} and set(rows.split) == {"given"}
+    listed = pd.read_csv(own / "permanence-10" / "labels.csv")
+    hidden = listed[(listed.split == "test") & (listed.visible == 0)]
+    assert set(rows.n_hidden) == {len(hidden)} and len(hidden) > 0
+
+
+def test_windows_of_a_training_sequence_are_probed(study: Path, tmp_path: Path) -> None:
     """Eight frames, twice the context of the model."""
     own = Path(shutil.copytree(study, tmp_path / "own"))
     table = write_permanence(tmp_path / "p", clips=48, frames=8, size=32)
