@@ -16,6 +16,7 @@ from analysis.laws import RESAMPLES, NotIdentified
 from scaling.errors import UserError
 
 LEVEL = 0.95
+NEWEST = {"probes": {"data_key"}, "variants": {"data_key", "next_token_loss"}}  # columns
 RUN = ["run_id", "size", "params", "layers", "macs_total", "weights"]
 
 
@@ -23,7 +24,13 @@ def read_quality(study: Path, name: str) -> pd.DataFrame | None:
     """A table of the study; None where it has none: "probes", "davis", "finetune", "variants"."""
     path = study / f"{name}.csv"
     try:
-        return pd.read_csv(path, dtype={"run_id": str})  # one of digits alone is no number
+        table = pd.read_csv(path, dtype={"run_id": str})  # one of digits alone is no number
+        if missing := NEWEST.get(name, set()) - set(table.columns):
+            raise UserError(
+                f"{path}: has no column {', '.join(sorted(missing))}: an older version wrote it; "
+                "remove it and probe the study again"
+            )
+        return table
     except FileNotFoundError:
         return None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -121,35 +128,58 @@ def _by_seed(g: pd.DataFrame, metric: str) -> tuple[pd.Series, int]:
 
 
 def difference(table: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
-    """Trained minus random weights, per (data, head): pairs of one run, seed and split.
+    """Trained minus random weights, per (data, head): the run's last point, at its best layer.
 
-    Trained: the run's last point. Layers are chosen as in `best_layers`. Averaged over runs within
-    a seed, the interval is over seeds, with `over_seeds`' correction; of a given split both sides'
-    sampling of the test set is added as if independent, which is too wide rather than too narrow.
-    Returns the columns data, head, difference, low, high, runs.
+    Returns the columns data, data_key, head, difference, low, high, runs.
+    """
+    keys = ["data", "data_key", "head"]
+    return _differences(_last(table), keys, "weights", [("trained", "random")], metric)
+
+
+def head_difference(table: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:
+    """Attention and grid heads minus average pooling (Table 5), of trained weights' last points.
+
+    Returns the columns data, data_key, head, difference, low, high, runs.
+    """
+    last = _last(table[table.weights == "trained"])
+    pairs = [("attention", "average"), ("grid", "average")]
+    return _differences(last, ["data", "data_key"], "head", pairs, metric)
+
+
+def _last(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each run's last point, and of its random weights."""
+    keys = ["data_key", "head", "run_id", "weights"]
+    return table[table.macs_total == table.groupby(keys).macs_total.transform("max")]
+
+
+def _differences(
+    table: pd.DataFrame, keys: list[str], by: str, pairs: list[tuple[str, str]], metric: str
+) -> pd.DataFrame:
+    """Of each group of `keys`: the score where `by` is the first of a pair less that at the second.
+
+    Pairs are of one run, seed and split; layers are chosen as in `best_layers`. Averaged over runs
+    within a seed, the interval is over seeds, with `over_seeds`' correction; of a given split both
+    sides' sampling of the test set is added as if independent, too wide rather than too narrow.
     """
     rows = []
-    for (data, key, head), g in table.groupby(["data", "data_key", "head"], sort=False):
-        spent = g.groupby(["run_id", "weights"]).macs_total.transform("max")
-        g = g[g.macs_total == spent]
-        scored = {key: _by_seed(one, metric)[0] for key, one in g.groupby(["weights", "run_id"])}
-        pairs = [
-            scored["trained", run] - scored["random", run]
-            for run in g.run_id.unique()
-            if {("trained", run), ("random", run)} <= set(scored)
-        ]
-        if not pairs:
-            continue
-        values = pd.concat(pairs, axis=1).dropna().mean(axis=1).to_numpy()
-        mean = float(values.mean())
-        share = np.array([one.mean() for one in scored.values()])
-        sampling = 2 * (share * (1 - share)).mean() / g.n_test.mean()
-        half = half_width(values, g.n_train.mean(), g.n_test.mean(), g.split.iloc[0], sampling)
-        rows.append(
-            {"data": data, "data_key": key, "head": head, "difference": mean}
-            | {"low": mean - half, "high": mean + half, "runs": g.run_id.nunique()}
-        )
-    return pd.DataFrame(rows)
+    for key, g in table.groupby(keys, sort=False):
+        scored = {run: _by_seed(one, metric)[0] for run, one in g.groupby([by, "run_id"])}
+        for first, second in pairs:
+            runs = [
+                run for run in g.run_id.unique() if {(first, run), (second, run)} <= set(scored)
+            ]
+            if not runs:
+                continue
+            apart = [scored[first, run] - scored[second, run] for run in runs]
+            values = pd.concat(apart, axis=1).dropna().mean(axis=1).to_numpy()
+            mean = float(values.mean())
+            share = np.array([scored[side, run].mean() for side in (first, second) for run in runs])
+            sampling = 2 * (share * (1 - share)).mean() / g.n_test.mean()
+            half = half_width(values, g.n_train.mean(), g.n_test.mean(), g.split.iloc[0], sampling)
+            found = {"difference": mean, "low": mean - half, "high": mean + half, "runs": len(runs)}
+            rows.append(dict(zip([*keys, by], [*key, first], strict=True)) | found)
+    columns = [*dict.fromkeys([*keys, by]), "difference", "low", "high", "runs"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def quality_laws(

@@ -21,6 +21,7 @@ from analysis.quality import (
     davis_difference,
     davis_points,
     difference,
+    head_difference,
     over_seeds,
     probe_points,
     quality_laws,
@@ -118,13 +119,21 @@ def _summary(probes: pd.DataFrame, best: pd.DataFrame) -> str:
                 strict=True,
             )
         ]  # fmt: skip
-    lines = []
-    for d in difference(probes).to_dict("records"):
-        lines.append(
-            f"<li>{escape(d['data'])}, {escape(d['head'])} head: trained less random weights "
-            f"{100 * d['difference']:+.1f} points [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}], "
-            f"over {d['runs']} models</li>"
-        )
+    apart = difference(probes)
+    heads = head_difference(probes).set_index(["data_key", "head"])
+    apart["text"] = [_points(d) for d in apart.to_dict("records")]
+    apart["to_average"] = [
+        _points(heads.loc[key].to_dict()) if key in heads.index else "–"
+        for key in zip(apart.data_key, apart["head"], strict=True)
+    ]
+    differences = [
+        Column("data", "Data", kind="text"),
+        Column("head", "Head", kind="text"),
+        Column("text", "Trained less random weights, points [95%]", kind="text"),
+        Column("to_average", "To the average head, trained, points [95%]", kind="text"),
+        Column("runs", "Models", str),
+    ]
+    told = "What training adds, and what a head reads more than the average of all tokens."
     columns = [
         Column("data", "Data", kind="text"),
         Column("head", "Head", kind="text"),
@@ -139,7 +148,12 @@ def _summary(probes: pd.DataFrame, best: pd.DataFrame) -> str:
         "Each model’s best layer. A seed is scored at the layer that the other seeds choose, so "
         "that the maximum is not taken on the files that it is reported on."
     )
-    return f"<ul>{''.join(lines)}</ul>" + table(joined, columns, caption=caption)
+    return table(apart, differences, caption=told) + table(joined, columns, caption=caption)
+
+
+def _points(d: dict[Any, Any]) -> str:
+    """A difference of accuracies in points, with its interval."""
+    return f"{100 * d['difference']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]"
 
 
 def davis_section(study_dir: Path) -> str:

@@ -13,6 +13,7 @@ from analysis.quality import (
     best_layers,
     davis_difference,
     difference,
+    head_difference,
     over_seeds,
     probe_points,
     quality_laws,
@@ -93,6 +94,26 @@ def test_points_best_layers_and_difference() -> None:
     assert 0 < row["low"] < row["difference"] < row["high"]
 
 
+def test_heads_are_compared_on_trained_weights_by_seed() -> None:
+    """Attention 0.1 above the average in every run and seed, the grid 0.2 and noisy."""
+    average = table(simulated_rows()).assign(head="average")
+    rng = np.random.default_rng(2)
+    seeds = average.groupby("seed").ngroup()
+    noise = rng.normal(0, 0.02, seeds.max() + 1)[seeds]
+    random = 0.3 * (average.weights == "random")  # must not count
+    parts = [
+        average.assign(top1=average.top1 - 0.3),
+        average.assign(head="attention", top1=average.top1 - 0.2 + random),
+        average.assign(head="grid", top1=average.top1 - 0.1 + noise),
+    ]
+    found = head_difference(pd.concat(parts)).set_index("head")
+    assert list(found.index) == ["attention", "grid"]
+    sure, unsure = found.loc["attention"], found.loc["grid"]
+    assert sure.difference == pytest.approx(0.1) and sure.low == pytest.approx(sure.high)
+    assert unsure.low < 0.2 < unsure.high and unsure.high - unsure.low > 0.02
+    assert head_difference(average).empty  # one head is compared with nothing
+
+
 def test_best_layer_is_not_chosen_on_what_it_is_scored_on() -> None:
     """Layers that are all alike: the maximum over layers is above their accuracy, ours is not."""
     rng = np.random.default_rng(0)
@@ -149,4 +170,7 @@ def test_mistakes(tmp_path: Path) -> None:
         quality_laws(rows, tmp_path, "davis_jf")
     (tmp_path / "probes.csv").write_bytes(b"")
     with pytest.raises(UserError, match="damaged"):
+        quality_laws(rows, tmp_path, "probe_top1")
+    (tmp_path / "probes.csv").write_text("run_id,top1\n0a1b,0.5\n")
+    with pytest.raises(UserError, match=r"no column data_key: an older version wrote it; remove"):
         quality_laws(rows, tmp_path, "probe_top1")

@@ -80,7 +80,7 @@ def test_page_has_the_parts_and_their_data(full: Path) -> None:
         assert title in text
     for key in ("probe-0", "probe-law-0", "davis-0", "generated-0"):
         assert f'download="{key}.csv"' in text
-    assert "trained less random weights +" in text and "dog, continued" in text
+    assert "Trained less random weights, points [95%]" in text and "dog, continued" in text
     assert "from above: truth, " in text and "Error against compute." in text
     # What is in the CSV is what was probed.
     start = text.index('download="davis-0.csv" href="data:text/csv;charset=utf-8,')
