@@ -35,7 +35,7 @@ from models.probes import (
     train_heads,
 )
 from scaling import disk
-from scaling.checkpoint import write_atomic
+from scaling.checkpoint import RunBusy, RunLock, write_atomic
 from scaling.data import media, shards
 from scaling.data.shards import read_index
 from scaling.errors import UserError
@@ -304,7 +304,27 @@ def probe_run(
     """Train and judge the heads that have no rows yet, of one model and weights.
 
     Returns between two heads once `stop` is set.
+    Raises UserError: another process does the same.
     """
+    try:
+        with RunLock(folder, f"{trained.label(weights)}.lock"):
+            _probe_run(folder, trained, weights, kinds, layers, seeds, memory_gb, recipe, say, stop)
+    except RunBusy as busy:
+        raise UserError(f"{busy}, which probes the same; wait for it or stop it") from None
+
+
+def _probe_run(
+    folder: Path,
+    trained: TrainedRun,
+    weights: str,
+    kinds: tuple[str, ...],
+    layers: list[int] | None,
+    seeds: range,
+    memory_gb: float,
+    recipe: Recipe,
+    say: Say,
+    stop: Event,
+) -> None:
     index = json.loads((folder / "index.json").read_text())
     found = {kind: read_rows(folder / f"{trained.label(weights)}-{kind}.json") for kind in kinds}
     chosen = layers if layers is not None else list(range(trained.run.model.layers + 1))

@@ -18,6 +18,7 @@ import torch
 
 from models.parametrization import build
 from models.probes import Recipe
+from scaling.checkpoint import RunLock
 from scaling.data.shards import TokenData
 from scaling.errors import UserError
 from scaling.representations import features, probe
@@ -165,6 +166,17 @@ def written(study: Path) -> set[tuple[Path, int]]:
         with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
             found.add((path, path.stat().st_mtime_ns))
     return found
+
+
+def test_two_at_once(own: Path, pictures: Path) -> None:
+    """The second says who is at it, rather than write states over those of the first."""
+    run(own, pictures, seeds=1)
+    (folder,) = (own / "probes").iterdir()
+    label = trained_runs(own)[0].label("random")
+    busy = pytest.raises(UserError, match=r"in use by .*, which probes the same; wait for it")
+    with RunLock(folder, f"{label}.lock"), busy:
+        run(own, pictures)
+    assert len(run(own, pictures)) == 2 * 3 * 2 * 3  # weights, heads, seeds, layers
 
 
 def test_done_work_is_not_repeated(
