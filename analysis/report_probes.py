@@ -274,12 +274,13 @@ def tuned_section(study_dir: Path) -> str:
     if tuned is None:
         return ""
     older = pd.DataFrame(
-        {"weights": ["trained"], "frames": 1, "n_hidden": 0, "top1_hidden": np.nan}
-    )
+        {"data_key": [""], "frames": 1, "stride": np.nan, "weights": "trained", "n_hidden": 0}
+        | {"top1_hidden": np.nan}
+    )  # of images only, from trained weights only
     missing = [name for name in older if name not in tuned]
     tuned = tuned.merge(older[missing], how="cross") if missing else tuned
-    keys = ["data", "run_id", "size", "px", "frames", "tokens", "rope_base", "attention"]
-    keys += ["end_to_end", "layer_decay", "head", "lr", "head_lr", "steps", "batch"]
+    keys = ["data", "data_key", "run_id", "size", "px", "frames", "stride", "tokens", "rope_base"]
+    keys += ["attention", "end_to_end", "layer_decay", "head", "lr", "head_lr", "steps", "batch"]
     rows = []
     for key, g in tuned.groupby(keys, sort=False, dropna=False):
         found: dict[str, Any] = dict(zip(keys, key, strict=True))

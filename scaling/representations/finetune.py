@@ -1,4 +1,4 @@
-"""Fine-tuning a study's model on labelled images or clips: resolution, length, rotary base, ...
+"""Fine-tuning a study's model on labelled images or clips: resolution, length, attention.
 
 A sequence that is longer than those of training, of more tokens a frame or of more frames, is read
 whole: the context grows with it, and a larger rotary base slows the rotations (Table 4).
@@ -49,10 +49,10 @@ from scaling.representations.weights import (
 from scaling.status import clock
 
 COLUMNS = (
-    "run_id", "study", "size", "params", "macs_total", "data", "px", "frames", "tokens",
-    "rope_base", "attention", "end_to_end", "layer_decay", "lr", "head_lr", "steps", "batch",
-    "head", "weights", "layer", "depth", "seed", "split", "n_train", "n_test", "top1", "chance",
-    "n_hidden", "top1_hidden", "next_token_loss",
+    "run_id", "study", "size", "params", "macs_total", "data", "data_key", "px", "frames",
+    "stride", "tokens", "rope_base", "attention", "end_to_end", "layer_decay", "lr", "head_lr",
+    "steps", "batch", "head", "weights", "layer", "depth", "seed", "split", "n_train", "n_test",
+    "top1", "chance", "n_hidden", "top1_hidden", "next_token_loss",
 )  # fmt: skip
 SETTINGS = (
     "rope_base",
@@ -137,9 +137,11 @@ def tuned(
         folder = encoded(study, trained, labelled, data, views, Recipe(), say, px)
         saved = path.with_suffix(".pt")
         hidden_F = read_hidden(data, json.loads((folder / "index.json").read_text())["names"])
-        frames = 1 if images else tuning.frames or index["frames"]
+        seen = {"data_key": labelled.key, "px": px}
+        seen["frames"] = 1 if images else tuning.frames or index["frames"]
+        seen["stride"] = None if images else tuning.stride or index["settings"]["stride"]
         found = _tune(trained, weights, folder, hidden_F, tuning, head, seed, saved, say)
-        rows = [r | {"px": px, "frames": frames} for r in found]
+        rows = [r | seen for r in found]
         write_atomic(path, json.dumps(rows))
         checkpoint.drop(saved, files=0, folders=0)
     best = max(rows, key=lambda r: r["top1"])
@@ -396,7 +398,8 @@ def gather(study: Path) -> Path:
 
     rows = [r for p in sorted((study / "finetuned").glob("*.json")) for r in read_rows(p)]
     rows = [r for r in rows if set(COLUMNS) <= set(r)]  # others are an older version's
-    keys = ["data", "run_id", "px", "frames", "rope_base", "attention", "end_to_end", "head"]
+    keys = ["data", "data_key", "run_id", "px", "frames", "rope_base", "attention", "end_to_end"]
+    keys += ["head"]
     keys += ["weights", "seed", "layer"]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(keys, kind="stable")
     write_atomic(study / "finetune.csv", table.to_csv(index=False))

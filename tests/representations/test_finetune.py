@@ -156,7 +156,12 @@ def test_clips_longer_than_those_of_training_are_learned(
     tuning = Tuning(frames=6, end_to_end=True, steps=60, lr=3e-3, head_lr=1e-2, batch=16)
     out = finetune(own, corners, tuning=tuning, head="grid", seeds=2, say=lambda _: None)
     table = pd.read_csv(out)
-    assert set(table.px) == {8} and set(table.tokens) == {24} and set(table.frames) == {6}
+    assert (
+        set(table.stride) == {1}
+        and set(table.px) == {8}
+        and set(table.tokens) == {24}
+        and set(table.frames) == {6}
+    )
     assert list(table.weights) == ["random", "random", "trained", "trained"]
     trained = table[table.weights == "trained"]
     assert trained.top1.min() > 0.8 and trained.chance.max() == 0.25
@@ -195,13 +200,16 @@ def test_what_is_hidden_is_said_by_a_column(tmp_path: Path) -> None:
         read_hidden(table, ["a"])
 
 
-def test_mistakes(study: Path, pictures: Path, clips: Path) -> None:
+def test_mistakes(study: Path, pictures: Path, clips: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="images have no frames and no stride; leave them out"):
         finetune(study, pictures, tuning=Tuning(frames=8))
     with pytest.raises(UserError, match="frames: 0: input should be greater than 0"):
         checked(Tuning, frames=0)
     with pytest.raises(UserError, match="12 frames are too few for 16 frames at stride 1"):
-        finetune(study, clips, tuning=Tuning(frames=16))
+        finetune(
+            Path(shutil.copytree(study, tmp_path / "own")), clips, tuning=Tuning(frames=16),
+            say=lambda _: None,
+        )  # fmt: skip
     with pytest.raises(UserError, match="6 px are no multiple of the tokenizer's 4 px"):
         finetune(study, clips, tuning=Tuning(px=6))
     with pytest.raises(UserError, match="attention: 'both' is not one of 'causal', 'prefix'"):
