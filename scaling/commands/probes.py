@@ -140,7 +140,8 @@ def permanence(
     """Make clips in which a ball passes behind and under others; the label is its last cell of 36.
 
     Example: `scaling permanence permanence --frames 32`, then `scaling finetune studies/quickstart
-    --data permanence/labels.csv --frames 32 --stride 1 --px 24 --end-to-end --head grid`
+    --data permanence/labels.csv --frames 32 --stride 1 --px 24 --end-to-end --head grid --lr 3e-3
+    --batch 8 --seeds 1`; px: 6 times the tokenizer's patch, so that a cell is a token.
     """
     from scaling.representations.permanence import write_permanence
 

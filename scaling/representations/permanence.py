@@ -23,6 +23,7 @@ from scaling import disk
 from scaling.checkpoint import write_atomic
 from scaling.config import Tuning
 from scaling.errors import UserError
+from scaling.progress import teller
 from scaling.representations.finetune import Say, finetune
 from scaling.representations.sample import write_video
 from scaling.representations.weights import data_dir_of, open_tokenizer, trained_runs
@@ -127,13 +128,14 @@ def write_permanence(out: Path, *, clips: int, frames: int, size: int, seed: int
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(("path", "label", "split", "visible"))
-        ends = []
+        ends, tell = [], teller()
         for i in range(clips):
             pixels, cell, visible = scene(seed, i, frames=frames, size=size)
             name = f"{i:06d}.mp4"
             if not (out / name).exists():
                 write_video(out / name, pixels, fps=25)
             ends.append((name, cell, visible[-1]))
+            tell(f"clips of {frames} frames", i + 1, clips)
         learned = {cell for i, (_, cell, _) in enumerate(ends) if i % 4}
         for i, (name, cell, seen) in enumerate(ends):
             # A cell that no training clip ends in cannot be learned: its clips are for training.
