@@ -38,7 +38,7 @@ SPEED = 0.035  # of the frame's side a frame, at most
 CAUGHT = 0.3  # share of the clips whose ball ends under the cup
 SCHEMA = 2  # of the scenes
 CLIPS = 1600
-TUNING = Tuning(end_to_end=True, lr=3e-3, head_lr=1e-2, batch=8, steps=200)
+TUNING = Tuning(end_to_end=True, lr=3e-3, head_lr=1e-2, batch=8, steps=300)
 
 
 def scene(seed: int, index: int, *, frames: int, size: int) -> tuple[np.ndarray, int, np.ndarray]:
