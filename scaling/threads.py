@@ -24,7 +24,7 @@ def lanes(count: int) -> int:
     return max(1, min(count, 1 if torch.cuda.is_available() else available_cores()))
 
 
-def in_lanes(work: Sequence[Callable[[Event], None]]) -> None:
+def in_lanes(work: Sequence[Callable[[Event], object]]) -> None:
     """Do all of it, each piece with one thread of torch, so that results do not depend on cores.
 
     A piece looks at its event between steps that it would not want to lose, and returns when it is

@@ -21,7 +21,9 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,7 @@ from scaling.representations.weights import (
     trained_runs,
 )
 from scaling.status import clock
+from scaling.threads import in_lanes
 
 COLUMNS = (
     "run_id", "study", "size", "params", "macs_total", "data", "data_key", "px", "frames",
@@ -88,9 +91,8 @@ def finetune(
     """
     trained = trained_runs(study, [run] if run else None)[-1]
     labelled = read_labelled(data)
-    for seed in range(seeds):
-        for weights in WEIGHTS:
-            tuned(study, trained, labelled, data, tuning, head, seed, say, weights)
+    one = partial(tuned, study, trained, labelled, data, tuning, head)
+    in_lanes([partial(one, s, say, weights) for s in range(seeds) for weights in WEIGHTS])
     return gather(study)
 
 
@@ -104,9 +106,11 @@ def tuned(
     seed: int,
     say: Say,
     weights: str = "trained",
+    stop: Event | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of one fine-tuning, which is done where they are not there yet.
 
+    Once `stop` is set it saves itself and ends with KeyboardInterrupt.
     Raises UserError: frames of images, a size that the tokenizer does not divide, a model that
     cannot attend so; of clips, what `encoded` raises.
     """
@@ -134,13 +138,14 @@ def tuned(
     with disk.explained(study):
         path.parent.mkdir(exist_ok=True)
         views = Views(frames=tuning.frames, stride=tuning.stride)
-        folder = encoded(study, trained, labelled, data, views, Recipe(), say, px)
+        with disk.lock(path.parent / "encode.lock"):  # all seeds and weights read the same tokens
+            folder = encoded(study, trained, labelled, data, views, Recipe(), say, px)
         saved = path.with_suffix(".pt")
         hidden_F = read_hidden(data, json.loads((folder / "index.json").read_text())["names"])
         seen = {"data_key": labelled.key, "px": px}
         seen["frames"] = 1 if images else tuning.frames or index["frames"]
         seen["stride"] = None if images else tuning.stride or index["settings"]["stride"]
-        found = _tune(trained, weights, folder, hidden_F, tuning, head, seed, saved, say)
+        found = _tune(trained, weights, folder, hidden_F, tuning, head, seed, saved, say, stop)
         rows = [r | seen for r in found]
         write_atomic(path, json.dumps(rows))
         checkpoint.drop(saved, files=0, folders=0)
@@ -280,6 +285,7 @@ def _tune(
     seed: int,
     saved: Path,
     say: Say,
+    stop: Event | None,
 ) -> list[dict[str, Any]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     index = json.loads((folder / "index.json").read_text())
@@ -332,10 +338,13 @@ def _tune(
                 f"ETA {clock(left)}"
             )
             last_said = now
-        if now - last_saved > SAVE_SECONDS and done < tuning.steps:
+        interrupted = stop is not None and stop.is_set()
+        if (interrupted or now - last_saved > SAVE_SECONDS) and done < tuning.steps:
             states = {name: part.state_dict() for name, part in parts.items()}
             checkpoint.save(saved, states | {"step": done})
             last_saved = now
+        if interrupted:
+            raise KeyboardInterrupt
     row = {k: trained.row[k] for k in ("study", "size", "params", "macs_total")}
     if weights == "random":
         row["macs_total"] = 0

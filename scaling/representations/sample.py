@@ -6,8 +6,8 @@ Writes STUDY/generated/<run>-<clip>.mp4 (or .gif), a strip .png and a table .csv
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
+from threading import get_native_id
 
 import av
 import numpy as np
@@ -150,7 +150,7 @@ def _enlarged(frames: np.ndarray) -> np.ndarray:
 
 def write_video(path: Path, frames: np.ndarray, *, fps: int) -> None:
     """uint8 (T, H, W, 3) as H.264 in .mp4, or as .gif; whole or absent."""
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    unfinished = path.with_name(f".{path.stem}.{get_native_id()}{path.suffix}")
     try:
         if path.suffix == ".gif":
             images = [Image.fromarray(f) for f in frames]
@@ -160,6 +160,7 @@ def write_video(path: Path, frames: np.ndarray, *, fps: int) -> None:
         else:
             with av.open(str(unfinished), "w") as container:
                 stream = container.add_stream("libx264", rate=fps, options={"crf": "16"})
+                stream.codec_context.thread_count = 1  # so the same frames give the same file
                 stream.height, stream.width = frames.shape[1:3]
                 stream.pix_fmt = "yuv420p"
                 for frame in frames:
