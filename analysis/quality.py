@@ -16,7 +16,11 @@ from analysis.laws import RESAMPLES, NotIdentified
 from scaling.errors import UserError
 
 LEVEL = 0.95
-NEWEST = {"probes": {"data_key"}, "variants": {"data_key", "next_token_loss"}}  # columns
+NEWEST = {  # columns that older versions did not write
+    "probes": {"data_key"},
+    "finetune": {"data_key", "weights", "n_hidden"},
+    "variants": {"data_key", "next_token_loss"},
+}
 RUN = ["run_id", "size", "params", "layers", "macs_total", "weights"]
 
 

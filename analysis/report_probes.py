@@ -273,12 +273,6 @@ def tuned_section(study_dir: Path) -> str:
     tuned = read_quality(study_dir, "finetune")
     if tuned is None:
         return ""
-    older = pd.DataFrame(
-        {"data_key": [""], "frames": 1, "stride": np.nan, "weights": "trained", "n_hidden": 0}
-        | {"top1_hidden": np.nan}
-    )  # of images only, from trained weights only
-    missing = [name for name in older if name not in tuned]
-    tuned = tuned.merge(older[missing], how="cross") if missing else tuned
     keys = ["data", "data_key", "run_id", "size", "px", "frames", "stride", "tokens", "rope_base"]
     keys += ["attention", "end_to_end", "layer_decay", "head", "lr", "head_lr", "steps", "batch"]
     rows = []

@@ -140,7 +140,9 @@ def finetune_table() -> pd.DataFrame:
                     {"run_id": "0a1b", "size": "t64", "data": "pictures", "px": 32, "tokens": 64}
                     | {"rope_base": 50_000.0, "attention": attention, "end_to_end": end_to_end}
                     | {"head": "attention", "lr": 1e-3, "steps": 300, "layer": layer}
-                    | {"head_lr": 3e-3, "layer_decay": 0.9, "batch": 32}
+                    | {"head_lr": 3e-3, "layer_decay": 0.9, "batch": 32, "weights": "trained"}
+                    | {"data_key": "k", "frames": 1, "stride": np.nan}
+                    | {"n_hidden": 0, "top1_hidden": np.nan}
                     | {"seed": seed, "split": "drawn", "n_train": 300, "n_test": 100}
                     | {"chance": 0.1, "next_token_loss": np.nan if end_to_end else 3.5}
                     | {"top1": level - 0.1 * (layer < 2) + 0.01 * seed}
