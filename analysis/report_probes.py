@@ -279,7 +279,12 @@ def tuned_section(study_dir: Path) -> str:
     for key, g in tuned.groupby(keys, sort=False, dropna=False):
         found: dict[str, Any] = dict(zip(keys, key, strict=True))
         found |= dict.fromkeys(("trained", "random", "trained_hidden", "random_hidden"), "–")
-        found["trained_by"] = "labels" if found["end_to_end"] else "next tokens"
+        by = "labels, end to end" if found["end_to_end"] else "next tokens"
+        base = "" if pd.isna(found["rope_base"]) else f", RoPE base {found['rope_base']:,.0f}"
+        found["settings"] = (
+            f"{found['frames']} x {found['px']} px = {found['tokens']:,} tokens, "
+            f"{found['attention']}{base}, {found['steps']:,} steps by {by}, {found['head']} head"
+        )
         for weights, one in g.groupby("weights"):
             found[str(weights)] = _tuned_text(one, "top1", "n_test")
             found[f"{weights}_hidden"] = _tuned_text(one, "top1_hidden", "n_hidden")
@@ -289,22 +294,17 @@ def tuned_section(study_dir: Path) -> str:
     columns = [
         Column("data", "Data", kind="text"),
         Column("size", "Model", kind="text"),
-        Column("px", "px"),
-        Column("frames", "Frames"),
-        Column("tokens", "Tokens"),
-        Column("rope_base", "RoPE base", lambda v: "–" if pd.isna(v) else number_text(v)),
-        Column("attention", "Attention", kind="text"),
-        Column("trained_by", "Trained by", kind="text"),
-        Column("head", "Head", kind="text"),
-        Column("steps", "Steps"),
-        Column("seeds", "Seeds"),
         Column("trained", "Top-1 from trained weights [95%]", kind="text"),
         Column("random", "from random weights [95%]", kind="text"),
         Column("chance", "Chance", lambda c: f"{c:.1%}"),
-        Column("trained_hidden", "Where hidden, from trained weights [95%]", kind="text"),
-        Column("random_hidden", "from random weights [95%]", kind="text"),
+        Column("trained_hidden", "Where hidden, from trained [95%]", kind="text"),
+        Column("random_hidden", "from random [95%]", kind="text"),
         Column("nats", "Nats a token", lambda v: "–" if pd.isna(v) else f"{v:.3f}"),
+        Column("seeds", "Seeds"),
+        Column("settings", "Fine-tuned", kind="wrap"),
     ]
+    if pd.isna([row["nats"] for row in rows]).all():
+        columns = [column for column in columns if column.key != "nats"]
     caption = (
         "Of several layers the best. Random: the weights that the run started with. Chance: the "
         "most frequent class."
