@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,15 @@ class Features:
         *,
         layers: list[int],
         side: int,
-        grids: Iterable[int] = (1,),
+        grids: Collection[int] = (1,),
     ) -> None:
         self.shape, self.layers, self.side = shape[1:], layers, side
         values = int(np.prod(shape[2:])) * len(layers)
         self.path = path
         self.stored_bytes = 2 * int(np.prod(shape[1:]))  # of a row
-        held = 6 * shape[0] * values  # two bytes a value, and four of the standardised copy
+        # Two bytes a value and four of the standardised copy; of means eight, as they are joined.
+        means = len(layers) * shape[3] * sum(grid**2 for grid in grids)
+        held = shape[0] * (6 * values + 8 * means)
         self.held = self._read(np.arange(shape[0])) if 2 * held <= memory_bytes else None
         # Of a training step: the rows, their standardised copy, what backward keeps.
         self.rows_at_once = max(1, int(memory_bytes / 2 / (20 * values)))

@@ -5,6 +5,7 @@ The peak is of the whole process, in bytes, above what it held before its first 
 
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from models.family import size
 from models.parametrization import build
-from models.probes import Heads, Recipe, file_scores, train_heads
+from models.probes import LINEAR, Heads, Recipe, file_scores, grid_of, train_heads
 from scaling.representations.features import Features, write_features
 
 FILES, TOKENS, WIDTH, LAYERS = 1500, 256, 64, 2
@@ -38,12 +39,13 @@ def main(folder: Path, memory: float) -> None:
 def probe(model, codes: np.ndarray, labels: torch.Tensor, path: Path, memory: float) -> None:
     shape = write_features(model, codes, path, start=1, side=16, memory_bytes=memory)
     layers = list(range(shape[1]))
-    features = Features(path, shape, memory, layers=layers, side=16)
+    grids = {grid_of(kind, 16, shape[3]) for kind in LINEAR}
+    features = Features(path, shape, memory, layers=layers, side=16, grids=grids)
     rows = torch.arange(len(codes))
     features.standardise(rows)
-    for kind in ("average", "attention"):
-        states = features.pooled if kind == "average" else features
-        heads = Heads(kind, layers, shape[3], 3)
+    for kind in ("average", "attention", "grid"):
+        heads = Heads(kind, layers, shape[3], 3, side=16)
+        states = partial(features.pooled, grid=heads.grid) if kind in LINEAR else features
         settings = {"seed": 0, "at_once": features.rows_at_once}
         train_heads(heads, states, rows, labels, Recipe(steps=3), **settings)
         file_scores(heads, states, rows, rows, len(rows), batch=features.rows_at_once)
