@@ -52,6 +52,9 @@ def probe(
 ) -> None:
     """Probe every layer of a study's models on labelled images or clips, against random weights.
 
+    Heads: average (of all tokens, linear) and attention (one learned query) are the paper's; grid
+    (of each cell of the frame, linear) keeps where things are; cross is the larger one of A.7.
+
     Example: `scaling probe studies/quickstart --data ~/sign_digits`
 
     Interrupt it whenever you like: the same command continues where it stopped.
