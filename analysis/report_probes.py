@@ -176,8 +176,7 @@ def _davis_part(number: int, davis: pd.DataFrame, study_dir: Path) -> str:
     )
     lines = [
         f"<li>trained less {'random weights' if d['against'] == 'random' else 'pixels'}: "
-        f"{100 * d['difference']:+.1f} points of J&F [{100 * d['low']:+.1f}, "
-        f"{100 * d['high']:+.1f}], paired over {d['sequences']} sequences</li>"
+        f"{_points(d)} points of J&F, paired over {d['sequences']} sequences</li>"
         for d in davis_difference(davis).to_dict("records")
     ]
     parts = [

@@ -262,8 +262,8 @@ def _track_run(
             model = model.cuda()
         per_tile = 4 * (index["tokens_per_frame"] + 1) * 4 * (config.layers + 1) * config.d
         at_once = max(1, min(512, int(memory_gb * 1e9 / 4 / per_tile)))
-    tell = teller()
-    for sequence in todo:
+    tell, told = teller(), "pixels" if weights == "pixels" else trained.named(weights)
+    for number, sequence in enumerate(todo, 1):
         if stop.is_set():
             return
         frames = read_frames(sequences[sequence][0], rows, patch)
@@ -311,7 +311,7 @@ def _track_run(
         disk.write(folder / f"{name}-{sequence}.npz", buffer.getvalue())
         _keep_frames(folder, sequence, sequences[sequence][0], truth_THW)
         write_atomic(paths[sequence], json.dumps(made))
-        tell(f"{name}: sequences", todo.index(sequence) + 1, len(todo))
+        tell(f"{told}: sequences", number, len(todo))
     table = [r for s in sequences for r in json.loads(paths[s].read_text()) if r["layer"] in wanted]
     by_layer = {
         layer: float(
@@ -320,7 +320,7 @@ def _track_run(
         for layer in wanted
     }
     best = max(by_layer, key=lambda layer: by_layer[layer])
-    say(f"{name}: J&F {by_layer[best]:.1%} at layer {best} ({len(sequences)} sequences)")
+    say(f"{told}: J&F {by_layer[best]:.1%} at layer {best} ({len(sequences)} sequences)")
 
 
 def _has(path: Path, wanted: list[int]) -> bool:

@@ -38,6 +38,7 @@ from scaling import checkpoint, disk
 from scaling.checkpoint import write_atomic
 from scaling.config import Tuning
 from scaling.errors import UserError
+from scaling.progress import teller
 from scaling.representations.features import with_start
 from scaling.representations.labelled import Labelled, draw_split, read_labelled
 from scaling.representations.probe import Views, encoded, open_encoded, read_rows
@@ -48,7 +49,6 @@ from scaling.representations.weights import (
     open_tokenizer,
     trained_runs,
 )
-from scaling.status import clock
 from scaling.threads import in_lanes
 
 COLUMNS = (
@@ -69,7 +69,7 @@ SETTINGS = (
 )
 WARMUP = 0.1  # of the steps, over which the rate rises; then it falls to zero along a cosine
 WEIGHT_DECAY = 0.05
-SAVE_SECONDS, SAY_SECONDS = 30.0, 15.0
+SAVE_SECONDS = 30.0
 Say = Callable[[str], None]
 
 
@@ -318,9 +318,9 @@ def _tune(
         for name, part in parts.items():
             part.load_state_dict(state[name])
     labels_F = torch.from_numpy(labelled.labels_F).to(device)
-    done = first = state["step"] if state else 0
+    done = state["step"] if state else 0
     model.train()
-    began = last_saved = last_said = time.monotonic()
+    tell, last_saved = teller(), time.monotonic()
     for step in range(done, tuning.steps):
         chosen = torch.from_numpy(train_F[batch_of(step, len(train_F), tuning.batch, seed)])
         chosen = chosen.to(device)
@@ -331,13 +331,7 @@ def _tune(
         schedule.step()
         optim.zero_grad(set_to_none=True)
         done, now = step + 1, time.monotonic()
-        if now - last_said > SAY_SECONDS:
-            left = (now - began) / (done - first) * (tuning.steps - done)
-            say(
-                f"  fine-tuning from {weights} weights, seed {seed}: step {done}/{tuning.steps}, "
-                f"ETA {clock(left)}"
-            )
-            last_said = now
+        tell(f"fine-tuning from {weights} weights, seed {seed}: step", done, tuning.steps)
         interrupted = stop is not None and stop.is_set()
         if (interrupted or now - last_saved > SAVE_SECONDS) and done < tuning.steps:
             states = {name: part.state_dict() for name, part in parts.items()}

@@ -14,7 +14,8 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -306,154 +307,150 @@ def probe_run(
     Returns between two heads once `stop` is set.
     Raises UserError: another process does the same.
     """
+    with _alone(folder, trained.label(weights)):
+        index = json.loads((folder / "index.json").read_text())
+        found = {
+            kind: read_rows(folder / f"{trained.label(weights)}-{kind}.json") for kind in kinds
+        }
+        chosen = layers if layers is not None else list(range(trained.run.model.layers + 1))
+        have = {(k, r["seed"], r["layer"]) for k, rows in found.items() for r in rows}
+        todo = {
+            (seed, kind): [layer for layer in chosen if (kind, seed, layer) not in have]
+            for seed in seeds
+            for kind in kinds
+        }
+        wanted = sorted({layer for layers_left in todo.values() for layer in layers_left})
+        if not wanted:
+            return
+        labelled, codes_FVL = open_encoded(folder)
+        labels_F = labelled.labels_F
+        files, views = codes_FVL.shape[:2]
+        memory = memory_gb * 1e9
+        stem = folder / "features" / trained.label(weights)
+        side, d = index["side"], trained.run.model.d
+        whole, path = stem.with_suffix(".tokens.bin"), stem.with_suffix(".cells.bin")
+        grid: int | None = grid_of("grid", side, d)
+        if whole.exists() or not set(kinds) <= set(LINEAR):
+            path, grid = whole, None
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        per_window = codes_FVL.shape[2]
+        frames = index["settings"]["views"]["frames"]
+        if frames is not None and frames > index["frames"]:
+            per_window = per_window * index["frames"] // frames
+        tell = teller()
+        shape = write_features(
+            trained.model(weights).to(device),
+            codes_FVL.reshape(files * views, *codes_FVL.shape[2:]),
+            path,
+            start=index["start"],
+            window=per_window,
+            side=side,
+            grid=grid,
+            memory_bytes=memory,
+            tell=lambda done, of: tell(f"{trained.named(weights)}: hidden states", done, of),
+        )
+        features = Features(
+            path,
+            shape,
+            memory,
+            layers=wanted,
+            side=grid or side,
+            grids={grid_of(kind, side, d) for kind in kinds if kind in LINEAR},
+        )
+        labels = torch.from_numpy(labels_F)
+        ready, of = 0, sum(map(bool, todo.values()))
+        for seed in seeds:
+            left = {kind: todo[seed, kind] for kind in kinds if todo[seed, kind]}
+            if not left:
+                continue
+            train_F, test_F = draw_split(labelled, seed)
+            rows_train, rows_test = (
+                torch.from_numpy((f[:, None] * views + np.arange(views)).reshape(-1))
+                for f in (train_F, test_F)
+            )
+            features.standardise(rows_train)
+            for kind, missing in left.items():
+                if stop.is_set():
+                    return
+                heads = Heads(
+                    kind,
+                    wanted,
+                    d,
+                    len(labelled.classes),
+                    side=side,
+                    heads=trained.run.model.heads,
+                    windows=codes_FVL.shape[2] // per_window,
+                    seed=seed,
+                )
+                states = partial(features.pooled, grid=heads.grid) if kind in LINEAR else features
+                at_once = features.rows_at_once
+                train_heads(
+                    heads, states, rows_train, labels[rows_train // views], recipe, seed=seed,
+                    at_once=at_once,
+                )  # fmt: skip
+                scores_LFC = file_scores(
+                    heads, states, rows_test, torch.arange(len(rows_test)) // views, len(test_F),
+                    batch=at_once,
+                )  # fmt: skip
+                top1, top5 = (top_accuracy(scores_LFC, labels[test_F], k) for k in (1, 5))
+                row = trained.row
+                base = {k: row[k] for k in ("study", "size", "family", "d", "layers", "params")}
+                base |= {k: row[k] for k in ("macs_total", "budget_macs", "val_loss", "tokenizer")}
+                if weights == "random":
+                    base |= {"macs_total": 0, "budget_macs": None, "val_loss": None}
+                base |= {
+                    "run_id": trained.run_id,
+                    "data": index["data"],
+                    "data_key": folder.name,
+                    "classes": len(labelled.classes),
+                    "frames": index["settings"]["views"]["frames"] or index["frames"],
+                    "clips": index["settings"]["views"]["clips"],
+                    "crops": index["settings"]["views"]["crops"],
+                    "weights": weights,
+                    "head": kind,
+                    "seed": seed,
+                    "split": "drawn" if labelled.split_F is None else "given",
+                    "n_train": len(train_F),
+                    "n_test": len(test_F),
+                    "chance": labelled.chance,
+                }
+                made = [
+                    base
+                    | {
+                        "layer": layer,
+                        "depth": layer / (shape[1] - 1),
+                        "top1": float(top1[i]),
+                        "top5": float(top5[i]),
+                    }
+                    for i, layer in enumerate(wanted)
+                    if layer in missing
+                ]
+                found[kind] += made
+                found[kind].sort(key=lambda r: (r["seed"], r["layer"]))
+                write_atomic(
+                    folder / f"{trained.label(weights)}-{kind}.json", json.dumps(found[kind])
+                )
+                ready += 1
+                tell(f"{trained.named(weights)}: heads", ready, of)
+        for kind in kinds:
+            mean: dict[int, list[float]] = {}
+            for r in found[kind]:
+                mean.setdefault(r["layer"], []).append(r["top1"])
+            best = max(mean, key=lambda layer: float(np.mean(mean[layer])))
+            say(
+                f"{trained.named(weights)}, {kind} head: best layer {best} of "
+                f"{trained.run.model.layers}, top-1 {np.mean(mean[best]):.1%}"
+            )
+
+
+@contextmanager
+def _alone(folder: Path, label: str) -> Iterator[None]:
+    """Exclusive use of one model's files. Raises UserError: another process has them."""
     try:
-        with RunLock(folder, f"{trained.label(weights)}.lock"):
-            _probe_run(folder, trained, weights, kinds, layers, seeds, memory_gb, recipe, say, stop)
+        with RunLock(folder, f"{label}.lock"):
+            yield
     except RunBusy as busy:
         raise UserError(f"{busy}, which probes the same; wait for it or stop it") from None
-
-
-def _probe_run(
-    folder: Path,
-    trained: TrainedRun,
-    weights: str,
-    kinds: tuple[str, ...],
-    layers: list[int] | None,
-    seeds: range,
-    memory_gb: float,
-    recipe: Recipe,
-    say: Say,
-    stop: Event,
-) -> None:
-    index = json.loads((folder / "index.json").read_text())
-    found = {kind: read_rows(folder / f"{trained.label(weights)}-{kind}.json") for kind in kinds}
-    chosen = layers if layers is not None else list(range(trained.run.model.layers + 1))
-    have = {(k, r["seed"], r["layer"]) for k, rows in found.items() for r in rows}
-    todo = {
-        (seed, kind): [layer for layer in chosen if (kind, seed, layer) not in have]
-        for seed in seeds
-        for kind in kinds
-    }
-    wanted = sorted({layer for layers_left in todo.values() for layer in layers_left})
-    if not wanted:
-        return
-    labelled, codes_FVL = open_encoded(folder)
-    labels_F = labelled.labels_F
-    files, views = codes_FVL.shape[:2]
-    memory = memory_gb * 1e9
-    stem = folder / "features" / trained.label(weights)
-    side, d = index["side"], trained.run.model.d
-    whole, path = stem.with_suffix(".tokens.bin"), stem.with_suffix(".cells.bin")
-    grid: int | None = grid_of("grid", side, d)
-    if whole.exists() or not set(kinds) <= set(LINEAR):
-        path, grid = whole, None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    per_window = codes_FVL.shape[2]
-    frames = index["settings"]["views"]["frames"]
-    if frames is not None and frames > index["frames"]:
-        per_window = per_window * index["frames"] // frames
-    tell = teller()
-    shape = write_features(
-        trained.model(weights).to(device),
-        codes_FVL.reshape(files * views, *codes_FVL.shape[2:]),
-        path,
-        start=index["start"],
-        window=per_window,
-        side=side,
-        grid=grid,
-        memory_bytes=memory,
-        tell=lambda done, of: tell(f"{trained.label(weights)}: hidden states", done, of),
-    )
-    features = Features(
-        path,
-        shape,
-        memory,
-        layers=wanted,
-        side=grid or side,
-        grids={grid_of(kind, side, d) for kind in kinds if kind in LINEAR},
-    )
-    labels = torch.from_numpy(labels_F)
-    ready, of = 0, sum(map(bool, todo.values()))
-    for seed in seeds:
-        left = {kind: todo[seed, kind] for kind in kinds if todo[seed, kind]}
-        if not left:
-            continue
-        train_F, test_F = draw_split(labelled, seed)
-        rows_train, rows_test = (
-            torch.from_numpy((f[:, None] * views + np.arange(views)).reshape(-1))
-            for f in (train_F, test_F)
-        )
-        features.standardise(rows_train)
-        for kind, missing in left.items():
-            if stop.is_set():
-                return
-            heads = Heads(
-                kind,
-                wanted,
-                d,
-                len(labelled.classes),
-                side=side,
-                heads=trained.run.model.heads,
-                windows=codes_FVL.shape[2] // per_window,
-                seed=seed,
-            )
-            states = partial(features.pooled, grid=heads.grid) if kind in LINEAR else features
-            at_once = features.rows_at_once
-            train_heads(
-                heads, states, rows_train, labels[rows_train // views], recipe, seed=seed,
-                at_once=at_once,
-            )  # fmt: skip
-            scores_LFC = file_scores(
-                heads, states, rows_test, torch.arange(len(rows_test)) // views, len(test_F),
-                batch=at_once,
-            )  # fmt: skip
-            top1, top5 = (top_accuracy(scores_LFC, labels[test_F], k) for k in (1, 5))
-            row = trained.row
-            base = {k: row[k] for k in ("study", "size", "family", "d", "layers", "params")}
-            base |= {k: row[k] for k in ("macs_total", "budget_macs", "val_loss", "tokenizer")}
-            if weights == "random":
-                base |= {"macs_total": 0, "budget_macs": None, "val_loss": None}
-            base |= {
-                "run_id": trained.run_id,
-                "data": index["data"],
-                "data_key": folder.name,
-                "classes": len(labelled.classes),
-                "frames": index["settings"]["views"]["frames"] or index["frames"],
-                "clips": index["settings"]["views"]["clips"],
-                "crops": index["settings"]["views"]["crops"],
-                "weights": weights,
-                "head": kind,
-                "seed": seed,
-                "split": "drawn" if labelled.split_F is None else "given",
-                "n_train": len(train_F),
-                "n_test": len(test_F),
-                "chance": labelled.chance,
-            }
-            made = [
-                base
-                | {
-                    "layer": layer,
-                    "depth": layer / (shape[1] - 1),
-                    "top1": float(top1[i]),
-                    "top5": float(top5[i]),
-                }
-                for i, layer in enumerate(wanted)
-                if layer in missing
-            ]
-            found[kind] += made
-            found[kind].sort(key=lambda r: (r["seed"], r["layer"]))
-            write_atomic(folder / f"{trained.label(weights)}-{kind}.json", json.dumps(found[kind]))
-            ready += 1
-            tell(f"{trained.label(weights)}: heads", ready, of)
-    for kind in kinds:
-        mean: dict[int, list[float]] = {}
-        for r in found[kind]:
-            mean.setdefault(r["layer"], []).append(r["top1"])
-        best = max(mean, key=lambda layer: float(np.mean(mean[layer])))
-        say(
-            f"{trained.run_id} {trained.row['size']:>8} {weights:8} {kind:10} best layer {best} of "
-            f"{trained.run.model.layers}: top-1 {np.mean(mean[best]):.1%}"
-        )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -38,6 +38,11 @@ class TrainedRun:
     def run_id(self) -> str:
         return self.folder.name
 
+    def named(self, weights: str) -> str:
+        """For people: `a691cfdcd01f t64 of 3.2e+12 MACs`, or `... of random weights`."""
+        spent = "random weights" if weights == "random" else f"{self.row['macs_total']:.2g} MACs"
+        return f"{self.run_id} {self.row['size']} of {spent}"
+
     def model(self, weights: str) -> Decoder:
         """The trained model, or the same one before its first step ("random"), on the CPU.
 
