@@ -28,7 +28,6 @@ import importlib
 import importlib.util
 import multiprocessing
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -43,7 +42,7 @@ from torch import Tensor, nn
 
 from models.family import FAMILY, ModelConfig
 from models.macs import forward_macs, parameter_counts
-from models.memory import device_bytes, training_bytes
+from models.memory import device_bytes, peak_bytes, training_bytes
 from models.parametrization import build, optimizer
 from scaling.plan import sample_tokens
 
@@ -197,7 +196,7 @@ def worker(
         if device == "cuda":
             pipe.send(torch.cuda.max_memory_allocated())
         else:
-            pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            pipe.send(peak_bytes())
     except (Exception, KeyboardInterrupt):
         pipe.send(traceback.format_exc().strip().splitlines()[-1])
 

@@ -1,4 +1,7 @@
-"""What a training step holds in memory, known before it starts: traced without any arithmetic."""
+"""What a training step holds in memory, known before it starts: traced without any arithmetic.
+
+And what a process has held, for those who compare the two.
+"""
 
 from __future__ import annotations
 
@@ -128,3 +131,14 @@ def _traced_bytes(config: ModelConfig, batch: int, bf16: bool, recompute: bool) 
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         del loss
     return sum(size for storage, size in storages.items() if storage not in weights)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held since it was started (Linux, resident bytes).
+
+    Not `getrusage`'s ru_maxrss, which the program that starts another one hands on to it: a small
+    child of a large parent shows the parent's peak. VmHWM begins anew with the program.
+    """
+    with open("/proc/self/status") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["VmHWM"].split()[0]) * 1024

@@ -1,12 +1,15 @@
 """The estimate of a step's memory against what autograd really keeps."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from models.family import FAMILY, ModelConfig, size
-from models.memory import check_fits, device_bytes, training_bytes
+from models.memory import check_fits, device_bytes, peak_bytes, training_bytes
 from models.parametrization import build
 
 CASES = {
@@ -62,3 +65,20 @@ def test_more_than_the_device_has() -> None:
         check_fits(replace(FAMILY["a6"], context=256), 4096, cpu)
     with pytest.raises(ValueError, match=r"fewer sequences at a time .*activation checkpointing"):
         check_fits(FAMILY["a6"], 512, cpu)
+
+
+def test_a_peak_is_of_the_process_itself() -> None:
+    """Whoever starts a program hands its own ru_maxrss on to it, however small that is."""
+    code = """
+import resource, sys
+import models.memory, numpy as np
+first = models.memory.peak_bytes()
+np.ones(25_000_000)
+print(first, models.memory.peak_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+    held = np.ones(125_000_000)  # 1 GB
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, then, handed_on = map(int, done.stdout.split())
+    assert held.nbytes < peak_bytes()
+    assert 0.19e9 < then - first < 0.25e9, "200 MB were made"
+    assert then < held.nbytes < handed_on

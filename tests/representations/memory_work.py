@@ -3,7 +3,6 @@
 The peak is of the whole process, in bytes, above what it held before its first state.
 """
 
-import resource
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,15 +11,12 @@ import numpy as np
 import torch
 
 from models.family import size
+from models.memory import peak_bytes
 from models.parametrization import build
 from models.probes import LINEAR, Heads, Recipe, file_scores, grid_of, train_heads
 from scaling.representations.features import Features, write_features
 
 FILES, TOKENS, WIDTH, LAYERS = 1500, 256, 64, 2
-
-
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main(folder: Path, memory: float) -> None:
@@ -31,9 +27,9 @@ def main(folder: Path, memory: float) -> None:
     # What any training step and forward pass load and keep, before it is measured.
     tiny = folder / "tiny.bin"
     probe(model, codes[:4], labels[:4], tiny, memory)
-    before = peak()
+    before = peak_bytes()
     probe(model, codes, labels, folder / "states.bin", memory)
-    print(peak() - before)
+    print(peak_bytes() - before)
 
 
 def probe(model, codes: np.ndarray, labels: torch.Tensor, path: Path, memory: float) -> None:
