@@ -80,6 +80,18 @@ def test_nothing_unfinished() -> None:
     assert found.stdout == ""
 
 
+def test_the_readme_compares_like_with_like() -> None:
+    """Its ratios of speed are those of the same precision on both sides in RESULTS.md."""
+    readme, results = ((ROOT / f).read_text() for f in ("README.md", "benchmarks/RESULTS.md"))
+    speed = " ".join(readme.split("- **Speed**")[1].split("\n- ")[0].split())
+    table = results.split("## Training step")[1].split("\n\n| ")[1].split("\n\n")[0]
+    head, _, *rows = table.splitlines()
+    column = head.split(" | ").index("x Hugging Face, same precision")
+    ratios = {r.split(" | ")[0].strip("| "): r.split(" | ")[column] for r in rows}
+    assert f"{ratios['here, compiled']} times in float32" in speed
+    assert f"{ratios['here, compiled, bf16']} in bfloat16" in speed
+
+
 def test_light_imports() -> None:
     """`scaling --help` and `status` start fast: no torch, no MLflow, no pandas."""
     code = (
