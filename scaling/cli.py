@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import sys
-from pathlib import Path
-from typing import Annotated, Any
 
+from scaling import search_path
+
+sys.path[:] = search_path.ours(sys.path)  # before anything is imported that a user may have too
+os.environ.update(search_path.variables())
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before anything can import MLflow
 
-import typer
+import shutil  # noqa: E402
+import signal  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Annotated, Any  # noqa: E402
 
-from scaling.commands import keeping, models, probes, reading, tokens
-from scaling.errors import UserError
+import typer  # noqa: E402
+
+from scaling.commands import keeping, models, probes, reading, tokens  # noqa: E402
+from scaling.errors import UserError  # noqa: E402
 
 app = typer.Typer(
     name="scaling",

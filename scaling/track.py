@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
+from scaling import search_path
 from scaling.checkpoint import write_atomic
 from scaling.errors import UserError
 from scaling.results import SOURCE_PREFIX, Row, finished_runs, read_run
@@ -169,11 +170,12 @@ def ui(study_dir: Path, port: int = 5000) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise UserError(f"port {port}: {error.strerror}; choose another with --port") from None
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address]
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", address]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with contextlib.suppress(KeyboardInterrupt):
-        subprocess.run(command, env=os.environ | quiet)
+        # In the study's folder: uvicorn imports from where it is started, whatever Python is told.
+        subprocess.run(command, env=os.environ | search_path.variables() | quiet, cwd=study_dir)
 
 
 def default_uri(study_dir: Path) -> str:

@@ -35,9 +35,9 @@ from scaling.jobs.launch import (
     Outcome,
     attempt,
     executor,
+    job_variables,
     new_folder,
     tail,
-    thread_variables,
     to_log,
     train,
     visible_gpus,
@@ -68,6 +68,7 @@ class Lanes:
         self._queue: deque[Job] = deque()
         self._idle: list[connection.Connection] = []
         self._busy: dict[connection.Connection, Job] = {}
+        self._logs: dict[connection.Connection, Path] = {}
         self._failed = False
 
     def start(self, job: Job) -> None:
@@ -79,15 +80,15 @@ class Lanes:
         channels: list[Any] = [self._server, *self._idle, *self._busy]
         for ready in connection.wait(channels, timeout=0.5):
             if ready is self._server:
-                self._idle.append(connection.Connection(self._server.accept()[0].detach()))
-                self._connected += 1
+                self._greet(connection.Connection(self._server.accept()[0].detach()))
                 continue
             assert isinstance(ready, connection.Connection)
             try:
                 outcome = ready.recv()
                 self._idle.append(ready)
             except (EOFError, OSError):
-                outcome = Outcome("its worker process was killed", lost=True)
+                outcome = Outcome("its worker process ended", lost=True)
+                outcome = with_log(outcome, self._logs[ready], "log of the worker")
                 ready.close()
             if ready in self._busy:
                 job = self._busy.pop(ready)
@@ -97,6 +98,16 @@ class Lanes:
                 self._idle.remove(ready)
         self._serve()
         return ended
+
+    def _greet(self, channel: connection.Connection) -> None:
+        """A new lane says which job of submitit's it is."""
+        try:
+            self._logs[channel] = self._folder / f"{channel.recv()}_0_log.out"
+        except (EOFError, OSError):
+            channel.close()
+            return
+        self._idle.append(channel)
+        self._connected += 1
 
     def _serve(self) -> None:
         """Give waiting jobs to idle lanes; start lanes while there is work for more."""
@@ -130,7 +141,7 @@ class Lanes:
         self._starts += 1
         # Ctrl-C reaches every process of the terminal; only the driver should act on it, and it
         # tells the rest. A blocked signal stays blocked in what is started meanwhile.
-        with thread_variables(self._threads), _signals_blocked(signal.SIGINT):
+        with job_variables(self._threads), _signals_blocked(signal.SIGINT):
             self._lanes.append(self._executor.submit(lane))
 
     def close(self) -> None:
@@ -165,6 +176,7 @@ class Lane:
             signal.signal(number, signal.SIG_DFL)  # submitit ignores the first, requeues on USR2
         try:
             driver = connection.Client(self.address, family="AF_UNIX")
+            driver.send(os.environ["SUBMITIT_LOCAL_JOB_ID"])
         except OSError:  # the driver ended while this process started
             shutil.rmtree(Path(self.address).parent, ignore_errors=True)
             return

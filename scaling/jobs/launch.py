@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from scaling import search_path
 from scaling.checkpoint import STOP, Interrupted, RunBusy, storage_error, write_atomic
 from scaling.errors import UserError
 from scaling.threads import available_cores
@@ -153,8 +155,10 @@ class Launcher:
                     self._open().start(job)
                     continue
                 tried = attempts.pop(job)
-                again = f" (attempt {tried}, the last)" if outcome.lost else ""
-                error = outcome.error and f"{outcome.error}{again}"
+                error = outcome.error
+                if error and outcome.lost:
+                    what, *more = error.split("\n", 1)
+                    error = "\n".join([f"{what} (attempt {tried}, the last)", *more])
                 if error:  # for `scaling status`; where the disk is full the driver says it alone
                     with contextlib.suppress(OSError, UserError):
                         write_atomic(job.run_dir / ERROR, error)
@@ -203,7 +207,14 @@ def executor(folder: Path, cluster: str, **parameters: Any) -> Any:
     import submitit
 
     # Runs are bounded by their steps, and give up when a whole time limit brings none (slurm.py).
-    made = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=1_000_000)
+    python = f"{shlex.quote(sys.executable)} -P"  # where job_variables do not travel to the node
+    made = submitit.AutoExecutor(
+        folder,
+        cluster=cluster,
+        slurm_max_num_timeout=1_000_000,
+        slurm_python=python,
+        local_python=python,
+    )
     made.update_parameters(**parameters)
     return made
 
@@ -375,20 +386,21 @@ def to_log(run_dir: Path, name: str = LOG) -> None:
     os.close(log)
 
 
-def with_log(outcome: Outcome, log: Path) -> Outcome:
+def with_log(outcome: Outcome, log: Path, name: str = "log") -> Outcome:
     """Add where to read on, and the last lines where the message does not show the cause itself."""
     if outcome.error is None or not log.is_file():
         return outcome
     lines = f"\n{tail(log)}" if outcome.lost else ""
-    return Outcome(f"{outcome.error}\nlog: {log}{lines}", outcome.lost)
+    return Outcome(f"{outcome.error}\n{name}: {log}{lines}", outcome.lost)
 
 
 @contextmanager
-def thread_variables(threads: int) -> Iterator[None]:
-    """What is started meanwhile gives its numeric libraries this many threads."""
+def job_variables(threads: int) -> Iterator[None]:
+    """What is started meanwhile gives its numeric libraries this many threads, and imports ours."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(threads)))
+    wanted = dict.fromkeys(names, str(threads)) | search_path.variables()
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:

@@ -35,11 +35,11 @@ from scaling.jobs.launch import (
     Outcome,
     attempt,
     executor,
+    job_variables,
     join_tasks,
     new_folder,
     requeued,
     tail,
-    thread_variables,
     to_log,
     train,
     with_log,
@@ -196,7 +196,7 @@ class Slurm:
             )
             work = [ClusterJob(self._function, job, threads) for job in jobs]
             try:
-                with thread_variables(threads):
+                with job_variables(threads):
                     submitted = made.submit_array(work)
             except Exception as error:  # submitit raises bare classes around sbatch's words
                 if any(words in str(error) for words in SILENT):
@@ -279,7 +279,7 @@ def verdict(placed: Placed, now: float) -> Outcome | None:
 
 
 def _with_logs(outcome: Outcome, placed: Placed) -> Outcome:
-    """The run's log, and what Slurm itself said."""
+    """The run's log, and what Slurm itself said, or the job before it had a log."""
     if outcome.error is None:
         return outcome
     if placed.state == "FAILED" and not any(placed.folder.glob(f"{placed.job_id}_*_log.*")):
@@ -287,8 +287,7 @@ def _with_logs(outcome: Outcome, placed: Placed) -> Outcome:
         outcome = Outcome(f"{outcome.error}{hint}", outcome.lost)
     outcome = with_log(outcome, placed.job.run_dir / LOG)
     said = placed.folder / f"{placed.job_id}_0_log.err"
-    lines = [line for line in tail(said).splitlines() if "slurm" in line or "srun" in line]
-    more = f"\n{said}:\n" + "\n".join(lines) if lines else ""
+    more = f"\n{said}:\n{tail(said)}" if tail(said) else ""
     return Outcome(f"{outcome.error}{more}", outcome.lost)
 
 

@@ -48,6 +48,9 @@ def perform(task: Task, run_dir: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if task.what == "exit":
         os._exit(3)
+    if task.what == "worker killed":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
     (run_dir / "done").write_text(f"{time.time()}")
 
 
@@ -99,6 +102,16 @@ def test_a_killed_job_is_retried_a_bounded_number_of_times(tmp_path: Path) -> No
     assert "working on killed" in str(finished["run0"].error)
     assert "exit code 3" in str(finished["run2"].error)
     assert len(attempts(tmp_path / "run0")) == len(attempts(tmp_path / "run2")) == RETRIES + 1
+
+
+def test_a_worker_that_dies_leaves_its_last_words(tmp_path: Path) -> None:
+    error = str(run(tmp_path, jobs(tmp_path, Task("worker killed")))["run0"].error)
+    first, second, *more = error.splitlines()
+    assert first == f"its worker process ended (attempt {RETRIES + 1}, the last)"
+    log = Path(second.removeprefix("log of the worker: "))
+    assert log.parent.parent == tmp_path / "jobs"
+    assert log.read_text().splitlines()[-1] in more and "Loading pickle" in error
+    assert f"log: {tmp_path / 'run0' / 'log.txt'}" in more and "working on worker killed" in more
 
 
 def test_jobs_are_bounded_drawn_late_and_processes_are_their_own(tmp_path: Path) -> None:

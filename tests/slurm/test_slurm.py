@@ -66,6 +66,19 @@ def test_every_job_comes_back_once_with_what_happened(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "run0" / "done").read_text() == "1", "OMP_NUM_THREADS"
 
 
+def test_modules_where_the_command_is_given_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm starts a job in the folder that it was submitted from."""
+    there = tmp_path / "there"
+    for name in ("models/__init__.py", "analysis/__init__.py", "numbers.py", "random.py"):
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_text(f"open({str(tmp_path / 'mark')!r}, 'a').write({name!r})")
+    monkeypatch.chdir(there)
+    assert run(tmp_path, jobs(tmp_path, Task()))["run0"].error is None
+    assert not (tmp_path / "mark").exists()
+
+
 def test_a_job_that_dies_is_tried_a_bounded_number_of_times(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 3.0)
     finished = run(tmp_path, jobs(tmp_path, Task("killed")))
