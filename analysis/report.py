@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ from analysis.style import (
     power_of_two_text,
     readable,
 )
+from scaling import outputs
 from scaling.results import POSITIONS, loss_unit
 
 if TYPE_CHECKING:
@@ -89,10 +89,7 @@ def write_report(
         sections = [one for one in sections if one[0] not in OF_THE_LADDER]
     shown = [section for section in sections if section[2]]
     text = page(opening, _header(study, rows, study_law, refusal), shown, _footer(rows))
-    study_dir.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".html.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    outputs.write(outputs.STUDY, path, text)
     return path
 
 

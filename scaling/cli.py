@@ -91,10 +91,12 @@ def plan(
 
     Example: `scaling plan sweeps/quickstart.yaml`
     """
-    from scaling import plan_tokens
+    from scaling import outputs, plan_tokens
     from scaling.jobs.launch import check, resources
     from scaling.plan import disk_bytes, free_bytes, gpu_hours, over_budget, study_cost
 
+    if page is not None:
+        outputs.claim("scaling plan", page, inputs=[config])
     study_config = _config(config, set_)
     told: list[str] = []
 
@@ -138,9 +140,7 @@ def plan(
     for line in plan_tokens.lines(study_config, costs):
         tell(line)
     if page is not None:
-        from scaling.checkpoint import write_atomic
-
-        write_atomic(page, plan_tokens.page(config, page, told))
+        outputs.write("scaling plan", page, plan_tokens.page(config, page, told))
     folder = out / study_config.study
     _say(f"disk: {_bytes(disk_bytes(study_config, costs))}; free: {_bytes(free_bytes(folder))}")
     over = over_budget(launch, costs)
@@ -182,12 +182,16 @@ def train(
 
     Example: `scaling train studies/quickstart/runs/0a1b2c3d4e5f`
     """
+    from scaling import outputs
     from scaling.checkpoint import STOP, Interrupted, RunBusy
     from scaling.config import RunConfig
-    from scaling.results import loss_unit
+    from scaling.results import POSITIONS, loss_unit
     from scaling.train import train as run_train
 
     path = run / "config.yaml" if run.is_dir() else run
+    if not (path.parent / "lock").exists():  # nobody trained here
+        names = ("metrics.jsonl", "checkpoint.pt", "trunk.pt", POSITIONS)
+        outputs.claim("scaling train", *(path.parent / name for name in names))
     STOP.install(signal.SIGINT)
     try:
         rows = run_train(RunConfig.from_yaml(path), path.parent, log=_say)

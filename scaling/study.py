@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from scaling import plan, results, track
-from scaling.checkpoint import RunBusy, RunLock, write_atomic
+from scaling import outputs, plan, results, track
+from scaling.checkpoint import RunBusy, RunLock
 from scaling.config import LrConfig, RunConfig, StudyConfig, variants
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
@@ -28,6 +28,7 @@ from scaling.jobs.launch import ROWS, Detached, Finished, Job, Launcher, check, 
 from scaling.progress import Progress
 from scaling.results import read_run
 from scaling.status import check_schema, read_plan, write_plan
+from scaling.study_file import load_study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 VARIANTS = "variants.json"  # of a study: name of a variant -> ids of its runs, in order of seeds
+OWN = (  # what is written at the top of a study's folder, and written again
+    *("rows.csv", "law.json", "report.html", "paper_table.csv", VARIANTS, results.POSITIONS),
+    *("probes.csv", "davis.csv", "finetune.csv", "variants.csv"),
+)
+STATE = ("plan.json", "sweep.journal", "mlflow.db", "mlflow.sent.json")  # of a study at work
 
 
 def study(
@@ -57,6 +63,7 @@ def study(
             unusable media, runs that failed, no law.
     """
     folder = out / config.study
+    check_outputs(folder, config)
     check_schema(folder)
     if not _complete(folder):
         check(config.launch, folder, detach=detach)
@@ -79,6 +86,27 @@ def study(
             f"study '{config.study}': {busy}. One driver works on a study at a time; watch it with "
             f"`scaling status {folder}`"
         ) from None
+
+
+def check_outputs(folder: Path, config: StudyConfig | None = None) -> None:
+    """Raises UserError where files in a study's folder are not its own, and would be replaced.
+
+    A study.yaml that says the same as `config`, in whatever words, stays as it is.
+    """
+    names = list(OWN)
+    if config is not None:
+        if not _holds(folder / "study.yaml", config):
+            names.append("study.yaml")
+        if not (folder / "driver.lock").exists():
+            names += STATE  # nothing of a study is there yet
+    outputs.claim(outputs.STUDY, *(folder / name for name in names))
+
+
+def _holds(path: Path, config: StudyConfig) -> bool:
+    try:
+        return path.is_file() and load_study(path) == config
+    except UserError:
+        return False
 
 
 def _complete(folder: Path) -> bool:
@@ -104,7 +132,8 @@ def guard(config: StudyConfig, say: Say, *, yes: bool) -> None:
 
 
 def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
-    _write_if_changed(folder / "study.yaml", describe(config))
+    if not _holds(folder / "study.yaml", config):
+        _write_if_changed(folder / "study.yaml", describe(config))
     choices = variants(config)
     tokens: dict[str, TokenData] = {}
     for name, one in choices.items():
@@ -348,7 +377,7 @@ def fit_law(
 ) -> tuple[StudyLaw | None, str]:
     """Fit the frontier of the ladder and write law.json; or no law, and the reason."""
     if config.ladder is None or config.variants:
-        (folder / "law.json").unlink(missing_ok=True)
+        outputs.remove(outputs.STUDY, folder / "law.json")
         return None, "The study compares choices, each at one budget." if config.variants else ""
     from analysis.frontier import fit_frontier
     from analysis.laws import NotIdentified
@@ -358,7 +387,7 @@ def fit_law(
             table, seed=config.seed, form=config.fit.form, resamples=config.fit.resamples
         )
     except NotIdentified as refusal:
-        (folder / "law.json").unlink(missing_ok=True)
+        outputs.remove(outputs.STUDY, folder / "law.json")
         say(f"no law: {refusal}")
         return None, str(refusal)
     _write_if_changed(folder / "law.json", json.dumps(law.to_json(), indent=1))
@@ -387,4 +416,4 @@ def report(
 
 def _write_if_changed(path: Path, text: str) -> None:
     if not path.exists() or path.read_text() != text:
-        write_atomic(path, text)
+        outputs.write(outputs.STUDY, path, text)

@@ -85,7 +85,8 @@ def _train(
         there = RunConfig.from_yaml(config_path).run_id if config_path.exists() else run.run_id
         if there != run.run_id:
             raise UserError(f"{run_dir} holds run {there}, not {run.run_id}; use its own folder")
-        write_atomic(config_path, run.to_yaml())
+        if not config_path.exists() or RunConfig.from_yaml(config_path) != run:
+            write_atomic(config_path, run.to_yaml())
 
     ranks.by_first(claim)
     device, bf16 = ranks.device, run.precision == "bf16"

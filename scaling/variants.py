@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from models.probes import Recipe
-from scaling.checkpoint import write_atomic
+from scaling import outputs
 from scaling.config import StudyConfig, variants
 from scaling.errors import UserError
 from scaling.representations import finetune, probe
@@ -64,6 +64,8 @@ def read_variants(
         raise UserError(
             f"{study}: {', '.join(missing)}: not trained yet; run `scaling study` first"
         )
+    path = study / "variants.csv"
+    outputs.claim(outputs.STUDY, path, inputs=[data])
     labelled = read_labelled(data)
     rows: list[dict[str, Any]] = []
     for name, one in variants(config).items():
@@ -83,7 +85,6 @@ def read_variants(
             say(f"{about}: top-1 {max(mine):.1%} (chance {found[0]['chance']:.1%})")
             about_data = {"data_key": labelled.key, "tokenizer": label}
             rows += [r | about_data | {"variant": name} for r in found]
-    path = study / "variants.csv"
     table = pd.DataFrame(rows, columns=COLUMNS)  # a probe has no next-token loss
     if path.exists():
         before = pd.read_csv(path, dtype={"run_id": str})
@@ -93,7 +94,7 @@ def read_variants(
             if before.data.isin(table.data).any():  # two folders of one name
                 table["data"] += f" ({labelled.key[:6]})"
             table = pd.concat([before, table])
-    write_atomic(path, table.to_csv(index=False))
+    outputs.write(outputs.STUDY, path, table.to_csv(index=False))
     return path
 
 

@@ -15,7 +15,7 @@ HOMES = {
     "mlflow": "scaling/track.py",
 }
 
-READ_BY_ANALYSIS = {"results", "errors", "optimum", "data.tokens"}
+READ_BY_ANALYSIS = {"results", "errors", "optimum", "outputs", "data.tokens"}
 # What the modules of scaling/ and its rooms may not know of.
 CLOSED = {
     "scaling": {"commands", "cli"},

@@ -42,9 +42,9 @@ def models(
 
 
 def coord_check(
-    out: Annotated[Path, typer.Option("--out", help="The figure (HTML).")] = Path(
-        "coord_check.html"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", help="The figure (HTML); its data go to NAME.points.csv.")
+    ] = Path("coord_check.html"),
     widths: Annotated[
         str, typer.Option(help="Widths, separated by commas.")
     ] = "64,128,256,512,1024",
@@ -63,9 +63,12 @@ def coord_check(
     from analysis.figures_model import coordinate_figure, coordinate_points
     from models.coord_check import coord_check as check
     from models.family import size
-    from scaling.checkpoint import write_atomic
+    from scaling import outputs
     from scaling.errors import UserError
     from scaling.plan import sample_tokens
+
+    command, table = "scaling coord-check", out.with_suffix(".points.csv")
+    outputs.claim(command, out, table)
 
     try:
         chosen = [int(w) for w in widths.split(",")]
@@ -93,7 +96,6 @@ def coord_check(
         figure = coordinate_figure(points)
         figure.update_layout(title=f"{parametrization}: {result.verdict}")
         pages.append(figure.to_html(full_html=False, include_plotlyjs=not pages))
-    write_atomic(out, "<!doctype html><meta charset=utf-8>" + "\n".join(pages))
-    table = out.with_suffix(".csv")
-    write_atomic(table, pd.concat(tables).to_csv(index=False))
+    outputs.write(command, out, "<!doctype html><meta charset=utf-8>" + "\n".join(pages))
+    outputs.write(command, table, pd.concat(tables).to_csv(index=False))
     print(f"figure  {out}\ntable   {table}")

@@ -242,8 +242,9 @@ def represent(
     from scaling.representations.permanence import locate
     from scaling.representations.probe import Views
     from scaling.representations.probe import probe as run_probe
-    from scaling.representations.sample import continue_clip
+    from scaling.representations.sample import continue_clip, files
     from scaling.representations.weights import trained_runs
+    from scaling.study import check_outputs
     from scaling.study import study as run_study
     from scaling.study_file import load_study
     from scaling.variants import read_variants
@@ -256,6 +257,12 @@ def represent(
         raise UserError(
             f"{study} is a study's folder, whose values are set; give its YAML file with --set"
         )
+    check_outputs(study)
+    continued: dict[Path, Path] = {}  # a prompt -> the folder of the run that continues it
+    for clip in prompt or ():
+        best = min(trained_runs(study), key=lambda t: t.row["val_loss"])
+        files(study, best.run_id, clip)
+        continued[clip] = best.folder
     config = load_study(study / "study.yaml")
     for one in data or ():
         if config.variants:
@@ -266,7 +273,6 @@ def represent(
         locate(study, length)
     if davis_data is not None:
         track(study, davis_data, rows=rows, memory_gb=memory_gb)
-    for clip in prompt or ():
-        best = min(trained_runs(study), key=lambda t: t.row["val_loss"])
-        print(continue_clip(best.folder, clip, frames=frames)[0])
+    for clip, run in continued.items():
+        print(continue_clip(run, clip, frames=frames)[0])
     report(study)

@@ -24,7 +24,10 @@ SourceArg = Annotated[
 SeedOption = Annotated[int, typer.Option(help="Seed of the bootstrap.")]
 FigureOption = Annotated[
     Path | None,
-    typer.Option(help="Draw it: FILE.html, or .png or .svg through a local Chromium."),
+    typer.Option(
+        help="Draw it: FILE.html, or .png or .svg through a local Chromium. Its data go to "
+        "FILE.points.csv beside it."
+    ),
 ]
 
 
@@ -90,6 +93,8 @@ def fit(
 
     Example: `scaling fit table.csv --n "Model Size" --c "Training FLOP" --compute-unit FLOPs`
     """
+    if figure is not None:
+        drawn_files("scaling fit", figure, source)
     if metric != "loss":
         _fit_quality(Path(source), metric, form, at, seed)
         return
@@ -129,7 +134,7 @@ def fit(
                 slopes={one.other: one.b_other for one in found.compare()},
                 unit=loss_unit(rows.get("tokenizer", ())),
             )  # fmt: skip
-            draw(drawn, figures.run_points(rows), figure)
+            draw("scaling fit", drawn, figures.run_points(rows), figure)
     if at is not None:
         print(f"  predicts     {law.predict(at)}")
 
@@ -162,20 +167,35 @@ def _fit_surface(rows: pd.DataFrame, tied: bool, at: float | None, seed: int) ->
         print(table.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
 
 
-def draw(figure: go.Figure, points: pd.DataFrame, path: Path) -> None:
+def drawn_files(command: str, path: Path, *sources: str) -> Path:
+    """Where the data of a figure go. Raises UserError, before any work: no such kind of figure, or
+    files that `command` may not replace."""
+    from scaling import outputs
+
+    if path.suffix not in (".html", ".png", ".svg"):
+        raise UserError(f"--figure {path}: end it in .html, .png or .svg")
+    data = path.with_suffix(".points.csv")
+    outputs.claim(command, path, data, inputs=[Path(s) for s in sources if "://" not in s])
+    return data
+
+
+def draw(command: str, figure: go.Figure, points: pd.DataFrame, path: Path) -> None:
     """A figure as HTML, PNG or SVG, by the file's ending, and its data beside it as CSV."""
     from analysis.export import write_png, write_svg
-    from scaling.checkpoint import write_atomic
+    from scaling import outputs
 
+    data = drawn_files(command, path)
     if path.suffix == ".html":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, figure.to_html(include_plotlyjs=True))
-    elif path.suffix in (".png", ".svg"):
-        (write_png if path.suffix == ".png" else write_svg)(figure, path)
+        outputs.write(command, path, figure.to_html(include_plotlyjs=True))
     else:
-        raise UserError(f"--figure {path}: end it in .html, .png or .svg")
-    write_atomic(path.with_suffix(".csv"), points.to_csv(index=False))
-    print(f"  drawn        {path}, its data {path.with_suffix('.csv').name}")
+        picture = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+        try:
+            (write_png if path.suffix == ".png" else write_svg)(figure, picture)
+            outputs.place(command, picture, path)
+        finally:
+            picture.unlink(missing_ok=True)
+    outputs.write(command, data, points.to_csv(index=False))
+    print(f"  drawn        {path}, its data {data.name}")
 
 
 def _fit_quality(source: Path, metric: str, form: str, at: float | None, seed: int) -> None:
@@ -221,6 +241,8 @@ def compare(
     from analysis.frontier import fit_frontier
     from analysis.references import reference
 
+    if figure is not None:
+        drawn_files("scaling compare", figure, source, *(to or ()), *(more or ()))
     rows = read(source)
     study = fit_frontier(rows, seed=seed)
     curves: dict[str, Any] = {source: study.law}
@@ -241,7 +263,7 @@ def compare(
         curves[published.name] = published
     if figure is not None:
         points = figures_law.comparison_points(curves)
-        draw(figures_law.comparison_figure(points), points, figure)
+        draw("scaling compare", figures_law.comparison_figure(points), points, figure)
 
 
 def _compare_studies(source: str, rows: pd.DataFrame, other: str, seed: int) -> Any:
@@ -400,6 +422,7 @@ def report(
     from scaling import study as pipeline
     from scaling.study_file import load_study
 
+    pipeline.check_outputs(folder)
     config, table = load_study(folder / "study.yaml"), read(folder)
     law = pipeline.fit_law(config, folder, table, lambda _: None)
     data_dir = folder / "data" / str(table["data_key"].iloc[0])

@@ -104,14 +104,22 @@ def convert(
     """
     from models.tokenizers.weights import convert as run_convert
     from models.tokenizers.weights import load
+    from scaling import outputs
 
     for source in sources:
         if not source.is_file():
             raise UserError(f"{source}: no such file")
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: name the file to write with .safetensors at its end")
-    count = run_convert(sources, target, run_code_in_pickle=run_code_in_pickle)
-    made = load(target)
+    command = "scaling tokenizer convert"
+    outputs.claim(command, target, inputs=sources)
+    unfinished = target.with_name(f".{target.stem}.unfinished.safetensors")
+    try:
+        count = run_convert(sources, unfinished, run_code_in_pickle=run_code_in_pickle)
+        made = load(unfinished)
+        outputs.place(command, unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
     print(
         f"{target}: {count} tensors, a {type(made).__name__} of {made.codes:,} codes, "
         f"{made.patch} px each"
@@ -139,7 +147,7 @@ def train(
     Example: `scaling tokenizer train sweeps/clips.yaml vqgan.safetensors --set
     tokenizer.kind=vqgan`
     """
-    from scaling import disk
+    from scaling import outputs
     from scaling.data.fit_tokenizer import Kept, compare
     from scaling.progress import teller
     from scaling.study_file import load_study
@@ -155,6 +163,9 @@ def train(
     kept = None if target is None else _training(target)
     if target is not None and not target.parent.is_dir():
         raise UserError(f"{target}: there is no folder {target.parent}; make it first")
+    command = "scaling tokenizer train"
+    if target is not None:
+        outputs.claim(command, target)
     found, fitted_on, judged_on = compare(
         study.data, study.tokenizer, seed=study.seed, kept=kept, progress=teller()
     )
@@ -169,12 +180,12 @@ def train(
             f"{one.kind:9} {one.core_seconds:7.1f} core-s  {one.codes_used:,} codes used  {decibel}"
         )
     if target is not None:
-        temporary = target.with_suffix(".tmp.safetensors")
-        found[-1].tokenizer.save(temporary)
-        disk.settle(temporary, target)
+        unfinished = target.with_name(f".{target.stem}.unfinished.safetensors")
+        found[-1].tokenizer.save(unfinished)
+        outputs.place(command, unfinished, target)
         Kept.drop(_training(target))
         print(f"weights   {target}: use it with tokenizer.weights in a study")
 
 
 def _training(target: Path) -> Path:
-    return target.with_suffix(".training")
+    return target.with_name(f".{target.name}.training")

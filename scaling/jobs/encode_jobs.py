@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,9 @@ def on_cluster(launch: LaunchConfig, folder: Path) -> Mapper:
                 if finished.error:
                     raise UserError(f"encoding on the cluster: {finished.error}")
                 yield 1
-        shutil.rmtree(logs, ignore_errors=True)
+        for job in jobs:
+            shutil.rmtree(job.run_dir, ignore_errors=True)
+        with suppress(OSError):  # something of the user's is there too
+            logs.rmdir()
 
     return mapper

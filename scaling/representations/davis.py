@@ -28,7 +28,7 @@ from PIL import Image
 from models.decoder import Decoder
 from models.propagation import PROTOCOLS, Protocol, propagate
 from models.tokenizers.codebook import cut
-from scaling import disk
+from scaling import disk, outputs
 from scaling.checkpoint import write_atomic
 from scaling.data import shards
 from scaling.errors import UserError
@@ -88,6 +88,7 @@ def track(
     chosen = [t for t in chosen if t.last] if runs else chosen[-1:]
     for trained in chosen:
         check_layers(trained, layers)
+    outputs.claim(outputs.STUDY, study / "davis.csv")
     sequences = find_sequences(data)
     rule = asdict(PROTOCOLS[protocol])
     rule["radius"] = max(1.0, rule["radius"] * rows / 60)
@@ -383,5 +384,5 @@ def gather(study: Path) -> Path:
         ["params", "run_id", "weights", "layer", "sequence", "object"], kind="stable"
     )
     out = study / "davis.csv"
-    write_atomic(out, table.to_csv(index=False))
+    outputs.write(outputs.STUDY, out, table.to_csv(index=False))
     return out

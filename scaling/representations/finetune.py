@@ -34,7 +34,7 @@ from models.decoder import Decoder
 from models.loss import token_loss
 from models.parametrization import build, optimizer
 from models.probes import KINDS, Heads, Recipe
-from scaling import checkpoint, disk
+from scaling import checkpoint, disk, outputs
 from scaling.checkpoint import write_atomic
 from scaling.config import Tuning
 from scaling.errors import UserError
@@ -90,6 +90,7 @@ def finetune(
     Raises UserError: as `tuned`, and what reading data and runs raises.
     """
     trained = trained_runs(study, [run] if run else None)[-1]
+    outputs.claim(outputs.STUDY, study / "finetune.csv", inputs=[data])
     labelled = read_labelled(data)
     one = partial(tuned, study, trained, labelled, data, tuning, head)
     in_lanes([partial(one, s, say, weights) for s in range(seeds) for weights in WEIGHTS])
@@ -405,5 +406,5 @@ def gather(study: Path) -> Path:
     keys += ["head"]
     keys += ["weights", "seed", "layer"]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(keys, kind="stable")
-    write_atomic(study / "finetune.csv", table.to_csv(index=False))
+    outputs.write(outputs.STUDY, study / "finetune.csv", table.to_csv(index=False))
     return study / "finetune.csv"

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling import disk
-from scaling.checkpoint import write_atomic
+from scaling import disk, outputs
 from scaling.config import Tuning
 from scaling.errors import UserError
 from scaling.progress import teller
@@ -28,6 +27,7 @@ from scaling.representations.finetune import Say, finetune
 from scaling.representations.sample import write_video
 from scaling.representations.weights import data_dir_of, open_tokenizer, trained_runs
 
+MAKER = "scaling permanence"
 GRID = 6
 BLOCKS = 4
 BALL = np.array([235, 60, 45], np.float32)
@@ -118,22 +118,23 @@ def write_permanence(out: Path, *, clips: int, frames: int, size: int, seed: int
     made_by = out / "settings.json"
     with disk.explained(out):
         out.mkdir(parents=True, exist_ok=True)
+        names = [f"{i:06d}.mp4" for i in range(clips)]
+        outputs.claim(MAKER, made_by, out / "labels.csv", *(out / name for name in names))
         held = made_by.read_text() if made_by.exists() else None
         if held != settings and (held or any(out.glob("*.mp4"))):
             raise UserError(
                 f"{out} holds clips of other settings ({held or 'unknown'}, not {settings}), which "
                 "these labels would not fit; remove it or give another folder"
             )
-        write_atomic(made_by, settings)
+        outputs.write(MAKER, made_by, settings)
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(("path", "label", "split", "visible"))
         ends, tell = [], teller()
-        for i in range(clips):
+        for i, name in enumerate(names):
             pixels, cell, visible = scene(seed, i, frames=frames, size=size)
-            name = f"{i:06d}.mp4"
             if not (out / name).exists():
-                write_video(out / name, pixels, fps=25)
+                write_video(MAKER, out / name, pixels, fps=25)
             ends.append((name, cell, visible[-1]))
             tell(f"clips of {frames} frames", i + 1, clips)
         learned = {cell for i, (_, cell, _) in enumerate(ends) if i % 4}
@@ -141,7 +142,7 @@ def write_permanence(out: Path, *, clips: int, frames: int, size: int, seed: int
             # A cell that no training clip ends in cannot be learned: its clips are for training.
             split = "test" if i % 4 == 0 and cell in learned else "train"
             writer.writerow((name, f"{cell // GRID}-{cell % GRID}", split, f"{seen:.3f}"))
-        write_atomic(out / "labels.csv", buffer.getvalue())
+        outputs.write(MAKER, out / "labels.csv", buffer.getvalue())
     return out / "labels.csv"
 
 

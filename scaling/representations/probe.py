@@ -35,7 +35,7 @@ from models.probes import (
     top_accuracy,
     train_heads,
 )
-from scaling import disk
+from scaling import disk, outputs
 from scaling.checkpoint import RunBusy, RunLock, write_atomic
 from scaling.data import media, shards
 from scaling.data.shards import read_index
@@ -118,6 +118,7 @@ def probe(
     chosen = trained_runs(study, runs)
     for trained in chosen:
         check_layers(trained, layers)
+    outputs.claim(outputs.STUDY, study / "probes.csv", inputs=[data])
     labelled = read_labelled(data)
     for trained in chosen:  # before anything is encoded
         _check_windows(views, read_index(data_dir_of(study, trained.run))["frames"])
@@ -477,5 +478,5 @@ def gather(study: Path, recipe: Recipe) -> Path:
         ["data", "data_key", "params", "run_id", "weights", "head", "seed", "layer"], kind="stable"
     )
     out = study / "probes.csv"
-    write_atomic(out, table.to_csv(index=False))
+    outputs.write(outputs.STUDY, out, table.to_csv(index=False))
     return out

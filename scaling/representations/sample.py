@@ -17,12 +17,12 @@ from PIL import Image
 
 from models.decoder import Decoder
 from models.generate import generate
-from scaling import disk
-from scaling.checkpoint import write_atomic
+from scaling import disk, outputs
 from scaling.data import media, shards
 from scaling.errors import UserError
 from scaling.representations.weights import data_dir_of, open_tokenizer, run_in
 
+MAKER = "scaling generate"
 SHOWN = 128  # px on the side of a frame that is written
 STRIP_FRAMES = 16
 COLUMNS = ("run_id", "size", "clip", "what", "frame", "position", "loss")
@@ -58,9 +58,7 @@ def continue_clip(
     if config.patch_inputs or config.patch_targets:
         raise UserError(f"{run_dir}: {config.name} works on patches; only tokens can be drawn")
     tokenizer, index = open_tokenizer(data_dir_of(study, trained.run))
-    out = out or study / "generated" / f"{trained.run_id}-{clip.stem}.mp4"
-    if out.suffix not in (".mp4", ".gif"):
-        raise UserError(f"--out {out}: end it in .mp4 or .gif")
+    out, strip, table = files(study, trained.run_id, clip, out)
     given = prompt_frames or max(1, index["frames"] // 2)
     if given < 1 or frames < 1:
         raise UserError(f"{given} frames of prompt and {frames} to draw: want at least one of each")
@@ -92,14 +90,22 @@ def continue_clip(
     with disk.explained(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         both = np.concatenate((_enlarged(above), _enlarged(pictures)), axis=1)
-        write_video(out, both, fps=max(1, round(25 / index["settings"]["stride"])))
+        write_video(MAKER, out, both, fps=max(1, round(25 / index["settings"]["stride"])))
         at = np.linspace(0, len(pictures) - 1, min(STRIP_FRAMES, len(pictures))).round().astype(int)
-        strip = out.with_suffix(".png")
         sheet = np.concatenate([np.concatenate((above[t], pictures[t])) for t in at], axis=1)
-        _write_png(strip, sheet)
-        table = out.with_suffix(".csv")
-        write_atomic(table, "\n".join(lines) + "\n")
+        outputs.write(MAKER, strip, _png(sheet))
+        outputs.write(MAKER, table, "\n".join(lines) + "\n")
     return out, strip, table
+
+
+def files(study: Path, run_id: str, clip: Path, out: Path | None = None) -> tuple[Path, Path, Path]:
+    """Where the video, strip and table go; UserError for another suffix, files of others there."""
+    out = out or study / "generated" / f"{run_id}-{clip.stem}.mp4"
+    if out.suffix not in (".mp4", ".gif"):
+        raise UserError(f"--out {out}: end it in .mp4 or .gif")
+    found = out, out.with_suffix(".png"), out.with_suffix(".csv")
+    outputs.claim(MAKER, *found, inputs=[clip])
+    return found
 
 
 def _read(clip: Path, given: int, frames: int, index: dict) -> np.ndarray:
@@ -148,8 +154,8 @@ def _enlarged(frames: np.ndarray) -> np.ndarray:
     return frames.repeat(times, axis=1).repeat(times, axis=2)
 
 
-def write_video(path: Path, frames: np.ndarray, *, fps: int) -> None:
-    """uint8 (T, H, W, 3) as H.264 in .mp4, or as .gif; whole or absent."""
+def write_video(maker: str, path: Path, frames: np.ndarray, *, fps: int) -> None:
+    """uint8 (T, H, W, 3) as H.264 in .mp4, or as .gif; whole or absent; an output of `maker`."""
     unfinished = path.with_name(f".{path.stem}.{get_native_id()}{path.suffix}")
     try:
         if path.suffix == ".gif":
@@ -167,12 +173,12 @@ def write_video(path: Path, frames: np.ndarray, *, fps: int) -> None:
                     picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
                     container.mux(stream.encode(picture))
                 container.mux(stream.encode())
-        disk.settle(unfinished, path)
+        outputs.place(maker, unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _write_png(path: Path, rgb: np.ndarray) -> None:
+def _png(rgb: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "PNG")
-    disk.write(path, buffer.getvalue())
+    return buffer.getvalue()

@@ -17,6 +17,7 @@ from analysis.frontier import StudyLaw
 from analysis.report import write_report
 from analysis.report_data import run_table
 from analysis.style import number_text
+from scaling.outputs import RECORD
 
 CONFIG = "study: simulated\ndata:\n  note: '</script><script>alert(1)</script>'\n"
 
@@ -164,7 +165,7 @@ def test_an_unchanged_page_is_left_alone(
     assert path.stat().st_mtime_ns == before
     write_report(tmp_path, rows, study_law, config_text="a: 2")
     assert "a: 2" in page_of(path).text
-    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [RECORD, "report.html"]
 
 
 def test_what_is_missing_is_said(rows: pd.DataFrame, tmp_path: Path) -> None:

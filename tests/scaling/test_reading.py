@@ -103,7 +103,7 @@ def test_a_figure_and_its_data(run: Run, rows_csv: Path, tmp_path: Path, ending:
             run("fit", rows_csv, "--figure", path)
         return
     run("fit", rows_csv, "--figure", path)
-    assert "plotly" in path.read_text() and len(pd.read_csv(tmp_path / "law.csv")) > 10
+    assert "plotly" in path.read_text() and len(pd.read_csv(tmp_path / "law.points.csv")) > 10
 
 
 def test_compare_with_published_laws(run: Run, rows_csv: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_compare_with_published_laws(run: Run, rows_csv: Path, tmp_path: Path) -
     for b, reference in ((law.pure.b, -0.048), (law.pure.b, -0.0378), (law.saturating.b, -0.14)):
         assert f"difference {b - reference:+.4f}" in said
     assert "not comparable, that is a law of parameters" in said
-    curves = pd.read_csv(tmp_path / "c.csv")
+    curves = pd.read_csv(tmp_path / "c.points.csv")
     assert set(curves["law"]) == {str(rows_csv), "GPT-3", "Toto", "Henighan video"}
     gpt3 = curves[curves["law"] == "GPT-3"].iloc[0]
     assert gpt3["loss"] == pytest.approx(2.57 * (gpt3["macs_total"] / 4.32e19) ** -0.048)
