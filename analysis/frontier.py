@@ -3,8 +3,8 @@
     study = fit_frontier(rows)          # StudyLaw: .law, .points, .excluded, .summary()
 
 Which rows count is fixed beforehand (`RULES` in analysis/cells.py), and what each rule left out is
-counted. Seeds of one design are averaged; per budget the frontier is the smallest of these means.
-Uncertainty: `frontier_noise`.
+counted. Seeds of one design are averaged. Per budget the frontier is the loss to expect of the
+best size, and its error that of the same recipe on new noise (`Surface.best` and `errors`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import compare
-from analysis.cells import DESIGN, cells, exclude, seed_means, surface
+from analysis.cells import DESIGN, Surface, cells, exclude, seed_means, surface
 from analysis.laws import (
     DELTA,
     RESAMPLES,
@@ -31,7 +31,8 @@ from analysis.references import REFERENCES
 
 OVERFIT = 0.005  # relative rise of the validation loss; less is noise
 PASSES = 4  # arXiv 2305.16264: up to here repeated data are nearly as good as fresh ones
-METHODS = ("budget", "envelope", "hull")
+METHODS = ("budget", "lowest", "envelope", "hull")
+BY_BUDGET = ("budget", "lowest")
 SCATTER = 0.2  # of log loss around the pure law; published frontiers scatter by a hundredth
 COMPARABLE = "bits per pixel are (analysis.references.bits_per_pixel)"
 
@@ -78,7 +79,8 @@ class StudyLaw:
             f"  form         {self.choice}",
             f"  fitted to    {len(points)} points ({self.method} frontier), {low:.3g} to "
             f"{high:.3g} {law.unit} ({law.decades:.2f} decades), "
-            f"{points['size'].nunique()} sizes, {len(runs)} runs{seeds}",
+            f"{points['size'].nunique()} best sizes, {len(runs)} runs{seeds}",
+            *self._points_line(),
             f"  interval     {law.status.bootstrap}, {law.status.resamples} resamples",
             f"  R2 (log-log) {law.r2:.4f}; residual {law.noise:.2%} of the loss",
         ]
@@ -102,6 +104,18 @@ class StudyLaw:
         lines.append(f"  left out     {left_out or 'no row'}")
         lines += [f"  beware       {text}" for text in self.warnings]
         return "\n".join(lines)
+
+    def _points_line(self) -> list[str]:
+        """How the points were read from the runs, where they are not runs themselves."""
+        few, many = self.points["averaged"].min(), self.points["averaged"].max()
+        if many == 1 and (self.points["lowest_loss"] == self.points["val_loss"]).all():
+            return []
+        off = self.points["lowest_loss"] / self.points["val_loss"] - 1
+        count = f"{few} to {many} runs" if few < many else f"{many} run{'s' if many > 1 else ''}"
+        return [
+            f"  points       loss to expect of each budget's best size, from {count} near it; the "
+            f"lowest run is {off.min():+.2%} to {off.max():+.2%} off"
+        ]
 
     def to_json(self) -> dict:
         """Plain values only; what is missing is None."""
@@ -134,18 +148,27 @@ def _plain(value):
 def frontier(rows: pd.DataFrame, *, method: str = "budget") -> pd.DataFrame:
     """The points that a law is fitted to, sorted by compute.
 
-    method: "budget", the smallest loss at each nominal budget; "envelope", the points that no
-    cheaper point beats; "hull", the corners of the lower convex hull in log-log.
+    method: "budget", the loss to expect of the best size of each nominal budget (`Surface.best`);
+    "lowest", the smallest loss at each nominal budget; "envelope", the points that no cheaper
+    point beats; "hull", the corners of the lower convex hull in log-log. All but the first are
+    runs as they are, and the lucky ones: the more runs compete, the lower.
     Seeds of one design are averaged first: the lowest of several seeds is no size's loss, and the
-    more seeds the lower. Returns the rows of the designs (val_loss: the mean, run_id: the first)
-    plus `design`, `seeds` (how many), `runs` (their ids) and `edge`: the size is the smallest or
-    largest tried at its budget, so that the optimum may lie outside the grid.
+    more seeds the lower. Returns the rows of the lowest designs (run_id: the first seed's) plus
+    `design`, `seeds` (how many) and `edge`: the size is the smallest or largest tried at its
+    budget, so that the optimum may lie outside the grid. `lowest_loss` is that design's,
+    `val_loss` the point's; `averaged` designs tell it, of the `runs` (their ids).
     """
+    return _frontier(rows, method)[0]
+
+
+def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, Surface | None]:
+    """The points, and what their errors follow from, where the runs tell it."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}: choose one of {', '.join(METHODS)}")
-    single = cells(rows, budgets=method == "budget")
+    budgets = method in BY_BUDGET
+    single = cells(rows, budgets=budgets)
     if single.empty:
-        counts = exclude(rows, budgets=method == "budget")[1]
+        counts = exclude(rows, budgets=budgets)[1]
         raise NotIdentified(
             "no row is left to fit: "
             + "; ".join(f"{count} rows: {rule}" for rule, count in counts if count)
@@ -155,19 +178,27 @@ def frontier(rows: pd.DataFrame, *, method: str = "budget") -> pd.DataFrame:
     inside = (table["params"] > by_budget.transform("min")) & (
         table["params"] < by_budget.transform("max")
     )
-    table = table.assign(edge=~inside)
-    if method == "budget":
+    table = table.assign(edge=~inside, lowest_loss=table["val_loss"])
+    described = None
+    if budgets:
         table = table.loc[table.groupby("budget_macs")["val_loss"].idxmin()]
         table = table.sort_values("macs_total")
+        described = surface(single, table)
     else:
         table = table.sort_values(["macs_total", "val_loss"])
         falling = table["val_loss"] < table["val_loss"].cummin().shift(fill_value=np.inf)
         table = table[falling].reset_index(drop=True)
         if method == "hull":
             table = table.loc[_lower_hull(np.log(table["macs_total"]), np.log(table["val_loss"]))]
-    averaged = single[single["design"].isin(table["design"])].sort_values("run_id", kind="stable")
-    runs = averaged.groupby("design")["run_id"].agg(tuple)
-    return table.assign(runs=table["design"].map(runs)).reset_index(drop=True)
+    members = [np.array([design]) for design in table["design"]]
+    if method == "budget" and described is not None:
+        macs, log_loss, members = described.best(table["budget_macs"].to_numpy(float))
+        table = table.assign(macs_total=macs, val_loss=np.exp(log_loss))
+    runs = single.sort_values("run_id", kind="stable").groupby("design")["run_id"].agg(tuple)
+    return table.assign(
+        averaged=[len(one) for one in members],
+        runs=[tuple(run for design in one for run in runs[design]) for one in members],
+    ).reset_index(drop=True), described
 
 
 def _lower_hull(x, y) -> list[int]:
@@ -182,30 +213,6 @@ def _lower_hull(x, y) -> list[int]:
             hull.pop()
         hull.append(i)
     return hull
-
-
-def frontier_noise(
-    table: pd.DataFrame, points: pd.DataFrame, *, resamples: int, seed: int
-) -> np.ndarray | None:
-    """Noise of the frontier's log loss (resamples, points); None when cells are too few.
-
-    The noise of runs and of points (analysis/cells.py) is drawn anew, and in every resample the
-    best size of each budget is chosen again, so that the choice of the minimum is part of the
-    uncertainty. Drawing the runs themselves with replacement would drop sizes, i.e. measure the
-    design: on simulated studies that interval is two to three times too wide.
-    """
-    described = surface(table, points)
-    if described is None:
-        return None
-    described = described.contenders()
-    fitted = described.fitted
-    drawn = fitted + described.draw(resamples, seed)
-    budget = described.designs["budget_macs"].to_numpy(float)
-    columns = []
-    for one in points["budget_macs"].to_numpy(float):
-        here = budget == one
-        columns.append(drawn[:, here].min(1) - fitted[here].min())
-    return np.stack(columns, 1)
 
 
 def fit_variable(
@@ -341,11 +348,11 @@ def fit_frontier(
     if method == "auto":
         named = "budget_macs" in rows.columns and bool((rows["budget_macs"] > 0).any())
         method = "budget" if named else "envelope"
-    kept, excluded = exclude(rows, budgets=method == "budget")
-    points = frontier(rows, method=method)
+    kept, excluded = exclude(rows, budgets=method in BY_BUDGET)
+    points, described = _frontier(rows, method)
     noise = None
-    if method == "budget":
-        noise = frontier_noise(cells(rows), points, resamples=resamples, seed=seed)
+    if method == "budget" and described is not None:
+        noise = described.errors(points["budget_macs"].to_numpy(float), resamples, seed)
     options = Options(
         groups=points["run_id"].tolist(), noise=noise, delta=delta, level=level,
         resamples=resamples, seed=seed, unit="MACs",
