@@ -132,6 +132,10 @@ class Level:
         smooth = np.maximum(coefficients @ self.at.T, LIMITS["loss"][0])
         return np.log(floor) + self._mean(log_loss[:, self.designs] - np.log(smooth))
 
+    def edge(self, coefficient: np.ndarray) -> bool:
+        """Whether the smooth loss still falls at the smallest or the largest size."""
+        return int((self.between @ coefficient).argmin()) in (0, len(self.between) - 1)
+
     def _mean(self, residual: np.ndarray) -> np.ndarray:
         """Weighted mean (R,) of residuals (R, k), a wild one cut at CUT standard deviations."""
         middle = np.median(residual, axis=1) if len(self.weight) > 2 else residual @ self.weight
@@ -147,6 +151,8 @@ class Surface:
     coefficient: np.ndarray  # (5,) of `_basis`
     centre: tuple[float, float]  # of log N and log D
     noise: Noise
+    # Budgets are bins of a cloud of runs: each tried a few sizes, all together tried many.
+    cloud: bool = False
 
     @property
     def fitted(self) -> np.ndarray:
@@ -164,9 +170,8 @@ class Surface:
         relative = self._basis() / np.exp(self.fitted)[:, None] * root
         return self.coefficient + (np.linalg.pinv(relative) @ (noise.T * root)).T
 
-    def best(self, budgets: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-        """Compute (B,) and log loss (B,) of the best size at each budget, not of a lucky run; and
-        the designs that tell it (B arrays of their numbers).
+    def best(self, budgets: np.ndarray) -> pd.DataFrame:
+        """The loss of the best size at each budget, not of a lucky run.
 
         Where a dozen runs lie within their noise of the optimum, the lowest of them is low by
         one and a half standard deviations, at every budget alike, and a law through such points
@@ -174,13 +179,22 @@ class Surface:
         no single run's luck moves, and their runs are averaged, each less what its size costs by
         the smooth loss. Two distant sizes leave the better one's run as it is; of many sizes the
         smooth loss only says how far each lies above the best, the level is that of their runs.
+        Returns macs_total, val_loss, designs (the numbers of those that tell it) and edge (the
+        smooth loss still falls at the smallest or largest size).
         """
         levels = [self._level(np.flatnonzero(self._budget == one)) for one in budgets]
-        observed = np.log(self.designs["val_loss"].to_numpy(float))
-        loss = [level.of(self.coefficient[None], observed[None])[0] for level in levels]
+        observed = np.log(self.designs["val_loss"].to_numpy(float))[None]
         number = self.designs["design"].to_numpy()
-        macs, members = zip(*((one.macs, number[one.designs]) for one in levels), strict=True)
-        return np.array(macs), np.array(loss), list(members)
+        return pd.DataFrame(
+            {
+                "macs_total": [level.macs for level in levels],
+                "val_loss": [
+                    float(np.exp(level.of(self.coefficient[None], observed)[0])) for level in levels
+                ],
+                "designs": [tuple(number[level.designs]) for level in levels],
+                "edge": [level.edge(self.coefficient) for level in levels],
+            }
+        )
 
     def errors(self, budgets: np.ndarray, resamples: int, seed: int) -> np.ndarray:
         """Errors (R, B) of `best`: the same recipe on new noise, the smooth loss fitted anew."""
@@ -197,18 +211,23 @@ class Surface:
         return self.designs["budget_macs"].to_numpy(float)
 
     def _level(self, here: np.ndarray) -> Level:
-        designs = self.designs.iloc[here]
-        log_n, log_d, log_c = (np.log(designs[c].to_numpy(float)) for c in (*SIZES, "macs_total"))
-        middle = float(log_c.mean())
+        log_n, log_d, log_c = (
+            np.log(self.designs[c].to_numpy(float)) for c in (*SIZES, "macs_total")
+        )
+        middle = float(log_c[here].mean())
         # Tokens at one compute for all: a size's runs may have had a little more or less.
         at_middle = log_d - log_c + middle
-        order = np.argsort(log_n, kind="stable")
-        between = np.linspace(log_n.min(), log_n.max(), STEPS)
+        tried = np.arange(len(log_n)) if self.cloud else here
+        order = tried[np.argsort(log_n[tried], kind="stable")]
+        between = np.linspace(log_n[order[0]], log_n[order[-1]], STEPS)
         between_d = np.interp(between, log_n[order], at_middle[order])
+        if self.cloud:  # only tokens that runs had say what tokens do
+            inside = (between_d >= log_d.min()) & (between_d <= log_d.max())
+            between, between_d = between[inside], between_d[inside]
         line = _basis(between, between_d, self.centre)
-        smooth = np.maximum(_basis(log_n, at_middle, self.centre) @ self.coefficient, 1e-9)
-        above = np.log(smooth / smooth.min())
-        weight = designs["seeds"].to_numpy(float)
+        smooth = _basis(log_n[here], at_middle[here], self.centre) @ self.coefficient
+        above = np.log(np.maximum(smooth, 1e-9) / np.maximum(smooth, 1e-9).min())
+        weight = self.designs["seeds"].to_numpy(float)[here]
         weight = weight * np.maximum(1 - (above / (REACH * self.noise.total + 1e-12)) ** 2, 0)
         few = np.flatnonzero(weight > 0)
         few = few[np.argsort(above[few], kind="stable")[:CONTENDERS]]

@@ -100,6 +100,34 @@ def test_distant_sizes_keep_their_best_run() -> None:
     assert points["val_loss"].to_numpy() == pytest.approx(points["lowest_loss"], rel=2e-3)
 
 
+def test_a_cloud_of_runs_is_read_in_bins_of_compute() -> None:
+    """No two runs of one compute: the envelope is low by what luck lowers, bins are not."""
+    truth = Truth(1.8169, 482.01, 0.3478, 2085.43, 0.3658)
+    bins, envelope = [], []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        macs = 5 * 10 ** rng.uniform(17, 20, 240)
+        n = truth.n_opt(macs) * 2 ** rng.uniform(-1, 1, 240)
+        rows = many_sizes(0.0, 0, sizes=30).assign(
+            params=n, tokens=macs / (3 * n), macs_total=macs, budget_macs=np.nan,
+            size=[f"{v:.3g}" for v in n],
+            val_loss=truth(n, macs / (3 * n)) * np.exp(0.01 * rng.standard_normal(240)),
+        )  # fmt: skip
+        law = fit_frontier(rows, resamples=200)
+        assert law.method == "binned" and law.points["averaged"].min() >= 3
+        points, lowest = law.points, frontier(rows, method="envelope")
+        bins.append(np.log(points["val_loss"] / truth.frontier(points["macs_total"])).mean())
+        envelope.append(np.log(lowest["val_loss"] / truth.frontier(lowest["macs_total"])).mean())
+    assert np.mean(envelope) < -0.005
+    assert abs(np.mean(bins)) < 0.0015
+    said = fit_frontier(rows, method="envelope", resamples=200).warnings
+    assert any("luck lowers it" in text for text in said)
+    nameless = rows.assign(params=np.nan, tokens=np.nan)
+    assert fit_frontier(nameless, resamples=200).method == "envelope"
+    with pytest.raises(NotIdentified, match="choose method envelope"):
+        frontier(nameless, method="binned")
+
+
 def test_envelope_and_hull() -> None:
     table = study(sizes=6, budgets=8, seed=1)
     envelope, hull = frontier(table, method="envelope"), frontier(table, method="hull")
@@ -235,7 +263,7 @@ def test_refusals(rows: pd.DataFrame, change, words: str) -> None:
 
 
 def test_wrong_method(rows: pd.DataFrame) -> None:
-    with pytest.raises(ValueError, match="choose one of budget, lowest, envelope, hull"):
+    with pytest.raises(ValueError, match="choose one of budget, lowest, binned, envelope, hull"):
         frontier(rows, method="lower")
 
 
