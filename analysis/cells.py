@@ -9,7 +9,7 @@ from which every interval of a study follows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -54,8 +54,10 @@ KAPPA = 0.2  # spans the exponents 0 to 0.6 within the noise of a run over two d
 CUT = 2.0  # residuals beyond so many scales are cut: a wild cell is not the noise of all
 WILD = 4.0  # a cell so many scales too high, which cannot win its budget, describes nothing
 SIZES = ("params", "tokens")
+REACH = 2.0  # standard deviations of a run above the best within which a size tells its loss
+STEPS = 100  # sizes at which a smooth loss is searched for its least
 BETWEEN = 400  # sizes at which a smooth loss is searched for its best
-CONTENDERS = 30  # cells of one budget that may win it, at most
+CONTENDERS = 30  # designs that tell the loss of one budget's best size, at most
 NEAR = 0.1  # log loss above its budget's best within which a cell describes the surface
 
 
@@ -91,7 +93,9 @@ def cells(rows: pd.DataFrame, *, budgets: bool = True) -> pd.DataFrame:
     """
     rows, _ = exclude(rows, budgets=budgets)
     cost = "budget_macs" if budgets else "macs_total"
-    rows = rows.drop_duplicates(["run_id", cost], keep="last").reset_index(drop=True)
+    rows = rows.drop_duplicates(["run_id", cost], keep="last")
+    # In an order of their own, so that sums of floats do not hang on that of the table.
+    rows = rows.sort_values([cost, "run_id"], kind="stable").reset_index(drop=True)
     if "seed" not in rows.columns:
         return rows.assign(design=rows.index)
     key = [cost, *(c for c in DESIGN if c in rows.columns and rows[c].nunique(dropna=False) > 1)]
@@ -112,6 +116,34 @@ def seed_means(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
+class Level:
+    """How the loss of one budget's best size is read from the designs near it."""
+
+    macs: float
+    designs: np.ndarray  # (k,) their places among all
+    weight: np.ndarray  # (k,), sum 1
+    at: np.ndarray  # (k, 5) basis of their sizes
+    between: np.ndarray  # (STEPS, 5) basis from the smallest to the largest size, at this compute
+    scale: float  # standard deviation of a run's log loss
+
+    def of(self, coefficients: np.ndarray, log_loss: np.ndarray) -> np.ndarray:
+        """Log loss (R,) of the best size; coefficients (R, 5), log loss of all designs (R, n)."""
+        floor = np.maximum(coefficients @ self.between.T, LIMITS["loss"][0]).min(1)
+        smooth = np.maximum(coefficients @ self.at.T, LIMITS["loss"][0])
+        return np.log(floor) + self._mean(log_loss[:, self.designs] - np.log(smooth))
+
+    def edge(self, coefficient: np.ndarray) -> bool:
+        """Whether the smooth loss still falls at the smallest or the largest size."""
+        return int((self.between @ coefficient).argmin()) in (0, len(self.between) - 1)
+
+    def _mean(self, residual: np.ndarray) -> np.ndarray:
+        """Weighted mean (R,) of residuals (R, k), a wild one cut at CUT standard deviations."""
+        middle = np.median(residual, axis=1) if len(self.weight) > 2 else residual @ self.weight
+        off = np.clip(residual - middle[:, None], -CUT * self.scale, CUT * self.scale)
+        return middle + off @ self.weight
+
+
+@dataclass(frozen=True)
 class Surface:
     """Smooth loss of the designs near the frontier, and the noise of single runs."""
 
@@ -119,6 +151,8 @@ class Surface:
     coefficient: np.ndarray  # (5,) of `_basis`
     centre: tuple[float, float]  # of log N and log D
     noise: Noise
+    # Budgets are bins of a cloud of runs: each tried a few sizes, all together tried many.
+    cloud: bool = False
 
     @property
     def fitted(self) -> np.ndarray:
@@ -135,6 +169,72 @@ class Surface:
         root = np.sqrt(self.designs["seeds"].to_numpy(float))[:, None]
         relative = self._basis() / np.exp(self.fitted)[:, None] * root
         return self.coefficient + (np.linalg.pinv(relative) @ (noise.T * root)).T
+
+    def best(self, budgets: np.ndarray) -> pd.DataFrame:
+        """The loss of the best size at each budget, not of a lucky run.
+
+        Where a dozen runs lie within their noise of the optimum, the lowest of them is low by
+        one and a half standard deviations, at every budget alike, and a law through such points
+        passes under the truth. So the sizes near the optimum are chosen by the smooth loss, which
+        no single run's luck moves, and their runs are averaged, each less what its size costs by
+        the smooth loss. Two distant sizes leave the better one's run as it is; of many sizes the
+        smooth loss only says how far each lies above the best, the level is that of their runs.
+        Returns macs_total, val_loss, designs (the numbers of those that tell it) and edge (the
+        smooth loss still falls at the smallest or largest size).
+        """
+        levels = [self._level(np.flatnonzero(self._budget == one)) for one in budgets]
+        observed = np.log(self.designs["val_loss"].to_numpy(float))[None]
+        number = self.designs["design"].to_numpy()
+        return pd.DataFrame(
+            {
+                "macs_total": [level.macs for level in levels],
+                "val_loss": [
+                    float(np.exp(level.of(self.coefficient[None], observed)[0])) for level in levels
+                ],
+                "designs": [tuple(number[level.designs]) for level in levels],
+                "edge": [level.edge(self.coefficient) for level in levels],
+            }
+        )
+
+    def errors(self, budgets: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+        """Errors (R, B) of `best`: the same recipe on new noise, the smooth loss fitted anew."""
+        noise = self.draw(resamples, seed)
+        drawn, whole = self.coefficients(noise), self.coefficient[None]
+        noise += self.fitted
+        levels = [self._level(np.flatnonzero(self._budget == one)) for one in budgets]
+        return np.stack(
+            [level.of(drawn, noise) - level.of(whole, self.fitted[None]) for level in levels], 1
+        )
+
+    @property
+    def _budget(self) -> np.ndarray:
+        return self.designs["budget_macs"].to_numpy(float)
+
+    def _level(self, here: np.ndarray) -> Level:
+        log_n, log_d, log_c = (
+            np.log(self.designs[c].to_numpy(float)) for c in (*SIZES, "macs_total")
+        )
+        middle = float(log_c[here].mean())
+        # Tokens at one compute for all: a size's runs may have had a little more or less.
+        at_middle = log_d - log_c + middle
+        tried = np.arange(len(log_n)) if self.cloud else here
+        order = tried[np.argsort(log_n[tried], kind="stable")]
+        between = np.linspace(log_n[order[0]], log_n[order[-1]], STEPS)
+        between_d = np.interp(between, log_n[order], at_middle[order])
+        if self.cloud:  # only tokens that runs had say what tokens do
+            inside = (between_d >= log_d.min()) & (between_d <= log_d.max())
+            between, between_d = between[inside], between_d[inside]
+        line = _basis(between, between_d, self.centre)
+        smooth = _basis(log_n[here], at_middle[here], self.centre) @ self.coefficient
+        above = np.log(np.maximum(smooth, 1e-9) / np.maximum(smooth, 1e-9).min())
+        weight = self.designs["seeds"].to_numpy(float)[here]
+        weight = weight * np.maximum(1 - (above / (REACH * self.noise.total + 1e-12)) ** 2, 0)
+        few = np.flatnonzero(weight > 0)
+        few = few[np.argsort(above[few], kind="stable")[:CONTENDERS]]
+        return Level(
+            float(np.exp(middle)), here[few], weight[few] / weight[few].sum(),
+            self._basis()[here[few]], line, self.noise.total,
+        )  # fmt: skip
 
     def optimum(self, budget: float, coefficients: np.ndarray) -> np.ndarray:
         """log N (R,) of the best size of a budget, between those tried there."""
@@ -155,14 +255,6 @@ class Surface:
         run_index = np.unique(self.designs["run_id"].astype(str), return_inverse=True)[1]
         noise = self.noise.draw(run_index, resamples, rng)
         return noise / np.sqrt(self.designs["seeds"].to_numpy())
-
-    def contenders(self) -> Surface:
-        """Without the designs that lie too far above their budget's best to win in any draw."""
-        fitted = self.fitted
-        by = pd.Series(fitted).groupby(self.designs["budget_macs"].to_numpy())
-        able = fitted <= by.transform("min").to_numpy() + 6 * self.noise.total + 1e-12
-        able &= by.rank(method="first").to_numpy() <= CONTENDERS
-        return replace(self, designs=self.designs[able])
 
 
 def surface(table: pd.DataFrame, points: pd.DataFrame) -> Surface | None:

@@ -3,21 +3,22 @@
     study = fit_frontier(rows)          # StudyLaw: .law, .points, .excluded, .summary()
 
 Which rows count is fixed beforehand (`RULES` in analysis/cells.py), and what each rule left out is
-counted. Seeds of one design are averaged; per budget the frontier is the smallest of these means.
-Uncertainty: `frontier_noise`.
+counted. Seeds of one design are averaged. Per budget the frontier is the loss to expect of the
+best size, and its error that of the same recipe on new noise (`Surface.best` and `errors`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from analysis import compare
-from analysis.cells import DESIGN, cells, exclude, seed_means, surface
+from analysis.cells import DESIGN, Surface, cells, exclude, seed_means, surface
 from analysis.laws import (
     DELTA,
+    MIN_DECADES,
     RESAMPLES,
     Holdout,
     NotIdentified,
@@ -31,7 +32,10 @@ from analysis.references import REFERENCES
 
 OVERFIT = 0.005  # relative rise of the validation loss; less is noise
 PASSES = 4  # arXiv 2305.16264: up to here repeated data are nearly as good as fresh ones
-METHODS = ("budget", "envelope", "hull")
+METHODS = ("budget", "lowest", "binned", "envelope", "hull")
+BY_BUDGET = ("budget", "lowest")
+EXPECTED = ("budget", "binned")  # the loss to expect of the best size, not a run's own
+BIN, BINS, BIN_RUNS = 0.25, 12, 4  # decades, bins at most, runs of a bin at least
 SCATTER = 0.2  # of log loss around the pure law; published frontiers scatter by a hundredth
 COMPARABLE = "bits per pixel are (analysis.references.bits_per_pixel)"
 
@@ -78,7 +82,8 @@ class StudyLaw:
             f"  form         {self.choice}",
             f"  fitted to    {len(points)} points ({self.method} frontier), {low:.3g} to "
             f"{high:.3g} {law.unit} ({law.decades:.2f} decades), "
-            f"{points['size'].nunique()} sizes, {len(runs)} runs{seeds}",
+            f"{points['size'].nunique()} best sizes, {len(runs)} runs{seeds}",
+            *self._points_line(),
             f"  interval     {law.status.bootstrap}, {law.status.resamples} resamples",
             f"  R2 (log-log) {law.r2:.4f}; residual {law.noise:.2%} of the loss",
         ]
@@ -102,6 +107,18 @@ class StudyLaw:
         lines.append(f"  left out     {left_out or 'no row'}")
         lines += [f"  beware       {text}" for text in self.warnings]
         return "\n".join(lines)
+
+    def _points_line(self) -> list[str]:
+        """How the points were read from the runs, where they are not runs themselves."""
+        few, many = self.points["averaged"].min(), self.points["averaged"].max()
+        if many == 1 and (self.points["lowest_loss"] == self.points["val_loss"]).all():
+            return []
+        off = self.points["lowest_loss"] / self.points["val_loss"] - 1
+        count = f"{few} to {many} runs" if few < many else f"{many} run{'s' if many > 1 else ''}"
+        return [
+            f"  points       loss to expect of each budget's best size, from {count} near it; the "
+            f"lowest run is {off.min():+.2%} to {off.max():+.2%} off"
+        ]
 
     def to_json(self) -> dict:
         """Plain values only; what is missing is None."""
@@ -134,18 +151,47 @@ def _plain(value):
 def frontier(rows: pd.DataFrame, *, method: str = "budget") -> pd.DataFrame:
     """The points that a law is fitted to, sorted by compute.
 
-    method: "budget", the smallest loss at each nominal budget; "envelope", the points that no
-    cheaper point beats; "hull", the corners of the lower convex hull in log-log.
+    method: "budget", the loss to expect of the best size of each nominal budget (`Surface.best`);
+    "lowest", the smallest loss at each nominal budget; "envelope", the points that no cheaper
+    point beats; "hull", the corners of the lower convex hull in log-log. All but the first are
+    runs as they are, and the lucky ones: the more runs compete, the lower.
     Seeds of one design are averaged first: the lowest of several seeds is no size's loss, and the
-    more seeds the lower. Returns the rows of the designs (val_loss: the mean, run_id: the first)
-    plus `design`, `seeds` (how many), `runs` (their ids) and `edge`: the size is the smallest or
-    largest tried at its budget, so that the optimum may lie outside the grid.
+    more seeds the lower. Returns the rows of the lowest designs (run_id: the first seed's) plus
+    `design`, `seeds` (how many) and `edge`: the size is the smallest or largest tried at its
+    budget, so that the optimum may lie outside the grid. `lowest_loss` is that design's,
+    `val_loss` the point's; `averaged` designs tell it, of the `runs` (their ids).
     """
+    return _frontier(rows, method)[0]
+
+
+def binned(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with bins of compute in place of nominal budgets: for a cloud of runs, of which no
+    two need have the same compute.
+
+    At most BINS bins, of equal width in log compute and of BIN decades or more; a bin of fewer
+    than BIN_RUNS runs is no budget. `Surface.best` moves every run to its bin's mean compute.
+    """
+    kept, _ = exclude(rows, budgets=False)
+    decades = np.log10(kept["macs_total"].to_numpy(float))
+    reach = max(float(np.ptp(decades)), 1e-9) if len(decades) else 1.0
+    count = int(np.clip(reach / BIN, 1, BINS))
+    number = np.minimum(((decades - decades.min()) / reach * count).astype(int), count - 1)
+    number = pd.Series(number, index=kept.index)
+    mean = np.log(kept["macs_total"]).groupby(number).transform("mean")
+    many = number.groupby(number).transform("size") >= BIN_RUNS
+    return rows.assign(budget_macs=np.exp(mean.where(many)).reindex(rows.index))
+
+
+def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, Surface | None]:
+    """The points, and what their errors follow from, where the runs tell it."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}: choose one of {', '.join(METHODS)}")
-    single = cells(rows, budgets=method == "budget")
+    budgets = method in BY_BUDGET
+    if method == "binned":
+        rows, budgets = binned(rows), True
+    single = cells(rows, budgets=budgets)
     if single.empty:
-        counts = exclude(rows, budgets=method == "budget")[1]
+        counts = exclude(rows, budgets=budgets)[1]
         raise NotIdentified(
             "no row is left to fit: "
             + "; ".join(f"{count} rows: {rule}" for rule, count in counts if count)
@@ -155,19 +201,36 @@ def frontier(rows: pd.DataFrame, *, method: str = "budget") -> pd.DataFrame:
     inside = (table["params"] > by_budget.transform("min")) & (
         table["params"] < by_budget.transform("max")
     )
-    table = table.assign(edge=~inside)
-    if method == "budget":
+    table = table.assign(edge=~inside, lowest_loss=table["val_loss"])
+    described = None
+    if budgets:
         table = table.loc[table.groupby("budget_macs")["val_loss"].idxmin()]
         table = table.sort_values("macs_total")
+        described = surface(single, table)
+        if described is not None and method == "binned":
+            described = replace(described, cloud=True)
     else:
         table = table.sort_values(["macs_total", "val_loss"])
         falling = table["val_loss"] < table["val_loss"].cummin().shift(fill_value=np.inf)
         table = table[falling].reset_index(drop=True)
         if method == "hull":
             table = table.loc[_lower_hull(np.log(table["macs_total"]), np.log(table["val_loss"]))]
-    averaged = single[single["design"].isin(table["design"])].sort_values("run_id", kind="stable")
-    runs = averaged.groupby("design")["run_id"].agg(tuple)
-    return table.assign(runs=table["design"].map(runs)).reset_index(drop=True)
+    members = [(design,) for design in table["design"]]
+    if method == "binned" and described is None:
+        raise NotIdentified(
+            "a frontier of bins of compute needs parameters and tokens of runs near the best of "
+            "every bin: choose method envelope"
+        )
+    if method in EXPECTED and described is not None:
+        best = described.best(table["budget_macs"].to_numpy(float))
+        members = best["designs"].tolist()
+        replaced = ["macs_total", "val_loss", *(["edge"] if described.cloud else [])]
+        table = table.assign(**{column: best[column].to_numpy() for column in replaced})
+    runs = single.sort_values("run_id", kind="stable").groupby("design")["run_id"].agg(tuple)
+    return table.assign(
+        averaged=[len(one) for one in members],
+        runs=[tuple(run for design in one for run in runs[design]) for one in members],
+    ).reset_index(drop=True), described
 
 
 def _lower_hull(x, y) -> list[int]:
@@ -182,30 +245,6 @@ def _lower_hull(x, y) -> list[int]:
             hull.pop()
         hull.append(i)
     return hull
-
-
-def frontier_noise(
-    table: pd.DataFrame, points: pd.DataFrame, *, resamples: int, seed: int
-) -> np.ndarray | None:
-    """Noise of the frontier's log loss (resamples, points); None when cells are too few.
-
-    The noise of runs and of points (analysis/cells.py) is drawn anew, and in every resample the
-    best size of each budget is chosen again, so that the choice of the minimum is part of the
-    uncertainty. Drawing the runs themselves with replacement would drop sizes, i.e. measure the
-    design: on simulated studies that interval is two to three times too wide.
-    """
-    described = surface(table, points)
-    if described is None:
-        return None
-    described = described.contenders()
-    fitted = described.fitted
-    drawn = fitted + described.draw(resamples, seed)
-    budget = described.designs["budget_macs"].to_numpy(float)
-    columns = []
-    for one in points["budget_macs"].to_numpy(float):
-        here = budget == one
-        columns.append(drawn[:, here].min(1) - fitted[here].min())
-    return np.stack(columns, 1)
 
 
 def fit_variable(
@@ -264,6 +303,26 @@ def warnings_for(rows: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
     return tuple(out + overfitting(rows) + repetition(points))
 
 
+def lucky(rows: pd.DataFrame, points: pd.DataFrame, method: str) -> list[str]:
+    """Whether the points are the lowest of several runs, which luck lowers, uncorrected."""
+    if method in EXPECTED and (points["lowest_loss"] != points["val_loss"]).any():
+        return []
+    if method in BY_BUDGET:
+        crowded = rows.groupby("budget_macs")["run_id"].nunique().max() > 2
+        if not crowded:
+            return []
+        what = "of several runs at each budget the lowest is taken"
+    else:
+        if rows["run_id"].nunique() < 2 * len(points):
+            return []
+        what = f"the {method} takes the lowest of many runs"
+    return [
+        f"{what}: luck lowers it, and the interval does not know (in simulated clouds of runs 95% "
+        "intervals of an envelope held the truth in 53 to 93 of 100); method budget or binned "
+        "averages the runs near the best, where parameters and tokens are known and runs suffice"
+    ]
+
+
 def overfitting(rows: pd.DataFrame) -> list[str]:
     """Which runs' validation loss rose by OVERFIT or more while their training loss fell."""
     if not {"run_id", "size", "train_loss", "decayed"} <= set(rows.columns):
@@ -320,6 +379,17 @@ def doubts(pure: PowerLaw) -> tuple[str, ...]:
     return tuple(out)
 
 
+def _method(rows: pd.DataFrame) -> str:
+    """Budgets where rows have them; else bins, where runs suffice for a law; else the envelope."""
+    if "budget_macs" in rows.columns and bool((rows["budget_macs"] > 0).any()):
+        return "budget"
+    try:
+        macs = _frontier(rows, "binned")[0]["macs_total"]
+    except NotIdentified:
+        return "envelope"
+    return "binned" if len(macs) > 3 and macs.max() >= 10**MIN_DECADES * macs.min() else "envelope"
+
+
 def fit_frontier(
     rows: pd.DataFrame,
     seed: int = 0,
@@ -333,19 +403,19 @@ def fit_frontier(
     """Fit the law of a study's frontier, training MACs against validation loss.
 
     rows: the study's rows (scaling.results), one per evaluation point of a run. method: of
-    `frontier`; "auto" is "budget" where rows have nominal budgets, else "envelope". form: "select"
-    (by held-out error), or "power" / "saturating" when the form is decided beforehand.
+    `frontier`; "auto" is "budget" where rows have nominal budgets, else "binned" where runs
+    suffice, else "envelope". form: "select" (by held-out error), or "power" / "saturating" when
+    the form is decided beforehand.
     Raises NotIdentified (a ValueError) when even the pure law cannot be determined: fewer than
     three budgets, under a decade of compute, a constant loss.
     """
     if method == "auto":
-        named = "budget_macs" in rows.columns and bool((rows["budget_macs"] > 0).any())
-        method = "budget" if named else "envelope"
-    kept, excluded = exclude(rows, budgets=method == "budget")
-    points = frontier(rows, method=method)
+        method = _method(rows)
+    kept, excluded = exclude(rows, budgets=method in BY_BUDGET)
+    points, described = _frontier(rows, method)
     noise = None
-    if method == "budget":
-        noise = frontier_noise(cells(rows), points, resamples=resamples, seed=seed)
+    if method in EXPECTED and described is not None:
+        noise = described.errors(points["budget_macs"].to_numpy(float), resamples, seed)
     options = Options(
         groups=points["run_id"].tolist(), noise=noise, delta=delta, level=level,
         resamples=resamples, seed=seed, unit="MACs",
@@ -353,5 +423,5 @@ def fit_frontier(
     macs, loss = points["macs_total"].to_numpy(float), points["val_loss"].to_numpy(float)
     law, pure, saturating, choice = select(macs, loss, options, form)
     bend = curvature(macs, loss) if len(np.unique(macs)) > 3 else (float("nan"), float("nan"))
-    said = (*warnings_for(kept, points), *doubts(pure))
+    said = (*warnings_for(kept, points), *lucky(kept, points, method), *doubts(pure))
     return StudyLaw(law, pure, saturating, choice, points, excluded, said, bend, method)

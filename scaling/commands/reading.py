@@ -70,7 +70,9 @@ def fit(
         str, typer.Option(help="select | power | saturating | parametric | overtraining")
     ] = "select",
     of: Annotated[str, typer.Option(help="A law of: compute | params | tokens")] = "compute",
-    method: Annotated[str, typer.Option(help="Frontier: auto | budget | envelope | hull")] = "auto",
+    method: Annotated[
+        str, typer.Option(help="Frontier: auto | budget | lowest | binned | envelope | hull")
+    ] = "auto",
     loss: Annotated[str | None, typer.Option(help="Column of the loss, in nats.")] = None,
     n: Annotated[str | None, typer.Option("--n", help="Column of the parameters.")] = None,
     d: Annotated[str | None, typer.Option("--d", help="Column of the training tokens.")] = None,
