@@ -17,7 +17,8 @@ from scipy.optimize import nnls
 
 ROWS = 256  # rows of one block: its arrays stay in the second-level cache
 EXPONENTS = (0.1, 0.25, 0.4, 0.6, 0.9)  # starts in alpha and in beta
-STAGES = (100.0, 10.0, 3.0)  # multiples of delta before delta itself, from a cold start
+THIN = 1000  # points on which every start is tried, of a larger table
+POLISHED = 3  # minima of the thinned points that go on to all of them
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,24 @@ class Objective:
             np.exp(theta[:, 1:2] - theta[:, 3:4] * self.u),
             np.exp(theta[:, 2:3] - theta[:, 4:5] * self.v),
         )
+
+    def fitted(self, theta: np.ndarray) -> np.ndarray:
+        """Loss (n,) of one theta (5,)."""
+        e, s2, s3 = self.terms(theta[None])
+        return (e + s2 + s3)[0]
+
+    def jacobian(self, theta: np.ndarray) -> np.ndarray:
+        """d f / d theta (n, 5) of one theta (5,), or d log f / d theta where `log` is set."""
+        e, s2, s3 = (term[0] for term in self.terms(theta[None]))
+        s1 = np.broadcast_to(e, s2.shape)
+        columns = np.stack([s1, s2, s3, -self.u * s2, -self.v * s3], 1)
+        return columns / (s1 + s2 + s3)[:, None] if self.log else columns
+
+    def pull(self, r: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
+        """psi(r), and its slope when the corner is spread over residuals within +- width."""
+        side = np.where(r < 0, self.below, 1.0)
+        steep = self.delta / width if np.isfinite(width) else 1.0
+        return side * np.clip(r, -self.delta, self.delta), side * steep * (np.abs(r) <= width)
 
     @cached_property
     def moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -203,6 +222,57 @@ def _newton(objective, theta, w, stages, iterations, tolerance):
             damping[took] = np.maximum(damping[took], 1e-10)
             active = active[(norm[active] > goal) & (damping[active] < 1e10)]
     return theta, value, norm
+
+
+def continuation(delta: float, cold: bool) -> tuple[float, ...]:
+    """Multiples of delta through which Huber's corner shrinks to its target."""
+    if not np.isfinite(delta):
+        return (1.0,)
+    top = 0.1 if cold else min(1e-3, delta)
+    steps = [4.0**k for k in range(1, 20) if delta * 4.0**k <= top]
+    return (*reversed(steps), 1.0)
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """The best of many starts."""
+
+    theta: np.ndarray  # (5,)
+    value: float
+    gradient: float  # per point and unit of the loss's slope
+    starts: int
+    share: float  # of the starts that reached the best minimum
+    basins: int  # distinct minima
+
+
+def minimum(objective: Objective, loss: np.ndarray) -> Minimum:
+    """Best of the starts. Of a large table each start leads somewhere on `THIN` points, and only
+    the best distinct minima go on to all of them."""
+    count, corner = len(loss), objective.delta
+    part, lost = objective, loss
+    if count > THIN:  # drawn, not every k-th: a table is often sorted by its design
+        some = np.sort(np.random.default_rng(0).permutation(count)[:THIN])
+        part = replace(objective, u=objective.u[some], v=objective.v[some], y=objective.y[some])
+        lost = loss[some]
+    first = starts(part, lost)
+    if objective.tie is not None:
+        first = first[first[:, 3] == first[:, 4]]
+    ones = np.ones((len(first), len(lost)))
+    theta, value, gradient = newton(part, first, ones, continuation(corner, cold=True))
+    # Two minima are one when their misses differ by less than a billionth.
+    same = value.min() * 1e-6 + len(lost) * min(corner, 1.0) * 1e-9
+    share = float((value <= value.min() + same).mean())
+    basins = 1 + int((np.diff(np.sort(value[gradient < 1e-6])) > same).sum())
+    if part is not objective:
+        order = np.argsort(value, kind="stable")
+        new = np.diff(value[order], prepend=-np.inf) > same
+        theta = theta[order[new][:POLISHED]]
+        ones = np.ones((len(theta), count))
+        theta, value, gradient = newton(objective, theta, ones, continuation(corner, cold=False))
+    best = int(value.argmin())
+    return Minimum(
+        theta[best], float(value[best]), float(gradient[best]), len(first), share, basins
+    )
 
 
 def starts(objective: Objective, loss: np.ndarray) -> np.ndarray:

@@ -30,8 +30,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 
-from analysis.parametric import continuation, fit_parametric
-from analysis.surface import Objective, newton, starts
+from analysis.parametric import fit_parametric
+from analysis.surface import Objective, continuation, newton, starts
 
 DELTA = 1e-3
 HOFFMANN = np.array(

@@ -8,8 +8,8 @@ import pytest
 from scipy.optimize import minimize, minimize_scalar
 
 from analysis.laws import NotIdentified
-from analysis.parametric import LOSSES, TIE, continuation, fit_parametric
-from analysis.surface import Objective, newton, starts
+from analysis.parametric import LOSSES, TIE, fit_parametric
+from analysis.surface import Objective, continuation, newton, starts
 
 TRUTH = dict(e=1.7, a=400.0, b=1500.0, alpha=0.34, beta=0.36)
 
