@@ -17,6 +17,7 @@ from scipy.optimize import nnls
 
 ROWS = 256  # rows of one block: its arrays stay in the second-level cache
 EXPONENTS = (0.1, 0.25, 0.4, 0.6, 0.9)  # starts in alpha and in beta
+ITERATIONS = 100
 THIN = 1000  # points on which every start is tried, of a larger table
 POLISHED = 3  # minima of the thinned points that go on to all of them
 
@@ -161,7 +162,7 @@ class Objective:
 
 def newton(
     objective: Objective, theta: np.ndarray, w: np.ndarray, stages: tuple[float, ...],
-    iterations: int = 100, tolerance: float = 1e-11,
+    iterations: int = ITERATIONS, tolerance: float = 1e-11,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Minimise every row; stages are multiples of delta, ending in 1.
 
@@ -270,6 +271,10 @@ def minimum(objective: Objective, loss: np.ndarray) -> Minimum:
         ones = np.ones((len(theta), count))
         theta, value, gradient = newton(objective, theta, ones, continuation(corner, cold=False))
     best = int(value.argmin())
+    if gradient[best] > 1e-7:  # where E slides to 0 the way is long
+        ones = np.ones((1, count))
+        last = newton(objective, theta[best : best + 1], ones, (1.0,), 10 * ITERATIONS)
+        theta[best], value[best], gradient[best] = (part[0] for part in last)
     return Minimum(
         theta[best], float(value[best]), float(gradient[best]), len(first), share, basins
     )
