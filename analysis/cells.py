@@ -39,6 +39,12 @@ RULES: tuple[tuple[str, Callable[[pd.DataFrame], pd.Series | np.ndarray]], ...] 
         lambda r: _impossible(r["params"]) | _impossible(r["tokens"]),
     ),
 )
+# A law of one variable needs that variable alone, and no compute.
+COST = "no usable compute"
+ALONE = {
+    "params": ("no usable parameters", lambda r: ~usable(r["params"], "compute")),
+    "tokens": ("no usable tokens", lambda r: ~usable(r["tokens"], "compute")),
+}
 NO_BUDGET = ("no nominal budget", lambda r: ~usable(r["budget_macs"], "compute"))
 NEEDED = (
     "run_id", "role", "status", "decayed", "budget_macs", "val_loss", "macs_total", "size",
@@ -62,38 +68,45 @@ NEAR = 0.1  # log loss above its budget's best within which a cell describes the
 
 
 def exclude(
-    rows: pd.DataFrame, *, budgets: bool = True
+    rows: pd.DataFrame, *, budgets: bool = True, of: str = "compute"
 ) -> tuple[pd.DataFrame, tuple[tuple[str, int], ...]]:
     """The rows that may enter a law, and every rule with the number of rows it left out.
 
-    budgets: also leave out rows without a nominal budget (an envelope needs none).
+    budgets: also leave out rows without a nominal budget (an envelope needs none). of: what the
+    law is of; where that is "params" or "tokens", compute and the other one need not be there.
     """
-    missing = [c for c in NEEDED if c not in rows.columns]
+    costs = ("budget_macs", "macs_total", "params", "tokens")
+    unused = () if of == "compute" else tuple(c for c in costs if c != of)
+    missing = [c for c in NEEDED if c not in rows.columns and c not in unused]
     if missing:
         raise ValueError(
             f"the table has no column {', '.join(missing)}: give rows of a study, or read another "
             "table with analysis.tables.read"
         )
     rows = rows.copy()
-    for column in ("budget_macs", "val_loss", "macs_total", "params", "tokens"):
-        rows[column] = pd.to_numeric(rows[column], errors="coerce").astype(float)
+    for column in (*costs, "val_loss"):
+        given = rows[column] if column in rows.columns else pd.Series(np.nan, rows.index)
+        rows[column] = pd.to_numeric(given, errors="coerce").astype(float)
     counts = []
-    for rule, names in (*RULES, NO_BUDGET) if budgets else RULES:
+    rules = [ALONE.get(of, one) if one[0] == COST else one for one in RULES]
+    for rule, names in (*rules, NO_BUDGET) if budgets else rules:
         left_out = np.asarray(names(rows), dtype=bool)
         counts.append((rule, int(left_out.sum())))
         rows = rows[~left_out]
     return rows, tuple(counts)
 
 
-def cells(rows: pd.DataFrame, *, budgets: bool = True) -> pd.DataFrame:
+def cells(rows: pd.DataFrame, *, budgets: bool = True, of: str = "compute") -> pd.DataFrame:
     """The rows that may enter a law, one per run and cost; `design` numbers what they share.
 
     Only runs of different seeds are repeats of one design. Two of one seed, or without a column
-    `seed`, may differ in what the table does not tell: each is a design of its own.
+    `seed`, may differ in what the table does not tell: each is a design of its own. of: as of
+    `exclude`.
     """
-    rows, _ = exclude(rows, budgets=budgets)
+    rows, _ = exclude(rows, budgets=budgets, of=of)
     cost = "budget_macs" if budgets else "macs_total"
-    rows = rows.drop_duplicates(["run_id", cost], keep="last")
+    once = ["run_id", cost] if of == "compute" else ["run_id", cost, *SIZES]
+    rows = rows.drop_duplicates(once, keep="last")
     # In an order of their own, so that sums of floats do not hang on that of the table.
     rows = rows.sort_values([cost, "run_id"], kind="stable").reset_index(drop=True)
     if "seed" not in rows.columns:

@@ -37,6 +37,7 @@ BY_BUDGET = ("budget", "lowest")
 EXPECTED = ("budget", "binned")  # the loss to expect of the best size, not a run's own
 BIN, BINS, BIN_RUNS = 0.25, 12, 4  # decades, bins at most, runs of a bin at least
 SCATTER = 0.2  # of log loss around the pure law; published frontiers scatter by a hundredth
+ALONE = ("parameters", "tokens")  # units of laws that are not of compute
 COMPARABLE = "bits per pixel are (analysis.references.bits_per_pixel)"
 
 
@@ -247,31 +248,14 @@ def _lower_hull(x, y) -> list[int]:
     return hull
 
 
-def fit_variable(
-    rows: pd.DataFrame, variable: str, *, form: str = "select", seed: int = 0, delta: float = DELTA,
-    level: float = 0.95, resamples: int = RESAMPLES,
-) -> PowerLaw:  # fmt: skip
-    """L(N) or L(D): the smallest loss (mean over seeds) of each size, or number of tokens.
-
-    variable: "params" or "tokens". It is a law of that variable alone only as far as the other one
-    was ample in the rows; it is fitted to what is there.
-    """
-    if variable not in ("params", "tokens"):
-        raise ValueError(f"variable is {variable!r}: choose params or tokens")
-    table = seed_means(cells(rows, budgets=False))
-    table = table[table[variable].notna()]
-    if table.empty:
-        raise NotIdentified(f"no row is left with a loss and {variable}")
-    best = table.loc[table.groupby(variable)["val_loss"].idxmin()]
-    options = Options(
-        groups=best["run_id"].tolist(), delta=delta, level=level, resamples=resamples, seed=seed,
-        unit={"params": "parameters", "tokens": "tokens"}[variable],
-    )  # fmt: skip
-    return select(best[variable], best["val_loss"], options, form)[0]
+LOWEST = "the lowest of them is taken, which is too low if they are"
 
 
-def warnings_for(rows: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
-    """What a reader must know before trusting the law."""
+def warnings_for(
+    rows: pd.DataFrame, points: pd.DataFrame, repeats: str = LOWEST
+) -> tuple[str, ...]:
+    """What a reader must know before trusting the law. repeats: what becomes of runs that may be
+    repeats."""
     out = []
     for column, why in (
         ("tokenizer", f"losses per token of different tokenizers are not comparable; {COMPARABLE}"),
@@ -295,8 +279,7 @@ def warnings_for(rows: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
         if count := int(points["run_id"].isin(alike).sum()):
             out.append(
                 f"at {count} of {len(points)} points several runs have the same size, tokens and "
-                "compute, and no column 'seed' says that they are repeats: the lowest of them is "
-                "taken, which is too low if they are"
+                f"compute, and no column 'seed' says that they are repeats: {repeats}"
             )
     elif rows["seed"].nunique() < 2:
         out.append("one seed: no run was repeated, so the noise is inferred from the residuals")
@@ -364,7 +347,7 @@ def doubts(pure: PowerLaw) -> tuple[str, ...]:
     if high >= 0:
         out.append(
             f"the interval of the pure exponent, {low:.3g} to {high:.3g}, holds 0: these points do "
-            "not show that more compute lowers the loss"
+            f"not show that more {pure.unit if pure.unit in ALONE else 'compute'} means less loss"
         )
     if not pure.status.converged:
         out.append(

@@ -57,12 +57,14 @@ def read(
     source: str | Path | pd.DataFrame, *, n: str | None = None, d: str | None = None,
     c: str | None = None, loss: str | None = None, run: str | None = None,
     compute_unit: str | None = None, tokens_in: str | None = None, params_in: str | None = None,
+    of: str = "compute",
 ) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
     """Rows in the columns of analysis/frontier.py, and notes on how they were read.
 
     source: a CSV / TSV / JSON file, or a frame. n, d, c, loss, run: the columns' names, where they
     cannot be told. compute_unit: "MACs", "FLOPs" or "PF-days". tokens_in, params_in: "K", "M",
-    "B" or "T" when the numbers are in thousands, millions, billions, trillions.
+    "B" or "T" when the numbers are in thousands, millions, billions, trillions. of: what the law
+    will be of; for "params" or "tokens" that column and the loss are enough.
     Raises ValueError on a table that cannot be read without guessing.
     """
     table = _load(source)
@@ -71,7 +73,11 @@ def read(
     notes = [f"{WORDS[role]}: column {name!r}" for role, name in columns.items() if name]
     if columns["loss"] is None:
         raise ValueError(_missing(table, "loss"))
-    if columns["c"] is None and (columns["n"] is None or columns["d"] is None):
+    alone = {"params": "n", "tokens": "d"}.get(of)
+    if alone is not None and columns[alone] is None and columns["c"] is None:
+        raise ValueError(_missing(table, alone))
+    costed = columns["c"] is not None or (columns["n"] is not None and columns["d"] is not None)
+    if not costed and alone is None:
         raise ValueError(_missing(table, "c" if columns["n"] is None else "d"))
     scale_d, scale_n = (
         _scale(columns["d"], tokens_in, "tokens"),
@@ -85,15 +91,18 @@ def read(
     _check_counts(values.get("n"), columns["n"], params_in, "parameters", "params_in")
     _check_counts(values.get("d"), columns["d"], tokens_in, "tokens", "tokens_in")
     out = pd.DataFrame({"val_loss": values["loss"]})
-    macs, note = _macs(values, columns["c"], compute_unit)
+    if costed:
+        macs, note = _macs(values, columns["c"], compute_unit)
+    else:
+        macs, note = np.full(len(out), np.nan), "compute: not known, and not needed"
     notes.append(note)
     out["macs_total"] = macs
     out["params"] = values.get("n", np.full(len(out), np.nan))
     out["tokens"] = values.get("d", np.full(len(out), np.nan))
-    if "n" in values and "d" not in values:
+    if costed and "n" in values and "d" not in values:
         out["tokens"] = macs / (3 * values["n"])
         notes.append("tokens: compute / (6 N FLOPs), as no column gives them")
-    if "d" in values and "n" not in values:
+    if costed and "d" in values and "n" not in values:
         out["params"] = macs / (3 * values["d"])
         notes.append("parameters: compute / (6 D FLOPs), as no column gives them")
     if columns["run"] is not None:

@@ -31,9 +31,9 @@ FigureOption = Annotated[
 ]
 
 
-def read(source: str | Path, **columns: Any) -> pd.DataFrame:
+def read(source: str | Path, of: str = "compute", **columns: Any) -> pd.DataFrame:
     """Rows of a study, or of anyone's runs in a file or an MLflow server; prints how the latter
-    were read."""
+    were read. of: what the law will be of."""
     from scaling.results import COLUMNS, frame, load
 
     path = Path(source)
@@ -58,7 +58,7 @@ def read(source: str | Path, **columns: Any) -> pd.DataFrame:
         table = path
     from analysis.tables import read as read_table
 
-    found, notes = read_table(table, **columns)
+    found, notes = read_table(table, of=of, **columns)
     for note in notes:
         print(f"  read         {note}")
     return found
@@ -105,26 +105,24 @@ def fit(
         raise UserError(f"--form {form}: choose one of {', '.join(forms)}")
     if of not in ("compute", "params", "tokens"):
         raise UserError(f"--of {of}: choose compute, params or tokens")
+    surface = form in ("parametric", "overtraining")
+    _refuse_unread(surface, form, of, method, figure)
     rows = read(
         source, loss=loss, n=n, d=d, c=c, run=run, compute_unit=compute_unit, tokens_in=tokens_in,
-        params_in=params_in,
+        params_in=params_in, of=of,
     )  # fmt: skip
-    if form in ("parametric", "overtraining"):
+    if surface:
         _fit_surface(rows, form == "overtraining", at, seed)
         return
     from analysis import figures
-    from analysis.frontier import fit_frontier, fit_variable
+    from analysis.frontier import fit_frontier
+    from analysis.variable import fit_variable
     from scaling.results import loss_unit
 
     if of != "compute":
-        law = fit_variable(rows, of, form=form, seed=seed)
-        other = "tokens" if of == "params" else "parameters"
-        print(
-            f"{law}\n  fitted to    {len(law.compute)} points ({law.decades:.2f} decades); "
-            f"residual {law.noise:.2%} of the loss\n  interval     {law.status.bootstrap}, "
-            f"{law.status.resamples} resamples\n  beware       a law of {of} alone only as far as "
-            f"{other} were ample in every run"
-        )
+        alone = fit_variable(rows, of, form=form, seed=seed)
+        law = alone.law
+        print(alone.summary())
     else:
         found = fit_frontier(rows, seed=seed, form=form, method=method)
         law = found.law
@@ -141,28 +139,30 @@ def fit(
         print(f"  predicts     {law.predict(at)}")
 
 
-def _fit_surface(rows: pd.DataFrame, tied: bool, at: float | None, seed: int) -> None:
-    from analysis.isoflop import approaches, fit_rows
-
-    law = fit_rows(rows, seed=seed, tied=tied)
-    print(law)
-    for name, (low, high) in law.ci.items():
-        if not (tied and name == "size_exponent"):  # one half, by construction
-            print(f"  {name:14s}{law.level:.0%} [{low:.4g}, {high:.4g}]")
-    reached = law.status
-    print(
-        f"  fitted to     {len(law.n)} points, {law.loss_kind} loss, residual {law.noise:.2%}; "
-        f"{reached.basin_share:.0%} of {reached.starts} starts reach the minimum, gradient "
-        f"{reached.gradient_norm:.1g}\n  interval      {reached.bootstrap}, {reached.resamples} "
-        "resamples"
-    )
-    if tied:
-        a, b, eta = law.overtraining
-        print(
-            f"  L(C, M) = {law.e:.4g} + ({a:.4g} M^{eta:.4f} + {b:.4g} M^-{eta:.4f}) C^-{eta:.4f}"
+def _refuse_unread(surface: bool, form: str, of: str, method: str, figure: Path | None) -> None:
+    """Options that a form would not read are the user's mistake, not to be passed over."""
+    what = f"--form {form}" if surface else f"--of {of}"
+    unread = [
+        *([f"--of {of}"] if surface and of != "compute" else []),
+        *([f"--method {method}"] if (surface or of != "compute") and method != "auto" else []),
+        *([f"--figure {figure}"] if (surface or of != "compute") and figure is not None else []),
+    ]
+    if unread:
+        raise UserError(
+            f"{' and '.join(unread)}: {what} does not read "
+            f"{'it' if len(unread) == 1 else 'them'}; leave {'it' if len(unread) == 1 else 'them'} "
+            f"out, or fit a law of compute (without {what})"
         )
+
+
+def _fit_surface(rows: pd.DataFrame, tied: bool, at: float | None, seed: int) -> None:
+    from analysis.isoflop import approaches
+    from analysis.parametric_study import fit_surface
+
+    found = fit_surface(rows, tied=tied, seed=seed)
+    print(found.summary())
     if at is not None:
-        print(f"  best run     {law.optimum(at)}")
+        print(found.prediction(at))
     if rows["budget_macs"].notna().any() and not tied:
         table = approaches(rows, seed=seed)
         table = table if table["refused"].any() else table.drop(columns="refused")

@@ -11,11 +11,13 @@ import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from analysis.frontier import fit_frontier, fit_variable
+from analysis.frontier import fit_frontier
 from analysis.isoflop import fit_rows
+from analysis.parametric_study import fit_surface
 from analysis.references import bits_per_pixel
 from analysis.simulate import TRUTH, study
 from analysis.tables import read
+from analysis.variable import fit_variable
 from scaling.cli import app
 from scaling.errors import UserError
 from tests.report.conftest import simulated_rows
@@ -75,11 +77,9 @@ def test_fit_of_a_table_with_its_columns_named(
 def test_laws_of_sizes_tokens_and_both(run: Run, rows_csv: Path) -> None:
     rows = simulated_rows()
     for of in ("params", "tokens"):
-        assert str(fit_variable(rows, of, form="power")) in run(
-            "fit", rows_csv, "--of", of, "--form", "power"
-        )
+        assert fit_variable(rows, of).summary() in run("fit", rows_csv, "--of", of)
     said = run("fit", rows_csv, "--form", "parametric", "--at", 1e14)
-    assert str(fit_rows(rows)) in said and "2 parabola at each budget" in said
+    assert fit_surface(rows).summary() in said and "2 parabola at each budget" in said
     a, b, eta = fit_rows(rows, tied=True).overtraining
     said = run("fit", rows_csv, "--form", "overtraining")
     assert f"({a:.4g} M^{eta:.4f} + {b:.4g} M^-{eta:.4f}) C^-{eta:.4f}" in said
@@ -87,7 +87,7 @@ def test_laws_of_sizes_tokens_and_both(run: Run, rows_csv: Path) -> None:
 
 def test_a_size_law_is_of_the_smallest_losses(rows_csv: Path) -> None:
     rows = study(TRUTH, sizes=8, budgets=6, decades=3.0, run_noise=0, point_noise=0, reach=1e9)
-    law = fit_variable(rows, "params", form="power")
+    law = fit_variable(rows, "params", form="power").law
     best = rows.groupby("params")["val_loss"].min()
     assert law.loss.tolist() == best.tolist() and law.unit == "parameters"
     assert str(law).startswith("L(N) = ")
