@@ -187,7 +187,7 @@ class ParametricLaw:
         n, d, loss = np.exp(point)
         nd = self.per_token * self.n * self.d
         return Optimum(
-            float(compute), float(n), float(d), float(loss), *bounds,
+            float(compute), float(n), float(d), float(loss), bounds[0], bounds[1], bounds[2],
             float(np.log10(compute / np.clip(compute, nd.min(), nd.max()))), self.unit,
             "; ".join(refused),
         )  # fmt: skip

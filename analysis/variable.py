@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from analysis.cells import cells, exclude, seed_means
 from analysis.frontier import doubts, warnings_for
 from analysis.laws import DELTA, RESAMPLES, NotIdentified, Options, curvature, select
 from analysis.power_law import PowerLaw, SaturatingLaw
 
+MIN_RANKED = 8  # points below which a rank correlation says nothing
 UNITS = {"params": "parameters", "tokens": "tokens"}
 
 
@@ -113,14 +115,30 @@ def fit_variable(
     x, loss = best[variable].to_numpy(float), best["val_loss"].to_numpy(float)
     law, pure, saturating, choice = select(x, loss, options, form)
     bend = curvature(x, loss) if len(x) > 3 else (float("nan"), float("nan"))
-    said = (_ample(best, variable), *warnings_for(kept, best.assign(edge=False)), *doubts(pure))
+    said = (
+        _ample(best, variable, pure),
+        *warnings_for(kept, best.assign(edge=False)),
+        *doubts(pure),
+    )
     return VariableLaw(law, pure, saturating, choice, best, excluded, said, bend)
 
 
-def _ample(best: pd.DataFrame, variable: str) -> str:
+def _ample(best: pd.DataFrame, variable: str, pure: PowerLaw) -> str:
+    """What the law rests on: that the other variable was ample, which its residuals may deny."""
     other = "tokens" if variable == "params" else "params"
     text = f"a law of {UNITS[variable]} alone only as far as {UNITS[other]} were ample in every run"
-    known = best[other].dropna()
-    if known.empty:
+    known = best[other].to_numpy(float)
+    if np.isnan(known).all():
         return f"{text}; the table does not say how many there were"
-    return f"{text}; the runs of these points have {known.min():.3g} to {known.max():.3g}"
+    text += f"; the runs of these points have {np.nanmin(known):.3g} to {np.nanmax(known):.3g}"
+    order = best[variable].to_numpy(float).argsort(kind="stable")
+    there = np.isfinite(known[order])
+    if there.sum() < MIN_RANKED or np.ptp(known[order][there]) == 0:
+        return text
+    rank = stats.spearmanr(known[order][there], pure.residuals[there])
+    if rank.statistic < 0 and rank.pvalue < 0.01:
+        text += (
+            f", and they were not: the fewer {UNITS[other]}, the more a run loses beside the pure "
+            f"law (rank correlation {rank.statistic:.2f}); fit L(N, D) with --form parametric"
+        )
+    return text

@@ -1,5 +1,6 @@
 """L(N, D): derivatives, truth, published fits, refusals."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,11 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize, minimize_scalar
 
+from analysis import surface_resample
 from analysis.laws import NotIdentified
 from analysis.parametric import LOSSES, TIE, fit_parametric
-from analysis.surface import Objective, continuation, newton, starts
+from analysis.parametric_law import interval, span
+from analysis.surface import Objective, continuation, minimum, newton, starts
 
 TRUTH = dict(e=1.7, a=400.0, b=1500.0, alpha=0.34, beta=0.36)
 
@@ -242,6 +245,121 @@ def test_bad_input_is_named(arguments, words: str) -> None:
     n, d, loss = runs(noise=0.01)
     with pytest.raises(ValueError, match=words):
         fit_parametric(**(dict(n=n, d=d, loss=loss) | arguments))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda n, d, x: (np.repeat(n[:2], 30), d, x), "2 distinct values of parameters"),
+        (lambda n, d, x: (np.repeat(n[:4], 15), np.repeat(d[:4], 15), np.repeat(x[:4], 15)),
+         "4 distinct runs for 5 parameters"),
+        (lambda n, d, x: (n, 3e19 / n, x), "compute spans 0.00 decades"),
+        (lambda n, d, x: (n, d, np.where(np.arange(60) == 7, np.nan, x)), r"loss\[7\] is nan"),
+        (lambda n, d, x: (n, d.astype(str) + " tokens", x), "d and loss must be numbers"),
+        (lambda n, d, x: (n, d, x - 1.69), "E is the bound 0"),
+    ],
+)  # fmt: skip
+def test_poor_tables_are_refused_with_the_reason(change, words: str) -> None:
+    """Two sizes, four runs repeated, one budget, NaN, text, no floor."""
+    with pytest.raises(ValueError, match=words):
+        fit_parametric(*change(*runs(noise=0.001)), resamples=100)
+
+
+def test_one_ratio_of_tokens_to_parameters_with_noise_is_refused() -> None:
+    n, _, loss = runs(noise=0.01)
+    with pytest.raises(NotIdentified, match="move in step"):
+        fit_parametric(n, 20 * n * (1 + 0.001 * np.arange(60)), loss, resamples=100)
+
+
+def test_points_on_the_law_to_the_last_digit_have_no_interval() -> None:
+    law = fit_parametric(*runs(), resamples=100)
+    assert law.computed and all(np.isnan(ends).all() for ends in law.ci.values())
+    assert "no interval: the points lie on the law" in str(law)
+    best = law.optimum(1e22)
+    assert np.isnan(best.n_interval).all() and "no interval" in str(best)
+    assert "computed and not measured" in " ".join(law.doubts)
+    assert law.to_json()["interval"]["alpha"] is None
+
+
+def test_an_interval_holds_its_estimate_and_tells_its_ends_apart() -> None:
+    samples = np.random.default_rng(0).normal(1.0, 0.1, 1000)
+    low, high = interval("alpha", samples, 1.0, None, 0.95)
+    assert low < 1 < high
+    with pytest.raises(NotIdentified, match="they end elsewhere than the fit"):
+        interval("alpha", samples, 2.0, None, 0.95)
+    with pytest.raises(NotIdentified, match="10% of the resamples give no finite alpha"):
+        interval("alpha", np.where(np.arange(1000) < 100, np.nan, samples), 1.0, None, 0.95)
+    assert span(0.5142857, 0.5142858) == "[0.5142857, 0.5142858]" and span(1, 2) == "[1, 2]"
+
+
+def test_a_floor_above_some_points_is_told() -> None:
+    n, d, loss = runs(noise=0.002)
+    loss[3] = 1.2
+    law = fit_parametric(n, d, loss, resamples=200)
+    assert any("above the loss of 1 of 60 points (the lowest is 1.2)" in w for w in law.doubts)
+    assert fit_parametric(*runs(noise=0.002), resamples=200).doubts == ()
+
+
+def test_what_the_solver_knows_is_read() -> None:
+    law = fit_parametric(*runs(noise=0.01), resamples=100)
+    poor = replace(
+        law, status=replace(law.status, converged=False, gradient_norm=2e-5, basin_share=0.04,
+                            at_bound_share=0.3, unfinished_share=0.1),
+    )  # fmt: skip
+    said = " ".join(poor.doubts)
+    for words in ("did not converge (gradient 2e-05", "only 4% of 25 starts", "in 30% of the",
+                  "10% of the resamples did not reach"):  # fmt: skip
+        assert words in said
+    assert set(law.to_json()["status"]) >= {"converged", "basin_share", "at_bound_share"}
+
+
+def test_many_points_give_the_intervals_of_full_refits(monkeypatch) -> None:
+    """A linear step and the parameters of its fitted values, beside Newton on every resample."""
+    data = runs(noise=0.01, count=1000, seed=2)
+    quick = fit_parametric(*data, resamples=400)
+    monkeypatch.setattr(surface_resample, "LARGE", 10**9)
+    full = fit_parametric(*data, resamples=400)
+    assert "linearised" in quick.status.bootstrap and "linearised" not in full.status.bootstrap
+    assert quick.objective == full.objective
+    for name, (low, high) in full.ci.items():
+        width = high - low
+        assert quick.ci[name] == pytest.approx((low, high), abs=0.2 * width), name
+        assert 0.85 < np.ptp(quick.ci[name]) / width < 1.25, name
+
+
+@pytest.mark.parametrize("kind", ["huber", "l1", "asymmetric", "linear"])
+def test_large_tables_of_few_runs(kind: str) -> None:
+    """Ten runs of 80 points: their noise is drawn anew; the truth is in its interval."""
+    n, d, loss = runs(noise=0.002, count=800, seed=5)
+    run = np.arange(800) % 10
+    loss = loss * np.exp(0.005 * np.random.default_rng(6).standard_normal(10))[run]
+    law = fit_parametric(n, d, loss, groups=run, loss_kind=kind, resamples=400)
+    assert law.status.bootstrap == "noise of 10 clusters drawn anew, linearised"
+    for name in ("alpha", "beta"):
+        low, high = law.ci[name]
+        assert low < TRUTH[name] < high and low < getattr(law, name) < high
+
+
+def test_a_thinned_start_ends_where_all_starts_end() -> None:
+    n, d, loss = runs(noise=0.05, count=2500, seed=3)
+    log_n, log_d = np.log(n), np.log(d)
+    objective = Objective(log_n - log_n.mean(), log_d - log_d.mean(), np.log(loss), 1e-3)
+    first = starts(objective, loss)[::6]
+    ones = np.ones((len(first), len(loss)))
+    _, value, _ = newton(objective, first, ones, continuation(1e-3, cold=True))
+    assert minimum(objective, loss).value <= value.min() * (1 + 1e-9)
+
+
+def test_hoffmann_s_law_on_a_fixed_ladder() -> None:
+    """The published law on 12 sizes at 8 budgets: its size exponent, .28 / .62."""
+    n, c = (part.ravel() for part in np.meshgrid(np.geomspace(1e6, 3e9, 12),
+                                                 np.geomspace(1e17, 1e20, 8)))  # fmt: skip
+    d = c / (6 * n)
+    loss = 1.69 + 406.4 / n**0.34 + 410.7 / d**0.28
+    for noise in (0.0, 0.002):
+        moved = loss * np.exp(noise * np.random.default_rng(1).standard_normal(96))
+        law = fit_parametric(n, d, np.round(moved, 6), resamples=200)
+        assert law.size_exponent == pytest.approx(0.4516, abs=0.005)
 
 
 def test_tie_ties_only_the_exponents() -> None:
