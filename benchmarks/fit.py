@@ -162,9 +162,7 @@ def against(base: Path, epoch: tuple[np.ndarray, ...], repeats: int = 3) -> None
     n, d = 10 ** rng.uniform(7, 10, 10_000), 10 ** rng.uniform(9, 12, 10_000)
     loss = 1.8 + 480 / n**0.347 + 2100 / d**0.367
     noisy = loss * np.exp(0.01 * rng.standard_normal(len(n)))
-    print(
-        f"{'rows':>7s}{'there, s':>10s}{'here, s':>10s}{'ratio':>8s}   here's optimum beside there's"
-    )
+    print(f"{'rows':>7s}{'there, s':>10s}{'here, s':>10s}{'ratio':>8s}   optimum beside theirs")
     for data in (epoch, (n, d, noisy)):
         found: dict[Path, list] = {base: [], Path(__file__).resolve().parents[1]: []}
         with tempfile.TemporaryDirectory() as folder:
