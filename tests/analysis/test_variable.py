@@ -1,6 +1,7 @@
 """L(N), L(D) and L(N, D) of rows: what they need, and what they say against themselves."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,7 +63,7 @@ def test_loss_that_does_not_fall_is_told() -> None:
     assert "do not show that more parameters means less loss" in said
 
 
-def mixed(**columns: object) -> pd.DataFrame:
+def mixed(**columns: Any) -> pd.DataFrame:
     return study(TRUTH, sizes=7, budgets=5, decades=2.0, trunks=False, seed=3).assign(**columns)
 
 
@@ -85,11 +86,13 @@ def test_runs_of_one_design_without_seeds_are_told() -> None:
 
 
 def test_a_sweep_of_settings_is_no_surface() -> None:
-    rows = pd.concat([
-        mixed(lr=lr).assign(run_id=lambda r, lr=lr: r["run_id"] + str(lr),
-                            val_loss=lambda r, lr=lr: r["val_loss"] * (1 + lr))
-        for lr in (0.01, 0.02, 0.03)
-    ])  # fmt: skip
+    arms = []
+    for lr in (0.01, 0.02, 0.03):
+        rows = mixed(lr=lr)
+        rows["run_id"] += f" at {lr}"
+        rows["val_loss"] *= 1 + lr
+        arms.append(rows)
+    rows = pd.concat(arms)
     said = " ".join(fit_surface(rows, resamples=100).warnings)
     assert "up to 3 runs of one that differ in lr" in said and "keep the best run" in said
 

@@ -85,6 +85,31 @@ def test_laws_of_sizes_tokens_and_both(run: Run, rows_csv: Path) -> None:
     assert f"({a:.4g} M^{eta:.4f} + {b:.4g} M^-{eta:.4f}) C^-{eta:.4f}" in said
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--form", "parametric", "--of", "params"), "--of params: --form parametric does not"),
+        (("--form", "overtraining", "--figure", "x.html"), "--figure x.html: --form overtraining"),
+        (("--of", "tokens", "--method", "hull", "--figure", "x.html"),
+         "--method hull and --figure x.html: --of tokens does not read them"),
+    ],
+)  # fmt: skip
+def test_options_that_a_form_does_not_read_are_refused(
+    run: Run, rows_csv: Path, options: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run("fit", rows_csv, *options)
+
+
+def test_a_law_of_sizes_from_sizes_and_losses_alone(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("params,loss\n" + "".join(f"{10**k},{2 + 50 / 10 ** (k / 4)}\n" for k in
+                                              range(6, 12)))  # fmt: skip
+    said = run("fit", path, "--of", "params", "--form", "power", "--at", 1e12)
+    for words in ("L(N) = ", "the pure law was asked for", "curvature", "beware", "predicts"):
+        assert words in said
+
+
 def test_a_size_law_is_of_the_smallest_losses(rows_csv: Path) -> None:
     rows = study(TRUTH, sizes=8, budgets=6, decades=3.0, run_noise=0, point_noise=0, reach=1e9)
     law = fit_variable(rows, "params", form="power").law
