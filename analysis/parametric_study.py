@@ -33,7 +33,7 @@ class StudySurface:
         """The law, its intervals, what the solver reached, and its judgement, in plain text."""
         law, reached = self.law, self.law.status
         lines = [str(law)]
-        lines += [f"  {name:13s}{law.level:.0%} {law.interval(name)}" for name in law.ci]
+        lines += [f"  {name:14s}{law.level:.0%} {law.interval(name)}" for name in law.ci]
         if law.tied:
             a, b, eta = law.overtraining
             lines.append(
