@@ -167,8 +167,9 @@ def _steps_drawn(
     left_out = -np.linalg.solve(hessian, scores.T).T
     factor = np.sqrt(clusters / (clusters - p))  # see `widen`
     if clusters > MANY:  # the bootstrap's limit: normal scores, fixed curvature
-        root = np.linalg.cholesky(scores.T @ scores)
-        moved = rng.standard_normal((resamples, p)) @ root.T
+        # By eigenvalues: of points without noise the scores are zero, which Cholesky refuses.
+        size, axes = np.linalg.eigh(scores.T @ scores)
+        moved = rng.standard_normal((resamples, p)) * np.sqrt(np.maximum(size, 0)) @ axes.T
         steps = np.linalg.solve(hessian, moved.T).T
         how = f"{clusters} clusters, the normal limit of drawing them with replacement"
         return factor * steps, left_out, how
