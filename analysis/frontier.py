@@ -225,8 +225,8 @@ def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, Surface | 
     if method in EXPECTED and described is not None:
         best = described.best(table["budget_macs"].to_numpy(float))
         members = best["designs"].tolist()
-        replaced = ["macs_total", "val_loss", *(["edge"] if described.cloud else [])]
-        table = table.assign(**{column: best[column].to_numpy() for column in replaced})
+        for column in ["macs_total", "val_loss", *(["edge"] if described.cloud else [])]:
+            table[column] = best[column].to_numpy()
     runs = single.sort_values("run_id", kind="stable").groupby("design")["run_id"].agg(tuple)
     return table.assign(
         averaged=[len(one) for one in members],

@@ -84,7 +84,7 @@ def test_the_best_size_is_not_the_luckiest_run() -> None:
         point.append(np.log(points["val_loss"] / truth).mean())
         lowest.append(np.log(points["lowest_loss"] / truth).mean())
         ahead = fit_frontier(rows, form="saturating", resamples=300).law.predict(2e18)
-        held += ahead.low <= law.frontier(2e18) <= ahead.high
+        held += bool(ahead.low <= law.frontier(2e18) <= ahead.high)
         assert ahead.low < ahead.loss < ahead.high
     assert np.mean(lowest) < -0.008
     assert abs(np.mean(point)) < 4 * 0.0013 / np.sqrt(20)  # 0.13%: a point's mean over 8 budgets
