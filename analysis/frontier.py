@@ -9,6 +9,7 @@ best size, and its error that of the same recipe on new noise (`Surface.best` an
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -225,12 +226,13 @@ def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, Surface | 
     if method in EXPECTED and described is not None:
         best = described.best(table["budget_macs"].to_numpy(float))
         members = best["designs"].tolist()
-        for column in ["macs_total", "val_loss", *(["edge"] if described.cloud else [])]:
-            table[column] = best[column].to_numpy()
-    runs = single.sort_values("run_id", kind="stable").groupby("design")["run_id"].agg(tuple)
+        table[["macs_total", "val_loss"]] = best[["macs_total", "val_loss"]].to_numpy()
+        if described.cloud:
+            table["edge"] = best["edge"].to_numpy()
+    runs = single.sort_values("run_id", kind="stable").groupby("design")["run_id"].agg(list)
     return table.assign(
         averaged=[len(one) for one in members],
-        runs=[tuple(run for design in one for run in runs[design]) for one in members],
+        runs=[tuple(itertools.chain(*(runs[design] for design in one))) for one in members],
     ).reset_index(drop=True), described
 
 
