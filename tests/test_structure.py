@@ -1,7 +1,9 @@
 """The house: who may import whom, and what may not be in the repository."""
 
 import ast
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,16 @@ def test_the_readme_compares_like_with_like() -> None:
     assert f"{ratios['here, compiled, bf16']} in bfloat16" in speed
 
 
+def test_imports_warn_of_nothing() -> None:
+    """Of all modules, in an interpreter of their own: what Python or a library gives up is used
+    nowhere."""
+    names = [str(p.relative_to(ROOT).with_suffix("")).replace(os.sep, ".") for p in MODULES]
+    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    command = [sys.executable, "-W", "error", "-c", code]
+    command += [name.removesuffix(".__init__") for name in names]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
 def test_light_imports() -> None:
     """`scaling --help` and `status` start fast: no torch, no MLflow, no pandas."""
     code = (
@@ -99,6 +111,4 @@ def test_light_imports() -> None:
         "heavy = {'torch', 'mlflow', 'pandas', 'optuna', 'submitit', 'plotly'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    import sys
-
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True)

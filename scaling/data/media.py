@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -59,6 +60,10 @@ IMAGE_SUFFIXES = frozenset(
         ".avif",
     ]
 )
+_PYAV = int(av.__version__.split(".")[0])
+# A title or comment need not be UTF-8. PyAV below 19 refuses such a file unless told to leave those
+# bytes out; from 19 on it escapes them, and has no such option.
+_ANY_TITLE: dict[str, Any] = {"metadata_errors": "ignore"} if _PYAV < 19 else {}
 _HELD = 64 << 20  # bytes: the packets of a smaller file stay in memory, so that it is read once
 _SAMPLE = 1 << 20  # bytes read at the head, middle and tail of a large file to identify it
 
@@ -310,7 +315,7 @@ def _cut(
 
 def _open(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
     try:
-        container = av.open(str(path), mode="r", metadata_errors="ignore")
+        container = av.open(str(path), mode="r", **_ANY_TITLE)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError(_reason(error, path)) from error
     # A cover picture is a video stream too, and can be the largest. A stream without a codec has
@@ -350,8 +355,9 @@ def _scan(path: Path) -> _Video:
                 held.append(packet)
     except (av.FFmpegError, OSError) as error:
         notes.append(f"reading stopped after {len(times)} frames: {_reason(error, path)}")
+    # A rate or unit that is not known is None, or from PyAV 19 on a ratio with a 0, which is false.
     rate = float(stream.average_rate or stream.guessed_rate or 25)
-    unit = 1 / rate if stream.time_base is None else float(stream.time_base)
+    unit = float(stream.time_base) if stream.time_base else 1 / rate
     if held is None:
         container.close()
     if promised > len(times):

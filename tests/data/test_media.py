@@ -218,6 +218,24 @@ def test_a_video_that_ends_before_its_index_is_an_error(tmp_path):
         read(path)
 
 
+def test_a_title_need_not_be_utf8(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 48, 36, "yuv420p"
+        container.metadata["title"] = stream.metadata["title"] = "caf@"
+        for i in range(8):
+            grey = np.full((36, 48, 3), level(i), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode(None))
+    content = path.read_bytes()
+    assert content.count(b"caf@") == 2
+    path.write_bytes(content.replace(b"caf@", "café".encode("latin-1")))
+    found = read(path, stride=1)
+    assert found.note == "" and indices(found.pixels).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
 def test_damage_in_the_middle_costs_only_what_it_hits(tmp_path):
     noise = rng().integers(0, 256, (60, 36, 48, 3)).astype(np.uint8)
     path = write_video(tmp_path / "a.mov", noise, codec="png", pix_fmt="rgb24")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -94,7 +95,7 @@ def directory_rows(folder: Path) -> list[Row]:
 def contents(folder: Path) -> dict[str, int]:
     """Live rows of MLflow's tables."""
     live = "run_uuid IN (SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active')"
-    with sqlite3.connect(folder / "mlflow.db") as database:
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
         return {
             table: database.execute(f"SELECT COUNT(*) FROM {table} WHERE {live}").fetchone()[0]
             for table in ("runs", "metrics", "params", "tags")
@@ -116,7 +117,7 @@ def test_reads_back_to_the_last_digit(made: Path) -> None:
 
 
 def test_metrics_lie_over_macs(made: Path) -> None:
-    with sqlite3.connect(made / "mlflow.db") as database:
+    with contextlib.closing(sqlite3.connect(made / "mlflow.db")) as database:
         found = database.execute(
             "SELECT m.key, m.step, m.value FROM metrics m JOIN tags t ON m.run_uuid = t.run_uuid "
             "WHERE t.key = 'run_id' AND t.value = 'run0' ORDER BY m.key, m.step"
