@@ -229,10 +229,11 @@ def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, Surface | 
         table[["macs_total", "val_loss"]] = best[["macs_total", "val_loss"]].to_numpy()
         if described.cloud:
             table["edge"] = best["edge"].to_numpy()
-    runs = single.sort_values("run_id", kind="stable").groupby("design")["run_id"].agg(list)
+    ids = single.sort_values("run_id", kind="stable").groupby("design")["run_id"].agg(list)
+    runs = [tuple(itertools.chain(*(ids[design] for design in one))) for one in members]
     return table.assign(
         averaged=[len(one) for one in members],
-        runs=[tuple(itertools.chain(*(runs[design] for design in one))) for one in members],
+        runs=pd.Series(runs, index=table.index, dtype=object),
     ).reset_index(drop=True), described
 
 
