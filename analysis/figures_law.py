@@ -72,11 +72,11 @@ def isoflop_figure(
         name = f"{budget_text(budget)} MACs"
         shape = i % len(SYMBOLS)
         vertex = vertices.get(budget)
-        fitted = vertex is not None and bool(np.isfinite(vertex["params"]))
+        fitted = vertex is not None and bool(np.isfinite(vertex["vertex"]))
         if vertex is not None and fitted:
-            n = np.geomspace(group.params.min(), group.params.max(), 48)
+            n = np.geomspace(vertex["used_from"], vertex["used_to"], 48)
             x, dash = n, "solid"
-            y = vertex["val_loss"] + vertex["curvature"] * np.log(n / vertex["params"]) ** 2
+            y = vertex["val_loss"] + vertex["curvature"] * np.log(n / vertex["vertex"]) ** 2
         else:
             mean = group.groupby("params").val_loss.mean()
             x, y, dash = mean.index.to_numpy(float), mean.to_numpy(), "dot"
@@ -91,10 +91,13 @@ def isoflop_figure(
             hovertemplate=f"{name}<br>%{{customdata}}: %{{x:.3s}} parameters<br>loss %{{y:.4f}}"
             "<extra></extra>",
         )  # fmt: skip
-        if vertex is not None and fitted and x_range[0] < vertex["params"] < x_range[1]:
+        at = math.nan
+        if vertex is not None:
+            at = vertex["params" if vertex["accepted"] else "vertex"]
+        if vertex is not None and x_range[0] < at < x_range[1]:
             ring = {"color": PAPER, "size": 12, "line": {"color": LAW, "width": 2}}
             figure.add_scatter(
-                x=[vertex["params"]], y=[vertex["val_loss"]], mode="markers", legendgroup=name,
+                x=[at], y=[vertex["val_loss"]], mode="markers", legendgroup=name,
                 showlegend=False, marker=ring if vertex["accepted"] else CROSS,
                 hovertemplate=f"{name}<br>vertex at %{{x:.3s}} parameters<br>loss %{{y:.4f}}"
                 f"{'' if vertex['accepted'] else '<br>not accepted'}<extra></extra>",

@@ -216,7 +216,7 @@ def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, Surface | 
         falling = table["val_loss"] < table["val_loss"].cummin().shift(fill_value=np.inf)
         table = table[falling].reset_index(drop=True)
         if method == "hull":
-            table = table.loc[_lower_hull(np.log(table["macs_total"]), np.log(table["val_loss"]))]
+            table = table.loc[lower_hull(np.log(table["macs_total"]), np.log(table["val_loss"]))]
     members = [(design,) for design in table["design"]]
     if method == "binned" and described is None:
         raise NotIdentified(
@@ -237,7 +237,7 @@ def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, Surface | 
     ).reset_index(drop=True), described
 
 
-def _lower_hull(x, y) -> list[int]:
+def lower_hull(x, y) -> list[int]:
     """Indices of the lower convex hull of points sorted by x (Andrew's monotone chain)."""
     x, y = np.asarray(x), np.asarray(y)
     hull: list[int] = []

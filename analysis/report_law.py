@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,56 +31,100 @@ def isoflop_section(rows: pd.DataFrame) -> str:
         return "<p>No decayed point of the ladder has a nominal budget and a loss.</p>"
     points = figures_law.isoflop_points(table_of_cells)
     few, thinned = _every_kth_run(rows, table_of_cells)
-    minima = isoflop.minima(rows)
+    try:
+        every = isoflop.minima(few, resamples=RESAMPLES)
+    except NotIdentified as refusal:
+        return f"<p>The best size of a budget: {escape(readable(str(refusal)))}</p>"
+    minima = every[every.method == "parabola"]
     drawn = figures_law.isoflop_figure(points, minima, unit=loss_unit(rows.tokenizer))
     accepted = int(minima.accepted.sum())
     text = (
         "At one budget a small model sees many tokens and a large one few; the best lies between. "
-        f"Rings: the vertex of a parabola in ln N, accepted at {accepted} of {len(minima)} budgets"
+        f"Rings: the minimum by a parabola in ln N, accepted at {accepted} of {len(minima)} budgets"
     )
     refused = minima[~minima.accepted].groupby("reason", sort=False).budget_macs
     reasons = [f"not at {_listed(b)}\u00a0MACs ({reason})" for reason, b in refused]
-    text += "".join(f"; {one}" for one in reasons) + "."
+    text += "".join(f"; {one}" for one in reasons) + f". {_sentence(isoflop.rule())}."
     if minima.curvature.isna().any():
         text += " Dotted lines only join the points."
     body = figure(
         "isoflop", "Loss against parameters at each budget.", text, drawn, points,
         alt=f"Chart on two logarithmic axes: validation loss against parameters. {text}",
     )  # fmt: skip
-    try:
-        fits = isoflop.approaches(few, resamples=RESAMPLES)
-    except NotIdentified as refusal:
-        return body + f"<p>How the best size grows: {escape(readable(str(refusal)))}</p>"
-    return body + _approaches(fits, float(points.macs_total.max()), thinned)
+    body += _minima(every)
+    fits = isoflop.approaches(few, at=float(points.macs_total.max()), resamples=RESAMPLES)
+    return body + _approaches(fits, thinned)
 
 
-def _approaches(fits: pd.DataFrame, macs: float, thinned: str) -> str:
+def _minima(minima: pd.DataFrame) -> str:
+    """The best size of each budget, a column a method."""
+    records: dict[float, dict] = {}
+    for one in minima.to_dict("records"):
+        text = readable(one["reason"])
+        if one["accepted"]:
+            text = f"{count_text(one['params'])}; {text}"
+            if np.isfinite(one["params_low"]):
+                ends = (count_text(one[f"params_{end}"]) for end in ("low", "high"))
+                text = f"{count_text(one['params'])} ({' to '.join(ends)})"
+        budget = one["budget_macs"]
+        records.setdefault(budget, {"budget": budget})[one["method"]] = text
+    columns = [
+        Column("budget", "budget, MACs", number_text),
+        *(Column(m, f"N* by {m}", kind="wrap") for m in isoflop.AT_BUDGETS),
+    ]
+    caption = (
+        "The best size of each budget, and its 95% interval; an interpolation is Akima’s curve "
+        "through the losses in ln N."
+    )
+    return table(pd.DataFrame(list(records.values())), columns, caption=caption)
+
+
+def _approaches(fits: pd.DataFrame, thinned: str) -> str:
+    """N* and D* of every method."""
+
+    def text(row: dict, key: str, show: Callable[[float], str]) -> str:
+        if not np.isfinite(row[key]):
+            return "–"
+        ends = [row[f"{key}_low"], row[f"{key}_high"]]
+        return show(row[key]) + (
+            f" ({' to '.join(map(show, ends))})" if np.isfinite(ends).all() else ""
+        )
+
     records = [
         {
             "approach": fit["approach"],
-            "exponent": fit["size_exponent"],
-            "interval": _interval(fit["low"], fit["high"], 3),
-            "best": fit["coefficient"] * macs ** fit["size_exponent"],
             "budgets": fit["budgets"],
             "refused": readable(fit["refused"]) or "–",
         }
+        | {
+            f"{of}_{what}": text(fit, of if what == "at" else f"{of}_{what}", show)
+            for of in isoflop.OF
+            for what, show in (
+                ("exponent", lambda v: f"{v:.3f}"), ("coefficient", number_text), ("at", count_text)
+            )
+        }
         for fit in fits.to_dict("records")
-    ]
+    ]  # fmt: skip
+    macs = f"at {number_text(float(fits.macs.iloc[0]))} MACs"
     columns = [
         Column("approach", "approach", kind="text"),
-        Column("exponent", "exponent", lambda v: "–" if np.isnan(v) else f"{v:.3f}"),
-        Column("interval", "95% interval", kind="text"),
-        Column("best", "best size", lambda v: "–" if np.isnan(v) else count_text(v)),
-        Column("budgets", "budgets"),
+        Column("params_exponent", "exponent of N*", kind="wrap"),
+        Column("params_coefficient", "k of N*", kind="wrap"),
+        Column("params_at", f"N* {macs}", kind="wrap"),
+        Column("tokens_exponent", "exponent of D*", kind="wrap"),
+        Column("tokens_coefficient", "k of D*", kind="wrap"),
+        Column("tokens_at", f"D* {macs}", kind="wrap"),
+        Column("budgets", "points"),
     ]
     if fits.refused.any():
-        columns.append(Column("refused", "refused because", kind="wrap"))
+        columns.append(Column("refused", "refused", kind="wrap"))
     caption = (
-        "How the best size grows, N ∝ C to this exponent, by the three approaches of Hoffmann et "
-        f"al. 2022 on the same rows{thinned}. Best size: parameters at {number_text(macs)} MACs."
+        "How the best size and the best number of tokens grow, N* = k Cᵖ in parameters and D* = "
+        "k Cᵖ in tokens, C in MACs, by the three approaches of Hoffmann et al. 2022 and by "
+        f"interpolation on the same rows{thinned}; in brackets the 95% interval of each estimator. "
+        "Points: budgets with a usable optimum, corners of the frontier, or runs."
     )
-    if (fits.low.isna() & fits.size_exponent.notna()).any():
-        caption += " No interval: too few runs near the frontier to tell their noise."
+    caption += "".join(f" {_sentence(readable(note))}." for note in fits.attrs["notes"])
     return table(pd.DataFrame(records), columns, caption=caption)
 
 

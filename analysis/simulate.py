@@ -75,6 +75,7 @@ def study(
     mistuned: float = 0.0,
     short_warmup: float = 0.0,
     reach: float = 6.0,
+    around: float | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Rows of a ladder, in the columns that analysis/frontier.py reads (and n, d).
@@ -82,6 +83,8 @@ def study(
     sizes, budgets: how many (spaced evenly in logs: sizes over the optima of all budgets with a
     factor 2 to spare), or the parameters and MACs themselves. A size is trained at the budgets
     whose optimum lies within a factor `reach` of it.
+    around: instead, every budget has `sizes` (how many) of its own, evenly in logs within this
+    factor of its optimum, and so runs of its own.
     run_noise, point_noise: standard deviations of log loss, common to a run and of each point.
     trunks: one run per size and seed serves all budgets (WSD); False: one run per budget.
     outliers: share of points with 3% more loss. mistuned: standard deviation of the error of
@@ -97,7 +100,14 @@ def study(
         macs = first_macs * np.geomspace(1, 10**decades, budgets)
     else:
         macs = np.sort(np.asarray(budgets, dtype=float))
-    if isinstance(sizes, int):
+    if around is not None:
+        if not isinstance(sizes, int) or not around > 1:
+            raise ValueError(
+                f"around is {around:g}, sizes {sizes}: give a factor above 1 and a number of sizes"
+            )
+        own = truth.n_opt(macs) * np.geomspace(1 / around, around, sizes)[:, None]
+        n_params, reach, trunks = own.ravel(), np.inf, False
+    elif isinstance(sizes, int):
         low, high = truth.n_opt(macs[[0, -1]])
         n_params = np.geomspace(low / 2, high * 2, sizes)
     else:
@@ -105,6 +115,8 @@ def study(
     grid = np.meshgrid(np.arange(len(n_params)), np.arange(seeds), np.arange(len(macs)))
     s, j, c = (g.transpose(1, 0, 2).ravel() for g in grid)
     near = np.abs(np.log(n_params[s] / truth.n_opt(macs[c]))) <= np.log(reach)
+    if around is not None:
+        near = s % len(macs) == c
     s, j, c = s[near], j[near], c[near]
     run = s * seeds + j if trunks else (s * seeds + j) * len(macs) + c
     n = n_params[s]

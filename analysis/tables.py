@@ -10,6 +10,7 @@ silently: `notes` says which column became what, and an ambiguity is an error th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,14 +58,15 @@ def read(
     source: str | Path | pd.DataFrame, *, n: str | None = None, d: str | None = None,
     c: str | None = None, loss: str | None = None, run: str | None = None,
     compute_unit: str | None = None, tokens_in: str | None = None, params_in: str | None = None,
-    of: str = "compute",
+    of: str = "compute", keep: Sequence[str] = (),
 ) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
     """Rows in the columns of analysis/frontier.py, and notes on how they were read.
 
     source: a CSV / TSV / JSON file, or a frame. n, d, c, loss, run: the columns' names, where they
     cannot be told. compute_unit: "MACs", "FLOPs" or "PF-days". tokens_in, params_in: "K", "M",
     "B" or "T" when the numbers are in thousands, millions, billions, trillions. of: what the law
-    will be of; for "params" or "tokens" that column and the loss are enough.
+    will be of; for "params" or "tokens" that column and the loss are enough. keep: further
+    columns, taken over as they are.
     Raises ValueError on a table that cannot be read without guessing.
     """
     table = _load(source)
@@ -125,6 +127,12 @@ def read(
         repeat = out.duplicated(["params", "tokens", "macs_total", "val_loss"])
     out["role"] = np.where(repeat, "repeat", "ladder")
     out["decayed"] = True
+    for name in keep:
+        if name not in table.columns:
+            raise ValueError(
+                f"no column {name!r}; the table has {', '.join(map(repr, table.columns[:40]))}"
+            )
+        out[name] = table[name].to_numpy()
     notes.append("every row is taken for a finished run whose learning rate has decayed")
     out["budget_macs"] = budgets(macs, out["params"].to_numpy(float))
     count = out["budget_macs"].nunique()

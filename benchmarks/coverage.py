@@ -12,14 +12,22 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from analysis.frontier import fit_frontier
-from analysis.isoflop import approaches, fit_rows
+from analysis.isoflop import fit_rows, size_laws
 from analysis.laws import NotIdentified, fit
-from analysis.simulate import PURE, TRUTH, Truth, frontier_exponent, study
+from analysis.simulate import (
+    MACS_PER_PARAMETER_TOKEN,
+    PURE,
+    TRUTH,
+    Truth,
+    frontier_exponent,
+    study,
+)
+from analysis.size_law import METHODS, OF
 
 Quantity = tuple[float, float, float, float]  # truth, estimate, low, high
 RESAMPLES = 1000
@@ -81,25 +89,64 @@ def surface(truth: Truth, **design) -> Callable[[int], dict[str, Quantity]]:
     return one
 
 
-def best_sizes(truth: Truth, **design) -> Callable[[int], dict[str, Quantity]]:
-    """Growth of the best size, by the three approaches of analysis/isoflop.py."""
+def best_sizes(
+    truth: Truth, methods: Sequence[str] = tuple(METHODS), **design
+) -> Callable[[int], dict[str, Quantity]]:
+    """N* by the methods of analysis/isoflop.py: the exponent, and in logs the value inside the
+    budgets and a decade beyond them; and D* there. A method's refusals are missing quantities."""
+    macs = np.unique(study(truth, **design)["budget_macs"])
+    inside, beyond = float(np.sqrt(macs[0] * macs[-1])), 10 * float(macs[-1])
+
+    def best(of: str, at: float) -> float:
+        n = float(truth.n_opt(at))
+        return n if of == "params" else at / (MACS_PER_PARAMETER_TOKEN * n)
 
     def one(seed: int) -> dict[str, Quantity]:
-        found = approaches(study(truth, seed=seed, **design), seed=seed, resamples=RESAMPLES)
-        expected = truth.beta / (truth.alpha + truth.beta)
-        return {
-            f"approach {row['approach'][0]}": (
-                expected,
-                row["size_exponent"],
-                row["low"],
-                row["high"],
-            )
-            for row in found.to_dict("records")
-        }
+        rows = study(truth, seed=seed, **design)
+        out = {}
+        for law in size_laws(rows, seed=seed, resamples=RESAMPLES, methods=methods):
+            if law.refused:
+                continue
+            places = [("beyond", beyond)]
+            if law.of == "params":
+                p = truth.beta / (truth.alpha + truth.beta)
+                out[f"{law.method}: exponent"] = (p, law.exponent, *law.exponent_interval)
+                places = [("inside", inside), *places]
+            for where, at in places:
+                values = np.log([best(law.of, at), float(law(at)), *law.interval(at)])
+                out[f"{law.method}: {OF[law.of]} {where}"] = tuple(values)
+        return out
 
     return one
 
 
+def isoflops() -> dict[str, Callable[[int], dict[str, Quantity]]]:
+    """Fixed ladders, budgets with sizes of their own around the optimum, and trunks."""
+    kinds = {}
+    some = tuple(method for method in METHODS if method != "L(N, D)")  # it has kinds of its own
+    fixed = dict(sizes=np.geomspace(1e6, 3e9, 12).tolist(), reach=1e9, trunks=False, run_noise=0.0,
+                 budgets=(np.geomspace(1e17, 1e20, 8) / 2).tolist())  # fmt: skip
+    around = dict(budgets=(np.geomspace(1e18, 1e21, 6) / 2).tolist(), run_noise=0.0)
+    for noise in (0.002, 0.005, 0.01):
+        for name, truth in (("Epoch", EPOCH), ("Hoffmann", HOFFMANN)):
+            kinds[f"sizes, fixed, {name}, {noise:.1%}"] = best_sizes(
+                truth, point_noise=noise, **fixed
+            )
+            for sizes in (7, 9, 12):
+                for factor in (3.0, 10.0):
+                    kinds[f"sizes, {sizes} in {factor:g}x, {name}, {noise:.1%}"] = best_sizes(
+                        truth, some, point_noise=noise, sizes=sizes, around=factor, **around
+                    )
+        half = dict(run_noise=noise / 2**0.5, point_noise=noise / 2**0.5)
+        for sizes, budgets, decades in ((6, 5, 1.7), (8, 6, 1.7), (12, 8, 2.5)):
+            kinds[f"sizes, trunks, {sizes} x {budgets}, {noise:.1%}"] = best_sizes(
+                TRUTH, some, sizes=sizes, budgets=budgets, decades=decades, **half
+            )
+    return kinds
+
+
+EPOCH = Truth(e=1.8172, a=477.83, alpha=0.34731, b=2143.42, beta=0.36717)
+HOFFMANN = Truth(e=1.69, a=406.4, alpha=0.34, b=410.7, beta=0.28)
 NOISE = dict(run_noise=0.002, point_noise=0.002)
 KINDS: dict[str, Callable[[int], dict[str, Quantity]]] = {
     "ladder, independent noise": ladder(PURE, run_noise=0.0, point_noise=0.003),
@@ -126,23 +173,19 @@ KINDS: dict[str, Callable[[int], dict[str, Quantity]]] = {
     "surface, 60 runs": surface(
         TRUTH, sizes=10, budgets=8, decades=2.5, trunks=False, run_noise=0.0, point_noise=0.003
     ),
-    "best size, 10 x 6": best_sizes(
-        TRUTH, sizes=10, budgets=6, decades=2.5, trunks=False, run_noise=0.0, point_noise=0.002
-    ),
-    "best size, trunks, 8 x 6": best_sizes(TRUTH, sizes=8, budgets=6, **NOISE),
+    **isoflops(),
 }  # fmt: skip
 
 
 def run(one: Callable[[int], dict[str, Quantity]], first_seed: int, studies: int) -> list[str]:
     """Lines of the table for one kind."""
     found: dict[str, list[Quantity]] = {}
-    refused = 0
     for seed in range(first_seed, first_seed + studies):
         try:
             for name, quantity in one(seed).items():
                 found.setdefault(name, []).append(quantity)
         except NotIdentified:
-            refused += 1
+            continue
     lines = []
     for name, quantities in found.items():
         truth, estimate, low, high = np.array(quantities).T
@@ -151,7 +194,8 @@ def run(one: Callable[[int], dict[str, Quantity]], first_seed: int, studies: int
         bias = (estimate - truth).mean() / deviation
         width = np.median(high - low) / (3.92 * deviation)
         lines.append(
-            f"{name:14s} {covered:7.1%} {bias:+8.2f} {width:8.2f} {refused / studies:9.1%}"
+            f"{name:28s} {covered:7.1%} {bias:+8.2f} {width:8.2f} "
+            f"{1 - len(quantities) / studies:9.1%}"
         )
     return lines
 
@@ -162,7 +206,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     options = parser.parse_args()
     print(f"{options.studies} studies of each kind, {RESAMPLES} resamples, 95% intervals")
-    print(f"{'kind':32s}{'quantity':15s} covered  bias/sd    width   refused")
+    print(f"{'kind':32s}{'quantity':28s} covered  bias/sd    width   refused")
     for name in options.kinds:
         start = time.perf_counter()
         # Seeds of its own: kinds that shared theirs would be lucky or unlucky together.

@@ -18,7 +18,7 @@ from typing import Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 
-from scaling.commands import keeping, models, probes, reading, tokens  # noqa: E402
+from scaling.commands import isoflop, keeping, models, probes, reading, tokens  # noqa: E402
 from scaling.errors import UserError  # noqa: E402
 
 app = typer.Typer(
@@ -227,6 +227,7 @@ app.command()(keeping.cancel)
 app.command()(keeping.sync)
 app.command()(keeping.doctor)
 app.command()(reading.fit)
+app.command()(isoflop.isoflop)
 app.command()(reading.compare)
 app.command()(reading.choices)
 app.command("next")(reading.next_runs)

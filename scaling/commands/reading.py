@@ -156,17 +156,16 @@ def _refuse_unread(surface: bool, form: str, of: str, method: str, figure: Path 
 
 
 def _fit_surface(rows: pd.DataFrame, tied: bool, at: float | None, seed: int) -> None:
-    from analysis.isoflop import approaches
+    from analysis.isoflop import approaches, rule
     from analysis.parametric_study import fit_surface
+    from analysis.size_law import summary
 
     found = fit_surface(rows, tied=tied, seed=seed)
     print(found.summary())
     if at is not None:
         print(found.prediction(at))
     if rows["budget_macs"].notna().any() and not tied:
-        table = approaches(rows, seed=seed)
-        table = table if table["refused"].any() else table.drop(columns="refused")
-        print(table.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
+        print(f"{summary(approaches(rows, seed=seed))}\n  {rule()}")
 
 
 def drawn_files(command: str, path: Path, *sources: str) -> Path:

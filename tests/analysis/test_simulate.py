@@ -77,3 +77,13 @@ def test_power_says_what_more_runs_buy() -> None:
     assert "2 distinct values of compute" in hopeless.reason and many.reason == ""
     with pytest.raises(ValueError, match="noise is -1"):
         designs(PURE, noise=-1.0)
+
+
+def test_every_budget_may_have_sizes_of_its_own_around_its_optimum() -> None:
+    rows = study(TRUTH, sizes=7, around=3.0, budgets=4, run_noise=0.0, point_noise=0.0)
+    off = rows["params"] / TRUTH.n_opt(rows["budget_macs"])
+    assert rows["run_id"].is_unique and len(rows) == 28
+    for _, group in off.groupby(rows["budget_macs"]):
+        assert group.to_numpy() == pytest.approx(np.geomspace(1 / 3, 3, 7))
+    with pytest.raises(ValueError, match="give a factor above 1 and a number of sizes"):
+        study(TRUTH, sizes=7, around=1.0)

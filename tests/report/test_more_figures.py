@@ -44,6 +44,9 @@ def all_figures(rows: pd.DataFrame, specifications: pd.DataFrame) -> dict[str, g
         {
             "budget_macs": sorted(points.budget_macs.unique()),
             "params": 5e4,
+            "vertex": 5e4,
+            "used_from": 2e4,
+            "used_to": 1e5,
             "val_loss": 2.7,
             "curvature": 0.02,
             "accepted": [True, True, True, True, False],
@@ -93,7 +96,10 @@ def test_parabolas_pass_through_their_vertex(rows: pd.DataFrame) -> None:
         [
             {
                 "budget_macs": budget,
-                "params": 4e4,
+                "params": np.nan,
+                "vertex": 4e4,
+                "used_from": 2e4,
+                "used_to": 1e5,
                 "val_loss": 2.9,
                 "curvature": 0.1,
                 "accepted": False,

@@ -1,0 +1,79 @@
+"""`scaling isoflop`: the best size of each budget, and how it grows with compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scaling.commands.reading import SeedOption, SourceArg, read
+from scaling.errors import UserError
+
+COMMAND = "scaling isoflop"
+
+
+def isoflop(
+    source: SourceArg,
+    budget: Annotated[
+        str | None, typer.Option(help="Column that names a row's budget, in text or numbers.")
+    ] = None,
+    within: Annotated[
+        float | None, typer.Option(help="Or: compute within this factor is one budget, e.g. 1.5.")
+    ] = None,
+    errors: Annotated[
+        str | None, typer.Option(help="Column of the standard error of the loss.")
+    ] = None,
+    window: Annotated[
+        float, typer.Option(help="A parabola takes sizes within this factor of the best.")
+    ] = 8.0,
+    at: Annotated[
+        float | None, typer.Option(help="MACs at which N* and D* are told; default: the largest.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="Column of the loss, in nats.")] = None,
+    n: Annotated[str | None, typer.Option("--n", help="Column of the parameters.")] = None,
+    d: Annotated[str | None, typer.Option("--d", help="Column of the training tokens.")] = None,
+    c: Annotated[str | None, typer.Option("--c", help="Column of the compute.")] = None,
+    run: Annotated[str | None, typer.Option(help="Column of the run's name.")] = None,
+    compute_unit: Annotated[str | None, typer.Option(help="MACs | FLOPs | PF-days")] = None,
+    tokens_in: Annotated[str | None, typer.Option(help="Tokens are in K | M | B | T.")] = None,
+    params_in: Annotated[str | None, typer.Option(help="Parameters are in K | M | B.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for size_laws.csv and minima.csv.")
+    ] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """The best size N* and number of tokens D* of each budget, and the laws N* = k C^p and
+    D* = k C^p, by every common method side by side, each with the interval of that method.
+
+    Example: `scaling isoflop studies/quickstart`
+
+    Example: `scaling isoflop runs.csv --budget sweep --n num_params --loss val/loss`
+    """
+    if budget is not None and within is not None:
+        raise UserError("--budget and --within: a column or a tolerance tells budgets, give one")
+    from scaling import outputs
+
+    files = () if out is None else (out / "size_laws.csv", out / "minima.csv")
+    outputs.claim(COMMAND, *files, inputs=() if "://" in source else [Path(source)])
+    from analysis import isoflop as sizes
+    from analysis.isoflop_table import with_budgets
+    from analysis.size_law import minima_text, summary
+
+    rows = read(
+        source, loss=loss, n=n, d=d, c=c, run=run, compute_unit=compute_unit, tokens_in=tokens_in,
+        params_in=params_in, keep=tuple(one for one in (budget, errors) if one is not None),
+    )  # fmt: skip
+    if budget is not None or within is not None:
+        rows = with_budgets(rows, column=budget, within=within)
+    laws = sizes.approaches(rows, at=at, window=window, errors=errors, seed=seed)
+    tables = {"size_laws.csv": laws}
+    if rows["budget_macs"].notna().any():
+        minima = sizes.minima(rows, window=window, errors=errors, seed=seed)
+        print(minima_text(minima))
+        tables["minima.csv"] = minima
+    print(f"{summary(laws)}\n  {sizes.rule(window)}")
+    if out is not None:
+        for name, table in tables.items():
+            outputs.write(COMMAND, out / name, table.to_csv(index=False))
+        print(f"  written      {', '.join(str(out / name) for name in tables)}")
