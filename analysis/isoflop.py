@@ -42,7 +42,8 @@ from analysis.best_size import (
 from analysis.cells import cells
 from analysis.isoflop_table import NEAR, Draws, Table, draws_of, table_of
 from analysis.laws import NotIdentified
-from analysis.parametric import ParametricLaw, fit_parametric
+from analysis.parametric import fit_parametric
+from analysis.parametric_law import NO_NOISE, ParametricLaw
 from analysis.size_law import METHODS, OF, SizeLaw, side_by_side
 
 WINDOW = 8.0  # factor of the centre within which a parabola takes sizes
@@ -285,7 +286,9 @@ def _parametric(rows: pd.DataFrame, seed: int, level: float, resamples: int) -> 
     low, high = law.ci["size_exponent"]
     refused = ""
     surface: ParametricLaw | None = law
-    if not (low <= p <= high and low < high):
+    if law.computed:
+        refused, surface = NO_NOISE, None
+    elif not (low <= p <= high and low < high):
         refused, surface = "no interval: that of the resamples does not hold the estimate", None
     elif (lost := float((law.samples[:, 3:] <= 0).any(1).mean())) > 0:
         refused = f"no interval: in {lost:.2%} of the resamples alpha or beta is not positive"

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from analysis.parametric import ParametricLaw
+from analysis.laws import NotIdentified
+from analysis.parametric_law import ParametricLaw
 
 METHODS = {
     "best run": "1 best run of each budget",
@@ -92,7 +93,13 @@ class SizeLaw:
         text = f"{name} = {self.coefficient:.4g} C^{self.exponent:.4f}"
         if not np.isfinite(low):
             return f"{text} (C in MACs), {self.refused}"
-        k_low, k_high = self.coefficient_interval
+        try:
+            k_low, k_high = self.coefficient_interval
+        except NotIdentified as refusal:
+            return (
+                f"{text} (C in MACs), {self.level:.0%} [{low:.4f}, {high:.4f}] of the exponent; no "
+                f"interval of the coefficient: {refusal}"
+            )
         return (
             f"{text} (C in MACs), {self.level:.0%} [{low:.4f}, {high:.4f}] of the exponent, "
             f"[{k_low:.3g}, {k_high:.3g}] of the coefficient"
@@ -106,14 +113,19 @@ def side_by_side(laws: list[SizeLaw], macs: float) -> pd.DataFrame:
         row = records.setdefault(law.method, {"approach": METHODS[law.method]})
         known = np.isfinite(law.exponent)
         nothing = (float("nan"), float("nan"))
-        for name, value, interval in (
-            ("exponent", law.exponent, law.exponent_interval if known else nothing),
-            ("coefficient", law.coefficient, law.coefficient_interval if known else nothing),
-            ("at", float(law(macs)), law.interval(macs) if known else nothing),
+        refused = law.refused
+        for key, value, interval in (
+            (f"{law.of}_exponent", law.exponent, lambda one: one.exponent_interval),
+            (f"{law.of}_coefficient", law.coefficient, lambda one: one.coefficient_interval),
+            (law.of, float(law(macs)), lambda one: one.interval(macs)),
         ):
-            key = law.of if name == "at" else f"{law.of}_{name}"
-            row |= {key: value, f"{key}_low": interval[0], f"{key}_high": interval[1]}
-        row |= {"macs": macs, "budgets": law.budgets, "refused": law.refused}
+            low, high = nothing
+            try:
+                low, high = interval(law) if known else nothing
+            except NotIdentified as refusal:  # of one number alone
+                refused = f"no interval of {key}: {refusal}"
+            row |= {key: value, f"{key}_low": low, f"{key}_high": high}
+        row |= {"macs": macs, "budgets": law.budgets, "refused": row.get("refused") or refused}
     return pd.DataFrame(list(records.values()))
 
 
