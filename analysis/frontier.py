@@ -4,19 +4,20 @@
 
 Which rows count is fixed beforehand (`RULES` in analysis/cells.py), and what each rule left out is
 counted. Seeds of one design are averaged. Per budget the frontier is the loss to expect of the
-best size, and its error that of the same recipe on new noise (`Surface.best` and `errors`).
+best size, and its error that of the same recipe on new noise (analysis/best_loss.py).
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from analysis import compare
-from analysis.cells import DESIGN, Surface, cells, exclude, seed_means, surface
+from analysis.best_loss import BestLoss, best_loss
+from analysis.cells import DESIGN, cells, exclude, seed_means
 from analysis.laws import (
     DELTA,
     MIN_DECADES,
@@ -153,10 +154,11 @@ def _plain(value):
 def frontier(rows: pd.DataFrame, *, method: str = "budget") -> pd.DataFrame:
     """The points that a law is fitted to, sorted by compute.
 
-    method: "budget", the loss to expect of the best size of each nominal budget (`Surface.best`);
-    "lowest", the smallest loss at each nominal budget; "envelope", the points that no cheaper
-    point beats; "hull", the corners of the lower convex hull in log-log. All but the first are
-    runs as they are, and the lucky ones: the more runs compete, the lower.
+    method: "budget", the loss to expect of the best size of each nominal budget
+    (analysis/best_loss.py); "binned", the same of bins of compute; "lowest", the smallest loss at
+    each nominal budget; "envelope", the points that no cheaper point beats; "hull", the corners of
+    the lower convex hull in log-log. The last three are runs as they are, and the lucky ones: the
+    more runs compete, the lower.
     Seeds of one design are averaged first: the lowest of several seeds is no size's loss, and the
     more seeds the lower. Returns the rows of the lowest designs (run_id: the first seed's) plus
     `design`, `seeds` (how many) and `edge`: the size is the smallest or largest tried at its
@@ -171,7 +173,7 @@ def binned(rows: pd.DataFrame) -> pd.DataFrame:
     two need have the same compute.
 
     At most BINS bins, of equal width in log compute and of BIN decades or more; a bin of fewer
-    than BIN_RUNS runs is no budget. `Surface.best` moves every run to its bin's mean compute.
+    than BIN_RUNS runs is no budget. `BestLoss` moves every run to its bin's mean compute.
     """
     kept, _ = exclude(rows, budgets=False)
     decades = np.log10(kept["macs_total"].to_numpy(float))
@@ -184,7 +186,7 @@ def binned(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(budget_macs=np.exp(mean.where(many)).reindex(rows.index))
 
 
-def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, Surface | None]:
+def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, BestLoss | None]:
     """The points, and what their errors follow from, where the runs tell it."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}: choose one of {', '.join(METHODS)}")
@@ -204,13 +206,11 @@ def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, Surface | 
         table["params"] < by_budget.transform("max")
     )
     table = table.assign(edge=~inside, lowest_loss=table["val_loss"])
-    described = None
+    best = None
     if budgets:
         table = table.loc[table.groupby("budget_macs")["val_loss"].idxmin()]
         table = table.sort_values("macs_total")
-        described = surface(single, table)
-        if described is not None and method == "binned":
-            described = replace(described, cloud=True)
+        best = best_loss(single, table, cloud=method == "binned")
     else:
         table = table.sort_values(["macs_total", "val_loss"])
         falling = table["val_loss"] < table["val_loss"].cummin().shift(fill_value=np.inf)
@@ -218,23 +218,23 @@ def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, Surface | 
         if method == "hull":
             table = table.loc[lower_hull(np.log(table["macs_total"]), np.log(table["val_loss"]))]
     members = [(design,) for design in table["design"]]
-    if method == "binned" and described is None:
+    if method == "binned" and best is None:
         raise NotIdentified(
             "a frontier of bins of compute needs parameters and tokens of runs near the best of "
             "every bin: choose method envelope"
         )
-    if method in EXPECTED and described is not None:
-        best = described.best(table["budget_macs"].to_numpy(float))
-        members = best["designs"].tolist()
-        table[["macs_total", "val_loss"]] = best[["macs_total", "val_loss"]].to_numpy()
-        if described.cloud:
-            table["edge"] = best["edge"].to_numpy()
+    if method in EXPECTED and best is not None:
+        found = best.points()
+        members = found["designs"].tolist()
+        table[["macs_total", "val_loss"]] = found[["macs_total", "val_loss"]].to_numpy()
+        if method == "binned":
+            table["edge"] = found["edge"].to_numpy()
     ids = single.sort_values("run_id", kind="stable").groupby("design")["run_id"].agg(list)
     runs = [tuple(itertools.chain(*(ids[design] for design in one))) for one in members]
     return table.assign(
         averaged=[len(one) for one in members],
         runs=pd.Series(runs, index=table.index, dtype=object),
-    ).reset_index(drop=True), described
+    ).reset_index(drop=True), best
 
 
 def lower_hull(x, y) -> list[int]:
@@ -398,10 +398,10 @@ def fit_frontier(
     if method == "auto":
         method = _method(rows)
     kept, excluded = exclude(rows, budgets=method in BY_BUDGET)
-    points, described = _frontier(rows, method)
+    points, best = _frontier(rows, method)
     noise = None
-    if method in EXPECTED and described is not None:
-        noise = described.errors(points["budget_macs"].to_numpy(float), resamples, seed)
+    if method in EXPECTED and best is not None:
+        noise = best.errors(resamples, seed)
     options = Options(
         groups=points["run_id"].tolist(), noise=noise, delta=delta, level=level,
         resamples=resamples, seed=seed, unit="MACs",

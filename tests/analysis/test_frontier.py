@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.cells import cells, exclude, surface
+from analysis.best_loss import best_loss
+from analysis.cells import cells, exclude
 from analysis.frontier import fit_frontier, frontier
 from analysis.laws import NotIdentified
 from analysis.simulate import PURE, TRUTH, Truth, frontier_exponent, study
@@ -213,14 +214,14 @@ def test_a_study_recovers_its_exponent(rows: pd.DataFrame) -> None:
     assert "frontier recomputed" in law.status.bootstrap
 
 
-def test_the_surface_recovers_the_noise() -> None:
+def test_the_smooth_loss_recovers_the_noise() -> None:
     table = cells(study(TRUTH, sizes=12, budgets=10, run_noise=0.004, point_noise=0.002, seed=0))
-    described = surface(table, frontier(table))
-    assert described is not None
-    assert described.noise.run == pytest.approx(0.004, rel=0.6)
-    assert described.noise.point == pytest.approx(0.002, rel=0.25)
-    smooth = TRUTH(*described.designs[["params", "tokens"]].to_numpy().T)
-    assert described.fitted == pytest.approx(np.log(smooth), abs=0.012)
+    best = best_loss(table, frontier(table, method="lowest"))
+    assert best is not None
+    assert best.smooth.noise.run == pytest.approx(0.004, rel=0.6)
+    assert best.smooth.noise.point == pytest.approx(0.002, rel=0.25)
+    truth = TRUTH.frontier(np.sort(table["budget_macs"].unique()))
+    assert best.points()["val_loss"].to_numpy() == pytest.approx(truth, rel=0.012)
 
 
 def test_too_few_cells_fall_back_to_the_points() -> None:
