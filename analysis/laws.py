@@ -12,12 +12,13 @@ How intervals arise: analysis/bootstrap.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 from analysis.bootstrap import FEW, MANY, bca, cluster_weights, components, widen
+from analysis.forms import Mixture, mix
 from analysis.power_law import Holdout, PowerLaw, SaturatingLaw, Status
 from analysis.solver import (
     best,
@@ -133,7 +134,8 @@ def select(
 
     The saturating law is chosen only where it is identified (the interval of E excludes 0) and
     its error over the expanding window is smaller on the windows that both can predict. form:
-    "power" or "saturating" when the choice is made beforehand.
+    "power" or "saturating" when the choice is made beforehand; else the chosen law predicts by the
+    mixture of all forms (analysis/forms.py).
     """
     options = options or Options()
     if form not in FORMS:
@@ -146,12 +148,15 @@ def select(
     except NotIdentified as refusal:
         if form == "saturating":
             raise
+        pure = replace(pure, mixture=_mixture(compute, loss, options))
         return pure, pure, None, str(refusal)
     assert isinstance(saturating, SaturatingLaw)
     if form == "saturating":
         return saturating, pure, saturating, "the saturating law was asked for"
+    mixture = _mixture(compute, loss, options)
     common = {h.compute for h in saturating.holdout} & {h.compute for h in pure.holdout}
     if not common:
+        pure = replace(pure, mixture=mixture)
         return pure, pure, saturating, "too few points to hold one out of a three-parameter fit"
     score = [
         float(np.sqrt(np.mean([h.error**2 for h in law.holdout if h.compute in common])))
@@ -161,7 +166,18 @@ def select(
         f"error on held-out larger compute: pure {score[0]:.2%}, saturating {score[1]:.2%} "
         f"({len(common)} window{'s' * (len(common) > 1)})"
     )
-    return (saturating if score[1] < score[0] else pure), pure, saturating, text
+    if score[1] < score[0]:
+        saturating = replace(saturating, mixture=mixture)
+        return saturating, pure, saturating, text
+    pure = replace(pure, mixture=mixture)
+    return pure, pure, saturating, text
+
+
+def _mixture(compute, loss, options: Options) -> Mixture:
+    noise = None if options.noise is None else np.asarray(options.noise, dtype=float)
+    return mix(
+        np.asarray(compute, dtype=float).ravel(), np.asarray(loss, dtype=float).ravel(), noise
+    )
 
 
 def _fit(compute, loss, pin: float | None, form: str, options: Options) -> PowerLaw:
