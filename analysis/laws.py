@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from analysis.bootstrap import FEW, MANY, bca, cluster_weights, components, widen
-from analysis.forms import Mixture, mix
+from analysis.mixture import Mixture, mix
 from analysis.power_law import Holdout, PowerLaw, SaturatingLaw, Status
 from analysis.solver import (
     best,
@@ -36,6 +36,7 @@ MIN_DECADES = 1.0
 LIMITS = {"loss": (1e-9, 1e9), "compute": (1e-12, 1e40)}
 FORMS = ("select", "power", "saturating")
 LARGE = 500  # points beyond which a resample is one Newton step from the estimate
+DRAWS = 500  # of the noise of points of one run, for its covariance
 WINDOWS = 20  # at most so many held-out values of compute
 E_BOUND = 1e-3  # E below this share of the smallest loss is the bound E = 0
 
@@ -135,7 +136,7 @@ def select(
     The saturating law is chosen only where it is identified (the interval of E excludes 0) and
     its error over the expanding window is smaller on the windows that both can predict. form:
     "power" or "saturating" when the choice is made beforehand; else the chosen law predicts by the
-    mixture of all forms (analysis/forms.py).
+    mixture of all forms (analysis/mixture.py).
     """
     options = options or Options()
     if form not in FORMS:
@@ -174,10 +175,20 @@ def select(
 
 
 def _mixture(compute, loss, options: Options) -> Mixture:
+    """All forms; the noise is that given, or where runs have several points each that of
+    `components` about a quadratic, or else the forms' own residuals."""
+    compute, loss = checked(compute, loss)
     noise = None if options.noise is None else np.asarray(options.noise, dtype=float)
-    return mix(
-        np.asarray(compute, dtype=float).ravel(), np.asarray(loss, dtype=float).ravel(), noise
-    )
+    if noise is None and options.groups is not None and len(np.unique(compute)) > 3:
+        index = np.unique(np.asarray(options.groups).astype(str), return_inverse=True)[1]
+        if index.max() + 1 < len(loss):
+            x = np.log(compute) - np.log(compute).mean()
+            design = np.stack([np.ones_like(x), x, x**2], 1)
+            inverse = np.linalg.pinv(design)
+            residual = np.log(loss) - design @ (inverse @ np.log(loss))
+            spread = components(design, residual, index, inverse[1])
+            noise = spread.draw(index, DRAWS, np.random.default_rng(options.seed))
+    return mix(compute, loss, noise)
 
 
 def _fit(compute, loss, pin: float | None, form: str, options: Options) -> PowerLaw:

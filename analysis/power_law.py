@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from analysis.bootstrap import bca
-from analysis.forms import Mixture
+from analysis.mixture import Mixture
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class PowerLaw:
     def predict(self, compute: float, *, level: float | None = None) -> Prediction:
         """Loss at `compute` with the interval of the law and of one more run's loss there.
 
-        Where the form was not asked for, of the mixture of all forms (analysis/forms.py), whose
+        Where the form was not asked for, of the mixture of all forms (analysis/mixture.py), whose
         median the loss is; `refused` says why where the data support none so far away.
         """
         if not (np.isfinite(compute) and compute > 0):
