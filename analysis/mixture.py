@@ -140,19 +140,19 @@ class Mixture:
 
     def lines(self) -> list[str]:
         """Shares, held-out errors and reach, in plain text."""
-        said = []
-        for name, share in self.shares.items():
-            errors = "/".join("-" if np.isnan(e) else f"{e:.2%}" for e in self.scores[name])
-            said.append(f"{name} {share:.0%} ({errors})")
         held, of = self.held
-        return [
-            f"  forms        {', '.join(said)}",
-            "               share of each form in the prediction (and its held-out error at the "
-            f"next point, .5 and 1 decade on; {self.windows} windows)",
-            f"  held out     {held} of {of} points inside the interval predicted from the rest",
-            f"  reach        {self.reach:.2f} decades beyond the data: {self.why}",
-            *([f"  bends        {self.local()}"] if self.bends else []),
+        said = [
+            "  forms        share of each in the prediction, and its error on points held out: "
+            f"the next, .5 and 1 decade on ({self.windows} windows)"
         ]
+        for name, share in self.shares.items():
+            errors = " ".join("      -" if np.isnan(e) else f"{e:7.2%}" for e in self.scores[name])
+            said.append(f"    {name:10s} {share:5.0%}  {errors}")
+        said.append(
+            f"  held out     {held} of {of} such points inside the interval predicted for them"
+        )
+        said.append(f"  reach        {self.reach:.2f} decades beyond the data: {self.why}")
+        return said + ([f"  bends        {self.local()}"] if self.bends else [])
 
     def to_json(self) -> dict:
         """Plain numbers; a missing one is None."""
@@ -299,7 +299,7 @@ def _targets(x: np.ndarray, top: int) -> list[int | None]:
     above = (x[top:] - x[top - 1]) / np.log(10)
     for distance in DISTANCES:
         nearest = int(np.abs(above - distance).argmin())
-        near = abs(above[nearest] - distance) <= distance / 4
+        near = abs(above[nearest] - distance) <= 0.35 * distance
         out.append(top + nearest if near else None)
     return out
 
