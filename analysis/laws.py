@@ -18,7 +18,6 @@ import numpy as np
 from scipy import stats
 
 from analysis.bootstrap import FEW, MANY, bca, cluster_weights, components, widen
-from analysis.mixture import Mixture, mix
 from analysis.power_law import Holdout, PowerLaw, SaturatingLaw, Status
 from analysis.solver import (
     best,
@@ -149,15 +148,15 @@ def select(
     except NotIdentified as refusal:
         if form == "saturating":
             raise
-        pure = replace(pure, mixture=_mixture(compute, loss, options))
+        pure = replace(pure, chosen=True, draws=_draws(compute, loss, options))
         return pure, pure, None, str(refusal)
     assert isinstance(saturating, SaturatingLaw)
     if form == "saturating":
         return saturating, pure, saturating, "the saturating law was asked for"
-    mixture = _mixture(compute, loss, options)
+    draws = _draws(compute, loss, options)
     common = {h.compute for h in saturating.holdout} & {h.compute for h in pure.holdout}
     if not common:
-        pure = replace(pure, mixture=mixture)
+        pure = replace(pure, chosen=True, draws=draws)
         return pure, pure, saturating, "too few points to hold one out of a three-parameter fit"
     score = [
         float(np.sqrt(np.mean([h.error**2 for h in law.holdout if h.compute in common])))
@@ -168,27 +167,30 @@ def select(
         f"({len(common)} window{'s' * (len(common) > 1)})"
     )
     if score[1] < score[0]:
-        saturating = replace(saturating, mixture=mixture)
+        saturating = replace(saturating, chosen=True, draws=draws)
         return saturating, pure, saturating, text
-    pure = replace(pure, mixture=mixture)
+    pure = replace(pure, chosen=True, draws=draws)
     return pure, pure, saturating, text
 
 
-def _mixture(compute, loss, options: Options) -> Mixture:
-    """All forms; the noise is that given, or where runs have several points each that of
-    `components` about a quadratic, or else the forms' own residuals."""
+def _draws(compute, loss, options: Options) -> np.ndarray | None:
+    """Draws of the noise of the points, sorted by compute: those given, or where runs have several
+    points each those of `components` about a quadratic; None where nothing tells the noise."""
     compute, loss = checked(compute, loss)
-    noise = None if options.noise is None else np.asarray(options.noise, dtype=float)
-    if noise is None and options.groups is not None and len(np.unique(compute)) > 3:
-        index = np.unique(np.asarray(options.groups).astype(str), return_inverse=True)[1]
-        if index.max() + 1 < len(loss):
-            x = np.log(compute) - np.log(compute).mean()
-            design = np.stack([np.ones_like(x), x, x**2], 1)
-            inverse = np.linalg.pinv(design)
-            residual = np.log(loss) - design @ (inverse @ np.log(loss))
-            spread = components(design, residual, index, inverse[1])
-            noise = spread.draw(index, DRAWS, np.random.default_rng(options.seed))
-    return mix(compute, loss, noise)
+    order = np.argsort(compute, kind="stable")
+    if options.noise is not None:
+        return np.asarray(options.noise, dtype=float)[:, order]
+    if options.groups is None or len(np.unique(compute)) < 4:
+        return None
+    index = np.unique(np.asarray(options.groups).astype(str), return_inverse=True)[1]
+    if index.max() + 1 == len(loss):
+        return None
+    x = np.log(compute) - np.log(compute).mean()
+    design = np.stack([np.ones_like(x), x, x**2], 1)
+    inverse = np.linalg.pinv(design)
+    residual = np.log(loss) - design @ (inverse @ np.log(loss))
+    noise = components(design, residual, index, inverse[1])
+    return noise.draw(index, DRAWS, np.random.default_rng(options.seed))[:, order]
 
 
 def _fit(compute, loss, pin: float | None, form: str, options: Options) -> PowerLaw:

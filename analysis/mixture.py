@@ -97,7 +97,7 @@ class Mixture:
         return below
 
     def quantiles(
-        self, compute: float, levels: Sequence[float], *, run: bool = False
+        self, compute: float, levels: Sequence[float] | np.ndarray, *, run: bool = False
     ) -> np.ndarray:
         """Quantiles of the loss at `compute`: of the law, or of one more run's."""
         wanted = np.asarray(levels, dtype=float)

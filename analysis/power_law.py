@@ -6,12 +6,13 @@ analysis/laws.py makes it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
 
 from analysis.bootstrap import bca
-from analysis.mixture import Mixture
+from analysis.mixture import Mixture, mix
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,21 @@ class PowerLaw:
     aic: float = float("nan")
     holdout: tuple[Holdout, ...] = ()  # expanding window, the largest compute last
     e: float = 0.0
-    mixture: Mixture | None = field(default=None, repr=False)  # of all forms, if none was asked for
+    chosen: bool = False  # among forms, as none was asked for: predicts by the mixture of all
+    draws: np.ndarray | None = field(
+        default=None, repr=False
+    )  # (R, n) noise of the points, if known
 
     form = "power"
     parameters = 2
 
     def __call__(self, compute: float | np.ndarray) -> float | np.ndarray:
         return self.e + self.a * np.asarray(compute, dtype=float) ** self.b
+
+    @cached_property
+    def mixture(self) -> Mixture | None:
+        """All forms, weighed on the same points; None where one form was asked for."""
+        return mix(self.compute, self.loss, self.draws) if self.chosen else None
 
     @property
     def decades(self) -> float:

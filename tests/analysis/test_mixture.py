@@ -112,9 +112,11 @@ def test_noise_that_is_known_is_used() -> None:
     assert mix(BUDGETS, loss, 1e-2 * draws).shares["pure"] > 0.5
 
 
-def test_a_break_at_the_last_point_is_refused() -> None:
+@pytest.mark.parametrize("factor", [0.992, 1.02])
+def test_a_break_at_the_last_point_is_refused(factor: float) -> None:
+    """A break or a wild run: the data cannot tell."""
     loss = study(TRUTHS["pure"], 0)
-    loss[-1] *= 0.985
+    loss[-1] *= factor
     ahead = fit(BUDGETS, loss, resamples=200).predict(1e20)
     assert np.isnan([ahead.low, ahead.high, ahead.run_low, ahead.run_high]).all()
     assert "no loss at 1e+20 MACs: 1.00 decades beyond" in str(ahead)
@@ -156,7 +158,7 @@ def test_many_points_are_averaged() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 4, 6])
-@pytest.mark.parametrize("noise", [0.0, 0.01, 0.3])
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.1])
 def test_every_interval_holds_its_estimate(n: int, noise: float) -> None:
     compute = np.geomspace(1e12, 1e14, n)
     shock = noise * np.random.default_rng(n).standard_normal(n)
@@ -176,12 +178,14 @@ def test_the_chosen_law_carries_the_mixture_and_a_form_asked_for_does_not() -> N
 
 
 def test_a_smooth_break_over_five_decades(shared_data) -> None:
-    """Predicted a decade on without doubt, 4.846 [4.428, 5.753], it was 4.230."""
+    """The pure law said 4.846 [4.428, 5.753] at 5e20 FLOPs; it was 4.230."""
     path = shared_data.parent / "cases/tables/sim_broken.csv"
     if not path.exists():
         pytest.skip(f"{path} is not there")
     import pandas as pd
 
     table = pd.read_csv(path)
-    ahead = fit(table["flops"], table["loss"], unit="FLOPs", resamples=200).predict(1e21)
+    ahead = fit(
+        table["flops"].to_numpy(), table["loss"].to_numpy(), unit="FLOPs", resamples=200
+    ).predict(5e20)
     assert ahead.refused or ahead.low < 4.230 < ahead.high
