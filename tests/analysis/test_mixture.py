@@ -158,7 +158,7 @@ def test_many_points_are_averaged() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 4, 6])
-@pytest.mark.parametrize("noise", [0.0, 0.01, 0.1])
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.3])
 def test_every_interval_holds_its_estimate(n: int, noise: float) -> None:
     compute = np.geomspace(1e12, 1e14, n)
     shock = noise * np.random.default_rng(n).standard_normal(n)
