@@ -29,7 +29,7 @@ from scipy.special import ndtr
 from analysis.forms import EXACT, Form, noise_models, weighed
 
 # Prior probabilities. Simple first: on a pure law the interval is to stay near the pure law's own.
-PRIOR = {"pure": 0.65, "floor": 0.15, "two powers": 0.07, "break": 0.08, "drift": 0.05}
+PRIOR = {"pure": 0.6, "floor": 0.17, "two powers": 0.08, "break": 0.1, "drift": 0.05}
 AGAIN = 0.12  # slope goes on to change by this share of what it changed, as a random walk
 POINTS = 40  # more are averaged, neighbours together
 WINDOW = 0.45  # decades, and
