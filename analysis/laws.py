@@ -12,7 +12,7 @@ How intervals arise: analysis/bootstrap.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -35,6 +35,7 @@ MIN_DECADES = 1.0
 LIMITS = {"loss": (1e-9, 1e9), "compute": (1e-12, 1e40)}
 FORMS = ("select", "power", "saturating")
 LARGE = 500  # points beyond which a resample is one Newton step from the estimate
+DRAWS = 500  # of the noise of points of one run, for its covariance
 WINDOWS = 20  # at most so many held-out values of compute
 E_BOUND = 1e-3  # E below this share of the smallest loss is the bound E = 0
 
@@ -133,7 +134,8 @@ def select(
 
     The saturating law is chosen only where it is identified (the interval of E excludes 0) and
     its error over the expanding window is smaller on the windows that both can predict. form:
-    "power" or "saturating" when the choice is made beforehand.
+    "power" or "saturating" when the choice is made beforehand; else the chosen law predicts by the
+    mixture of all forms (analysis/mixture.py).
     """
     options = options or Options()
     if form not in FORMS:
@@ -146,12 +148,15 @@ def select(
     except NotIdentified as refusal:
         if form == "saturating":
             raise
+        pure = replace(pure, chosen=True, draws=_draws(compute, loss, options))
         return pure, pure, None, str(refusal)
     assert isinstance(saturating, SaturatingLaw)
     if form == "saturating":
         return saturating, pure, saturating, "the saturating law was asked for"
+    draws = _draws(compute, loss, options)
     common = {h.compute for h in saturating.holdout} & {h.compute for h in pure.holdout}
     if not common:
+        pure = replace(pure, chosen=True, draws=draws)
         return pure, pure, saturating, "too few points to hold one out of a three-parameter fit"
     score = [
         float(np.sqrt(np.mean([h.error**2 for h in law.holdout if h.compute in common])))
@@ -161,7 +166,31 @@ def select(
         f"error on held-out larger compute: pure {score[0]:.2%}, saturating {score[1]:.2%} "
         f"({len(common)} window{'s' * (len(common) > 1)})"
     )
-    return (saturating if score[1] < score[0] else pure), pure, saturating, text
+    if score[1] < score[0]:
+        saturating = replace(saturating, chosen=True, draws=draws)
+        return saturating, pure, saturating, text
+    pure = replace(pure, chosen=True, draws=draws)
+    return pure, pure, saturating, text
+
+
+def _draws(compute, loss, options: Options) -> np.ndarray | None:
+    """Draws of the noise of the points, sorted by compute: those given, or where runs have several
+    points each those of `components` about a quadratic; None where nothing tells the noise."""
+    compute, loss = checked(compute, loss)
+    order = np.argsort(compute, kind="stable")
+    if options.noise is not None:
+        return np.asarray(options.noise, dtype=float)[:, order]
+    if options.groups is None or len(np.unique(compute)) < 4:
+        return None
+    index = np.unique(np.asarray(options.groups).astype(str), return_inverse=True)[1]
+    if index.max() + 1 == len(loss):
+        return None
+    x = np.log(compute) - np.log(compute).mean()
+    design = np.stack([np.ones_like(x), x, x**2], 1)
+    inverse = np.linalg.pinv(design)
+    residual = np.log(loss) - design @ (inverse @ np.log(loss))
+    noise = components(design, residual, index, inverse[1])
+    return noise.draw(index, DRAWS, np.random.default_rng(options.seed))[:, order]
 
 
 def _fit(compute, loss, pin: float | None, form: str, options: Options) -> PowerLaw:

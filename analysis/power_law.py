@@ -6,11 +6,13 @@ analysis/laws.py makes it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
 
 from analysis.bootstrap import bca
+from analysis.mixture import Mixture, mix
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,11 @@ class Prediction:
     run_high: float
     decades: float  # beyond the largest (> 0) or below the smallest (< 0) fitted compute; 0 inside
     unit: str
+    refused: str = ""  # why there is no interval: then low, high, run_low and run_high are NaN
 
     def __str__(self) -> str:
+        if self.refused:
+            return f"no loss at {self.compute:.3g} {self.unit}: {self.refused}"
         return (
             f"loss {self.loss:.4g} at {self.compute:.3g} {self.unit} "
             f"[{self.low:.4g}, {self.high:.4g}], {distance(self.decades, 'fitted range')}"
@@ -89,12 +94,21 @@ class PowerLaw:
     aic: float = float("nan")
     holdout: tuple[Holdout, ...] = ()  # expanding window, the largest compute last
     e: float = 0.0
+    chosen: bool = False  # among forms, as none was asked for: predicts by the mixture of all
+    draws: np.ndarray | None = field(
+        default=None, repr=False
+    )  # (R, n) noise of the points, if known
 
     form = "power"
     parameters = 2
 
     def __call__(self, compute: float | np.ndarray) -> float | np.ndarray:
         return self.e + self.a * np.asarray(compute, dtype=float) ** self.b
+
+    @cached_property
+    def mixture(self) -> Mixture | None:
+        """All forms, weighed on the same points; None where one form was asked for."""
+        return mix(self.compute, self.loss, self.draws) if self.chosen else None
 
     @property
     def decades(self) -> float:
@@ -119,10 +133,18 @@ class PowerLaw:
         return float(np.sqrt(np.mean([h.error**2 for h in self.holdout])))
 
     def predict(self, compute: float, *, level: float | None = None) -> Prediction:
-        """Loss at `compute` with the interval of the law and of one more run's loss there."""
+        """Loss at `compute` with the interval of the law and of one more run's loss there.
+
+        Where the form was not asked for, of the mixture of all forms (analysis/mixture.py), whose
+        median the loss is; `refused` says why where the data support none so far away.
+        """
         if not (np.isfinite(compute) and compute > 0):
             raise ValueError(f"compute is {compute!r}: give a positive number of {self.unit}")
         level = level or self.level
+        top, bottom = self.compute.max(), self.compute.min()
+        decades = float(np.log10(compute / np.clip(compute, bottom, top)))
+        if self.mixture is not None:
+            return self._predict_mixture(float(compute), level, decades)
         x = np.log(compute) - self.centre
         e, log_a, b = self.samples.T
         curves = np.log(e + np.exp(log_a + b * x))
@@ -133,14 +155,23 @@ class PowerLaw:
         order = np.random.default_rng(0).permutation(n)
         extra = self.noise * stats.norm.ppf((order + 0.5) / n)
         run_low, run_high = bca(curves + extra, here, None, level)
-        top, bottom = self.compute.max(), self.compute.min()
-        decades = np.log10(compute / np.clip(compute, bottom, top))
         interval, run = np.exp([low, high]), np.exp([run_low, run_high])
         return Prediction(
-            compute=float(compute), loss=float(np.exp(here)), decades=float(decades),
+            compute=float(compute), loss=float(np.exp(here)), decades=decades,
             low=float(interval[0]), high=float(interval[1]),
             run_low=float(run[0]), run_high=float(run[1]), unit=self.unit,
         )  # fmt: skip
+
+    def _predict_mixture(self, compute: float, level: float, decades: float) -> Prediction:
+        assert self.mixture is not None
+        tails = (1 - level) / 2, 0.5, (1 + level) / 2
+        loss: float
+        low, loss, high = map(float, self.mixture.quantiles(compute, tails))
+        run_low, _, run_high = map(float, self.mixture.quantiles(compute, tails, run=True))
+        refused = self.mixture.refusal(compute)
+        if refused:
+            low = high = run_low = run_high = float("nan")
+        return Prediction(compute, loss, low, high, run_low, run_high, decades, self.unit, refused)
 
     def __str__(self) -> str:
         head = f"{self.e:.4g} + " if self.e else ""
@@ -170,6 +201,7 @@ class PowerLaw:
             if h is None
             else {"compute": h.compute, "actual": h.actual, "predicted": h.predicted,
                   "error": h.error, "window_rms": self.held_out},
+            "mixture": None if self.mixture is None else self.mixture.to_json(),
             "status": {k: _finite(v) for k, v in vars(self.status).items()},
         }  # fmt: skip
 

@@ -133,7 +133,9 @@ def best(
     for share in shares:
         e = np.full(len(y), pin) if pin is not None else share * np.exp(floor)
         # A pinned E may lie above a resampled loss: keep the start inside the law's domain.
-        rest = np.log(np.maximum(np.exp(y) - e[:, None], 1e-3 * np.exp(y)))
+        # (Three points leave one degree of freedom: a resample's y may be in the thousands.)
+        share_above = 1 - e[:, None] * np.exp(-np.maximum(y, -600))
+        rest = y + np.log(np.maximum(share_above, 1e-3))
         mass = weights.sum(1)
         mean_x, mean_y = (weights * x).sum(1) / mass, (weights * rest).sum(1) / mass
         dx = x - mean_x[:, None]

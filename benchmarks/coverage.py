@@ -71,6 +71,27 @@ def table(n: int, e: float, noise: float, decades: float, groups: int = 0):
     return one
 
 
+def ahead(curve: Callable[[np.ndarray | float], np.ndarray | float]):
+    """A curve of c = C / 1e15 at ten budgets from 1e16 to 1e19, noise .2%, whose form is not told;
+    its loss at 1e20."""
+
+    def one(seed: int) -> dict[str, Quantity]:
+        budgets = np.geomspace(1e16, 1e19, 10)
+        noise = 0.002 * np.random.default_rng(seed).standard_normal(10)
+        law = fit(budgets, curve(budgets / 1e15) * np.exp(noise), seed=seed, resamples=100)
+        there = law.predict(1e20)
+        if there.refused:
+            raise NotIdentified(there.refused)
+        return {"a decade on": (float(curve(1e5)), there.loss, there.low, there.high)}
+
+    return one
+
+
+def broken(a: float, b: float, at: float, turn: float, e: float = 0.0):
+    """E + a c^-b (1 + (C / at)^(1 / .3))^turn: steeper beyond `at` where turn < 0."""
+    return lambda c: e + a * c**-b * (1 + (c * 1e15 / at) ** (1 / 0.3)) ** turn
+
+
 def surface(truth: Truth, **design) -> Callable[[int], dict[str, Quantity]]:
     """L(N, D) of a study's cells."""
 
@@ -169,6 +190,20 @@ KINDS: dict[str, Callable[[int], dict[str, Quantity]]] = {
     "table, 24 points of 8 runs": table(24, 0.0, 0.005, 2.0, groups=8),
     "table, saturating, 12 points": table(12, 1.6, 0.001, 3.0),
     "table, saturating, 40 points": table(40, 1.6, 0.002, 3.0),
+    # The form is not told; 2e19 lies beyond the data, where no break can be seen.
+    "ahead, pure": ahead(lambda c: 8 * c**-0.06),
+    "ahead, floor": ahead(lambda c: 2 + 6 * c**-0.12),
+    "ahead, two powers": ahead(lambda c: 1.5 + 2 * c**-0.04 + 3 * c**-0.25),
+    "ahead, steeper from 3e18": ahead(broken(8, 0.05, 3e18, -0.024, e=2)),
+    "ahead, flatter from 1e18": ahead(broken(6, 0.08, 1e18, 0.015)),
+    "ahead, pure, .03": ahead(lambda c: 3 * c**-0.03),
+    "ahead, floor, .2": ahead(lambda c: 1.8 + 3 * c**-0.2),
+    "ahead, two powers, .05 and .4": ahead(lambda c: 1 + 3 * c**-0.05 + 2 * c**-0.4),
+    **{
+        f"ahead, {word} from {at:.0e}": ahead(broken(a, b, at, turn, e))
+        for word, a, b, turn, e in (("steeper", 8, 0.05, -0.024, 2), ("flatter", 6, 0.08, 0.015, 0))
+        for at in (1e15, 3e16, 1e17, 3e17, 6e18, 1e19, 2e19)
+    },
     "surface, 24 runs": surface(TRUTH, trunks=False, run_noise=0.0, point_noise=0.002),
     "surface, 60 runs": surface(
         TRUTH, sizes=10, budgets=8, decades=2.5, trunks=False, run_noise=0.0, point_noise=0.003

@@ -212,7 +212,8 @@ def _fit_quality(source: Path, metric: str, form: str, at: float | None, seed: i
             print(f"{name}: {law.summary(published=False)}")
             if at is not None:
                 p = law.law.predict(at)
-                print(f"  predicts     {p.loss:.4g} [{p.low:.4g}, {p.high:.4g}] at {at:.3g} MACs")
+                told = f"{p.loss:.4g} [{p.low:.4g}, {p.high:.4g}] at {at:.3g} MACs"
+                print(f"  predicts     {p if p.refused else told}")
         else:
             print(f"{name}: no law: {law}")
     if not any(isinstance(law, StudyLaw) for _, law in laws):

@@ -91,3 +91,12 @@ def test_bca_agrees_with_scipy_on_a_skewed_mean() -> None:
 def test_bca_refuses_failures() -> None:
     with pytest.raises(ValueError, match="1 of 3 resamples gave no finite value"):
         bca(np.array([1.0, np.nan, 2.0]), 1.0, None, 0.95)
+
+
+def test_bca_holds_its_estimate_where_all_resamples_lie_on_one_side() -> None:
+    samples = 1 + np.abs(np.random.default_rng(0).standard_normal(4000))
+    for estimate in (0.5, 1.0, 1.001, 1.03):
+        low, high = bca(samples, estimate, None, 0.95)
+        assert low < estimate < high and high - low > 2
+    low, high = bca(-samples, -0.5, None, 0.95)
+    assert low < -0.5 < high
