@@ -298,8 +298,9 @@ def _specifications(found: pd.DataFrame, study_law: StudyLaw) -> str:
     ratio = float(np.ptp(middle)) / (high - low)
     verdict = "the choice matters more than the noise" if ratio > 1 else "the noise matters more"
     text = (
-        f"{len(points)} combinations of choices that a careful analyst might make, by the exponent "
-        f"of their {form} law; the marks below say which choices each one is. Band: the "
+        f"{points.alike.sum()} combinations of choices that a careful analyst might make come to "
+        f"{len(points)} different analyses, here by the exponent of their {form} law; the marks "
+        "below say which choices each one is, of several alike those of the first. Band: the "
         f"{study_law.law.level:.0%} interval of this report’s own choice, from the noise of the "
         f"runs alone. The middle 95% of the choices span {ratio:.2g} times its width: {verdict}."
     )
