@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 PASSES = 100  # exchanges at most; a few are enough
 
@@ -22,6 +23,65 @@ class Candidates:
     gradient: np.ndarray  # (m, p) of log loss, over the noise's standard deviation
     cost: np.ndarray  # (m,) compute
     count: np.ndarray  # (m,) runs that one is made of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs to do, and the interval before and after them."""
+
+    runs: pd.DataFrame  # a row per design: budget_macs, size, params, tokens, macs_total, seeds
+    law: str  # "parametric", or the form of the law of compute: power, saturating
+    what: str  # the number that is narrowed
+    estimate: float
+    now: tuple[float, float]
+    expected: tuple[float, float] | None  # None: most simulated futures identify no law
+    refused: float  # share of the simulated futures that identify no law
+    budget: float
+    reason: str  # why this law
+
+    @property
+    def macs(self) -> float:
+        """Compute of all runs."""
+        return float((self.runs["macs_total"] * self.runs["seeds"]).sum())
+
+    @property
+    def count(self) -> int:
+        """Runs, seeds counted."""
+        return int(self.runs["seeds"].sum())
+
+    def __str__(self) -> str:
+        shown = self.runs.rename(
+            columns={"params": "parameters", "macs_total": "MACs each", "seeds": "runs"}
+        ).drop(columns="budget_macs")
+        low, high = self.now
+        lines = [
+            shown.to_string(index=False, float_format=lambda v: f"{v:.3g}"),
+            f"  cost         {self.count} run{'s' * (self.count > 1)}, {self.macs:.3g} of "
+            f"{self.budget:.3g} MACs ({self.macs / self.budget:.0%})",
+            f"  narrows      {self.what}",
+            f"  now          {self.estimate:.4f}, 95% [{low:.4f}, {high:.4f}], "
+            f"{high - low:.2g} wide",
+        ]
+        some = f"; {self.refused:.0%} of the simulated studies identify no law"
+        if self.expected is None:
+            lines.append(f"  expect       no interval{some}")
+        else:
+            low, high = self.expected
+            lines.append(
+                f"  expect       [{low:.4f}, {high:.4f}], {high - low:.2g} wide, once they are "
+                f"done and fitted again{some if self.refused else ''}"
+            )
+        lines.append(f"  because      {self.reason}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict:
+        """Plain values only."""
+        return {
+            "runs": self.runs.to_dict("records"), "what": self.what, "estimate": self.estimate,
+            "now": list(self.now), "expected": None if self.expected is None
+            else list(self.expected), "refused": self.refused, "macs": self.macs,
+            "budget": self.budget, "reason": self.reason,
+        }  # fmt: skip
 
 
 def choose(

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import cells, seed_means, surface
-from analysis.design import Candidates, choose
+from analysis.design import Candidates, Plan, choose
 from analysis.frontier import StudyLaw, fit_frontier
 from analysis.isoflop import fit_rows, minima
 from analysis.laws import NotIdentified
@@ -34,65 +34,6 @@ RESAMPLES = 250  # of each
 BUDGETS = 24  # new budgets that may be chosen
 ENOUGH = 5  # degrees of freedom from which the noise of cells is known better than the law's
 LEAST = 1e-6  # noise of log loss
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Runs to do, and the interval before and after them."""
-
-    runs: pd.DataFrame  # a row per design: budget_macs, size, params, tokens, macs_total, seeds
-    law: str  # "parametric", or the form of the law of compute: power, saturating
-    what: str  # the number that is narrowed
-    estimate: float
-    now: tuple[float, float]
-    expected: tuple[float, float] | None  # None: most simulated futures identify no law
-    refused: float  # share of the simulated futures that identify no law
-    budget: float
-    reason: str  # why this law
-
-    @property
-    def macs(self) -> float:
-        """Compute of all runs."""
-        return float((self.runs["macs_total"] * self.runs["seeds"]).sum())
-
-    @property
-    def count(self) -> int:
-        """Runs, seeds counted."""
-        return int(self.runs["seeds"].sum())
-
-    def __str__(self) -> str:
-        shown = self.runs.rename(
-            columns={"params": "parameters", "macs_total": "MACs each", "seeds": "runs"}
-        ).drop(columns="budget_macs")
-        low, high = self.now
-        lines = [
-            shown.to_string(index=False, float_format=lambda v: f"{v:.3g}"),
-            f"  cost         {self.count} run{'s' * (self.count > 1)}, {self.macs:.3g} of "
-            f"{self.budget:.3g} MACs ({self.macs / self.budget:.0%})",
-            f"  narrows      {self.what}",
-            f"  now          {self.estimate:.4f}, 95% [{low:.4f}, {high:.4f}], "
-            f"{high - low:.2g} wide",
-        ]
-        some = f"; {self.refused:.0%} of the simulated studies identify no law"
-        if self.expected is None:
-            lines.append(f"  expect       no interval{some}")
-        else:
-            low, high = self.expected
-            lines.append(
-                f"  expect       [{low:.4f}, {high:.4f}], {high - low:.2g} wide, once they are "
-                f"done and fitted again{some if self.refused else ''}"
-            )
-        lines.append(f"  because      {self.reason}")
-        return "\n".join(lines)
-
-    def to_json(self) -> dict:
-        """Plain values only."""
-        return {
-            "runs": self.runs.to_dict("records"), "what": self.what, "estimate": self.estimate,
-            "now": list(self.now), "expected": None if self.expected is None
-            else list(self.expected), "refused": self.refused, "macs": self.macs,
-            "budget": self.budget, "reason": self.reason,
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,13 +66,14 @@ def next_runs(
     *,
     target: float | None = None,
     runs: int | None = None,
+    futures: int = FUTURES,
     seed: int = 0,
 ) -> Plan:
     """The runs that a budget should buy.
 
     rows: of a study. budget: training MACs for all new runs together. target: MACs whose loss is
     to be predicted; None: the exponent is to be narrowed. runs: at most so many; None: as many of
-    RUNS as spend the budget.
+    RUNS as spend the budget. futures: simulated studies of the interval to expect; 0: none is said.
     Raises NotIdentified when the rows have no law, ValueError on a budget that buys nothing.
     """
     for name, value in (("budget", budget), ("target", target)):
@@ -152,7 +94,7 @@ def next_runs(
     if not chosen:
         raise ValueError(f"{runs} runs are too few: a new budget takes {units.count.min()}")
     picked = pd.concat([model.designs[model.designs["unit"] == unit] for unit in chosen])
-    expected, refused = _expected(rows, model, picked, target, seed)
+    expected, refused = _expected(rows, model, picked, target, futures, seed)
     key = ["budget_macs", "size", "params", "tokens", "macs_total"]
     shown = picked.groupby(key, dropna=False, sort=True).size().rename("seeds").reset_index()
     return Plan(
@@ -192,6 +134,8 @@ def _number(
 
 
 def _model(rows: pd.DataFrame, budget: float, target: float | None, seed: int) -> _Model:
+    if cells(rows, budgets=False)[["params", "tokens"]].isna().any(axis=None):
+        return _of_compute(rows, budget, target, seed, "not all parameters and tokens are known")
     try:
         law = fit_rows(rows, seed=seed)
         _require_shape(law)
@@ -406,13 +350,18 @@ def _best_sizes(rows: pd.DataFrame, study: StudyLaw) -> tuple[np.ndarray, float]
 
 
 def _expected(
-    rows: pd.DataFrame, model: _Model, picked: pd.DataFrame, target: float | None, seed: int
+    rows: pd.DataFrame,
+    model: _Model,
+    picked: pd.DataFrame,
+    target: float | None,
+    futures: int,
+    seed: int,
 ) -> tuple[tuple[float, float] | None, float]:
     """The median interval of simulated futures, about today's estimate; the share refused."""
     rng = np.random.default_rng(seed)
     sides, refused = [], 0
     loss = model.loss[picked.index]
-    for _ in range(FUTURES):
+    for _ in range(futures):
         drawn = loss * np.exp(model.noise * rng.standard_normal(len(loss)))
         try:
             more = expanded(rows, picked, drawn)
@@ -421,8 +370,8 @@ def _expected(
             refused += 1
             continue
         sides.append((estimate - low, high - estimate))
-    share = refused / FUTURES
-    if share > 0.5:
+    share = refused / max(futures, 1)
+    if share > 0.5 or not sides:
         return None, share
     below, above = np.median(sides, axis=0)
     return (model.estimate - below, model.estimate + above), share

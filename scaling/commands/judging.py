@@ -3,11 +3,39 @@ lazy."""
 
 from __future__ import annotations
 
+import json
+import sys
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
 
 from scaling.commands.reading import SeedOption, SourceArg, read
+
+
+def audit(
+    source: SourceArg,
+    at: Annotated[float | None, typer.Option(help="MACs whose loss the law is to predict.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    strict: Annotated[
+        bool, typer.Option(help="Exit with 1 while a weighty question is open.")
+    ] = False,
+    seed: SeedOption = 0,
+) -> None:
+    """What a referee would ask of this law: each question with evidence, weight and remedy.
+
+    Example: `scaling audit studies/quickstart --at 1e14`
+
+    Example: `scaling audit table.csv --json --strict`
+    """
+    from analysis.audit import audit as ask
+
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        rows = read(source)
+    found = ask(rows, notes=rows.attrs.get("notes", ()), at=at, seed=seed)
+    print(json.dumps(found.to_json(), indent=1) if as_json else found)
+    if strict and found.open:
+        raise typer.Exit(1)
 
 
 def choices(source: SourceArg) -> None:

@@ -61,6 +61,7 @@ def read(source: str | Path, of: str = "compute", **columns: Any) -> pd.DataFram
     found, notes = read_table(table, of=of, **columns)
     for note in notes:
         print(f"  read         {note}")
+    found.attrs["notes"] = tuple(notes)  # `scaling audit` asks for them
     return found
 
 

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from analysis.cells import cells
-from analysis.design import Candidates, choose, variance
+from analysis.design import Candidates, Plan, choose, variance
 from analysis.laws import NotIdentified
-from analysis.next import Plan, expanded, fitted, next_runs
+from analysis.next import expanded, fitted, next_runs
 from analysis.simulate import PURE, TRUTH, Truth, study
 
 DESIGN: dict[str, Any] = dict(sizes=8, budgets=5, trunks=False, run_noise=0.0)
