@@ -95,16 +95,16 @@ def audit(
     found = [finding for ask in asked for finding in ask(case)]
     found.sort(key=lambda finding: ORDER.index(finding.weight))
     law = f"{FAILED}: {refusal}" if study is None else str(study.law)
-    return Audit(law, tuple(found), _next(rows, at, seed))
+    return Audit(law, tuple(found), _next(rows, at, study, seed))
 
 
-def _next(rows: pd.DataFrame, at: float | None, seed: int) -> str:
+def _next(rows: pd.DataFrame, at: float | None, study: StudyLaw | None, seed: int) -> str:
     """The run, or the sizes of one new budget, that narrow the law most."""
     try:
         budget = AHEAD * float(pd.to_numeric(rows["macs_total"]).max())
         # Around the law of compute a new budget takes three sizes.
         for runs in (1, 3):
-            plan = next_runs(rows, budget, target=at, runs=runs, seed=seed, futures=0)
+            plan = next_runs(rows, budget, target=at, runs=runs, futures=0, study=study, seed=seed)
             if plan.law == "parametric":
                 break
     except ValueError as refusal:

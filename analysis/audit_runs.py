@@ -174,15 +174,15 @@ def ratio(case: Case) -> Found:
 
 
 def loss_size(case: Case) -> Found:
-    question = "Is the loss in nats per token?"
+    question = "Is the loss of a plausible size?"
     unit = loss_unit(case.rows.get("tokenizer", ()))
     if unit != TOKEN_UNIT:
-        yield Finding("loss", question, f"no: {unit}, one unit for all", "fine")
+        yield Finding("loss", question, f"{unit}, in all runs", "fine")
         return
     low, high = float(case.kept["val_loss"].min()), float(case.kept["val_loss"].max())
     vocab = pd.to_numeric(case.values("vocab"), errors="coerce").max()
     chance = np.log(vocab) if vocab > 1 else 12.5  # the logarithm of 268,000 tokens
-    text = f"losses from {low:.3g} to {high:.3g}"
+    text = f"{low:.3g} to {high:.3g} {unit}"
     if high > 1.1 * chance:
         why = f"chance is {chance:.3g}" + ("" if vocab > 1 else " for any usual vocabulary")
         yield Finding(

@@ -67,6 +67,7 @@ def next_runs(
     target: float | None = None,
     runs: int | None = None,
     futures: int = FUTURES,
+    study: StudyLaw | None = None,
     seed: int = 0,
 ) -> Plan:
     """The runs that a budget should buy.
@@ -74,12 +75,13 @@ def next_runs(
     rows: of a study. budget: training MACs for all new runs together. target: MACs whose loss is
     to be predicted; None: the exponent is to be narrowed. runs: at most so many; None: as many of
     RUNS as spend the budget. futures: simulated studies of the interval to expect; 0: none is said.
+    study: of `fit_frontier`, where it is at hand.
     Raises NotIdentified when the rows have no law, ValueError on a budget that buys nothing.
     """
     for name, value in (("budget", budget), ("target", target)):
         if value is not None and not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value!r}: give a positive number of MACs")
-    model = _model(rows, budget, target, seed)
+    model = _model(rows, budget, target, study, seed)
     units = model.units
     if not (units.cost <= budget).any():
         raise ValueError(
@@ -133,15 +135,19 @@ def _number(
     return there.loss, (there.low, there.high)
 
 
-def _model(rows: pd.DataFrame, budget: float, target: float | None, seed: int) -> _Model:
+def _model(
+    rows: pd.DataFrame, budget: float, target: float | None, study: StudyLaw | None, seed: int
+) -> _Model:
     if cells(rows, budgets=False)[["params", "tokens"]].isna().any(axis=None):
-        return _of_compute(rows, budget, target, seed, "not all parameters and tokens are known")
+        refused = "not all parameters and tokens are known"
+        return _of_compute(rows, budget, target, study or fit_frontier(rows, seed=seed), refused)
     try:
         law = fit_rows(rows, seed=seed)
         _require_shape(law)
         return _of_surface(rows, law, budget, target)
     except NotIdentified as refusal:
-        return _of_compute(rows, budget, target, seed, str(refusal))
+        refused = str(refusal)
+    return _of_compute(rows, budget, target, study or fit_frontier(rows, seed=seed), refused)
 
 
 def _require_shape(law: ParametricLaw) -> None:
@@ -258,9 +264,8 @@ def _names(table: pd.DataFrame, n: np.ndarray) -> list[str]:
 
 
 def _of_compute(
-    rows: pd.DataFrame, budget: float, target: float | None, seed: int, refusal: str
+    rows: pd.DataFrame, budget: float, target: float | None, study: StudyLaw, refusal: str
 ) -> _Model:
-    study = fit_frontier(rows, seed=seed)
     law, points = study.law, study.points
     pin = None if law.form == "saturating" else 0.0
     theta = np.array([[law.e, np.log(law.a) + law.b * law.centre, law.b]])

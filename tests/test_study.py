@@ -3,6 +3,7 @@ kill it, corner it. Sizes are tiny; what is asserted is the same as for large on
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -107,6 +108,27 @@ def test_second_call_changes_nothing(finished: tuple[Path, str]) -> None:
     before = stamps(out)
     run(out)
     assert stamps(out) == before
+
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+# What the README says of a study; `ui` serves until it is stopped (tests/scaling/test_ui.py).
+LINES = sorted(
+    set(re.findall(r"scaling (?!ui)[a-z]+ (?:studies/\w+|sweeps/x\.yaml)[^`\n]*", README))
+)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_command_lines_of_the_readme(finished: tuple[Path, str], line: str) -> None:
+    out, _ = finished
+    words = line.replace("sweeps/x.yaml", str(out / "tiny.yaml")).split()[1:]
+    words = [str(out / "tiny") if word.startswith("studies/") else word for word in words]
+    if words[0] in ("study", "plan"):
+        words += ["--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "scaling.cli", *words], capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
 
 
 def stamps(out: Path) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """The next runs: the budget is spent where it helps, and the promised interval is what comes."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from analysis.design import Candidates, Plan, choose, variance
 from analysis.laws import NotIdentified
 from analysis.next import expanded, fitted, next_runs
 from analysis.simulate import PURE, TRUTH, Truth, study
+from scaling.results import load
 
 DESIGN: dict[str, Any] = dict(sizes=8, budgets=5, trunks=False, run_noise=0.0)
 
@@ -120,6 +122,16 @@ def test_compute_alone_is_enough() -> None:
     rows = rows.assign(params=np.nan, tokens=np.nan, budget_macs=np.nan, size="unknown")
     plan = next_runs(rows, 1e15)
     assert plan.macs >= 0.8e15 and plan.runs["params"].isna().all()
+
+
+def test_the_readme_s_study_is_planned(shared_data: Path) -> None:
+    """Five sizes, six budgets: no L(N, D), so around the law of compute, nearly all is spent."""
+    path = shared_data.parent / "cases" / "tables" / "own_rows.csv"
+    if not path.exists():
+        pytest.skip(f"the quickstart's rows are not at {path}")
+    plan = next_runs(load(path), 1e13, futures=2)
+    assert plan.law != "parametric" and plan.macs >= 0.8e13
+    assert plan.expected is not None
 
 
 def test_what_cannot_be_planned_is_said(rows: pd.DataFrame) -> None:
