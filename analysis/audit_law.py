@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis import choices
 from analysis.audit_case import Case, Finding, Found
-from analysis.frontier import doubts, fit_frontier, overfitting
+from analysis.frontier import BY_BUDGET, doubts, fit_frontier, lucky, overfitting
 from analysis.laws import NotIdentified
 
 RESAMPLES = 500  # of the law without the largest budget
@@ -29,9 +29,27 @@ def the_law(case: Case) -> Found:
     yield Finding("law", question, f"the pure exponent is below 0: [{low:.4f}, {high:.4f}]", "fine")
 
 
+def luck(case: Case) -> Found:
+    question = "Are the points the loss of a size, and not of its luckiest run?"
+    if case.study is None:
+        return
+    study = case.study
+    budgets = study.method in BY_BUDGET
+    kept = case.kept[case.kept["budget_macs"].notna()] if budgets else case.kept
+    if said := lucky(kept, study.points, study.method):
+        yield Finding(
+            "luck", question, "; ".join(said), "weighty",
+            "repeat the best runs, or give parameters and tokens, so that runs can be averaged",
+        )  # fmt: skip
+    else:
+        few, many = study.points["averaged"].min(), study.points["averaged"].max()
+        text = f"{few} to {many} designs near the best tell a point" if many > 1 else "few competed"
+        yield Finding("luck", question, text, "fine")
+
+
 def edge(case: Case) -> Found:
     question = "Does the best size lie inside the grid?"
-    if case.study is None or case.study.method != "budget":
+    if case.study is None or case.study.method not in BY_BUDGET:
         return
     points = case.study.points
     out = points[points["edge"]]
@@ -70,7 +88,7 @@ def held_out(case: Case) -> Found:
         return
     law, points = case.study.law, case.study.points
     top = points.iloc[-1]
-    key = "budget_macs" if case.study.method == "budget" else "macs_total"
+    key = "budget_macs" if case.study.method in BY_BUDGET else "macs_total"
     smaller = case.rows[~(case.rows[key] >= top[key] * (1 - 1e-9))]
     promised = None
     for form in dict.fromkeys((law.form, "power")):  # fewer budgets may not identify a floor

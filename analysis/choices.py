@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import exclude
-from analysis.frontier import METHODS, frontier
+from analysis.frontier import BY_BUDGET, METHODS, auto_method, frontier
 from analysis.laws import DELTA, NotIdentified
 from analysis.solver import best, log_law
 
@@ -35,12 +35,17 @@ def specifications(rows: pd.DataFrame) -> pd.DataFrame:
     out.
     """
     rows, _ = exclude(rows, budgets=False)
-    methods = [m for m in METHODS if m != "budget" or (rows["budget_macs"] > 0).any()]
+    own = auto_method(rows)  # that of `scaling fit`
+    named = bool((rows["budget_macs"] > 0).any())
+    methods = [own, *(m for m in METHODS if m != own and (named or m not in BY_BUDGET))]
     out = []
     for label, compute in _conventions(rows).items():
         for method in methods:
             # The frontier itself depends on what is counted.
-            points = frontier(rows.assign(macs_total=compute), method=method)
+            try:
+                points = frontier(rows.assign(macs_total=compute), method=method)
+            except NotIdentified:
+                continue
             points = points.sort_values("macs_total", kind="stable")
             x, y = (np.log(points[c].to_numpy(float)) for c in ("macs_total", "val_loss"))
             for (corner, delta), form in itertools.product(CORNERS.items(), ("pure", "saturating")):
@@ -57,7 +62,7 @@ def specifications(rows: pd.DataFrame) -> pd.DataFrame:
             "decade of compute, or have one loss (`scaling fit` says which)"
         )
     main = (
-        (table["compute"] == "training MACs") & (table["frontier"] == methods[0])
+        (table["compute"] == "training MACs") & (table["frontier"] == own)
         & (table["corner"] == "1%") & (table["points"] == "all")
     )  # fmt: skip
     table = table.assign(low=np.nan, high=np.nan, main=main)

@@ -276,7 +276,8 @@ def _of_compute(
     estimate, now = _number(law, target)
     noise = _noise(rows, study)
     done = gradient(points["macs_total"].to_numpy(float))
-    done = done * np.sqrt(points["seeds"].to_numpy(float))[:, None] / noise
+    told_by = points["seeds"] * points["averaged"]  # runs
+    done = done * np.sqrt(told_by.to_numpy(float))[:, None] / noise
     if target is None:
         direction = np.eye(done.shape[1])[-1]
         what = f"the exponent of the {law.form} law of compute"
