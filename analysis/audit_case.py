@@ -52,6 +52,3 @@ class Case:
 
 
 Found = Iterator[Finding]
-
-
-Found = Iterator[Finding]

@@ -98,8 +98,8 @@ def held_out(case: Case) -> Found:
             ).law
             promised = before.predict(float(top["macs_total"]))
             break
-        except NotIdentified as error:
-            refusal = str(error)
+        except NotIdentified as reason:
+            refusal = str(reason)
     if promised is None:
         yield Finding("held out", question, f"without the largest budget: {refusal}", "slight",
                       "add budgets, so that one can be held out")  # fmt: skip

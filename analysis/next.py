@@ -296,8 +296,9 @@ def _of_compute(
 def _noise(rows: pd.DataFrame, study: StudyLaw) -> float:
     """Standard deviation of a run's log loss: of the cells near the frontier, else of the law."""
     described = surface(cells(rows), study.points) if study.method == "budget" else None
-    known = described is not None and described.noise.df >= ENOUGH
-    return max(described.noise.total if known else study.law.noise, LEAST)
+    if described is not None and described.noise.df >= ENOUGH:
+        return max(described.noise.total, LEAST)
+    return max(study.law.noise, LEAST)
 
 
 def _ladder(
