@@ -26,7 +26,7 @@ AHEAD = 3.0  # the next run may cost so many times the largest one
 FAILED = "no law is identified"
 QUESTIONS: tuple[Callable[[Case], Found], ...] = (
     audit_law.the_law, audit_law.luck, audit_law.edge, audit_runs.settings, audit_runs.history,
-    audit_runs.mixture, audit_runs.repetition, audit_runs.ratio, audit_law.floor,
+    audit_runs.mixture, audit_runs.repetition, audit_runs.ratio, audit_law.floor, audit_law.surface,
     audit_runs.loss_size, audit_runs.cost, audit_law.held_out, audit_law.bend, audit_law.analysts,
     audit_law.span, audit_law.ahead, audit_runs.seeds, audit_runs.columns,
 )  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 from analysis import choices
 from analysis.audit_case import Case, Finding, Found
 from analysis.frontier import BY_BUDGET, doubts, fit_frontier, lucky, overfitting
+from analysis.isoflop import fit_rows
 from analysis.laws import NotIdentified
 
 RESAMPLES = 500  # of the law without the largest budget
@@ -80,6 +81,30 @@ def floor(case: Case) -> Found:
     chosen = case.study.law is law
     weight = "weighty" if law.e >= lowest and chosen else "slight"
     yield Finding("floor", question, text, weight, "add larger runs, or pin E to a known entropy")
+
+
+def surface(case: Case) -> Found:
+    question = "Do the runs tell size from data?"
+    known = case.kept[case.kept[["params", "tokens"]].notna().all(axis=1)]
+    if known.empty:
+        return
+    try:
+        law = fit_rows(known, resamples=RESAMPLES)
+    except NotIdentified as refusal:
+        yield Finding(
+            "surface", question, str(refusal).splitlines()[0], "slight",
+            "quote the law of compute alone, or add sizes and lengths that differ",
+        )  # fmt: skip
+        return
+    text = f"N_opt ~ C^{law.size_exponent:.3f} {law.interval('size_exponent', 3)}"
+    if law.doubts:
+        below = bool((law.loss < law.e).any())
+        yield Finding(
+            "surface", question, "; ".join(law.doubts), "weighty" if below else "slight",
+            "quote no N* and D* of L(N, D) before that is mended",
+        )  # fmt: skip
+    else:
+        yield Finding("surface", question, text, "fine")
 
 
 def held_out(case: Case) -> Found:

@@ -21,7 +21,7 @@ from analysis.design import Candidates, Plan, choose
 from analysis.frontier import StudyLaw, fit_frontier
 from analysis.isoflop import fit_rows, minima
 from analysis.laws import NotIdentified
-from analysis.parametric import ParametricLaw
+from analysis.parametric_law import ParametricLaw
 from analysis.power_law import PowerLaw
 from analysis.solver import log_jacobian
 
@@ -128,6 +128,8 @@ def _number(
         if target is None:
             return law.loss_exponent, law.ci["loss_exponent"]
         best = law.optimum(target)
+        if not np.isfinite(best.loss_interval).all():
+            raise NotIdentified(best.refused)
         return best.loss, best.loss_interval
     if target is None:
         return law.b, law.ci["b"]
@@ -151,10 +153,12 @@ def _model(
 
 
 def _require_shape(law: ParametricLaw) -> None:
-    """An optimum is no basis for a design where the exponents are not known."""
+    """A design rests on the exponents: where they are in doubt it is none."""
+    if law.doubts:
+        raise NotIdentified(f"L(N, D) is in doubt: {'; '.join(law.doubts)}")
     for name in ("alpha", "beta"):
         low, high = law.ci[name]
-        if not 0 < low <= high < 5 or (law.samples[:, 3:] <= 0).any():
+        if not 0 < low <= high < 5:
             raise NotIdentified(
                 f"L(N, D) is not identified: the interval of {name}, {low:.3g} to {high:.3g}, "
                 "reaches beyond 0 to 5"
