@@ -346,8 +346,11 @@ def _best_sizes(rows: pd.DataFrame, study: StudyLaw) -> tuple[np.ndarray, float]
     x, y = np.log(points["macs_total"].to_numpy(float)), np.log(points["params"].to_numpy(float))
     curvature = 0.02
     if study.method == "budget":
-        vertices = minima(rows)
-        vertices = vertices[vertices["accepted"]]
+        try:
+            vertices = minima(rows, resamples=RESAMPLES)
+        except NotIdentified:  # no budget has sizes enough; the points' own sizes do
+            vertices = pd.DataFrame({"accepted": np.zeros(0, bool), "curvature": np.zeros(0)})
+        vertices = vertices[vertices["accepted"] & (vertices["curvature"] > 0)]
         if len(vertices):
             curvature = float((vertices["curvature"] / vertices["val_loss"]).median())
         if len(vertices) >= 3:
