@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import exclude
-from analysis.frontier import METHODS, frontier
+from analysis.frontier import BY_BUDGET, METHODS, auto_method, frontier
 from analysis.laws import DELTA, NotIdentified
 from analysis.solver import best, log_law
 
@@ -27,38 +27,82 @@ def specifications(rows: pd.DataFrame) -> pd.DataFrame:
     compute: what is counted; frontier: how its points are found; corner: Huber's, in relative
     loss; points: all, without the smallest budget, without the worst residual; form: pure or
     saturating (their exponents mean different things: compare within a form).
+    Combinations that lead to the same points and the same fit are one specification: a row. Its
+    CHOICES are those of the first of them (the main one, where it is among them), `alike` says how
+    many they are and `shares` in which choices they differ ("frontier: budget, envelope").
     Returns the columns CHOICES, b, e, points_fitted, low, high (NaN: the interval belongs to the
-    main specification) and main; a combination that has no identified fit is left out.
+    main specification), main, alike and shares; a combination that has no identified fit is left
+    out.
     """
     rows, _ = exclude(rows, budgets=False)
-    methods = [m for m in METHODS if m != "budget" or (rows["budget_macs"] > 0).any()]
+    own = auto_method(rows)  # that of `scaling fit`
+    named = bool((rows["budget_macs"] > 0).any())
+    methods = [own, *(m for m in METHODS if m != own and (named or m not in BY_BUDGET))]
     out = []
     for label, compute in _conventions(rows).items():
         for method in methods:
             # The frontier itself depends on what is counted.
-            points = frontier(rows.assign(macs_total=compute), method=method)
-            x, y = np.log(points["macs_total"].to_numpy(float)), np.log(points["val_loss"])
+            try:
+                points = frontier(rows.assign(macs_total=compute), method=method)
+            except NotIdentified:
+                continue
+            points = points.sort_values("macs_total", kind="stable")
+            x, y = (np.log(points[c].to_numpy(float)) for c in ("macs_total", "val_loss"))
             for (corner, delta), form in itertools.product(CORNERS.items(), ("pure", "saturating")):
-                for which, fitted, count in _subsets(x, y.to_numpy(float), delta, form):
+                for which, fitted, kept in _subsets(x, y, delta, form):
                     if fitted is not None:
                         e, b = fitted
-                        out.append((label, method, corner, which, form, b, e, count))
-    table = pd.DataFrame(out, columns=[*CHOICES, "b", "e", "points_fitted"])
+                        alike = _signature(x[kept], y[kept], b, e)
+                        combination = (label, method, corner, which, form)
+                        out.append((*combination, b, e, int(kept.sum()), alike))
+    table = pd.DataFrame(out, columns=[*CHOICES, "b", "e", "points_fitted", "signature"])
     if table.empty:
         raise NotIdentified(
             "no combination of choices has an identified fit: the points are too few, span under a "
             "decade of compute, or have one loss (`scaling fit` says which)"
         )
     main = (
-        (table["compute"] == "training MACs") & (table["frontier"] == methods[0])
+        (table["compute"] == "training MACs") & (table["frontier"] == own)
         & (table["corner"] == "1%") & (table["points"] == "all")
     )  # fmt: skip
-    return table.assign(low=np.nan, high=np.nan, main=main)
+    table = table.assign(low=np.nan, high=np.nan, main=main)
+    return _distinct(table)
+
+
+def _signature(x: np.ndarray, y: np.ndarray, b: float, e: float) -> tuple:
+    """What two combinations share that are one analysis: points in order, up to a constant factor
+    of compute, and the fit's exponent and floor."""
+    points = np.concatenate([x - x[0], y]).round(6)
+    return (*points.tolist(), round(b, 7), round(e, 6))
+
+
+def _distinct(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per analysis, with `alike` and `shares`; the main one stands for those like it."""
+    out = []
+    for _, same in table.groupby(["form", "signature"], sort=False):
+        first = same.sort_values("main", ascending=False, kind="stable").iloc[0]
+        differ = [(c, same[c].unique()) for c in CHOICES if same[c].nunique() > 1]
+        shares = "; ".join(f"{c}: {', '.join(values)}" for c, values in differ)
+        out.append(first.drop("signature").to_dict() | {"alike": len(same), "shares": shares})
+    return pd.DataFrame(out)
 
 
 def spread(table: pd.DataFrame) -> pd.DataFrame:
-    """Per form: count, lowest, median and highest exponent of `specifications`."""
+    """Per form: count, lowest, median and highest exponent of the distinct `specifications`."""
     return table.groupby("form")["b"].agg(["count", "min", "median", "max"]).reset_index()
+
+
+def alike_text(table: pd.DataFrame) -> str:
+    """Which combinations of `specifications` are one analysis, the commonest kinds first; '' where
+    every combination is its own."""
+    more = table.assign(more=table["alike"] - 1).groupby("shares")["more"].sum()
+    more = more[more > 0].sort_values(ascending=False, kind="stable")
+    kinds = [f"{shares} ({count})" for shares, count in more.items()]
+    if len(kinds) > 3:
+        kinds = [*kinds[:3], f"and {len(kinds) - 3} more kinds ({more.iloc[3:].sum()})"]
+    return (
+        f"{more.sum()} lead to the points and fit of another: {'; '.join(kinds)}" if kinds else ""
+    )
 
 
 def influence(rows: pd.DataFrame, *, form: str = "pure") -> pd.DataFrame:
@@ -108,16 +152,16 @@ def _conventions(rows: pd.DataFrame) -> dict[str, pd.Series]:
 
 def _subsets(
     x: np.ndarray, y: np.ndarray, delta: float, form: str
-) -> Iterator[tuple[str, tuple[float, float] | None, int]]:
-    """(points, fit of `_point`, their number) for all points and without single ones."""
+) -> Iterator[tuple[str, tuple[float, float] | None, np.ndarray]]:
+    """(points, fit of `_point`, which were kept) for all points and without single ones."""
     theta, whole = _point(x, y, delta, form)
-    yield "all", whole, len(x)
+    yield "all", whole, np.ones(len(x), dtype=bool)
     keep = x > x.min()
-    yield "without the smallest", _point(x[keep], y[keep], delta, form)[1], int(keep.sum())
+    yield "without the smallest", _point(x[keep], y[keep], delta, form)[1], keep
     if whole is not None:
         residual = np.abs(y - log_law(theta, x - x.mean())[0])
         keep = residual < residual.max()
-        yield "without the worst", _point(x[keep], y[keep], delta, form)[1], int(keep.sum())
+        yield "without the worst", _point(x[keep], y[keep], delta, form)[1], keep
 
 
 def _point(

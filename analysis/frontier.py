@@ -365,7 +365,7 @@ def doubts(pure: PowerLaw) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _method(rows: pd.DataFrame) -> str:
+def auto_method(rows: pd.DataFrame) -> str:
     """Budgets where rows have them; else bins, where runs suffice for a law; else the envelope."""
     if "budget_macs" in rows.columns and bool((rows["budget_macs"] > 0).any()):
         return "budget"
@@ -396,7 +396,7 @@ def fit_frontier(
     three budgets, under a decade of compute, a constant loss.
     """
     if method == "auto":
-        method = _method(rows)
+        method = auto_method(rows)
     kept, excluded = exclude(rows, budgets=method in BY_BUDGET)
     points, best = _frontier(rows, method)
     noise = None

@@ -16,8 +16,9 @@ import pandas as pd
 
 from analysis import figures, transfer
 from analysis.page import ASSETS, figure, head, page
+from analysis.report_audit import audit_section
 from analysis.report_data import config_section, data_section, position_section, runs_section
-from analysis.report_law import choices_section, isoflop_section, trust_section
+from analysis.report_law import choices_section, isoflop_section, specified, trust_section
 from analysis.report_probes import probe_files, probe_sections
 from analysis.report_transfer import transfer_section
 from analysis.style import (
@@ -34,7 +35,7 @@ from scaling.results import POSITIONS, loss_unit
 if TYPE_CHECKING:
     from analysis.frontier import StudyLaw
 
-OF_THE_LADDER = ("compute", "isoflop", "trust", "choices")
+OF_THE_LADDER = ("compute", "audit", "isoflop", "trust", "choices")
 
 
 def write_report(
@@ -69,6 +70,7 @@ def write_report(
     opening = head(study, _digest(rows, study_law, config_text, refusal, data_dir, positions))
     if _is_made_of(path, opening):
         return path
+    choices = specified(rows, study_law)
     sections = [
         ("rate", "The learning rate", _rate_section(rows)),
         ("compute", "Loss against compute", _compute_section(rows, study_law)),
@@ -77,8 +79,9 @@ def write_report(
         (
             "choices",
             "Would another analyst find the same?",
-            choices_section(rows, study_law),
+            choices_section(rows, study_law, choices),
         ),
+        ("audit", "What a referee would ask", audit_section(rows, study_law, choices)),
         ("position", "Loss along the sequence", position_section(positions)),
         *probe_sections(study_dir, rows),
         ("runs", "All runs", runs_section(rows)),

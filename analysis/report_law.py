@@ -275,12 +275,23 @@ def _published(study_law: StudyLaw) -> str:
 # --- other analysts
 
 
-def choices_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
-    """The exponent under other choices, and without single runs, beside its interval."""
-    if study_law is None:
+def specified(rows: pd.DataFrame, study_law: StudyLaw | None) -> pd.DataFrame | None:
+    """The exponent under every choice; None where there is no law."""
+    try:
+        return None if study_law is None else choices.specifications(rows)
+    except NotIdentified:
+        return None
+
+
+def choices_section(
+    rows: pd.DataFrame, study_law: StudyLaw | None, found: pd.DataFrame | None = None
+) -> str:
+    """The exponent under other choices (`specified`, made here where it is not given), and without
+    single runs, beside its interval."""
+    found = specified(rows, study_law) if found is None else found
+    if study_law is None or found is None:
         return "<p>There is no law whose exponent could move.</p>"
     try:
-        found = choices.specifications(rows)
         influence = choices.influence(rows, form="saturating" if study_law.law.e else "pure")
     except NotIdentified as refusal:
         return f"<p>{escape(_sentence(readable(str(refusal))))}.</p>"
@@ -298,8 +309,9 @@ def _specifications(found: pd.DataFrame, study_law: StudyLaw) -> str:
     ratio = float(np.ptp(middle)) / (high - low)
     verdict = "the choice matters more than the noise" if ratio > 1 else "the noise matters more"
     text = (
-        f"{len(points)} combinations of choices that a careful analyst might make, by the exponent "
-        f"of their {form} law; the marks below say which choices each one is. Band: the "
+        f"{points.alike.sum()} combinations of choices that a careful analyst might make come to "
+        f"{len(points)} different analyses, here by the exponent of their {form} law; the marks "
+        "below say which choices each one is, of several alike those of the first. Band: the "
         f"{study_law.law.level:.0%} interval of this report’s own choice, from the noise of the "
         f"runs alone. The middle 95% of the choices span {ratio:.2g} times its width: {verdict}."
     )

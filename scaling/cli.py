@@ -18,7 +18,7 @@ from typing import Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 
-from scaling.commands import isoflop, keeping, models, probes, reading, tokens  # noqa: E402
+from scaling.commands import isoflop, judging, keeping, models, probes, reading, tokens  # noqa: E402
 from scaling.errors import UserError  # noqa: E402
 
 app = typer.Typer(
@@ -229,9 +229,10 @@ app.command()(keeping.doctor)
 app.command()(reading.fit)
 app.command()(isoflop.isoflop)
 app.command()(reading.compare)
-app.command()(reading.choices)
-app.command("next")(reading.next_runs)
-app.command()(reading.power)
+app.command()(judging.audit)
+app.command()(judging.choices)
+app.command("next")(judging.next_runs)
+app.command()(judging.power)
 app.command()(reading.report)
 app.command()(models.models)
 app.command()(models.coord_check)

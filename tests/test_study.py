@@ -3,6 +3,7 @@ kill it, corner it. Sizes are tiny; what is asserted is the same as for large on
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from scaling.cli import app
 from scaling.results import NOT_REPEATABLE, POSITIONS, load
 
 TINY = """\
@@ -107,6 +110,43 @@ def test_second_call_changes_nothing(finished: tuple[Path, str]) -> None:
     before = stamps(out)
     run(out)
     assert stamps(out) == before
+
+
+OF_ROWS = ("audit", "choices", "compare", "fit", "next")
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+# What the README says of a study; `ui` and `--watch` go on until they are stopped.
+LINES = sorted(
+    set(re.findall(r"scaling (?!ui)[a-z]+ (?:studies/\w+|sweeps/x\.yaml)[^`\n]*", README))
+)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_command_lines_of_the_readme(finished: tuple[Path, str], line: str) -> None:
+    """On a real study, which may be too small for a law: then that is said."""
+    out, _ = finished
+    words = line.replace("sweeps/x.yaml", str(out / "tiny.yaml")).split()[1:]
+    words = [str(out / "tiny") if word.startswith("studies/") else word for word in words]
+    words = [word for word in words if word != "--watch"]
+    if words[0] in ("study", "plan"):
+        words += ["--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "scaling.cli", *words], capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    refused = done.returncode == 2 and "error: " in done.stderr and words[0] in OF_ROWS
+    assert "Traceback" not in said and (done.returncode == 0 or refused), said
+
+
+@pytest.mark.parametrize("line", [one for one in LINES if one.split()[1] in OF_ROWS])
+def test_command_lines_of_the_readme_on_its_study(shared_data: Path, line: str) -> None:
+    """The quickstart's own rows have a law, and every line about it an answer."""
+    rows = shared_data.parent / "cases" / "tables" / "own_rows.csv"
+    if not rows.exists():
+        pytest.skip(f"the quickstart's rows are not at {rows}")
+    words = [str(rows) if word.startswith("studies/") else word for word in line.split()[1:]]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0 and done.output
 
 
 def stamps(out: Path) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Commands that read rows: fit, compare, choices, next, power, report. Imports are lazy."""
+"""Commands that read rows: fit, compare, report. Imports are lazy."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ def read(source: str | Path, of: str = "compute", **columns: Any) -> pd.DataFram
     found, notes = read_table(table, of=of, **columns)
     for note in notes:
         print(f"  read         {note}")
+    found.attrs["notes"] = tuple(notes)  # `scaling audit` asks for them
     return found
 
 
@@ -323,95 +324,6 @@ def _bits_per_pixel(source: str, rows: pd.DataFrame) -> float | None:
         return None
     about = json.loads(index.read_text())
     return float(bits_per_pixel(1.0, about["tokens_per_frame"], about["size"] ** 2))
-
-
-def choices(source: SourceArg) -> None:
-    """The exponent under every reasonable analyst's choice, and without each run in turn.
-
-    Example: `scaling choices studies/quickstart`
-    """
-    from analysis.choices import influence, specifications, spread
-
-    rows = read(source)
-    table = specifications(rows)
-    print(f"{len(table)} specifications; lowest, median and highest exponent by form:")
-    print(spread(table).to_string(index=False))
-    if (rows["budget_macs"] > 0).any():
-        print("\nwithout each run (or budget) in turn, the most influential first:")
-        print(influence(rows).to_string(index=False))
-
-
-def next_runs(
-    source: SourceArg,
-    budget: Annotated[float, typer.Option(help="MACs for all new runs together.")],
-    target: Annotated[
-        float | None,
-        typer.Option(help="Narrow the loss at this compute; default: narrow the exponent."),
-    ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="At most so many.")] = 8,
-) -> None:
-    """Which runs to do next: those that narrow the law most per MAC.
-
-    Example: `scaling next studies/quickstart --budget 2e12`
-    """
-    from analysis.isoflop import fit_rows
-    from analysis.next import best_run
-    from analysis.next import next_runs as design
-
-    law = fit_rows(read(source))
-    table = design(law, budget, target=target, runs=runs)
-    print(table.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
-    what = (
-        "the frontier's exponent" if target is None else f"the relative loss at {target:.3g} MACs"
-    )
-    print(
-        f"standard error of {what}: {table['sd_before'].iloc[0]:.2g} before, "
-        f"{table['sd_after'].iloc[-1]:.2g} after these {len(table)} runs, which cost "
-        f"{table['compute'].sum():.3g} of {budget:.3g} MACs (--runs allows more)"
-    )
-    print(f"best single run: {best_run(law, target or budget)}")
-
-
-def power(
-    like: Annotated[
-        str | None, typer.Argument(help="Rows whose law and noise to take; else a small study's.")
-    ] = None,
-    sizes: Annotated[int, typer.Option(min=2, help="Sizes of the ladder.")] = 6,
-    budgets: Annotated[int, typer.Option(min=3, help="Budgets, evenly spaced in logs.")] = 5,
-    decades: Annotated[float, typer.Option(min=0.1, help="From first to last budget.")] = 1.7,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each size and budget.")] = 1,
-    noise: Annotated[
-        float | None, typer.Option(help="Standard deviation of log loss between runs.")
-    ] = None,
-    first_macs: Annotated[
-        float | None, typer.Option(help="The first budget; default: 3e11, or that of the rows.")
-    ] = None,
-    width: Annotated[
-        float | None, typer.Option(help="Add sizes and budgets until the interval is so narrow.")
-    ] = None,
-    studies: Annotated[int, typer.Option(min=10, help="Simulated studies of a design.")] = 50,
-) -> None:
-    """How wide the exponent's 95% interval would be: simulated studies of a design.
-
-    Example: `scaling power --sizes 6 --budgets 5 --decades 2 --noise 0.002 --width 0.004`
-    """
-    from analysis.simulate import TRUTH, designs, truth_of
-
-    truth, sigma, first = TRUTH, 0.002, 3e11
-    if like is not None:
-        rows = read(like)
-        truth, sigma = truth_of(rows)
-        first = float(rows["macs_total"][rows["role"] == "ladder"].min())
-        print(f"like {like}: {truth}, noise {sigma:.2%} of the loss")
-    table = designs(
-        truth, width=width, studies=studies, sizes=sizes, budgets=budgets, decades=decades,
-        seeds=seeds, first_macs=first_macs or first, noise=sigma if noise is None else noise,
-    )  # fmt: skip
-    print(table.drop(columns="reason").to_string(index=False))
-    for refusal in sorted(set(table["reason"]) - {""}):
-        print(f"refused: {refusal}")
-    if width is not None and not (table["width"] <= width).any():
-        print(f"none of these reaches a width of {width:g}: widen --decades, or lower the noise")
 
 
 def report(

@@ -180,7 +180,7 @@ def test_a_squared_error_is_no_number_of_bits(run: Run, tmp_path: Path) -> None:
 
 def test_choices_next_and_power(run: Run, rows_csv: Path) -> None:
     assert "specifications" in run("choices", rows_csv)
-    assert "sd_after" in run("next", rows_csv, "--budget", 1e13, "--runs", 2)
+    assert "of 1e+13 MACs" in run("next", rows_csv, "--budget", 1e13, "--runs", 3)
     said = run("power", "--studies", 10, "--sizes", 5, "--budgets", 4, "--width", 0.003)
     widths = [float(line.split()[4]) for line in said.splitlines()[1:]]
     assert widths[-1] <= 0.003 and all(w > 0.003 for w in widths[:-1])

@@ -1,0 +1,119 @@
+"""Commands that question a law and plan the next runs: audit, choices, next, power. Imports are
+lazy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from typing import Annotated
+
+import typer
+
+from scaling.commands.reading import SeedOption, SourceArg, read
+
+
+def audit(
+    source: SourceArg,
+    at: Annotated[float | None, typer.Option(help="MACs whose loss the law is to predict.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    strict: Annotated[
+        bool, typer.Option(help="Exit with 1 while a weighty question is open.")
+    ] = False,
+    seed: SeedOption = 0,
+) -> None:
+    """What a referee would ask of this law: each question with evidence, weight and remedy.
+
+    Example: `scaling audit studies/quickstart --at 1e14`
+
+    Example: `scaling audit table.csv --json --strict`
+    """
+    from analysis.audit import audit as ask
+
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        rows = read(source)
+    found = ask(rows, notes=rows.attrs.get("notes", ()), at=at, seed=seed)
+    print(json.dumps(found.to_json(), indent=1) if as_json else found)
+    if strict and found.open:
+        raise typer.Exit(1)
+
+
+def choices(source: SourceArg) -> None:
+    """The exponent under every reasonable analyst's choice, and without each run in turn.
+
+    Example: `scaling choices studies/quickstart`
+    """
+    from analysis.choices import alike_text, influence, specifications, spread
+
+    rows = read(source)
+    table = specifications(rows)
+    if same := alike_text(table):
+        print(f"{table['alike'].sum()} combinations of choices, of which {same}")
+    print(f"{len(table)} specifications; lowest, median and highest exponent by form:")
+    print(spread(table).to_string(index=False))
+    if (rows["budget_macs"] > 0).any():
+        print("\nwithout each run (or budget) in turn, the most influential first:")
+        print(influence(rows).to_string(index=False))
+
+
+def next_runs(
+    source: SourceArg,
+    budget: Annotated[float, typer.Option(help="MACs for all new runs together.")],
+    target: Annotated[
+        float | None,
+        typer.Option(help="Narrow the loss at this compute; default: narrow the exponent."),
+    ] = None,
+    runs: Annotated[
+        int | None, typer.Option(min=1, help="At most so many; default: 8 to 64, to spend it.")
+    ] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Which sizes, budgets and seeds to run next, and the interval to expect after them.
+
+    Example: `scaling next studies/quickstart --budget 1e13`
+    """
+    from analysis.next import next_runs as plan
+
+    print(plan(read(source), budget, target=target, runs=runs, seed=seed))
+
+
+def power(
+    like: Annotated[
+        str | None, typer.Argument(help="Rows whose law and noise to take; else a small study's.")
+    ] = None,
+    sizes: Annotated[int, typer.Option(min=2, help="Sizes of the ladder.")] = 6,
+    budgets: Annotated[int, typer.Option(min=3, help="Budgets, evenly spaced in logs.")] = 5,
+    decades: Annotated[float, typer.Option(min=0.1, help="From first to last budget.")] = 1.7,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each size and budget.")] = 1,
+    noise: Annotated[
+        float | None, typer.Option(help="Standard deviation of log loss between runs.")
+    ] = None,
+    first_macs: Annotated[
+        float | None, typer.Option(help="The first budget; default: 3e11, or that of the rows.")
+    ] = None,
+    width: Annotated[
+        float | None, typer.Option(help="Add sizes and budgets until the interval is so narrow.")
+    ] = None,
+    studies: Annotated[int, typer.Option(min=10, help="Simulated studies of a design.")] = 50,
+) -> None:
+    """How wide the exponent's 95% interval would be: simulated studies of a design.
+
+    Example: `scaling power --sizes 6 --budgets 5 --decades 2 --noise 0.002 --width 0.004`
+    """
+    from analysis.simulate import TRUTH, designs, truth_of
+
+    truth, sigma, first = TRUTH, 0.002, 3e11
+    if like is not None:
+        rows = read(like)
+        truth, sigma = truth_of(rows)
+        first = float(rows["macs_total"][rows["role"] == "ladder"].min())
+        print(f"like {like}: {truth}, noise {sigma:.2%} of the loss")
+    table = designs(
+        truth, width=width, studies=studies, sizes=sizes, budgets=budgets, decades=decades,
+        seeds=seeds, first_macs=first_macs or first, noise=sigma if noise is None else noise,
+    )  # fmt: skip
+    print(table.drop(columns="reason").to_string(index=False))
+    for refusal in sorted(set(table["reason"]) - {""}):
+        print(f"refused: {refusal}")
+    if width is not None and not (table["width"] <= width).any():
+        print(f"none of these reaches a width of {width:g}: widen --decades, or lower the noise")
