@@ -101,6 +101,8 @@ class StudyLaw:
             shape = "flattens" if coefficient > 0 else "steepens"
             seen = f"the curve {shape}" if p_value < 0.05 else "none seen"
             lines.append(f"  curvature    {seen} (p = {p_value:.2g})")
+        if law.mixture is not None:
+            lines += law.mixture.lines()
         if published and law is not pure:
             lines.append(f"  next to      laws without a floor, the pure exponent {pure.b:.4f}:")
         if published:

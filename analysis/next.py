@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.cells import cells, seed_means, surface
+from analysis.best_loss import best_loss
+from analysis.cells import cells, seed_means
 from analysis.design import Candidates, Plan, choose
 from analysis.frontier import StudyLaw, fit_frontier
 from analysis.isoflop import fit_rows, minima
@@ -299,9 +300,9 @@ def _of_compute(
 
 def _noise(rows: pd.DataFrame, study: StudyLaw) -> float:
     """Standard deviation of a run's log loss: of the cells near the frontier, else of the law."""
-    described = surface(cells(rows), study.points) if study.method == "budget" else None
-    if described is not None and described.noise.df >= ENOUGH:
-        return max(described.noise.total, LEAST)
+    best = best_loss(cells(rows), study.points) if study.method == "budget" else None
+    if best is not None and best.smooth.noise.df >= ENOUGH:
+        return max(best.smooth.noise.total, LEAST)
     return max(study.law.noise, LEAST)
 
 

@@ -57,6 +57,8 @@ class VariableLaw:
                 f"  held out     the most {law.unit} ({h.compute:.3g}), predicted from the rest: "
                 f"{h.predicted:.4f}, observed {h.actual:.4f} ({h.error:+.2%})"
             )
+        if law.mixture is not None:
+            lines += law.mixture.lines()
         coefficient, p_value = self.curvature
         if np.isfinite(p_value):
             shape = "flattens" if coefficient > 0 else "steepens"

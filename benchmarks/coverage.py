@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from analysis.compare import compute_multiplier
 from analysis.frontier import fit_frontier
 from analysis.isoflop import fit_rows, size_laws
 from analysis.laws import NotIdentified, fit
@@ -141,6 +142,62 @@ def best_sizes(
     return one
 
 
+def predictions(truth: Truth, **design) -> Callable[[int], dict[str, Quantity]]:
+    """What a ladder's frontier predicts, the form not known: in logs, the loss of the best size
+    between the two largest budgets and a decade beyond; and the compute that an equal study needs
+    for the loss in the middle, over what this one needs (1)."""
+    macs = np.unique(study(truth, **design)["budget_macs"])
+    places = {"inside": float(np.sqrt(macs[-1] * macs[-2])), "beyond": 10 * float(macs[-1])}
+
+    def one(seed: int) -> dict[str, Quantity]:
+        law, other = (
+            fit_frontier(study(truth, seed=s, **design), seed=s, resamples=RESAMPLES).law
+            for s in (seed, seed + 500_000)
+        )
+        out = {}
+        for where, at in places.items():
+            said = law.predict(at)
+            if not said.refused:
+                values = np.log([truth.frontier(at), said.loss, said.low, said.high])
+                out[f"loss {where}"] = tuple(values)
+        try:
+            middle = float(np.median(law.loss))
+            out["multiplier"] = (0.0, *np.log(compute_multiplier(law, other, middle)))
+        except ValueError:
+            pass  # refused
+        return out
+
+    return one
+
+
+def frontiers() -> dict[str, Callable[[int], dict[str, Quantity]]]:
+    """Frontiers of many sizes a budget, of fixed ladders, of two sizes, of trunks."""
+    kinds = {}
+    budgets = (np.geomspace(1e17, 1e20, 8) / 2).tolist()
+    for noise in (0.002, 0.005, 0.01):
+        single = dict(budgets=budgets, run_noise=0.0, point_noise=noise)
+        for sizes, factor in (
+            (2, 2.0),
+            (7, 3.0),
+            (7, 10.0),
+            (9, 3.0),
+            (9, 10.0),
+            (12, 3.0),
+            (12, 10.0),
+        ):
+            kinds[f"frontier, {sizes} in {factor:g}x, {noise:.1%}"] = predictions(
+                EPOCH, sizes=sizes, around=factor, **single
+            )
+        kinds[f"frontier, fixed 12, {noise:.1%}"] = predictions(
+            EPOCH, sizes=np.geomspace(1e6, 3e9, 12).tolist(), reach=1e9, trunks=False, **single
+        )
+        half = dict(run_noise=noise / 2**0.5, point_noise=noise / 2**0.5)
+        kinds[f"frontier, trunks 8 x 6, {noise:.1%}"] = predictions(
+            TRUTH, sizes=8, budgets=6, **half
+        )
+    return kinds
+
+
 def isoflops() -> dict[str, Callable[[int], dict[str, Quantity]]]:
     """Fixed ladders, budgets with sizes of their own around the optimum, and trunks."""
     kinds = {}
@@ -209,6 +266,7 @@ KINDS: dict[str, Callable[[int], dict[str, Quantity]]] = {
         TRUTH, sizes=10, budgets=8, decades=2.5, trunks=False, run_noise=0.0, point_noise=0.003
     ),
     **isoflops(),
+    **frontiers(),
 }  # fmt: skip
 
 

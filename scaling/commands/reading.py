@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from analysis.power_law import PowerLaw
+
 SourceArg = Annotated[
     str,
     typer.Argument(
@@ -252,6 +254,7 @@ def compare(
     print(f"{source}: {study.pure}")
     if study.saturating is not None:
         print(f"{source}, above a floor: {study.saturating}")
+    _say_bend(source, study.law)
     for other in [*(to or []), *(more or [])] or ["gpt3", "toto"]:
         if "://" in other or Path(other).exists():
             curves[other] = _compare_studies(source, rows, other, seed)
@@ -269,6 +272,12 @@ def compare(
         draw("scaling compare", figures_law.comparison_figure(points), points, figure)
 
 
+def _say_bend(name: str, law: PowerLaw) -> None:
+    """Where a curve bends, its exponent is one of the range that it was fitted to."""
+    if law.mixture is not None and (local := law.mixture.local()):
+        print(f"{name} bends: {local}; its one exponent is an average over that range")
+
+
 def _compare_studies(source: str, rows: pd.DataFrame, other: str, seed: int) -> Any:
     """Print how two studies differ; returns the other's law."""
     from analysis.compare import compute_multiplier, exponents
@@ -279,6 +288,7 @@ def _compare_studies(source: str, rows: pd.DataFrame, other: str, seed: int) -> 
     ours, its = (fit_frontier(one, seed=seed) for one in (rows, theirs_rows))
     law, theirs = ours.law, its.law
     print(f"\n{other}: {its.pure}\n{exponents(ours.pure, its.pure)}")
+    _say_bend(other, theirs)
     unit, condition = (
         loss_unit(rows.get("tokenizer", ())),
         "if both were trained on the same tokens",
