@@ -72,6 +72,8 @@ def study(
         for one in variants(config).values():
             for run in plan.ladder_runs(one, 1.0, "", Path())[0]:
                 plan.gpus_of(config.launch, run)
+    if not (folder / "driver.lock").exists():
+        outputs.begin(folder)
     try:
         with RunLock(folder, "driver.lock"):
             return _study(config, folder, say, detach)

@@ -165,6 +165,39 @@ def test_a_study_keeps_a_users_own_words(folder: Path, say: Say) -> None:
         check_outputs(own, load_study(own / "study.yaml", ["seed=7"]))
 
 
+def test_a_study_that_was_broken_off_early_keeps_them_too(folder: Path) -> None:
+    """Nothing of it was written yet but its lock."""
+    from scaling.study import study
+    from scaling.study_file import load_study
+
+    own = folder / "studies" / "tiny"
+    own.mkdir(parents=True)
+    own_words = "# why I do this\n" + TINY.replace("kind: leaves", "kind: video, path: nowhere")
+    (own / "study.yaml").write_text(own_words)
+    config = load_study(own / "study.yaml")
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        study(config, folder / "studies")
+    assert (own / "driver.lock").exists()
+    with pytest.raises(UserError, match=r"study\.yaml is there and not as `scaling study` made it"):
+        study(config.model_copy(update={"seed": 7}), folder / "studies")
+    assert (own / "study.yaml").read_text() == own_words
+
+
+def test_a_record_among_media(clips: Path, tmp_path: Path) -> None:
+    """A figure that was drawn there: neither listed as unusable nor read as a class."""
+    from scaling.data.media import VIDEO_SUFFIXES, list_files
+    from scaling.representations.labelled import read_labelled
+
+    there = tmp_path / "clips"
+    shutil.copytree(clips, there)
+    known = read_labelled(there).key
+    outputs.write("scaling fit", there / "law.html", "1")
+    outputs.write("scaling fit", there / "left" / "law.html", "1")
+    assert read_labelled(there).key == known
+    left_out = [name for name, _ in list_files(there, VIDEO_SUFFIXES)[1]]
+    assert "law.html" in left_out and not any(outputs.RECORD in name for name in left_out)
+
+
 class TestRecord:
     def test_what_is_ours(self, tmp_path: Path) -> None:
         path = tmp_path / "new" / "a.csv"
@@ -219,3 +252,56 @@ class TestRecord:
         (tmp_path / "probes.csv").write_text("mine")
         with pytest.raises(UserError, match=r"probes\.csv"):
             outputs.claim(outputs.STUDY, tmp_path / "probes.csv")
+
+    def test_clips_of_before_there_was_one(self, tmp_path: Path) -> None:
+        """In a study's folder, whichever of the two is written to first; later ones are not."""
+        for name in ("first", "second"):
+            study = tmp_path / name
+            made = study / outputs.GENERATED / "r-clip.mp4"
+            made.parent.mkdir(parents=True)
+            for path in (study / "driver.lock", study / "rows.csv", made):
+                path.write_text("old")
+            if name == "first":
+                outputs.write(outputs.STUDY, study / "rows.csv", "new")
+            with pytest.raises(UserError):
+                outputs.claim(outputs.STUDY, made)
+            outputs.write(outputs.GENERATE, made, "new")
+            outputs.write(outputs.STUDY, study / "rows.csv", "newer")
+            other = made.with_name("other.mp4")
+            other.write_text("mine")
+            with pytest.raises(UserError, match=r"other\.mp4"):
+                outputs.claim(outputs.GENERATE, other)
+
+    def test_the_ball_of_before_there_was_one(self, tmp_path: Path) -> None:
+        from scaling.representations.permanence import write_permanence
+
+        given = {"clips": 12, "frames": 4, "size": 32}
+        table = write_permanence(tmp_path / "p", **given)
+        content = table.read_text()
+        (tmp_path / "p" / outputs.RECORD).unlink()
+        (tmp_path / "p" / "000003.mp4").unlink()  # it was broken off
+        assert write_permanence(tmp_path / "p", **given).read_text() == content
+        (tmp_path / "p" / "000003.mp4").write_bytes(OTHER)
+        with pytest.raises(UserError, match=r"000003\.mp4"):
+            write_permanence(tmp_path / "p", **given)
+
+    def test_where_none_can_be(self, tmp_path: Path) -> None:
+        file = tmp_path / "file"
+        file.write_bytes(OTHER)
+        for path in (file / "a.csv", file / "b" / "a.csv"):
+            with pytest.raises(UserError, match="cannot be written"):
+                outputs.write("x", path, "1")
+        (tmp_path / outputs.RECORD).mkdir()
+        with pytest.raises(UserError, match="Is a directory"):
+            outputs.write("x", tmp_path / "a.csv", "1")
+        with pytest.raises(UserError, match="cannot be read"):
+            outputs.claim("x", file)
+
+    def test_a_few_of_many_are_named(self, tmp_path: Path) -> None:
+        paths = [tmp_path / f"{i}.csv" for i in range(outputs.MOST + 3)]
+        for path in paths:
+            path.write_text("mine")
+        with pytest.raises(UserError) as refused:
+            outputs.claim("x", *paths)
+        assert len(str(refused.value).splitlines()) == outputs.MOST + 1
+        assert str(refused.value).endswith("... and 3 more such files")
