@@ -16,7 +16,7 @@ from scaling import outputs
 from scaling.cli import app, main
 from scaling.errors import UserError
 from scaling.representations.weights import trained_runs
-from scaling.study import OWN, STATE
+from scaling.study import OWN, PROBED, REPORTED, STATE
 from tests.report.conftest import simulated_rows
 from tests.representations.conftest import clips, study
 from tests.test_study import TINY
@@ -43,13 +43,16 @@ REPLACED = {  # command: how it is called, and all that it would write
         [f"own/generated/RUN_ID-clip.{kind}" for kind in ("mp4", "png", "csv")],
     ),
     "study": ("study tiny.yaml", [f"studies/tiny/{n}" for n in (*OWN, *STATE, "study.yaml")]),
-    "represent": ("represent tiny.yaml", [f"studies/tiny/{n}" for n in (*OWN, "study.yaml")]),
+    "represent": (
+        "represent tiny.yaml",
+        [f"studies/tiny/{n}" for n in (*OWN, *PROBED, *STATE, "study.yaml")],
+    ),
     "represent, prompt": (
         "represent own --prompt clip.mp4",
         [f"own/generated/RUN_ID-clip.{kind}" for kind in ("mp4", "png", "csv")],
     ),
-    "represent, folder": ("represent own", [f"own/{n}" for n in OWN]),
-    "report": ("report own", [f"own/{n}" for n in OWN]),
+    "represent, folder": ("represent own", [f"own/{n}" for n in (*REPORTED, *PROBED)]),
+    "report": ("report own", [f"own/{n}" for n in REPORTED]),
     "probe": ("probe own --data labels", ["own/probes.csv"]),
     "davis": ("davis own --data davis", ["own/davis.csv"]),
     "finetune": ("finetune own --data labels", ["own/finetune.csv"]),
@@ -140,6 +143,16 @@ def test_a_figure_is_drawn_again_until_somebody_changed_it(folder: Path, say: Sa
     data.write_text(data.read_text().replace("\n", "\n", 1) + "# mine\n")
     code, said = say("fit rows.csv --figure law.html")
     assert code == 2 and "law.points.csv is there" in said and data.read_text().endswith("mine\n")
+
+
+def test_what_a_report_does_not_write_is_not_in_its_way(folder: Path, say: Say) -> None:
+    """A table that was edited, which a study would write again."""
+    rows = folder / "own" / "rows.csv"
+    edited = rows.read_text() + "\n"
+    rows.write_text(edited)
+    code, said = say("report own")
+    assert code == 0 and "report.html" in said, said
+    assert rows.read_text() == edited
 
 
 def test_a_clip_is_not_continued_over_itself(folder: Path, say: Say) -> None:

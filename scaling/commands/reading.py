@@ -346,7 +346,7 @@ def report(
     from scaling import study as pipeline
     from scaling.study_file import load_study
 
-    pipeline.check_outputs(folder)
+    pipeline.check_outputs(folder, names=pipeline.REPORTED)
     config, table = load_study(folder / "study.yaml"), read(folder)
     law = pipeline.fit_law(config, folder, table, lambda _: None)
     data_dir = folder / "data" / str(table["data_key"].iloc[0])
