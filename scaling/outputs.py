@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import get_native_id
 
 from scaling import disk
 from scaling.checkpoint import storage_error, write_atomic
@@ -34,12 +35,14 @@ def claim(maker: str, *paths: Path, inputs: Iterable[Path] = ()) -> None:
     """
     there = [path for path in paths if os.path.lexists(path)]
     read = [i for i in inputs if os.path.exists(i)]
+    # Before the record: what another process writes meanwhile is noted there first.
+    held = {path: _content(path) for path in there}
     known = {folder: set(_lines(folder)) for folder in {path.parent for path in there}}
     wrong = []
     for path in there:
         if path.exists() and any(path.samefile(i) for i in read):
             wrong.append(f"{path} is read by this command and would be overwritten: give another")
-        elif not _is_made(maker, path, known[path.parent]):
+        elif not _is_made(maker, path, held[path], known[path.parent]):
             wrong.append(
                 f"{path} is there and not as `{maker}` made it, so it is not replaced: give another"
             )
@@ -69,6 +72,11 @@ def write(maker: str, path: Path, data: bytes | str) -> None:
     write_atomic(path, payload)
 
 
+def unfinished(path: Path) -> Path:
+    """Where to write what is then given its name by `place`: hidden, of the same kind."""
+    return path.with_name(f".{path.stem}.{get_native_id()}{path.suffix}")
+
+
 def place(maker: str, temporary: Path, path: Path) -> None:
     """Give a written file its name, as `write` does."""
     _note(maker, path, _sha256(temporary))
@@ -78,18 +86,24 @@ def place(maker: str, temporary: Path, path: Path) -> None:
 def remove(maker: str, path: Path) -> None:
     """Remove a file of `maker`'s, if it is there. Raises UserError as `claim`."""
     claim(maker, path)
-    path.unlink(missing_ok=True)
+    if path.exists():
+        path.unlink(missing_ok=True)
 
 
-def _is_made(maker: str, path: Path, known: set[Line]) -> bool:
-    if path.is_symlink() or not path.is_file():
+def _content(path: Path) -> str | None:
+    """The SHA-256 of a file; None where no command made it: a link, a folder, or unreadable."""
+    try:
+        return None if path.is_symlink() or not path.is_file() else _sha256(path)
+    except OSError:
+        return None
+
+
+def _is_made(maker: str, path: Path, held: str | None, known: set[Line]) -> bool:
+    if held is None:
         return False
     if not (path.parent / RECORD).exists():
         return maker == _maker_before(path.parent)
-    try:
-        return (maker, path.name, _sha256(path)) in known
-    except PermissionError:
-        return False
+    return (maker, path.name, held) in known
 
 
 def _maker_before(folder: Path) -> str | None:

@@ -266,6 +266,22 @@ class TestRecord:
         with pytest.raises(UserError, match=r"probes\.csv"):
             outputs.claim(outputs.STUDY, tmp_path / "probes.csv")
 
+    def test_two_commands_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The other replaces the file while this one looks: it is the command's own all the time."""
+        path = tmp_path / "a.csv"
+        outputs.write("x", path, "1")
+        read = outputs._lines
+
+        def meanwhile(folder: Path) -> list[outputs.Line]:
+            lines = list(read(folder))
+            monkeypatch.undo()
+            outputs.write("x", path, "2")
+            return lines
+
+        monkeypatch.setattr(outputs, "_lines", meanwhile)
+        outputs.claim("x", path)
+        assert path.read_text() == "2"
+
     def test_clips_of_before_there_was_one(self, tmp_path: Path) -> None:
         """In a study's folder, whichever of the two is written to first; later ones are not."""
         for name in ("first", "second"):

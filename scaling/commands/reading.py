@@ -192,7 +192,7 @@ def draw(command: str, figure: go.Figure, points: pd.DataFrame, path: Path) -> N
     if path.suffix == ".html":
         outputs.write(command, path, figure.to_html(include_plotlyjs=True))
     else:
-        picture = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+        picture = outputs.unfinished(path)
         try:
             (write_png if path.suffix == ".png" else write_svg)(figure, picture)
             outputs.place(command, picture, path)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from threading import get_native_id
 
 import av
 import numpy as np
@@ -157,7 +156,7 @@ def _enlarged(frames: np.ndarray) -> np.ndarray:
 
 def write_video(maker: str, path: Path, frames: np.ndarray, *, fps: int) -> None:
     """uint8 (T, H, W, 3) as H.264 in .mp4, or as .gif; whole or absent; an output of `maker`."""
-    unfinished = path.with_name(f".{path.stem}.{get_native_id()}{path.suffix}")
+    unfinished = outputs.unfinished(path)
     try:
         if path.suffix == ".gif":
             images = [Image.fromarray(f) for f in frames]
