@@ -267,7 +267,7 @@ class TestRecord:
             outputs.claim(outputs.STUDY, tmp_path / "probes.csv")
 
     def test_two_commands_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The other replaces the file while this one looks: it is the command's own all the time."""
+        """The other replaces the file while this one looks: it is its own at all times."""
         path = tmp_path / "a.csv"
         outputs.write("x", path, "1")
         read = outputs._lines
