@@ -72,6 +72,11 @@ def write(maker: str, path: Path, data: bytes | str) -> None:
     write_atomic(path, payload)
 
 
+def wrote(maker: str, folder: Path) -> bool:
+    """Whether something there was ever written by `maker`."""
+    return any(one == maker for one, _, _ in _lines(folder))
+
+
 def unfinished(path: Path) -> Path:
     """Where to write what is then given its name by `place`: hidden, of the same kind."""
     return path.with_name(f".{path.stem}.{get_native_id()}{path.suffix}")

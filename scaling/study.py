@@ -101,7 +101,7 @@ def check_outputs(
     if config is not None:
         if not _holds(folder / "study.yaml", config):
             names.append("study.yaml")
-        if not (folder / "driver.lock").exists():
+        if not ((folder / "driver.lock").exists() or outputs.wrote(outputs.STUDY, folder)):
             names += STATE  # nothing of a study is there yet
     outputs.claim(outputs.STUDY, *(folder / name for name in names))
 

@@ -196,6 +196,21 @@ def test_a_study_that_was_broken_off_early_keeps_them_too(folder: Path) -> None:
     assert (own / "study.yaml").read_text() == own_words
 
 
+def test_a_study_goes_on_without_its_lock(folder: Path) -> None:
+    """Somebody took it for a leftover: the journal is the study's all the same."""
+    from scaling.study import check_outputs
+    from scaling.study_file import load_study
+
+    own = folder / "own"
+    config = load_study(own / "study.yaml")
+    assert (own / "plan.json").is_file()
+    (own / "driver.lock").unlink()
+    check_outputs(own, config)
+    (own / outputs.RECORD).unlink()
+    with pytest.raises(UserError, match=r"plan\.json is there"):
+        check_outputs(own, config)
+
+
 def test_a_record_among_media(clips: Path, tmp_path: Path) -> None:
     """A figure that was drawn there: neither listed as unusable nor read as a class."""
     from scaling.data.media import VIDEO_SUFFIXES, list_files
