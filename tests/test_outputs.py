@@ -148,11 +148,10 @@ def test_a_figure_is_drawn_again_until_somebody_changed_it(folder: Path, say: Sa
 def test_what_a_report_does_not_write_is_not_in_its_way(folder: Path, say: Say) -> None:
     """A table that was edited, which a study would write again."""
     rows = folder / "own" / "rows.csv"
-    edited = rows.read_text() + "\n"
-    rows.write_text(edited)
+    rows.write_bytes(OTHER)
     code, said = say("report own")
     assert code == 0 and "report.html" in said, said
-    assert rows.read_text() == edited
+    assert rows.read_bytes() == OTHER
 
 
 def test_a_clip_is_not_continued_over_itself(folder: Path, say: Say) -> None:
@@ -196,18 +195,18 @@ def test_a_study_that_was_broken_off_early_keeps_them_too(folder: Path) -> None:
     assert (own / "study.yaml").read_text() == own_words
 
 
-def test_a_study_goes_on_without_its_lock(folder: Path) -> None:
+def test_a_study_goes_on_without_its_lock(tmp_path: Path) -> None:
     """Somebody took it for a leftover: the journal is the study's all the same."""
-    from scaling.study import check_outputs
+    from scaling.study import check_outputs, describe
     from scaling.study_file import load_study
 
-    own = folder / "own"
-    config = load_study(own / "study.yaml")
-    assert (own / "plan.json").is_file()
-    (own / "driver.lock").unlink()
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    config, own = load_study(tmp_path / "tiny.yaml"), tmp_path / "studies" / "tiny"
+    outputs.write(outputs.STUDY, own / "study.yaml", describe(config))
+    (own / "sweep.journal").write_text("trials")
     check_outputs(own, config)
     (own / outputs.RECORD).unlink()
-    with pytest.raises(UserError, match=r"plan\.json is there"):
+    with pytest.raises(UserError, match=r"sweep\.journal is there"):
         check_outputs(own, config)
 
 
