@@ -28,6 +28,7 @@ REPLACED = {  # command: how it is called, and all that it would write
     "fit": ("fit rows.csv --figure law.html", ["law.html", "law.points.csv"]),
     "fit, png": ("fit rows.csv --figure law.png", ["law.png", "law.points.csv"]),
     "compare": ("compare rows.csv --figure two.svg", ["two.svg", "two.points.csv"]),
+    "isoflop": ("isoflop rows.csv --out t", ["t/size_laws.csv", "t/minima.csv"]),
     "coord-check": ("coord-check", ["coord_check.html", "coord_check.points.csv"]),
     "coord-check, out": ("coord-check --out c.html", ["c.html", "c.points.csv"]),
     "plan": ("plan tiny.yaml --page page.md", ["page.md"]),
