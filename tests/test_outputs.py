@@ -148,6 +148,7 @@ def test_a_figure_is_drawn_again_until_somebody_changed_it(folder: Path, say: Sa
 
 def test_what_a_report_does_not_write_is_not_in_its_way(folder: Path, say: Say) -> None:
     """A table that was edited, which a study would write again."""
+    (folder / "own" / "study.yaml").write_text(TINY)
     rows = folder / "own" / "rows.csv"
     rows.write_bytes(OTHER)
     code, said = say("report own")
