@@ -68,6 +68,16 @@ class StudyLaw:
         points = self.points
         return bool((points["averaged"] > 1).any() or (points.lowest_loss != points.val_loss).any())
 
+    def smaller(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows without those of the last point: its whole budget or bin, or from its compute
+        on."""
+        cost, at = "macs_total", rows["macs_total"]
+        if self.method in BY_BUDGET:
+            cost, at = "budget_macs", rows["budget_macs"]
+        elif self.method == "binned":
+            cost, at = "budget_macs", binned(rows)["budget_macs"].fillna(at)
+        return rows[~(at >= self.points[cost].iloc[-1] * (1 - 1e-9))]
+
     def compare(self) -> list[compare.Comparison]:
         """The pure exponent next to GPT-3's and Toto's, which are pure exponents too."""
         return [compare.exponents(self.pure, REFERENCES[name]) for name in ("gpt3", "toto")]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis import choices, figures, figures_law, isoflop
 from analysis.cells import cells
-from analysis.frontier import BY_BUDGET, binned, fit_frontier
+from analysis.frontier import fit_frontier
 from analysis.laws import NotIdentified
 from analysis.page import Column, figure, table
 from analysis.style import budget_text, count_text, escape, exponent_text, number_text, readable
@@ -182,7 +182,7 @@ def _prediction(rows: pd.DataFrame, study_law: StudyLaw) -> str:
     top = points.iloc[-1]
     try:
         before = fit_frontier(
-            smaller(rows, study_law), method=study_law.method, form=law.form, resamples=RESAMPLES
+            study_law.smaller(rows), method=study_law.method, form=law.form, resamples=RESAMPLES
         ).law
     except NotIdentified as refusal:
         return (
@@ -203,16 +203,6 @@ def _prediction(rows: pd.DataFrame, study_law: StudyLaw) -> str:
         figures_law.prediction_figure(drawn, unit=unit), drawn,
         alt=f"Chart on two logarithmic axes: a law of the smaller budgets, continued. {text}",
     )  # fmt: skip
-
-
-def smaller(rows: pd.DataFrame, study_law: StudyLaw) -> pd.DataFrame:
-    """The rows without those of the frontier's last point: its budget, its bin, its compute."""
-    points, cost, at = study_law.points, "macs_total", rows["macs_total"]
-    if study_law.method in BY_BUDGET:
-        cost, at = "budget_macs", rows["budget_macs"]
-    elif study_law.method == "binned":
-        cost, at = "budget_macs", binned(rows)["budget_macs"].fillna(at)
-    return rows[~(at >= points[cost].iloc[-1] * (1 - 1e-9))]
 
 
 def _forms(study_law: StudyLaw) -> str:

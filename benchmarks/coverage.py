@@ -158,7 +158,7 @@ def predictions(truth: Truth, **design) -> Callable[[int], dict[str, Quantity]]:
         for where, at in places.items():
             said = law.predict(at)
             if not said.refused:
-                values = np.log([truth.frontier(at), said.loss, said.low, said.high])
+                values = np.log([float(truth.frontier(at)), said.loss, said.low, said.high])
                 out[f"loss {where}"] = tuple(values)
         try:
             middle = float(np.median(law.loss))

@@ -12,13 +12,7 @@ from analysis import choices, isoflop
 from analysis.frontier import StudyLaw, binned, fit_frontier
 from analysis.report import POSITIONS
 from analysis.report_data import config_section, position_section
-from analysis.report_law import (
-    RESAMPLES,
-    choices_section,
-    isoflop_section,
-    smaller,
-    trust_section,
-)
+from analysis.report_law import RESAMPLES, choices_section, isoflop_section, trust_section
 from analysis.style import exponent_text
 from tests.report.conftest import simulated_rows
 
@@ -87,7 +81,7 @@ def test_the_largest_bin_of_a_cloud_is_held_out_whole() -> None:
     ).reset_index(drop=True)  # fmt: skip
     law = fit_frontier(cloud, resamples=200)
     assert law.method == "binned"
-    kept = smaller(cloud, law)
+    kept = law.smaller(cloud)
     top = binned(cloud)["budget_macs"].max()
     in_top = cloud[binned(cloud)["budget_macs"] == top]
     assert len(in_top) > 5 and in_top.macs_total.min() < law.points.macs_total.iloc[-1]
