@@ -113,8 +113,7 @@ def held_out(case: Case) -> Found:
         return
     law, points = case.study.law, case.study.points
     top = points.iloc[-1]
-    key = "budget_macs" if case.study.method in BY_BUDGET else "macs_total"
-    smaller = case.rows[~(case.rows[key] >= top[key] * (1 - 1e-9))]
+    smaller = case.study.smaller(case.rows)
     promised = None
     for form in dict.fromkeys((law.form, "power")):  # fewer budgets may not identify a floor
         try:

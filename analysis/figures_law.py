@@ -257,7 +257,7 @@ def prediction_figure(points: pd.DataFrame, *, unit: str = TOKEN_UNIT) -> go.Fig
             "arrayminus": unseen.loss - unseen.low, "color": LAW, "thickness": 1.5, "width": 5,
         },
         customdata=unseen[["low", "high"]],
-        hovertemplate="promised %{y:.4f}<br>95% of runs: %{customdata[0]:.4f} to "
+        hovertemplate="promised %{y:.4f}<br>95% of points: %{customdata[0]:.4f} to "
         "%{customdata[1]:.4f}<extra></extra>",
     )  # fmt: skip
     figure.add_scatter(

@@ -62,6 +62,22 @@ class StudyLaw:
         """The largest budget, predicted from the rest."""
         return self.law.holdout[-1] if self.law.holdout else None
 
+    @property
+    def averages(self) -> bool:
+        """Whether points were read from several runs, or moved, and are not runs as they are."""
+        points = self.points
+        return bool((points["averaged"] > 1).any() or (points.lowest_loss != points.val_loss).any())
+
+    def smaller(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows without those of the last point: its whole budget or bin, or from its compute
+        on."""
+        cost, at = "macs_total", rows["macs_total"]
+        if self.method in BY_BUDGET:
+            cost, at = "budget_macs", rows["budget_macs"]
+        elif self.method == "binned":
+            cost, at = "budget_macs", binned(rows)["budget_macs"].fillna(at)
+        return rows[~(at >= self.points[cost].iloc[-1] * (1 - 1e-9))]
+
     def compare(self) -> list[compare.Comparison]:
         """The pure exponent next to GPT-3's and Toto's, which are pure exponents too."""
         return [compare.exponents(self.pure, REFERENCES[name]) for name in ("gpt3", "toto")]
@@ -115,9 +131,9 @@ class StudyLaw:
 
     def _points_line(self) -> list[str]:
         """How the points were read from the runs, where they are not runs themselves."""
-        few, many = self.points["averaged"].min(), self.points["averaged"].max()
-        if many == 1 and (self.points["lowest_loss"] == self.points["val_loss"]).all():
+        if not self.averages:
             return []
+        few, many = self.points["averaged"].min(), self.points["averaged"].max()
         off = self.points["lowest_loss"] / self.points["val_loss"] - 1
         count = f"{few} to {many} runs" if few < many else f"{many} run{'s' if many > 1 else ''}"
         return [

@@ -276,7 +276,7 @@ def _compute_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
         points, frontier=study_law.points, law=curve, slopes=slopes, unit=unit
     )
     text += (
-        f"Circled: the frontier, to which the law is fitted, with its {law.level:.0%} interval. "
+        f"Circles: the frontier, to which the law is fitted, with its {law.level:.0%} interval. "
         "The grey lines show the slopes of published laws for comparison of steepness only; their "
         "height is arbitrary."
     )
@@ -285,9 +285,15 @@ def _compute_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
     rules = "".join(
         f"<li>{escape(rule)}: {count:,} rows</li>" for rule, count in study_law.excluded if count
     )
+    taken = (
+        "is the loss to expect of each budget’s best size, from the runs near it: the lowest run "
+        "alone is low by luck too"
+        if study_law.averages
+        else "takes the lowest loss of each budget"
+    )
     left_out = (
-        "<p>Every decayed point of the ladder competes; the frontier takes the lowest loss of each "
-        "budget. Left out before that, by rules fixed beforehand:</p>"
+        f"<p>Every decayed point of the ladder competes; the frontier {taken}. Left out before "
+        "that, by rules fixed beforehand:</p>"
         f"<ul>{rules or '<li>nothing</li>'}</ul>"
     )
     return figure("compute", title, text, drawn, points, alt=alt, wide=True) + left_out

@@ -180,11 +180,9 @@ def _prediction(rows: pd.DataFrame, study_law: StudyLaw) -> str:
     law, points = study_law.law, study_law.points
     unit = loss_unit(rows.tokenizer)
     top = points.iloc[-1]
-    key = "budget_macs" if study_law.method == "budget" else "macs_total"
-    smaller = rows[~(rows[key] >= top[key] * (1 - 1e-9))]
     try:
         before = fit_frontier(
-            smaller, method=study_law.method, form=law.form, resamples=RESAMPLES
+            study_law.smaller(rows), method=study_law.method, form=law.form, resamples=RESAMPLES
         ).law
     except NotIdentified as refusal:
         return (
@@ -196,7 +194,7 @@ def _prediction(rows: pd.DataFrame, study_law: StudyLaw) -> str:
     inside = promised.run_low <= measured <= promised.run_high
     text = (
         f"Without the largest budget the {law.form} law promises {promised.loss:.4f} {unit} "
-        f"there, {before.level:.0%} of runs between {promised.run_low:.4f} and "
+        f"there, {before.level:.0%} of such points between {promised.run_low:.4f} and "
         f"{promised.run_high:.4f}; {measured:.4f} was measured, {'in' if inside else 'out'}side "
         f"that. It reaches {promised.decades:.2f} decades beyond what it was fitted to."
     )

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import get_native_id
 
 from scaling import disk
 from scaling.checkpoint import storage_error, write_atomic
@@ -20,6 +21,10 @@ from scaling.errors import UserError
 
 RECORD = ".scaling-made.jsonl"
 STUDY = "scaling study"  # makes what lies at the top of a study's folder, as do its probes
+GENERATE = "scaling generate"
+GENERATED = "generated"  # of a study: the folder of its continued clips
+MOST = 8  # files that a message names
+Line = tuple[str, str, str]  # maker, name, sha256
 
 
 def claim(maker: str, *paths: Path, inputs: Iterable[Path] = ()) -> None:
@@ -28,20 +33,36 @@ def claim(maker: str, *paths: Path, inputs: Iterable[Path] = ()) -> None:
     Raises UserError, naming all that are in the way: an input of the same call, under whatever
     name, or anything there that is not what `maker` wrote.
     """
-    read = [i for i in inputs if i.exists()]
+    there = [path for path in paths if os.path.lexists(path)]
+    read = [i for i in inputs if os.path.exists(i)]
+    # Before the record: what another process writes meanwhile is noted there first.
+    held = {path: _content(path) for path in there}
+    known = {folder: set(_lines(folder)) for folder in {path.parent for path in there}}
     wrong = []
-    known = {folder: set(_lines(folder)) for folder in {path.parent for path in paths}}
-    for path in paths:
-        if not os.path.lexists(path):
-            continue
+    for path in there:
         if path.exists() and any(path.samefile(i) for i in read):
             wrong.append(f"{path} is read by this command and would be overwritten: give another")
-        elif not _is_made(maker, path, known[path.parent]):
+        elif not _is_made(maker, path, held[path], known[path.parent]):
             wrong.append(
                 f"{path} is there and not as `{maker}` made it, so it is not replaced: give another"
             )
     if wrong:
-        raise UserError("\n".join(f"{one} name, or move it away" for one in wrong))
+        lines = [f"{one} name, or move it away" for one in wrong[:MOST]]
+        lines += [f"... and {len(wrong) - MOST} more such files"] * (len(wrong) > MOST)
+        raise UserError("\n".join(lines))
+
+
+def begin(folder: Path) -> None:
+    """Keep a record of a folder from now on: what is there is its user's, until it is written."""
+    _append(folder, [], folder)
+
+
+def adopt(maker: str, *paths: Path) -> None:
+    """Where there is no record yet: these files, as they are, are `maker`'s of an older version."""
+    for folder in {path.parent for path in paths}:
+        if not (folder / RECORD).exists():
+            files = sorted(path for path in paths if path.parent == folder and path.is_file())
+            _append(folder, [(maker, f.name, _sha256(f)) for f in files], folder)
 
 
 def write(maker: str, path: Path, data: bytes | str) -> None:
@@ -49,6 +70,16 @@ def write(maker: str, path: Path, data: bytes | str) -> None:
     payload = data.encode() if isinstance(data, str) else data
     _note(maker, path, hashlib.sha256(payload).hexdigest())
     write_atomic(path, payload)
+
+
+def wrote(maker: str, folder: Path) -> bool:
+    """Whether something there was ever written by `maker`."""
+    return any(one == maker for one, _, _ in _lines(folder))
+
+
+def unfinished(path: Path) -> Path:
+    """Where to write what is then given its name by `place`: hidden, of the same kind."""
+    return path.with_name(f".{path.stem}.{get_native_id()}{path.suffix}")
 
 
 def place(maker: str, temporary: Path, path: Path) -> None:
@@ -60,31 +91,45 @@ def place(maker: str, temporary: Path, path: Path) -> None:
 def remove(maker: str, path: Path) -> None:
     """Remove a file of `maker`'s, if it is there. Raises UserError as `claim`."""
     claim(maker, path)
-    path.unlink(missing_ok=True)
+    if path.exists():
+        path.unlink(missing_ok=True)
 
 
-def _is_made(maker: str, path: Path, known: set[tuple[str, str, str]]) -> bool:
-    if path.is_symlink() or not path.is_file():
+def _content(path: Path) -> str | None:
+    """The SHA-256 of a file; None where no command made it: a link, a folder, or unreadable."""
+    try:
+        return None if path.is_symlink() or not path.is_file() else _sha256(path)
+    except OSError:
+        return None
+
+
+def _is_made(maker: str, path: Path, held: str | None, known: set[Line]) -> bool:
+    if held is None:
         return False
-    if _is_of_before(path.parent):
-        return maker == STUDY
-    return (maker, path.name, _sha256(path)) in known
+    if not (path.parent / RECORD).exists():
+        return maker == _maker_before(path.parent)
+    return (maker, path.name, held) in known
 
 
-def _is_of_before(folder: Path) -> bool:
-    """Whether it is the folder of a study that was begun when there was no record yet."""
-    return (folder / "driver.lock").is_file() and not (folder / RECORD).exists()
+def _maker_before(folder: Path) -> str | None:
+    """Whose the files are of a study that was begun when there was no record yet."""
+    study = folder.parent if folder.name == GENERATED else folder
+    if (study / "driver.lock").is_file() and not (study / RECORD).exists():
+        return STUDY if study == folder else GENERATE
+    return None
 
 
-def _lines(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """(maker, name, sha256) of all that was ever written; without a line that a crash tore."""
+def _lines(folder: Path) -> Iterator[Line]:
+    """All that was ever written; without a line that a crash tore."""
     try:
         lines = (folder / RECORD).read_text(errors="replace").splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:
+        raise UserError(f"{folder / RECORD}: cannot be read ({error.strerror})") from None
     for line in lines:
         try:
-            maker, name, sha256 = json.loads(line)
+            maker, name, sha256 = map(str, json.loads(line))
         except (ValueError, TypeError):
             continue
         yield maker, name, sha256
@@ -93,24 +138,36 @@ def _lines(folder: Path) -> Iterator[tuple[str, str, str]]:
 def _note(maker: str, path: Path, sha256: str) -> None:
     """Record what is about to be written. It comes first: after a crash nobody owns too little."""
     claim(maker, path)
-    folder = path.parent
+    new = (maker, path.name, sha256)
+    before = _maker_before(path.parent)
+    if before == STUDY:  # the generated first: what its files are hangs on the study's record
+        adopt(GENERATE, *_made_before(path.parent / GENERATED))
+    if before:
+        adopt(before, *_made_before(path.parent))
+    if not path.exists() or new not in set(_lines(path.parent)):
+        _append(path.parent, [new], path)
+
+
+def _made_before(folder: Path) -> list[Path]:
+    kinds = (".csv", ".html", ".json", ".yaml", ".mp4", ".gif", ".png")
+    return [f for f in folder.iterdir() if f.suffix in kinds] if folder.is_dir() else []
+
+
+def _append(folder: Path, lines: Iterable[Line], about: Path) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        new = [(maker, path.name, sha256)]
-        if _is_of_before(folder):
-            kinds = (".csv", ".html", ".json", ".yaml")
-            there = [f for f in sorted(folder.iterdir()) if f.suffix in kinds and f.is_file()]
-            new += [(STUDY, f.name, _sha256(f)) for f in there]
-        known = set(_lines(folder))
-        text = "".join(json.dumps(line) + "\n" for line in new if line not in known)
-        if text:
-            with open(folder / RECORD, "a+b") as file:
-                torn = file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
-                file.write(b"\n" * bool(torn) + text.encode())
-                file.flush()
-                os.fsync(file.fileno())
+        with open(folder / RECORD, "a+b") as file:
+            torn = file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+            file.write(b"\n" * bool(torn and text) + text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+        raise UserError(
+            f"{about}: cannot be written ({error.strerror}: {error.filename})"
+        ) from None
     except OSError as error:
-        raise storage_error(error, path) from error
+        raise storage_error(error, about) from error
 
 
 def _sha256(file: Path) -> str:

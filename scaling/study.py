@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 VARIANTS = "variants.json"  # of a study: name of a variant -> ids of its runs, in order of seeds
-OWN = (  # what is written at the top of a study's folder, and written again
-    *("rows.csv", "law.json", "report.html", "paper_table.csv", VARIANTS, results.POSITIONS),
-    *("probes.csv", "davis.csv", "finetune.csv", "variants.csv"),
-)
+# What is written, and written again, at the top of a study's folder.
+REPORTED = ("law.json", "report.html", "paper_table.csv")
+OWN = (*REPORTED, "rows.csv", VARIANTS, results.POSITIONS)
+PROBED = ("probes.csv", "davis.csv", "finetune.csv", "variants.csv")
 STATE = ("plan.json", "sweep.journal", "mlflow.db", "mlflow.sent.json")  # of a study at work
 
 
@@ -72,6 +72,8 @@ def study(
         for one in variants(config).values():
             for run in plan.ladder_runs(one, 1.0, "", Path())[0]:
                 plan.gpus_of(config.launch, run)
+    if not (folder / "driver.lock").exists():
+        outputs.begin(folder)
     try:
         with RunLock(folder, "driver.lock"):
             return _study(config, folder, say, detach)
@@ -88,16 +90,18 @@ def study(
         ) from None
 
 
-def check_outputs(folder: Path, config: StudyConfig | None = None) -> None:
+def check_outputs(
+    folder: Path, config: StudyConfig | None = None, names: Sequence[str] = OWN
+) -> None:
     """Raises UserError where files in a study's folder are not its own, and would be replaced.
 
-    A study.yaml that says the same as `config`, in whatever words, stays as it is.
+    config: it is run, too. A study.yaml that says the same, in whatever words, stays as it is.
     """
-    names = list(OWN)
+    names = list(names)
     if config is not None:
         if not _holds(folder / "study.yaml", config):
             names.append("study.yaml")
-        if not (folder / "driver.lock").exists():
+        if not ((folder / "driver.lock").exists() or outputs.wrote(outputs.STUDY, folder)):
             names += STATE  # nothing of a study is there yet
     outputs.claim(outputs.STUDY, *(folder / name for name in names))
 

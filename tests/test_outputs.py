@@ -16,7 +16,7 @@ from scaling import outputs
 from scaling.cli import app, main
 from scaling.errors import UserError
 from scaling.representations.weights import trained_runs
-from scaling.study import OWN, STATE
+from scaling.study import OWN, PROBED, REPORTED, STATE
 from tests.report.conftest import simulated_rows
 from tests.representations.conftest import clips, study
 from tests.test_study import TINY
@@ -28,6 +28,7 @@ REPLACED = {  # command: how it is called, and all that it would write
     "fit": ("fit rows.csv --figure law.html", ["law.html", "law.points.csv"]),
     "fit, png": ("fit rows.csv --figure law.png", ["law.png", "law.points.csv"]),
     "compare": ("compare rows.csv --figure two.svg", ["two.svg", "two.points.csv"]),
+    "isoflop": ("isoflop rows.csv --out t", ["t/size_laws.csv", "t/minima.csv"]),
     "coord-check": ("coord-check", ["coord_check.html", "coord_check.points.csv"]),
     "coord-check, out": ("coord-check --out c.html", ["c.html", "c.points.csv"]),
     "plan": ("plan tiny.yaml --page page.md", ["page.md"]),
@@ -43,13 +44,16 @@ REPLACED = {  # command: how it is called, and all that it would write
         [f"own/generated/RUN_ID-clip.{kind}" for kind in ("mp4", "png", "csv")],
     ),
     "study": ("study tiny.yaml", [f"studies/tiny/{n}" for n in (*OWN, *STATE, "study.yaml")]),
-    "represent": ("represent tiny.yaml", [f"studies/tiny/{n}" for n in (*OWN, "study.yaml")]),
+    "represent": (
+        "represent tiny.yaml",
+        [f"studies/tiny/{n}" for n in (*OWN, *PROBED, *STATE, "study.yaml")],
+    ),
     "represent, prompt": (
         "represent own --prompt clip.mp4",
         [f"own/generated/RUN_ID-clip.{kind}" for kind in ("mp4", "png", "csv")],
     ),
-    "represent, folder": ("represent own", [f"own/{n}" for n in OWN]),
-    "report": ("report own", [f"own/{n}" for n in OWN]),
+    "represent, folder": ("represent own", [f"own/{n}" for n in (*REPORTED, *PROBED)]),
+    "report": ("report own", [f"own/{n}" for n in REPORTED]),
     "probe": ("probe own --data labels", ["own/probes.csv"]),
     "davis": ("davis own --data davis", ["own/davis.csv"]),
     "finetune": ("finetune own --data labels", ["own/finetune.csv"]),
@@ -61,7 +65,7 @@ REPLACED = {  # command: how it is called, and all that it would write
 # Write nothing, or only what is named by a hash of its content (encode) or MLflow's (sync).
 OTHERS = {
     *("encode", "status", "logs", "cancel", "sync", "doctor", "choices", "next", "power"),
-    *("models", "tokens", "ui"),
+    *("models", "tokens", "ui", "audit"),
 }
 EACH = [(call, file) for call, files in REPLACED.values() for file in files]
 Say = Callable[..., tuple[int, str]]
@@ -142,6 +146,16 @@ def test_a_figure_is_drawn_again_until_somebody_changed_it(folder: Path, say: Sa
     assert code == 2 and "law.points.csv is there" in said and data.read_text().endswith("mine\n")
 
 
+def test_what_a_report_does_not_write_is_not_in_its_way(folder: Path, say: Say) -> None:
+    """A table that was edited, which a study would write again."""
+    (folder / "own" / "study.yaml").write_text(TINY)
+    rows = folder / "own" / "rows.csv"
+    rows.write_bytes(OTHER)
+    code, said = say("report own")
+    assert code == 0 and "report.html" in said, said
+    assert rows.read_bytes() == OTHER
+
+
 def test_a_clip_is_not_continued_over_itself(folder: Path, say: Say) -> None:
     clip = (folder / "clip.mp4").read_bytes()
     (folder / "link.mp4").symlink_to("clip.mp4")
@@ -163,6 +177,54 @@ def test_a_study_keeps_a_users_own_words(folder: Path, say: Say) -> None:
     check_outputs(own, load_study(own / "study.yaml"))
     with pytest.raises(UserError, match=r"study\.yaml is there and not as `scaling study` made it"):
         check_outputs(own, load_study(own / "study.yaml", ["seed=7"]))
+
+
+def test_a_study_that_was_broken_off_early_keeps_them_too(folder: Path) -> None:
+    """Nothing of it was written yet but its lock."""
+    from scaling.study import study
+    from scaling.study_file import load_study
+
+    own = folder / "studies" / "tiny"
+    own.mkdir(parents=True)
+    own_words = "# why I do this\n" + TINY.replace("kind: leaves", "kind: video, path: nowhere")
+    (own / "study.yaml").write_text(own_words)
+    config = load_study(own / "study.yaml")
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        study(config, folder / "studies")
+    assert (own / "driver.lock").exists()
+    with pytest.raises(UserError, match=r"study\.yaml is there and not as `scaling study` made it"):
+        study(config.model_copy(update={"seed": 7}), folder / "studies")
+    assert (own / "study.yaml").read_text() == own_words
+
+
+def test_a_study_goes_on_without_its_lock(tmp_path: Path) -> None:
+    """Somebody took it for a leftover: the journal is the study's all the same."""
+    from scaling.study import check_outputs, describe
+    from scaling.study_file import load_study
+
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    config, own = load_study(tmp_path / "tiny.yaml"), tmp_path / "studies" / "tiny"
+    outputs.write(outputs.STUDY, own / "study.yaml", describe(config))
+    (own / "sweep.journal").write_text("trials")
+    check_outputs(own, config)
+    (own / outputs.RECORD).unlink()
+    with pytest.raises(UserError, match=r"sweep\.journal is there"):
+        check_outputs(own, config)
+
+
+def test_a_record_among_media(clips: Path, tmp_path: Path) -> None:
+    """A figure that was drawn there: neither listed as unusable nor read as a class."""
+    from scaling.data.media import VIDEO_SUFFIXES, list_files
+    from scaling.representations.labelled import read_labelled
+
+    there = tmp_path / "clips"
+    shutil.copytree(clips, there)
+    known = read_labelled(there).key
+    outputs.write("scaling fit", there / "law.html", "1")
+    outputs.write("scaling fit", there / "left" / "law.html", "1")
+    assert read_labelled(there).key == known
+    left_out = [name for name, _ in list_files(there, VIDEO_SUFFIXES)[1]]
+    assert "law.html" in left_out and not any(outputs.RECORD in name for name in left_out)
 
 
 class TestRecord:
@@ -219,3 +281,72 @@ class TestRecord:
         (tmp_path / "probes.csv").write_text("mine")
         with pytest.raises(UserError, match=r"probes\.csv"):
             outputs.claim(outputs.STUDY, tmp_path / "probes.csv")
+
+    def test_two_commands_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The other replaces the file while this one looks: it is its own at all times."""
+        path = tmp_path / "a.csv"
+        outputs.write("x", path, "1")
+        read = outputs._lines
+
+        def meanwhile(folder: Path) -> list[outputs.Line]:
+            lines = list(read(folder))
+            monkeypatch.undo()
+            outputs.write("x", path, "2")
+            return lines
+
+        monkeypatch.setattr(outputs, "_lines", meanwhile)
+        outputs.claim("x", path)
+        assert path.read_text() == "2"
+
+    def test_clips_of_before_there_was_one(self, tmp_path: Path) -> None:
+        """In a study's folder, whichever of the two is written to first; later ones are not."""
+        for name in ("first", "second"):
+            study = tmp_path / name
+            made = study / outputs.GENERATED / "r-clip.mp4"
+            made.parent.mkdir(parents=True)
+            for path in (study / "driver.lock", study / "rows.csv", made):
+                path.write_text("old")
+            if name == "first":
+                outputs.write(outputs.STUDY, study / "rows.csv", "new")
+            with pytest.raises(UserError):
+                outputs.claim(outputs.STUDY, made)
+            outputs.write(outputs.GENERATE, made, "new")
+            outputs.write(outputs.STUDY, study / "rows.csv", "newer")
+            other = made.with_name("other.mp4")
+            other.write_text("mine")
+            with pytest.raises(UserError, match=r"other\.mp4"):
+                outputs.claim(outputs.GENERATE, other)
+
+    def test_the_ball_of_before_there_was_one(self, tmp_path: Path) -> None:
+        from scaling.representations.permanence import write_permanence
+
+        given = {"clips": 12, "frames": 4, "size": 32}
+        table = write_permanence(tmp_path / "p", **given)
+        content = table.read_text()
+        (tmp_path / "p" / outputs.RECORD).unlink()
+        (tmp_path / "p" / "000003.mp4").unlink()  # it was broken off
+        assert write_permanence(tmp_path / "p", **given).read_text() == content
+        (tmp_path / "p" / "000003.mp4").write_bytes(OTHER)
+        with pytest.raises(UserError, match=r"000003\.mp4"):
+            write_permanence(tmp_path / "p", **given)
+
+    def test_where_none_can_be(self, tmp_path: Path) -> None:
+        file = tmp_path / "file"
+        file.write_bytes(OTHER)
+        for path in (file / "a.csv", file / "b" / "a.csv"):
+            with pytest.raises(UserError, match="cannot be written"):
+                outputs.write("x", path, "1")
+        (tmp_path / outputs.RECORD).mkdir()
+        with pytest.raises(UserError, match="Is a directory"):
+            outputs.write("x", tmp_path / "a.csv", "1")
+        with pytest.raises(UserError, match="cannot be read"):
+            outputs.claim("x", file)
+
+    def test_a_few_of_many_are_named(self, tmp_path: Path) -> None:
+        paths = [tmp_path / f"{i}.csv" for i in range(outputs.MOST + 3)]
+        for path in paths:
+            path.write_text("mine")
+        with pytest.raises(UserError) as refused:
+            outputs.claim("x", *paths)
+        assert len(str(refused.value).splitlines()) == outputs.MOST + 1
+        assert str(refused.value).endswith("... and 3 more such files")

@@ -244,20 +244,21 @@ def represent(
     from scaling.representations.probe import probe as run_probe
     from scaling.representations.sample import continue_clip, files
     from scaling.representations.weights import trained_runs
-    from scaling.study import check_outputs
+    from scaling.study import OWN, PROBED, REPORTED, check_outputs
     from scaling.study import study as run_study
     from scaling.study_file import load_study
     from scaling.variants import read_variants
 
     if study.is_file():
         config = load_study(study, set_ or ())
+        check_outputs(out / config.study, config, (*OWN, *PROBED))
         run_study(config, out)
         study = out / config.study
     elif set_:
         raise UserError(
             f"{study} is a study's folder, whose values are set; give its YAML file with --set"
         )
-    check_outputs(study)
+    check_outputs(study, names=(*REPORTED, *PROBED))
     continued: dict[Path, Path] = {}  # a prompt -> the folder of the run that continues it
     for clip in prompt or ():
         best = min(trained_runs(study), key=lambda t: t.row["val_loss"])

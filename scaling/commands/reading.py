@@ -192,7 +192,7 @@ def draw(command: str, figure: go.Figure, points: pd.DataFrame, path: Path) -> N
     if path.suffix == ".html":
         outputs.write(command, path, figure.to_html(include_plotlyjs=True))
     else:
-        picture = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+        picture = outputs.unfinished(path)
         try:
             (write_png if path.suffix == ".png" else write_svg)(figure, picture)
             outputs.place(command, picture, path)
@@ -346,7 +346,7 @@ def report(
     from scaling import study as pipeline
     from scaling.study_file import load_study
 
-    pipeline.check_outputs(folder)
+    pipeline.check_outputs(folder, names=pipeline.REPORTED)
     config, table = load_study(folder / "study.yaml"), read(folder)
     law = pipeline.fit_law(config, folder, table, lambda _: None)
     data_dir = folder / "data" / str(table["data_key"].iloc[0])

@@ -113,7 +113,7 @@ def convert(
         raise UserError(f"{target}: name the file to write with .safetensors at its end")
     command = "scaling tokenizer convert"
     outputs.claim(command, target, inputs=sources)
-    unfinished = target.with_name(f".{target.stem}.unfinished.safetensors")
+    unfinished = outputs.unfinished(target)
     try:
         count = run_convert(sources, unfinished, run_code_in_pickle=run_code_in_pickle)
         made = load(unfinished)
@@ -180,7 +180,7 @@ def train(
             f"{one.kind:9} {one.core_seconds:7.1f} core-s  {one.codes_used:,} codes used  {decibel}"
         )
     if target is not None:
-        unfinished = target.with_name(f".{target.stem}.unfinished.safetensors")
+        unfinished = outputs.unfinished(target)
         found[-1].tokenizer.save(unfinished)
         outputs.place(command, unfinished, target)
         Kept.drop(_training(target))

@@ -21,6 +21,7 @@ from av.stream import Disposition
 from PIL import Image, ImageOps
 
 from scaling.data import packets
+from scaling.outputs import RECORD
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -108,7 +109,7 @@ def list_files(root: Path, suffixes: frozenset[str]) -> tuple[list[str], list[tu
             relative = os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
             if os.path.splitext(name)[1].lower() in suffixes:
                 files.append(relative)
-            else:
+            elif name != RECORD:
                 left_out.append((relative, "suffix is not of this kind"))
     return sorted(files), sorted(left_out)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from threading import get_native_id
 
 import av
 import numpy as np
@@ -22,7 +21,6 @@ from scaling.data import media, shards
 from scaling.errors import UserError
 from scaling.representations.weights import data_dir_of, open_tokenizer, run_in
 
-MAKER = "scaling generate"
 SHOWN = 128  # px on the side of a frame that is written
 STRIP_FRAMES = 16
 COLUMNS = ("run_id", "size", "clip", "what", "frame", "position", "loss")
@@ -90,21 +88,23 @@ def continue_clip(
     with disk.explained(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         both = np.concatenate((_enlarged(above), _enlarged(pictures)), axis=1)
-        write_video(MAKER, out, both, fps=max(1, round(25 / index["settings"]["stride"])))
+        write_video(
+            outputs.GENERATE, out, both, fps=max(1, round(25 / index["settings"]["stride"]))
+        )
         at = np.linspace(0, len(pictures) - 1, min(STRIP_FRAMES, len(pictures))).round().astype(int)
         sheet = np.concatenate([np.concatenate((above[t], pictures[t])) for t in at], axis=1)
-        outputs.write(MAKER, strip, _png(sheet))
-        outputs.write(MAKER, table, "\n".join(lines) + "\n")
+        outputs.write(outputs.GENERATE, strip, _png(sheet))
+        outputs.write(outputs.GENERATE, table, "\n".join(lines) + "\n")
     return out, strip, table
 
 
 def files(study: Path, run_id: str, clip: Path, out: Path | None = None) -> tuple[Path, Path, Path]:
     """Where the video, strip and table go; UserError for another suffix, files of others there."""
-    out = out or study / "generated" / f"{run_id}-{clip.stem}.mp4"
+    out = out or study / outputs.GENERATED / f"{run_id}-{clip.stem}.mp4"
     if out.suffix not in (".mp4", ".gif"):
         raise UserError(f"--out {out}: end it in .mp4 or .gif")
     found = out, out.with_suffix(".png"), out.with_suffix(".csv")
-    outputs.claim(MAKER, *found, inputs=[clip])
+    outputs.claim(outputs.GENERATE, *found, inputs=[clip])
     return found
 
 
@@ -156,7 +156,7 @@ def _enlarged(frames: np.ndarray) -> np.ndarray:
 
 def write_video(maker: str, path: Path, frames: np.ndarray, *, fps: int) -> None:
     """uint8 (T, H, W, 3) as H.264 in .mp4, or as .gif; whole or absent; an output of `maker`."""
-    unfinished = path.with_name(f".{path.stem}.{get_native_id()}{path.suffix}")
+    unfinished = outputs.unfinished(path)
     try:
         if path.suffix == ".gif":
             images = [Image.fromarray(f) for f in frames]

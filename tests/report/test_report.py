@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from analysis import figures
-from analysis.frontier import StudyLaw
-from analysis.report import write_report
+from analysis.frontier import StudyLaw, fit_frontier
+from analysis.report import _compute_section, write_report
 from analysis.report_data import run_table
 from analysis.style import number_text
 from scaling.outputs import RECORD
@@ -166,6 +166,19 @@ def test_an_unchanged_page_is_left_alone(
     write_report(tmp_path, rows, study_law, config_text="a: 2")
     assert "a: 2" in page_of(path).text
     assert sorted(p.name for p in tmp_path.iterdir()) == [RECORD, "report.html"]
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("budget", "is the loss to expect of each budget’s best size"),
+        ("lowest", "takes the lowest"),
+    ],
+)
+def test_how_the_points_were_read_is_said(rows: pd.DataFrame, method: str, said: str) -> None:
+    law = fit_frontier(rows, method=method, resamples=200)
+    assert law.averages == (method == "budget") == ("loss to expect" in law.summary())
+    assert f"the frontier {said}" in _compute_section(rows, law)
 
 
 def test_what_is_missing_is_said(rows: pd.DataFrame, tmp_path: Path) -> None:

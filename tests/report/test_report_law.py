@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 
 from analysis import choices, isoflop
-from analysis.frontier import StudyLaw, fit_frontier
+from analysis.frontier import StudyLaw, binned, fit_frontier
 from analysis.report import POSITIONS
 from analysis.report_data import config_section, position_section
 from analysis.report_law import RESAMPLES, choices_section, isoflop_section, trust_section
 from analysis.style import exponent_text
+from tests.report.conftest import simulated_rows
 
 
 def words(section: str) -> str:
@@ -59,13 +60,33 @@ def test_both_forms_the_prediction_and_the_published_laws(
         common = [errors[macs] for macs in both[0].keys() & both[1].keys()]
         assert f"{100 * np.sqrt(np.mean(np.square(common))):.2f}%" in text
     top = study_law.points.iloc[-1]
-    smaller = rows[~(rows.budget_macs >= top.budget_macs * (1 - 1e-9))]
-    before = fit_frontier(smaller, form=study_law.law.form, resamples=RESAMPLES).law
+    kept = rows[~(rows.budget_macs >= top.budget_macs * (1 - 1e-9))]
+    before = fit_frontier(kept, form=study_law.law.form, resamples=RESAMPLES).law
     promised = before.predict(float(top.macs_total))
     for number in (promised.loss, promised.run_low, promised.run_high, top.val_loss):
         assert f"{number:.4f}" in text
     inside = promised.run_low <= top.val_loss <= promised.run_high
     assert f"measured, {'in' if inside else 'out'}side that" in text
+
+
+def test_the_largest_bin_of_a_cloud_is_held_out_whole() -> None:
+    """Its cheaper runs too: they are part of the point that is to be predicted."""
+    rng = np.random.default_rng(0)
+    macs, params = 10 ** rng.uniform(11, 14, 120), 10 ** rng.uniform(5, 6, 120)
+    tokens = macs / (3 * params)
+    cloud = simulated_rows().iloc[[-1] * 120].assign(
+        run_id=[f"r{i}" for i in range(120)], role="ladder", decayed=True, status="finished",
+        budget_macs=np.nan, macs_total=macs, params=params, tokens=tokens,
+        val_loss=(2 + 6 / params**0.25 + 60 / tokens**0.35) * np.exp(rng.normal(0, 0.003, 120)),
+    ).reset_index(drop=True)  # fmt: skip
+    law = fit_frontier(cloud, resamples=200)
+    assert law.method == "binned"
+    kept = law.smaller(cloud)
+    top = binned(cloud)["budget_macs"].max()
+    in_top = cloud[binned(cloud)["budget_macs"] == top]
+    assert len(in_top) > 5 and in_top.macs_total.min() < law.points.macs_total.iloc[-1]
+    assert kept.macs_total.max() < in_top.macs_total.min()
+    assert len(kept) + len(in_top) == len(cloud)
 
 
 def test_other_analysts(rows: pd.DataFrame, study_law: StudyLaw) -> None:
