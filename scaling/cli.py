@@ -212,9 +212,11 @@ def ui(
     folder: FolderArg,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
-    """Open the study's runs in MLflow's pages, on this machine only.
+    """Show the study's runs in MLflow's pages, to you alone: the printed address holds a secret.
 
     Example: `scaling ui studies/quickstart`
+
+    On a login node: `ssh -L 5000:127.0.0.1:5000 NODE` from your own machine, then that address.
     """
     from scaling import track
 
