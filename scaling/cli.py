@@ -31,7 +31,10 @@ app = typer.Typer(
 )
 
 ConfigArg = Annotated[
-    Path, typer.Argument(help="A study: sweeps/*.yaml, or the folder of one that was started.")
+    Path,
+    typer.Argument(
+        help="A study: a YAML file, the name of one that ships, or a started one's folder."
+    ),
 ]
 FolderArg = Annotated[Path, typer.Argument(help="The study's folder, e.g. studies/quickstart.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder that holds all studies.")]
