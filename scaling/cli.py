@@ -186,8 +186,9 @@ def train(
     Example: `scaling train studies/quickstart/runs/0a1b2c3d4e5f`
     """
     from scaling import outputs
-    from scaling.checkpoint import STOP, Interrupted, RunBusy
+    from scaling.checkpoint import STOP, Interrupted
     from scaling.config import RunConfig
+    from scaling.files import RunBusy
     from scaling.results import POSITIONS, loss_unit
     from scaling.train import train as run_train
 
@@ -294,7 +295,7 @@ def main() -> None:
         sys.stderr.close()  # `scaling status | head`
         sys.exit(0)
     except OSError as error:  # a library that writes (Optuna's journal) meets a full disk too
-        from scaling.checkpoint import storage_error
+        from scaling.files import storage_error
 
         told = storage_error(error, Path(error.filename or "the study's folder"))
         if not isinstance(told, UserError):

@@ -464,8 +464,8 @@ class RunConfig:
         """Read back a run directory's config.yaml. Raises UserError when it is not one."""
         if not path.exists():
             raise UserError(f"{path}: no such run configuration")
-        fields, _ = yaml_file.read(path)
         try:
+            fields, _ = yaml_file.read(path)
             model = ModelConfig(**fields["model"])  # refuses unknown keys, as this class does
             return _RUN.validate_python(dataclasses.asdict(cls(**fields | {"model": model})))
         except (TypeError, KeyError, ValueError) as error:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling.checkpoint import RunBusy, RunLock, held
 from scaling.config import SCHEMA, RunConfig
 from scaling.errors import UserError
+from scaling.files import RunBusy, RunLock, held
 from scaling.results import read_run
 from scaling.status import check_schema, read_plan
 

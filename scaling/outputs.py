@@ -14,9 +14,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from scaling import disk
-from scaling.checkpoint import storage_error, write_atomic
+from scaling import files
 from scaling.errors import UserError
+from scaling.files import storage_error
 
 RECORD = ".scaling-made.jsonl"
 STUDY = "scaling study"  # makes what lies at the top of a study's folder, as do its probes
@@ -48,13 +48,13 @@ def write(maker: str, path: Path, data: bytes | str) -> None:
     """Write a file of `maker`'s, whole or not at all. Raises UserError as `claim`; no space."""
     payload = data.encode() if isinstance(data, str) else data
     _note(maker, path, hashlib.sha256(payload).hexdigest())
-    write_atomic(path, payload)
+    files.write(path, payload)
 
 
 def place(maker: str, temporary: Path, path: Path) -> None:
     """Give a written file its name, as `write` does."""
     _note(maker, path, _sha256(temporary))
-    disk.settle(temporary, path)
+    files.settle(temporary, path)
 
 
 def remove(maker: str, path: Path) -> None:

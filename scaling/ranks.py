@@ -25,10 +25,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from scaling import checkpoint
-from scaling.checkpoint import Interrupted, RunBusy, StopFlag
+from scaling import checkpoint, files
+from scaling.checkpoint import Interrupted, StopFlag
 from scaling.config import RunConfig
 from scaling.errors import UserError
+from scaling.files import RunBusy
 
 T = TypeVar("T")
 FAILED = "failed"  # key of the store: which rank failed first, and of what
@@ -308,7 +309,7 @@ def _save_shards(
     except CheckpointException as error:  # of any rank, on all; not even an Exception
         for cause, _ in error.failures.values():
             if isinstance(cause, OSError):
-                raise checkpoint.storage_error(cause, path) from error
+                raise files.storage_error(cause, path) from error
         raise RuntimeError(str(error)) from error
     return ranks.by_first(lambda: checkpoint.seal_shards(folder))
 

@@ -158,9 +158,9 @@ def _number(value: Any) -> Any:
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Export a frame so that `load` gives it back to the last digit."""
-    from scaling.checkpoint import write_atomic
+    from scaling import files
 
-    write_atomic(path, table.to_csv(index=False))
+    files.write(path, table.to_csv(index=False))
 
 
 def load(source: str | Path) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from scaling.checkpoint import write_atomic
+from scaling import files
 from scaling.config import SCHEMA, RunConfig
 from scaling.errors import UserError
 from scaling.schedule import segments
@@ -43,7 +43,7 @@ def write_plan(
     text = json.dumps({"schema": SCHEMA, "later_macs": later_macs, "runs": entries}, indent=1)
     path = folder / "plan.json"
     if not path.exists() or path.read_text() != text:
-        write_atomic(path, text)
+        files.write(path, text)
 
 
 def read_plan(folder: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
-from scaling.checkpoint import write_atomic
+from scaling import files
 from scaling.errors import UserError
 from scaling.gate import Gate
 from scaling.results import SOURCE_PREFIX, Row, finished_runs, read_run
@@ -75,7 +75,7 @@ def sync(study_dir: Path, uri: str | None = None, *, force: bool = False) -> int
         missing = {name: digest for name, digest in digests.items() if name not in there}
         for name, digest in missing.items():
             _send(client, experiment, study_dir / "runs" / name, digest)
-    write_atomic(record, now)
+    files.write(record, now)
     return len(missing)
 
 

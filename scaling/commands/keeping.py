@@ -77,7 +77,7 @@ def cancel(folder: FolderArg) -> None:
 
     Example: `scaling cancel studies/quickstart`
     """
-    from scaling.checkpoint import held
+    from scaling.files import held
     from scaling.study_file import load_study
 
     config = load_study(folder / "study.yaml")
@@ -107,7 +107,7 @@ def sync(folder: FolderArg) -> None:
     Example: `scaling sync studies/quickstart`
     """
     from scaling import track
-    from scaling.checkpoint import RunBusy, RunLock
+    from scaling.files import RunBusy, RunLock
     from scaling.study_file import load_study
 
     config = load_study(folder / "study.yaml")

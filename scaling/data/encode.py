@@ -30,7 +30,7 @@ import numpy as np
 from safetensors import safe_open
 
 from models.tokenizers.codebook import Codebook
-from scaling import disk
+from scaling import files
 from scaling.data import shards
 from scaling.data.fit_tokenizer import Kept, Progress, fit, silent
 from scaling.data.join import Joiner, part_path
@@ -77,9 +77,9 @@ def prepare(
             f"data.size={data.size} px is no multiple of tokenizer.patch={tokenizer.patch} px. Use "
             "a patch that divides the size."
         )
-    with disk.explained(root):
+    with files.explained(root):
         root.mkdir(parents=True, exist_ok=True)
-        with disk.lock(root / f".{key}.lock"):
+        with files.RunLock(root, f".{key}.lock", wait=True):
             if not (target / "index.json").exists():
                 (work / "parts").mkdir(parents=True, exist_ok=True)
                 reader = Reader(data, seed, sources)
@@ -87,7 +87,7 @@ def prepare(
                 if target.exists():  # a directory without an index: someone's remains
                     shutil.rmtree(target)
                 os.replace(work / "done", target)
-                disk.sync_folder(root)
+                files.sync_folder(root)
             shutil.rmtree(work, ignore_errors=True)
     return target
 
@@ -175,7 +175,7 @@ def _encode_unit(work: Path, reader: Reader, tokenizer: Any, unit: Unit) -> int:
         part["pixels"] = pixels
     np.savez(buffer, **part)
     path.parent.mkdir(exist_ok=True)
-    disk.write(path, buffer.getvalue())
+    files.write(path, buffer.getvalue())
     return len(codes)
 
 
@@ -306,7 +306,7 @@ class _Encoder:
                 if isinstance(error, UserError):
                     raise
                 raise UserError(f"tokenizer: {error}") from error
-            disk.settle(temporary, path)
+            files.settle(temporary, path)
             Kept.drop(kept)
         tokenizer = _tokenizer(path)
         for name in ("patch", "codes"):

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling.checkpoint import STOP, write_atomic
+from scaling import files
+from scaling.checkpoint import STOP
 from scaling.config import LaunchConfig
 from scaling.errors import UserError
 from scaling.jobs.launch import (
@@ -171,7 +172,7 @@ class Slurm:
             self._new = [job for job in self._new if job not in jobs]
             folder = new_folder(self._folder)
             folder.mkdir(parents=True)
-            write_atomic(folder / RUNS, json.dumps([str(job.run_dir.resolve()) for job in jobs]))
+            files.write(folder / RUNS, json.dumps([str(job.run_dir.resolve()) for job in jobs]))
             launch, threads = self._launch, self._threads
             if gpus is not None:
                 launch = launch.model_copy(update={"gpus": gpus})

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from models.family import FAMILY
-from scaling.checkpoint import RunLock
 from scaling.config import RunConfig
 from scaling.doctor import examine
 from scaling.errors import UserError
+from scaling.files import RunLock
 from scaling.status import write_plan
 
 RUN = RunConfig(
