@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -52,34 +53,66 @@ def previous(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
 
 
-def load(path: Path, *, shards: bool = True) -> tuple[dict[str, Any] | None, list[str]]:
+def load(
+    path: Path, *, shards: bool = True, wrong: Callable[[dict[str, Any]], str] = lambda state: ""
+) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint that verifies, and what was wrong with those that did not.
 
     Returns (None, notes) when there is none. Never executes code from the file. With shards=False
-    the folder of a sharded checkpoint is not read (one rank does it for all).
+    the folder of a sharded checkpoint is not read (one rank does it for all). `wrong` says what
+    makes a state unfit for its reader, or ''.
     """
-    import torch
-
     notes: list[str] = []
     for candidate in (path, previous(path)):
-        try:
-            content = candidate.read_bytes()
-        except FileNotFoundError:
+        state, why = _read(candidate)
+        if state is None and not why:
             continue
-        digest, payload = content[:32], content[32:]
-        wrong = "checksum differs" if hashlib.sha256(payload).digest() != digest else ""
-        if not wrong:
-            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-            wrong = _wrong_shards(path.parent, state.get("shards")) if shards else ""
-        if not wrong:
-            if shards and state.get("shards"):  # what came after it belongs to no checkpoint
-                for folder in shard_folders(path):
-                    if folder.name > state["shards"]["folder"]:
-                        shutil.rmtree(folder, ignore_errors=True)
-            return state, notes
-        notes.append(f"{candidate.name} is damaged ({wrong}); set aside")
-        os.replace(candidate, candidate.with_name(candidate.name + ".damaged"))
+        if state is not None:
+            why = wrong(state)
+            if shards and not why:
+                why = _wrong_shards(path, state.get("shards"))
+        if state is None or why:
+            notes.append(f"{candidate.name} is damaged ({why}); set aside")
+            os.replace(candidate, _aside(candidate))
+            continue
+        if shards and state.get("shards"):  # what came after it belongs to no checkpoint
+            for folder in shard_folders(path):
+                if folder.name > state["shards"]["folder"]:
+                    shutil.rmtree(folder, ignore_errors=True)
+        return state, notes
     return None, notes
+
+
+def _read(candidate: Path) -> tuple[dict[str, Any] | None, str]:
+    """A checkpoint's state, or what is wrong with it; (None, '') where there is none."""
+    import torch
+
+    try:
+        content = candidate.read_bytes()
+    except FileNotFoundError:
+        return None, ""
+    except OSError as error:  # a folder of that name, a bad block
+        return None, f"it cannot be read: {error.strerror}"
+    digest, payload = content[:32], content[32:]
+    if hashlib.sha256(payload).digest() != digest:
+        return None, "checksum differs"
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file that somebody else wrote makes of the reader
+        return None, f"it holds no state: {type(error).__name__}"
+    if not isinstance(state, dict):
+        return None, f"it holds a {type(state).__name__}, no state"
+    return state, ""
+
+
+def _aside(candidate: Path) -> Path:
+    """A free name for a damaged file or folder: an earlier one is kept."""
+    target = candidate.with_name(candidate.name + ".damaged")
+    number = 1
+    while target.exists():
+        number += 1
+        target = candidate.with_name(f"{candidate.name}.{number}.damaged")
+    return target
 
 
 def shard_folders(path: Path) -> list[Path]:
@@ -121,15 +154,24 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _wrong_shards(run_dir: Path, shards: dict[str, Any] | None) -> str:
+def _wrong_shards(path: Path, shards: Any) -> str:
+    """What is wrong with the sharded weights that a state names. They lie beside it, nowhere else:
+    a name that leads away belongs to somebody else's file."""
     if shards is None:
         return ""
-    for name, sha256 in shards["sha256"].items():
-        file = run_dir / shards["folder"] / name
+    try:
+        folder, digests = str(shards["folder"]), dict(shards["sha256"])
+    except (TypeError, KeyError, ValueError):
+        return "its list of shards is none"
+    names = [folder, *map(str, digests)]
+    if not folder.startswith(f"{path.name}.shards-") or any("/" in n or n == ".." for n in names):
+        return f"its shards are not beside it: {folder}"
+    for name, sha256 in digests.items():
+        file = path.parent / folder / name
         if not file.is_file():
-            return f"{shards['folder']}/{name} is missing"
+            return f"{folder}/{name} is missing"
         if _sha256(file) != sha256:
-            return f"{shards['folder']}/{name}: checksum differs"
+            return f"{folder}/{name}: checksum differs"
     return ""
 
 

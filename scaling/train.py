@@ -139,7 +139,17 @@ def _train(
         "loss_steps": 0,
         "seconds": 0.0,
     }
-    saved = load(run_dir / "checkpoint.pt", ranks, log)
+    needed = set(state)
+
+    def wrong(saved: dict[str, Any]) -> str:
+        """A file of another run, or with parts missing, is not continued from."""
+        if saved.get("run_id", run.run_id) != run.run_id:
+            return f"it is of run {saved['run_id']}"
+        weights = {"shards"} if "shards" in saved else {"model", "optimizer"}
+        missing = (needed | weights) - saved.keys()
+        return f"it lacks {', '.join(sorted(missing))}" if missing else ""
+
+    saved = load(run_dir / "checkpoint.pt", ranks, log, wrong)
     if saved is not None:
         restore(run_dir, saved, model, optim)
         state = saved
@@ -155,7 +165,7 @@ def _train(
 
     def keep(name: str, **changes: Any) -> None:
         now = state | {"seconds": seconds(), "window": float(ranks.total(window))} | changes
-        now["rows"] = json.dumps(now["rows"])
+        now |= {"rows": json.dumps(now["rows"]), "run_id": run.run_id}
         save(run_dir / name, now, model, optim, ranks, sharded=sharded)
 
     def seconds() -> float:
@@ -295,7 +305,7 @@ def _train(
             break
         if segment.cooldown:  # back to the branch point
             rows, spent = state["rows"], seconds()
-            trunk = load(run_dir / "trunk.pt", ranks, log)
+            trunk = load(run_dir / "trunk.pt", ranks, log, wrong)
             if trunk is None:
                 raise UserError(
                     f"{run_dir}/trunk.pt: every copy is damaged; remove the run directory and run "
