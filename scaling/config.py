@@ -30,8 +30,9 @@ from scaling.errors import UserError, did_you_mean
 
 SCHEMA = 1  # version of the run directory and of the rows; part of every run's identity
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**15)]  # beyond it nothing here is counted exactly
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Sequences = Annotated[int, Field(gt=0, le=10**10)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Parametrization = Literal["mup", "standard", "completep"]  # completep: muP, over depth as well
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's and Optuna's generators take
@@ -79,8 +80,10 @@ class DataConfig(Section):
     zoom: Annotated[float, Field(ge=1, le=16)] = 1.0
     pixels: bool = False  # store the frames beside the tokens: for models that see patches
     clips_per_video: Positive = 4  # random crops in space and time of one training video
-    train_sequences: Positive = 4096  # of the generated source and of image folders
-    val_sequences: Positive = 64  # per source, at most
+    train_sequences: Annotated[int, Field(gt=0, le=10**10)] = (
+        4096  # of the generated source and of image folders
+    )
+    val_sequences: Annotated[int, Field(gt=0, le=10**10)] = 64  # per source, at most
     val_fraction: Fraction = 0.1  # of the files; a file is in training or validation, never both
 
     @field_validator("sources")
@@ -250,7 +253,7 @@ class LaunchConfig(Section):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: Annotated[int, Field(ge=0)] = 0  # per node
+    gpus: Annotated[int, Field(ge=0, le=10_000)] = 0  # per node
     gpu_memory_gb: PositiveFloat | None = None  # given: a run takes as few of `gpus` as it fits on
     nodes: Positive = 1
     mem_gb: Positive | None = None
@@ -271,7 +274,7 @@ class FitConfig(Section):
     """How the law is fitted."""
 
     form: Literal["select", "power", "saturating"] = "select"  # select: by held-out error
-    resamples: Annotated[int, Field(ge=200)] = 4000
+    resamples: Annotated[int, Field(ge=200, le=1_000_000)] = 4000
 
 
 class ProbeConfig(Section):

@@ -24,10 +24,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from scaling.errors import UserError
 
+T = TypeVar("T")
 BEAT_SECONDS = 10.0
 PATIENCE_SECONDS = 45.0  # without a beat, after which a holder on another host counts as dead
 CLAIM_SECONDS = 2.0  # without `flock`: longer than a write takes to be seen by other hosts
@@ -76,6 +77,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """The value of a JSON file that must be of a kind (dict, list).
+
+    Raises OSError, or ValueError for whatever else is wrong with it.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except RecursionError:
+        raise ValueError("it is nested without end") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"it holds a {type(value).__name__}, not a {kind.__name__}")
+    return value
 
 
 def storage_error(error: OSError, path: Path) -> Exception:
@@ -168,7 +183,7 @@ class RunLock:
     ) -> None:
         self._left.set()
         self._beats.join()
-        record = _read(self.path)
+        record = holder(self.path)
         if record is not None and record.get("token") == self._token:
             os.ftruncate(self._file, 0)
         os.close(self._file)
@@ -177,9 +192,9 @@ class RunLock:
         """Whether the lock is ours now. Raises RunBusy when it is not and nobody wants to wait."""
         flock = _flock(descriptor)
         if flock is False:
-            return self._busy(_read(self.path))
+            return self._busy(holder(self.path))
         seen, since = None, time.monotonic()
-        while (record := _read(self.path)) is not None:
+        while (record := holder(self.path)) is not None:
             alive = _alive(record, flock)
             if alive is False:
                 break
@@ -199,14 +214,14 @@ class RunLock:
         self._put(descriptor, 0)
         if flock is None:
             time.sleep(CLAIM_SECONDS)  # of several that write at the same moment the last one stays
-        record = _read(self.path)
+        record = holder(self.path)
         return (record is not None and record.get("token") == self._token) or self._busy(record)
 
     def _busy(self, record: dict[str, Any] | None) -> bool:
         if self._wait:
             return False
-        holder = "another process" if record is None else _named(record)
-        raise RunBusy(f"{self.path.parent} is in use by {holder}")
+        who = "another process" if record is None else _named(record)
+        raise RunBusy(f"{self.path.parent} is in use by {who}")
 
     def _put(self, descriptor: int, beat: int) -> None:
         record = {
@@ -227,7 +242,7 @@ class RunLock:
     def _beat(self) -> None:
         beat = 0
         while not self._left.wait(BEAT_SECONDS):
-            record = _read(self.path)
+            record = holder(self.path)
             if record is not None and record.get("token") != self._token:
                 self._say(
                     f"{self.path.parent} is in use by {_named(record)} now, because this process "
@@ -250,7 +265,7 @@ def held(lock: Path) -> bool:
         flock = _flock(descriptor)
         if flock is False:
             return True
-        record = _read(lock)
+        record = holder(lock)
         alive = record is not None and _alive(record, flock)
         age = time.time() - os.fstat(descriptor).st_mtime
         return abs(age) < PATIENCE_SECONDS if alive is None else alive
@@ -281,7 +296,7 @@ def _flock(descriptor: int) -> bool | None:
     return True
 
 
-def _read(lock: Path) -> dict[str, Any] | None:
+def holder(lock: Path) -> dict[str, Any] | None:
     """The record of a lock file; None where there is none. One that cannot be read names nobody."""
     content = b""
     for _ in range(3):  # one that is being overwritten is whole a moment later

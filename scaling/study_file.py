@@ -123,6 +123,7 @@ def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
 
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, sep, text = override.partition("=")
+    override = override if len(override) <= 120 else f"{override[:117]}..."
     if not sep:
         raise UserError(f"--set {override}: write it as section.key=value")
     try:

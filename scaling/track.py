@@ -53,10 +53,7 @@ def sync(study_dir: Path, uri: str | None = None, *, force: bool = False) -> int
             call sends what is missing.
     """
     address = uri or default_uri(study_dir)
-    digests = {
-        run_dir.name: hashlib.sha256((run_dir / "rows.json").read_bytes()).hexdigest()[:16]
-        for run_dir in finished_runs(study_dir)
-    }
+    digests = _digests(study_dir)
     record = study_dir / "mlflow.sent.json"
     now = json.dumps({"uri": address, "runs": digests}, indent=1)
     with contextlib.suppress(FileNotFoundError):
@@ -77,6 +74,25 @@ def sync(study_dir: Path, uri: str | None = None, *, force: bool = False) -> int
             _send(client, experiment, study_dir / "runs" / name, digest)
     files.write(record, now)
     return len(missing)
+
+
+def unsent(study_dir: Path, uri: str | None = None) -> list[str]:
+    """The runs that `sync` would send, by the record of the last one; MLflow is not asked."""
+    digests = _digests(study_dir)
+    sent: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        last = files.read_json(study_dir / "mlflow.sent.json", dict)
+        if last["uri"] == (uri or default_uri(study_dir)):
+            sent = dict(last["runs"])
+    return [name for name, digest in digests.items() if sent.get(name) != digest]
+
+
+def _digests(study_dir: Path) -> dict[str, str]:
+    """Run -> what its rows are now, for those that count."""
+    return {
+        run_dir.name: hashlib.sha256((run_dir / "rows.json").read_bytes()).hexdigest()[:16]
+        for run_dir in finished_runs(study_dir)
+    }
 
 
 def check(uri: str | None, say: Callable[[str], None]) -> None:

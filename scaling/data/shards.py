@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling import files
 from scaling.errors import UserError
 
 VIDEO_START, END, IMAGE_START = 1, 2, 3  # 0 is never written
@@ -323,7 +324,7 @@ def read_index(path: Path) -> dict[str, Any]:
     """The index of a token directory; UserError when it is not there or not readable."""
     file = path / "index.json"
     try:
-        index = json.loads(file.read_text())
+        index = files.read_json(file, dict)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} holds no token shards: index.json is missing. Run `scaling encode`, or remove "
