@@ -229,9 +229,15 @@ def _journal(journal: Path, mend: bool) -> Iterator[Finding]:
 
 def _tracking(study_dir: Path) -> Iterator[Finding]:
     try:
-        missing = track.unsent(study_dir, load_study(study_dir / "study.yaml").tracking.uri)
+        uri = load_study(study_dir / "study.yaml").tracking.uri
+    except UserError as error:
+        remedy = "Give the study's own file to `scaling study` again, which writes it anew"
+        yield Finding("study.yaml", str(error).splitlines()[0], remedy)
+        return
+    try:
+        missing = track.unsent(study_dir, uri)
     except (OSError, UserError):
-        return  # what is damaged was named above
+        return  # plan.json, which is named above
     if missing:
         yield Finding(
             "mlflow",
