@@ -79,6 +79,7 @@ def prepare(
         )
     with files.explained(root):
         root.mkdir(parents=True, exist_ok=True)
+        _check_room(data, tokenizer, root)
         with files.RunLock(root, f".{key}.lock", wait=True):
             if not (target / "index.json").exists():
                 (work / "parts").mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,21 @@ def prepare(
                 files.sync_folder(root)
             shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _check_room(data: Any, tokenizer: Any, root: Path) -> None:
+    """Generated sources are as long as the study asks: say what cannot fit before it is begun."""
+    codes = data.frames * (data.size // tokenizer.patch) ** 2
+    values = 3 * data.frames * data.size**2 if getattr(data, "pixels", False) else 0
+    each = 2 * codes + values  # bytes
+    generated = sum(source.kind == "leaves" for source in data.sources)
+    needed, free = generated * data.train_sequences * each, shutil.disk_usage(root).free
+    if needed > free:
+        raise UserError(
+            f"data.train_sequences {data.train_sequences:,}: {needed / 1e9:,.0f} GB of tokens for "
+            f"{generated} generated sources, and {free / 1e9:,.0f} GB are free at {root}; ask for "
+            f"fewer, or choose another --out"
+        )
 
 
 def _settings(data: Any, tokenizer: Any, seed: int, sources: tuple[Source, ...]) -> dict[str, Any]:
