@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from models.probes import Recipe
-from scaling import outputs
+from scaling import files, outputs
 from scaling.config import StudyConfig, variants
 from scaling.errors import UserError
 from scaling.representations import finetune, probe
