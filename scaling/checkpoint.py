@@ -1,4 +1,4 @@
-"""Durable state: atomic files, verified checkpoints, one worker per directory, a stop flag.
+"""Durable state: verified checkpoints, and a stop flag.
 
 A checkpoint file is the SHA-256 of its payload (32 bytes) followed by the payload (`torch.save`,
 read back with `weights_only=True`). It replaces its predecessor by rename and the predecessor is
@@ -10,63 +10,20 @@ state then names the folder and the SHA-256 of everything in it: {"shards": {"fo
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import io
-import json
 import os
 import shutil
 import signal
-import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
-from scaling.errors import UserError
+from scaling import files
 
 PARTIAL = ".partial"  # a folder of sharded weights that is being written
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that a reader sees the old or the new content, also after a crash.
-
-    Raises UserError when the device is full; the old file is then untouched.
-    """
-    payload = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise storage_error(error, path) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def storage_error(error: OSError, path: Path) -> Exception:
-    """A full device or a read-only folder is the user's to mend; anything else stays as it is."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"{path}: no space left on the device. Nothing finished was lost; free some space or "
-            f"choose another folder with --out, then run the same command again"
-        )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return UserError(f"{path}: cannot be written ({error.strerror}); choose another --out")
-    return error
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -76,7 +33,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getbuffer()
-    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")
+    temporary = files.unfinished(path)
     try:
         with open(temporary, "wb") as file:
             file.write(hashlib.sha256(payload).digest())
@@ -86,44 +43,76 @@ def save(path: Path, state: dict[str, Any]) -> None:
         if path.exists():
             os.replace(path, previous(path))
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        files.sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise storage_error(error, path) from error
+        raise files.storage_error(error, path) from error
 
 
 def previous(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
 
 
-def load(path: Path, *, shards: bool = True) -> tuple[dict[str, Any] | None, list[str]]:
+def load(
+    path: Path, *, shards: bool = True, wrong: Callable[[dict[str, Any]], str] = lambda state: ""
+) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint that verifies, and what was wrong with those that did not.
 
     Returns (None, notes) when there is none. Never executes code from the file. With shards=False
-    the folder of a sharded checkpoint is not read (one rank does it for all).
+    the folder of a sharded checkpoint is not read (one rank does it for all). `wrong` says what
+    makes a state unfit for its reader, or ''.
     """
-    import torch
-
     notes: list[str] = []
     for candidate in (path, previous(path)):
-        try:
-            content = candidate.read_bytes()
-        except FileNotFoundError:
+        state, why = _read(candidate)
+        if state is None and not why:
             continue
-        digest, payload = content[:32], content[32:]
-        wrong = "checksum differs" if hashlib.sha256(payload).digest() != digest else ""
-        if not wrong:
-            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-            wrong = _wrong_shards(path.parent, state.get("shards")) if shards else ""
-        if not wrong:
-            if shards and state.get("shards"):  # what came after it belongs to no checkpoint
-                for folder in shard_folders(path):
-                    if folder.name > state["shards"]["folder"]:
-                        shutil.rmtree(folder, ignore_errors=True)
-            return state, notes
-        notes.append(f"{candidate.name} is damaged ({wrong}); set aside")
-        os.replace(candidate, candidate.with_name(candidate.name + ".damaged"))
+        if state is not None:
+            why = wrong(state)
+            if shards and not why:
+                why = _wrong_shards(path, state.get("shards"))
+        if state is None or why:
+            notes.append(f"{candidate.name} is damaged ({why}); set aside")
+            os.replace(candidate, _aside(candidate))
+            continue
+        if shards and state.get("shards"):  # what came after it belongs to no checkpoint
+            for folder in shard_folders(path):
+                if folder.name > state["shards"]["folder"]:
+                    shutil.rmtree(folder, ignore_errors=True)
+        return state, notes
     return None, notes
+
+
+def _read(candidate: Path) -> tuple[dict[str, Any] | None, str]:
+    """A checkpoint's state, or what is wrong with it; (None, '') where there is none."""
+    import torch
+
+    try:
+        content = candidate.read_bytes()
+    except FileNotFoundError:
+        return None, ""
+    except OSError as error:  # a folder of that name, a bad block
+        return None, f"it cannot be read: {error.strerror}"
+    digest, payload = content[:32], content[32:]
+    if hashlib.sha256(payload).digest() != digest:
+        return None, "checksum differs"
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file that somebody else wrote makes of the reader
+        return None, f"it holds no state: {type(error).__name__}"
+    if not isinstance(state, dict):
+        return None, f"it holds a {type(state).__name__}, no state"
+    return state, ""
+
+
+def _aside(candidate: Path) -> Path:
+    """A free name for a damaged file or folder: an earlier one is kept."""
+    target = candidate.with_name(candidate.name + ".damaged")
+    number = 1
+    while target.exists():
+        number += 1
+        target = candidate.with_name(f"{candidate.name}.{number}.damaged")
+    return target
 
 
 def shard_folders(path: Path) -> list[Path]:
@@ -143,10 +132,10 @@ def new_shards(path: Path) -> Path:
 def seal_shards(folder: Path) -> dict[str, Any]:
     """Give a folder that is completely written its name; returns what a checkpoint says of it."""
     sha256 = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-    sync_folder(folder)
+    files.sync_folder(folder)
     sealed = folder.with_suffix("")
     os.replace(folder, sealed)
-    sync_folder(sealed.parent)
+    files.sync_folder(sealed.parent)
     return {"folder": sealed.name, "sha256": sha256}
 
 
@@ -165,68 +154,25 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _wrong_shards(run_dir: Path, shards: dict[str, Any] | None) -> str:
+def _wrong_shards(path: Path, shards: Any) -> str:
+    """What is wrong with the sharded weights that a state names. They lie beside it, nowhere else:
+    a name that leads away belongs to somebody else's file."""
     if shards is None:
         return ""
-    for name, sha256 in shards["sha256"].items():
-        file = run_dir / shards["folder"] / name
-        if not file.is_file():
-            return f"{shards['folder']}/{name} is missing"
-        if _sha256(file) != sha256:
-            return f"{shards['folder']}/{name}: checksum differs"
-    return ""
-
-
-class RunBusy(RuntimeError):
-    """Another live process works in this directory."""
-
-
-class RunLock:
-    """Exclusive use of a directory for the life of a process (an `flock`, so a crash frees it).
-
-    The lock file names its holder, for people and for `scaling status`.
-    """
-
-    def __init__(self, folder: Path, name: str = "lock") -> None:
-        self.path = folder / name
-        self._file: Any = None
-
-    def __enter__(self) -> RunLock:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+")  # held until __exit__
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise RunBusy(f"{self.path.parent} is in use by {holder}") from None
-        self._file.truncate(0)
-        job = os.environ.get("SLURM_JOB_ID")
-        self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "job": job}))
-        self._file.flush()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.truncate(0)
-        self._file.close()
-
-
-def held(lock: Path) -> bool:
-    """Whether a live process holds a lock file."""
     try:
-        with open(lock, "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+        folder, digests = str(shards["folder"]), dict(shards["sha256"])
+    except (TypeError, KeyError, ValueError):
+        return "its list of shards is none"
+    names = [folder, *map(str, digests)]
+    if not folder.startswith(f"{path.name}.shards-") or any("/" in n or n == ".." for n in names):
+        return f"its shards are not beside it: {folder}"
+    for name, sha256 in digests.items():
+        file = path.parent / folder / name
+        if not file.is_file():
+            return f"{folder}/{name} is missing"
+        if _sha256(file) != sha256:
+            return f"{folder}/{name}: checksum differs"
+    return ""
 
 
 class Interrupted(RuntimeError):

@@ -31,7 +31,10 @@ app = typer.Typer(
 )
 
 ConfigArg = Annotated[
-    Path, typer.Argument(help="A study: sweeps/*.yaml, or the folder of one that was started.")
+    Path,
+    typer.Argument(
+        help="A study: a YAML file, the name of one that ships, or a started one's folder."
+    ),
 ]
 FolderArg = Annotated[Path, typer.Argument(help="The study's folder, e.g. studies/quickstart.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder that holds all studies.")]
@@ -183,8 +186,9 @@ def train(
     Example: `scaling train studies/quickstart/runs/0a1b2c3d4e5f`
     """
     from scaling import outputs
-    from scaling.checkpoint import STOP, Interrupted, RunBusy
+    from scaling.checkpoint import STOP, Interrupted
     from scaling.config import RunConfig
+    from scaling.files import RunBusy
     from scaling.results import POSITIONS, loss_unit
     from scaling.train import train as run_train
 
@@ -212,9 +216,11 @@ def ui(
     folder: FolderArg,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
-    """Open the study's runs in MLflow's pages, on this machine only.
+    """Show the study's runs in MLflow's pages, to you alone: the printed address holds a secret.
 
     Example: `scaling ui studies/quickstart`
+
+    On a login node: `ssh -L 5000:127.0.0.1:5000 NODE` from your own machine, then that address.
     """
     from scaling import track
 
@@ -290,7 +296,7 @@ def main() -> None:
         sys.stderr.close()  # `scaling status | head`
         sys.exit(0)
     except OSError as error:  # a library that writes (Optuna's journal) meets a full disk too
-        from scaling.checkpoint import storage_error
+        from scaling.files import storage_error
 
         told = storage_error(error, Path(error.filename or "the study's folder"))
         if not isinstance(told, UserError):

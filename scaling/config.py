@@ -13,17 +13,34 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from models.family import FAMILY, ModelConfig
+from scaling import yaml_file
 from scaling.errors import UserError, did_you_mean
 
 SCHEMA = 1  # version of the run directory and of the rows; part of every run's identity
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**15)]  # beyond it nothing here is counted exactly
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Sequences = Annotated[int, Field(gt=0, le=10**10)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Parametrization = Literal["mup", "standard", "completep"]  # completep: muP, over depth as well
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's and Optuna's generators take
+Octave = Annotated[float, Field(ge=-64, le=64)]  # log2 of a learning rate
+Switch = Annotated[  # YAML reads a bare `on` or `off` as a truth value
+    Literal["auto", "on", "off"],
+    BeforeValidator(lambda v: {True: "on", False: "off"}[v] if isinstance(v, bool) else v),
+]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -63,8 +80,10 @@ class DataConfig(Section):
     zoom: Annotated[float, Field(ge=1, le=16)] = 1.0
     pixels: bool = False  # store the frames beside the tokens: for models that see patches
     clips_per_video: Positive = 4  # random crops in space and time of one training video
-    train_sequences: Positive = 4096  # of the generated source and of image folders
-    val_sequences: Positive = 64  # per source, at most
+    train_sequences: Annotated[int, Field(gt=0, le=10**10)] = (
+        4096  # of the generated source and of image folders
+    )
+    val_sequences: Annotated[int, Field(gt=0, le=10**10)] = 64  # per source, at most
     val_fraction: Fraction = 0.1  # of the files; a file is in training or validation, never both
 
     @field_validator("sources")
@@ -127,7 +146,7 @@ class TrainConfig(Section):
     batch: Positive = 8  # sequences per step
     micro_batch: Positive | None = None  # sequences of one forward pass, over all ranks; null: all
     recompute: bool = False  # activation checkpointing: less memory, a third more compute
-    compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA, and on a CPU where it pays
+    compile: Switch = "auto"  # auto: on CUDA, and on a CPU where it pays
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of a run on several ranks: replicate, or shard
     schedule: Literal["wsd", "cosine"] = "wsd"
     warmup_steps: Annotated[int, Field(ge=0)] = 50
@@ -135,7 +154,7 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     grad_clip: PositiveFloat = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, else fp32
-    evals: Annotated[int, Field(ge=0)] = 8  # mid-schedule evaluations, log-spaced
+    evals: Annotated[int, Field(ge=0, le=10_000)] = 8  # mid-schedule evaluations, log-spaced
     checkpoint_seconds: PositiveFloat = 30.0
 
     @model_validator(mode="after")
@@ -159,8 +178,8 @@ class LrConfig(Section):
     depths: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # instead of `layers`
     parametrization: Parametrization | None = None  # null: that of `model`
     heads: Positive = 4
-    log2_min: int = -9
-    log2_max: int = -4
+    log2_min: Annotated[int, Field(ge=-64, le=64)] = -9
+    log2_max: Annotated[int, Field(ge=-64, le=64)] = -4
     steps: Positive = 500  # of each run: muP carries a rate over width at equal steps
     sampler: Literal["grid", "tpe", "gp"] = "grid"
 
@@ -201,8 +220,8 @@ class LadderConfig(Section):
     budgets_macs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, strict=False)]
     tokens_per_param: tuple[PositiveFloat, PositiveFloat] | None = Field(default=None, strict=False)
     max_tokens: PositiveFloat | None = None  # that a run may see
-    seeds: Positive = 1
-    log2_lr: float | None = None  # skip the sweep and use this rate
+    seeds: Annotated[int, Field(gt=0, le=10_000)] = 1  # runs that differ in their seed alone
+    log2_lr: Octave | None = None  # skip the sweep and use this rate
 
     @field_validator("sizes")
     @classmethod
@@ -234,7 +253,7 @@ class LaunchConfig(Section):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: Annotated[int, Field(ge=0)] = 0  # per node
+    gpus: Annotated[int, Field(ge=0, le=10_000)] = 0  # per node
     gpu_memory_gb: PositiveFloat | None = None  # given: a run takes as few of `gpus` as it fits on
     nodes: Positive = 1
     mem_gb: Positive | None = None
@@ -255,7 +274,7 @@ class FitConfig(Section):
     """How the law is fitted."""
 
     form: Literal["select", "power", "saturating"] = "select"  # select: by held-out error
-    resamples: Annotated[int, Field(ge=200)] = 4000
+    resamples: Annotated[int, Field(ge=200, le=1_000_000)] = 4000
 
 
 class ProbeConfig(Section):
@@ -318,7 +337,7 @@ class StudyConfig(Section):
     """
 
     study: Slug
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelSection = ModelSection()
@@ -446,16 +465,21 @@ class RunConfig:
     @classmethod
     def from_yaml(cls, path: Path) -> RunConfig:
         """Read back a run directory's config.yaml. Raises UserError when it is not one."""
+        if not path.exists():
+            raise UserError(f"{path}: no such run configuration")
         try:
-            fields = yaml.safe_load(path.read_text())
-            fields["model"] = ModelConfig(**fields["model"])
-            fields["budgets_steps"] = tuple(fields["budgets_steps"])
-            fields["budgets_macs"] = tuple(fields["budgets_macs"])
-            return cls(**fields)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such run configuration") from None
-        except (yaml.YAMLError, TypeError, KeyError) as error:
+            fields, _ = yaml_file.read(path)
+            model = ModelConfig(**fields["model"])  # refuses unknown keys, as this class does
+            return _RUN.validate_python(dataclasses.asdict(cls(**fields | {"model": model})))
+        except (TypeError, KeyError, ValueError) as error:
+            said = str(error)
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise UserError(
-                f"{path}: not a run configuration of schema {SCHEMA} ({error}); it was written by "
+                f"{path}: not a run configuration of schema {SCHEMA} ({said}); it was written by "
                 f"another version or damaged. Remove the run directory to train it again"
             ) from None
+
+
+_RUN = TypeAdapter(RunConfig)  # the types of its fields, which a dataclass does not hold

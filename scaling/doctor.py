@@ -6,17 +6,18 @@ said with its remedy. Runs need no doctor to continue: this is for looking befor
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling.checkpoint import RunBusy, RunLock, held
+from scaling import track
 from scaling.config import SCHEMA, RunConfig
 from scaling.errors import UserError
+from scaling.files import RunBusy, RunLock, held
 from scaling.results import read_run
 from scaling.status import check_schema, read_plan
+from scaling.study_file import load_study
 
 LEAST_FREE_BYTES = 1 << 30
 
@@ -147,9 +148,11 @@ def _leftovers(folder: Path, where: str, mend: bool) -> Iterator[Finding]:
 
 def _jobs(study_dir: Path, planned: set[str]) -> Iterator[Finding]:
     """Live cluster jobs of runs that the study has no use for any more."""
-    if not (study_dir / "jobs").is_dir() or shutil.which("squeue") is None:
+    from scaling.jobs.squeue import RUNS, entries
+
+    submitted = any((study_dir / "jobs").glob(f"*/{RUNS}"))  # never, where a study is local
+    if not submitted or shutil.which("squeue") is None:
         return
-    from scaling.jobs.squeue import entries
 
     try:
         live = entries(study_dir / "jobs")
@@ -225,12 +228,16 @@ def _journal(journal: Path, mend: bool) -> Iterator[Finding]:
 
 
 def _tracking(study_dir: Path) -> Iterator[Finding]:
-    finished = {path.parent.name for path in (study_dir / "runs").glob("*/rows.json")}
     try:
-        sent = json.loads((study_dir / "mlflow.sent.json").read_text())["runs"]
-    except (FileNotFoundError, ValueError, KeyError):
-        sent = {}
-    missing = finished - set(sent)
+        uri = load_study(study_dir / "study.yaml").tracking.uri
+    except UserError as error:
+        remedy = "Give the study's own file to `scaling study` again, which writes it anew"
+        yield Finding("study.yaml", str(error).splitlines()[0], remedy)
+        return
+    try:
+        missing = track.unsent(study_dir, uri)
+    except (OSError, UserError):
+        return  # plan.json, which is named above
     if missing:
         yield Finding(
             "mlflow",

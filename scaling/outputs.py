@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import get_native_id
 
-from scaling import disk
-from scaling.checkpoint import storage_error, write_atomic
+from scaling import files
 from scaling.errors import UserError
+from scaling.files import storage_error
 
 RECORD = ".scaling-made.jsonl"
 STUDY = "scaling study"  # makes what lies at the top of a study's folder, as do its probes
@@ -69,7 +69,7 @@ def write(maker: str, path: Path, data: bytes | str) -> None:
     """Write a file of `maker`'s, whole or not at all. Raises UserError as `claim`; no space."""
     payload = data.encode() if isinstance(data, str) else data
     _note(maker, path, hashlib.sha256(payload).hexdigest())
-    write_atomic(path, payload)
+    files.write(path, payload)
 
 
 def wrote(maker: str, folder: Path) -> bool:
@@ -85,7 +85,7 @@ def unfinished(path: Path) -> Path:
 def place(maker: str, temporary: Path, path: Path) -> None:
     """Give a written file its name, as `write` does."""
     _note(maker, path, _sha256(temporary))
-    disk.settle(temporary, path)
+    files.settle(temporary, path)
 
 
 def remove(maker: str, path: Path) -> None:

@@ -25,10 +25,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from scaling import checkpoint
-from scaling.checkpoint import Interrupted, RunBusy, StopFlag
+from scaling import checkpoint, files
+from scaling.checkpoint import Interrupted, StopFlag
 from scaling.config import RunConfig
 from scaling.errors import UserError
+from scaling.files import RunBusy
 
 T = TypeVar("T")
 FAILED = "failed"  # key of the store: which rank failed first, and of what
@@ -230,20 +231,25 @@ def save(
         checkpoint.drop(path, files=2, folders=2)
 
 
-def load(path: Path, ranks: Ranks, log: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest checkpoint that verifies; None where there is none. Raises UserError."""
+def load(
+    path: Path, ranks: Ranks, log: Callable[[str], None], wrong: Callable[[dict[str, Any]], str]
+) -> dict[str, Any] | None:
+    """The newest checkpoint that verifies; None where there is none. Raises UserError.
+
+    `wrong` says what makes a state unfit for this run, or ''.
+    """
     saved: dict[str, Any] | None = None
 
     def verified() -> list[str]:
         nonlocal saved
-        saved, notes = checkpoint.load(path)
+        saved, notes = checkpoint.load(path, wrong=wrong)
         return notes
 
     for note in ranks.by_first(verified):  # which sets the damaged aside before the others look
         log(f"{path.parent.name}: {note}")
     with ranks.alike():
         if not ranks.first:
-            saved, _ = checkpoint.load(path, shards=False)
+            saved, _ = checkpoint.load(path, shards=False, wrong=wrong)
     if not ranks.same(saved and (saved["segment"], saved["step"], saved.get("shards"))):
         raise UserError(
             f"{path}: the ranks see different files; put the study on a file system that all nodes "
@@ -308,7 +314,7 @@ def _save_shards(
     except CheckpointException as error:  # of any rank, on all; not even an Exception
         for cause, _ in error.failures.values():
             if isinstance(cause, OSError):
-                raise checkpoint.storage_error(cause, path) from error
+                raise files.storage_error(cause, path) from error
         raise RuntimeError(str(error)) from error
     return ranks.by_first(lambda: checkpoint.seal_shards(folder))
 

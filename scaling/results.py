@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scaling import files
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
@@ -128,7 +129,9 @@ def read_run(run_dir: Path) -> list[Row] | None:
     """
     path = run_dir / "rows.json"
     try:
-        rows = json.loads(path.read_text())
+        rows = files.read_json(path, list)
+        if not rows or not all(isinstance(row, dict) for row in rows):
+            raise ValueError("it holds no rows")
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
@@ -158,9 +161,7 @@ def _number(value: Any) -> Any:
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Export a frame so that `load` gives it back to the last digit."""
-    from scaling.checkpoint import write_atomic
-
-    write_atomic(path, table.to_csv(index=False))
+    files.write(path, table.to_csv(index=False))
 
 
 def load(source: str | Path) -> pd.DataFrame:
@@ -197,14 +198,14 @@ def finished_runs(study_dir: Path) -> list[Path]:
     """
     found = sorted(p.parent for p in (study_dir / "runs").glob("*/rows.json"))
     try:
-        plan = json.loads((study_dir / "plan.json").read_text())["runs"]
+        plan = files.read_json(study_dir / "plan.json", dict)
+        planned = {entry["run_id"] for entry in plan["runs"]}
     except FileNotFoundError:
         return found
-    except (ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{study_dir}/plan.json: damaged ({error}); remove it and run the study again"
         ) from None
-    planned = {entry["run_id"] for entry in plan}
     return [run_dir for run_dir in found if run_dir.name in planned]
 
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from scaling.checkpoint import write_atomic
+from scaling import files
 from scaling.config import SCHEMA, RunConfig
 from scaling.errors import UserError
 from scaling.schedule import segments
 
 TAIL_BYTES = 8192
+ENTRY = {"run_id", "role", "size", "log2_lr", "steps", "macs", "batch_tokens"}  # of plan.json
 
 
 def write_plan(
@@ -43,7 +44,7 @@ def write_plan(
     text = json.dumps({"schema": SCHEMA, "later_macs": later_macs, "runs": entries}, indent=1)
     path = folder / "plan.json"
     if not path.exists() or path.read_text() != text:
-        write_atomic(path, text)
+        files.write(path, text)
 
 
 def read_plan(folder: Path) -> list[dict[str, Any]]:
@@ -53,11 +54,13 @@ def read_plan(folder: Path) -> list[dict[str, Any]]:
 
 def _plan(folder: Path) -> dict[str, Any]:
     try:
-        plan = json.loads((folder / "plan.json").read_text())
-        return {"schema": SCHEMA, "later_macs": 0, "runs": plan["runs"]} | plan
+        plan = files.read_json(folder / "plan.json", dict)
+        if not all(entry.keys() >= ENTRY for entry in plan["runs"]):
+            raise ValueError("a run in it is not described")
+        return {"schema": SCHEMA, "later_macs": 0} | plan
     except FileNotFoundError:
         return {"schema": SCHEMA, "later_macs": 0, "runs": []}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder}/plan.json: damaged ({error}); remove it and run the study again"
         ) from None
@@ -137,7 +140,7 @@ def run_states(folder: Path, jobs: Mapping[Path, SlurmJob] | None = None) -> lis
 def _state(folder: Path, entry: dict[str, Any], jobs: Mapping[Path, SlurmJob] | None) -> RunState:
     run_dir = folder / "runs" / entry["run_id"]
     tail = _tail(run_dir / "metrics.jsonl")
-    trained = [r for r in tail if "train_loss" in r]
+    trained = [r for r in tail if {"train_loss", "seconds"} <= r.keys()]
     evaluated = [r for r in tail if "val_loss" in r]
     done = trained[-1]["position"] if trained else 0
     speed = None
@@ -245,8 +248,10 @@ def _tail(path: Path) -> list[dict]:
     records = []
     for line in lines:
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+            if "position" in record.keys():  # noqa: SIM118 (only a mapping has keys)
+                records.append(record)
+        except (ValueError, AttributeError, RecursionError):
             continue  # the cut first line, or one that is being written
     return records
 
@@ -254,9 +259,8 @@ def _tail(path: Path) -> list[dict]:
 def _holder(lock: Path) -> str:
     """Who holds a run's lock, or ''. The holder empties the file when it leaves; a crash does not,
     so on this host the process is looked up."""
-    try:
-        held = json.loads(lock.read_text())
-    except (OSError, ValueError):
+    held = files.holder(lock)
+    if held is None:
         return ""
     if held["host"] == socket.gethostname() and not Path(f"/proc/{held['pid']}").exists():
         return ""

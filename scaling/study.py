@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import yaml
 
 from scaling import outputs, plan, results, track
-from scaling.checkpoint import RunBusy, RunLock
 from scaling.config import LrConfig, RunConfig, StudyConfig, variants
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.errors import UserError
+from scaling.files import RunBusy, RunLock
 from scaling.jobs.encode_jobs import on_cluster
 from scaling.jobs.launch import ROWS, Detached, Finished, Job, Launcher, check, resources
 from scaling.progress import Progress

@@ -7,6 +7,7 @@ section.key=value`. Unknown keys, wrong types and broken rules are collected and
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -14,10 +15,12 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from scaling import yaml_file
 from scaling.config import ProbeConfig, Section, StudyConfig, varied
 from scaling.errors import UserError, did_you_mean
 
 SectionT = TypeVar("SectionT", bound=Section)
+SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"  # in a checkout and in a wheel
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -27,23 +30,10 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         path: the YAML file. Relative `path:` entries in it are relative to its folder.
         overrides: `section.key=value` strings; sources are named: `data.sources.NAME.path=DIR`.
     """
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; the sweeps that ship are in sweeps/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a YAML text file ({error})") from None
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        raw = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    path = _shipped(path)
+    raw, lines = yaml_file.read(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a study is a mapping of sections (study, data, ladder, ...)")
-    lines = _lines(node)
     _resolve_paths(raw, path.resolve().parent)
     for variant in _variants_of(raw):
         _resolve_paths(variant, path.resolve().parent)
@@ -109,39 +99,15 @@ def _validated(raw: dict[str, Any]) -> tuple[StudyConfig | None, list[Any]]:
         )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `2e11` as text; a budget is a number. Duplicate keys are mistakes."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' appears twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def _lines(node: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
-    """The 1-based line of every key and list item of a composed YAML document."""
-    lines = {path: node.start_mark.line + 1}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            lines |= _lines(value, (*path, key.value))
-            lines[(*path, key.value)] = key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            lines |= _lines(value, (*path, i))
-    return lines
+def _shipped(path: Path) -> Path:
+    """The path; for a bare name that is no file here, the study of that name that ships."""
+    if path.exists() or path.parent != Path():
+        return path
+    sweeps = {p.stem: p for p in sorted(SWEEPS.glob("*.yaml"))}
+    if path.name in sweeps:
+        return sweeps[path.name]
+    hint = did_you_mean(path.stem, sweeps) or f"; those that ship: {', '.join(sweeps)}"
+    raise UserError(f"{path}: no such file, and no study of that name ships{hint}")
 
 
 def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
@@ -157,10 +123,11 @@ def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
 
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, sep, text = override.partition("=")
+    override = override if len(override) <= 120 else f"{override[:117]}..."
     if not sep:
         raise UserError(f"--set {override}: write it as section.key=value")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value, _ = yaml_file.parse(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: the value is not valid YAML ({error})") from None
     *parents, last = key.split(".")
@@ -206,10 +173,15 @@ def _explain(error: Any, path: Path, lines: dict[tuple[Any, ...], int]) -> str:
         return f"{where}: {name}: missing; add it"
     if kind == "value_error":
         return f"{where}: {name}: {error['ctx']['error']!s}"
+    given = reprlib.repr(error["input"])
+    hint = ""
+    if isinstance(error["input"], bool) and kind != "bool_type":
+        hint = "; YAML reads yes, no, on, off as truth values unless they are in quotes"
     if kind == "literal_error":
-        hint = did_you_mean(str(error["input"]), re.findall(r"'([^']+)'", error["ctx"]["expected"]))
-        return f"{where}: {name}: {error['input']!r} is not one of {error['ctx']['expected']}{hint}"
-    return f"{where}: {name}: {error['input']!r}: {message[0].lower()}{message[1:]}"
+        known = re.findall(r"'([^']+)'", error["ctx"]["expected"])
+        hint = hint or did_you_mean(given.strip("'"), known)
+        return f"{where}: {name}: {given} is not one of {error['ctx']['expected']}{hint}"
+    return f"{where}: {name}: {given}: {message[0].lower()}{message[1:]}{hint}"
 
 
 def _fields_at(loc: tuple[Any, ...]) -> list[str]:

@@ -219,7 +219,7 @@ class Board:
             self._close_empty(study)
             # A sampler made anew from the same seed would propose the same start-up points again.
             trials = len(study.get_trials(deepcopy=False))
-            study.sampler = kind(seed=self.seed + trials, n_startup_trials=4)
+            study.sampler = kind(seed=(self.seed + trials) % 2**32, n_startup_trials=4)
         space = {"log2_lr": optuna.distributions.FloatDistribution(low, high)}
         self._run(launcher, space, wanted=count)
 

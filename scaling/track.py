@@ -15,8 +15,6 @@ import math
 import os
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
-from scaling import search_path
-from scaling.checkpoint import write_atomic
+from scaling import files
 from scaling.errors import UserError
+from scaling.gate import Gate
 from scaling.results import SOURCE_PREFIX, Row, finished_runs, read_run
 
 if TYPE_CHECKING:
@@ -55,10 +53,7 @@ def sync(study_dir: Path, uri: str | None = None, *, force: bool = False) -> int
             call sends what is missing.
     """
     address = uri or default_uri(study_dir)
-    digests = {
-        run_dir.name: hashlib.sha256((run_dir / "rows.json").read_bytes()).hexdigest()[:16]
-        for run_dir in finished_runs(study_dir)
-    }
+    digests = _digests(study_dir)
     record = study_dir / "mlflow.sent.json"
     now = json.dumps({"uri": address, "runs": digests}, indent=1)
     with contextlib.suppress(FileNotFoundError):
@@ -77,8 +72,27 @@ def sync(study_dir: Path, uri: str | None = None, *, force: bool = False) -> int
         missing = {name: digest for name, digest in digests.items() if name not in there}
         for name, digest in missing.items():
             _send(client, experiment, study_dir / "runs" / name, digest)
-    write_atomic(record, now)
+    files.write(record, now)
     return len(missing)
+
+
+def unsent(study_dir: Path, uri: str | None = None) -> list[str]:
+    """The runs that `sync` would send, by the record of the last one; MLflow is not asked."""
+    digests = _digests(study_dir)
+    sent: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        last = files.read_json(study_dir / "mlflow.sent.json", dict)
+        if last["uri"] == (uri or default_uri(study_dir)):
+            sent = dict(last["runs"])
+    return [name for name, digest in digests.items() if sent.get(name) != digest]
+
+
+def _digests(study_dir: Path) -> dict[str, str]:
+    """Run -> what its rows are now, for those that count."""
+    return {
+        run_dir.name: hashlib.sha256((run_dir / "rows.json").read_bytes()).hexdigest()[:16]
+        for run_dir in finished_runs(study_dir)
+    }
 
 
 def check(uri: str | None, say: Callable[[str], None]) -> None:
@@ -156,26 +170,55 @@ def _runs_of(uri: str, study: str, chosen: str) -> list[Any]:
         return list(_search(client, experiment, chosen))
 
 
-def ui(study_dir: Path, port: int = 5000) -> None:
-    """Serve MLflow's pages of a study on this machine's loopback until interrupted.
+def ui(study_dir: Path, port: int = 5000, say: Callable[[str], None] = print) -> None:
+    """Serve MLflow's pages of a study until interrupted, to its user alone.
 
-    Raises UserError when there is nothing to show or the port is taken.
+    MLflow's server does whatever it is asked with the rights of its process, and every account of a
+    machine reaches its loopback: a gate (`scaling.gate`) before it asks for a secret in each
+    request. The server is this very process, so nothing of it outlives the command, and the secret
+    stands in no command line.
+
+    Args:
+        port: on 127.0.0.1.
+        say: is told the address, with its secret.
+    Raises:
+        UserError: there is nothing to show, or the port is taken.
     """
     address = default_uri(study_dir)
     if not _exists(address):
         raise UserError(f"{study_dir}: no mlflow.db here; run the study first")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as listening, contextlib.suppress(KeyboardInterrupt):
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            listening.bind(("127.0.0.1", port))
+            listening.listen()
         except OSError as error:
             raise UserError(f"port {port}: {error.strerror}; choose another with --port") from None
-    command = [sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", address]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with contextlib.suppress(KeyboardInterrupt):
-        # In the study's folder: uvicorn imports from where it is started, whatever Python is told.
-        subprocess.run(command, env=os.environ | search_path.variables() | quiet, cwd=study_dir)
+        _client(address)  # says what is wrong with the database
+        os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+        import uvicorn
+
+        with warnings.catch_warnings():  # of MLflow's own import of Starlette
+            warnings.simplefilter("ignore")
+            from mlflow.server import BACKEND_STORE_URI_ENV_VAR
+            from mlflow.server.fastapi_app import app
+
+        os.environ[BACKEND_STORE_URI_ENV_VAR] = address
+        gate = Gate(app, port)
+        # A log of requests would hold the secret, and a proxy's headers are anybody's to write.
+        # Without a lifespan MLflow leaves this machine's containers alone.
+        settings = uvicorn.Config(
+            gate,
+            access_log=False,
+            log_level="error",
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+        say(f"{gate.address}\nfor you alone; end it with Ctrl-C")
+        uvicorn.Server(settings).run(sockets=[listening])
 
 
 def default_uri(study_dir: Path) -> str:

@@ -24,13 +24,14 @@ import torch
 from models.macs import forward_macs, parameter_counts
 from models.memory import check_fits
 from models.parametrization import build, optimizer
-from scaling import checkpoint
-from scaling.checkpoint import STOP, Interrupted, RunBusy, RunLock, StopFlag, write_atomic
+from scaling import checkpoint, files
+from scaling.checkpoint import STOP, Interrupted, StopFlag
 from scaling.config import RunConfig
 from scaling.data import feed
 from scaling.data.shards import TokenData
 from scaling.device import autocast, compiles, device_name, gemm_peak_macs
 from scaling.errors import UserError
+from scaling.files import RunBusy, RunLock
 from scaling.ranks import Ranks, join, load, restore, save
 from scaling.results import POSITIONS, SOURCE_PREFIX, Row, dumps, loss_unit, read_run
 from scaling.schedule import WINDOW_STEPS, evaluation_steps, position, rate, segments
@@ -86,7 +87,7 @@ def _train(
         if there != run.run_id:
             raise UserError(f"{run_dir} holds run {there}, not {run.run_id}; use its own folder")
         if not config_path.exists() or RunConfig.from_yaml(config_path) != run:
-            write_atomic(config_path, run.to_yaml())
+            files.write(config_path, run.to_yaml())
 
     ranks.by_first(claim)
     device, bf16 = ranks.device, run.precision == "bf16"
@@ -138,7 +139,17 @@ def _train(
         "loss_steps": 0,
         "seconds": 0.0,
     }
-    saved = load(run_dir / "checkpoint.pt", ranks, log)
+    needed = set(state)
+
+    def wrong(saved: dict[str, Any]) -> str:
+        """A file of another run, or with parts missing, is not continued from."""
+        if saved.get("run_id", run.run_id) != run.run_id:
+            return f"it is of run {saved['run_id']}"
+        weights = {"shards"} if "shards" in saved else {"model", "optimizer"}
+        missing = (needed | weights) - saved.keys()
+        return f"it lacks {', '.join(sorted(missing))}" if missing else ""
+
+    saved = load(run_dir / "checkpoint.pt", ranks, log, wrong)
     if saved is not None:
         restore(run_dir, saved, model, optim)
         state = saved
@@ -154,7 +165,7 @@ def _train(
 
     def keep(name: str, **changes: Any) -> None:
         now = state | {"seconds": seconds(), "window": float(ranks.total(window))} | changes
-        now["rows"] = json.dumps(now["rows"])
+        now |= {"rows": json.dumps(now["rows"]), "run_id": run.run_id}
         save(run_dir / name, now, model, optim, ranks, sharded=sharded)
 
     def seconds() -> float:
@@ -202,7 +213,7 @@ def _train(
             loss_T = sum(weights[source] * loss for source, loss in by_position.items())
             record = {"run_id": run.run_id, "size": run.model.name}
             record |= {"tokens_per_frame": data.meta["tokens_per_frame"]}
-            write_atomic(run_dir / POSITIONS, json.dumps(record | {"loss": loss_T.tolist()}))
+            files.write(run_dir / POSITIONS, json.dumps(record | {"loss": loss_T.tolist()}))
         write_metrics(
             val_loss=overall, decayed=decayed, **{f"val_loss/{s}": v for s, v in by_source.items()}
         )
@@ -294,7 +305,7 @@ def _train(
             break
         if segment.cooldown:  # back to the branch point
             rows, spent = state["rows"], seconds()
-            trunk = load(run_dir / "trunk.pt", ranks, log)
+            trunk = load(run_dir / "trunk.pt", ranks, log, wrong)
             if trunk is None:
                 raise UserError(
                     f"{run_dir}/trunk.pt: every copy is damaged; remove the run directory and run "
@@ -337,7 +348,7 @@ def _train(
     def finish() -> list[Row]:
         checkpoint.drop(run_dir / "trunk.pt", files=0, folders=0)
         checkpoint.drop(run_dir / "checkpoint.pt", files=1, folders=int(sharded))
-        write_atomic(run_dir / "rows.json", dumps(state["rows"]))
+        files.write(run_dir / "rows.json", dumps(state["rows"]))
         return state["rows"]
 
     return ranks.by_first(finish)
@@ -355,7 +366,7 @@ def _truncate_metrics(path: Path, position: int) -> None:
             continue  # torn by a crash; the steps it described are done again
         if record["position"] <= position:
             kept.append(line)
-    write_atomic(path, "".join(line + "\n" for line in kept))
+    files.write(path, "".join(line + "\n" for line in kept))
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ STUDY/variants.csv: one row per data, variant, weights, seed and layer, beside r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -17,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from models.probes import Recipe
-from scaling import outputs
+from scaling import files, outputs
 from scaling.config import StudyConfig, variants
 from scaling.errors import UserError
 from scaling.representations import finetune, probe
@@ -55,8 +54,8 @@ def read_variants(
     Raises UserError: a study that is not trained to its end, and what `probe` and `tuned` raise.
     """
     try:
-        runs_of: dict[str, list[str]] = json.loads((study / VARIANTS).read_text())
-    except (FileNotFoundError, ValueError) as error:
+        runs_of: dict[str, list[str]] = files.read_json(study / VARIANTS, dict)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{study}/{VARIANTS}: cannot be read ({error}); run `scaling study` first"
         ) from None

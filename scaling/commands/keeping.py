@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import signal
 import socket
@@ -77,14 +75,13 @@ def cancel(folder: FolderArg) -> None:
 
     Example: `scaling cancel studies/quickstart`
     """
-    from scaling.checkpoint import held
+    from scaling import files
     from scaling.study_file import load_study
 
     config = load_study(folder / "study.yaml")
     holder = None
-    if held(folder / "driver.lock"):  # else a number in it may be anybody's by now
-        with contextlib.suppress(OSError, ValueError):
-            holder = json.loads((folder / "driver.lock").read_text())
+    if files.held(folder / "driver.lock"):  # else a number in it may be anybody's by now
+        holder = files.holder(folder / "driver.lock")
     if holder and holder["host"] == socket.gethostname():
         try:
             os.kill(holder["pid"], signal.SIGINT)
@@ -107,7 +104,7 @@ def sync(folder: FolderArg) -> None:
     Example: `scaling sync studies/quickstart`
     """
     from scaling import track
-    from scaling.checkpoint import RunBusy, RunLock
+    from scaling.files import RunBusy, RunLock
     from scaling.study_file import load_study
 
     config = load_study(folder / "study.yaml")

@@ -242,7 +242,7 @@ def represent(
     from scaling.representations.permanence import locate
     from scaling.representations.probe import Views
     from scaling.representations.probe import probe as run_probe
-    from scaling.representations.sample import continue_clip, files
+    from scaling.representations.sample import continue_clip, targets
     from scaling.representations.weights import trained_runs
     from scaling.study import OWN, PROBED, REPORTED, check_outputs
     from scaling.study import study as run_study
@@ -262,7 +262,7 @@ def represent(
     continued: dict[Path, Path] = {}  # a prompt -> the folder of the run that continues it
     for clip in prompt or ():
         best = min(trained_runs(study), key=lambda t: t.row["val_loss"])
-        files(study, best.run_id, clip)
+        targets(study, best.run_id, clip)
         continued[clip] = best.folder
     config = load_study(study / "study.yaml")
     for one in data or ():

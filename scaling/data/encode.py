@@ -30,7 +30,7 @@ import numpy as np
 from safetensors import safe_open
 
 from models.tokenizers.codebook import Codebook
-from scaling import disk
+from scaling import files
 from scaling.data import shards
 from scaling.data.fit_tokenizer import Kept, Progress, fit, silent
 from scaling.data.join import Joiner, part_path
@@ -77,9 +77,10 @@ def prepare(
             f"data.size={data.size} px is no multiple of tokenizer.patch={tokenizer.patch} px. Use "
             "a patch that divides the size."
         )
-    with disk.explained(root):
+    with files.explained(root):
         root.mkdir(parents=True, exist_ok=True)
-        with disk.lock(root / f".{key}.lock"):
+        _check_room(data, tokenizer, root)
+        with files.RunLock(root, f".{key}.lock", wait=True):
             if not (target / "index.json").exists():
                 (work / "parts").mkdir(parents=True, exist_ok=True)
                 reader = Reader(data, seed, sources)
@@ -87,9 +88,24 @@ def prepare(
                 if target.exists():  # a directory without an index: someone's remains
                     shutil.rmtree(target)
                 os.replace(work / "done", target)
-                disk.sync_folder(root)
+                files.sync_folder(root)
             shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _check_room(data: Any, tokenizer: Any, root: Path) -> None:
+    """Generated sources are as long as the study asks: say what cannot fit before it is begun."""
+    codes = data.frames * (data.size // tokenizer.patch) ** 2
+    values = 3 * data.frames * data.size**2 if getattr(data, "pixels", False) else 0
+    each = 2 * codes + values  # bytes
+    generated = sum(source.kind == "leaves" for source in data.sources)
+    needed, free = generated * data.train_sequences * each, shutil.disk_usage(root).free
+    if needed > free:
+        raise UserError(
+            f"data.train_sequences {data.train_sequences:,}: {needed / 1e9:,.0f} GB of tokens for "
+            f"{generated} generated sources, and {free / 1e9:,.0f} GB are free at {root}; ask for "
+            f"fewer, or choose another --out"
+        )
 
 
 def _settings(data: Any, tokenizer: Any, seed: int, sources: tuple[Source, ...]) -> dict[str, Any]:
@@ -175,7 +191,7 @@ def _encode_unit(work: Path, reader: Reader, tokenizer: Any, unit: Unit) -> int:
         part["pixels"] = pixels
     np.savez(buffer, **part)
     path.parent.mkdir(exist_ok=True)
-    disk.write(path, buffer.getvalue())
+    files.write(path, buffer.getvalue())
     return len(codes)
 
 
@@ -306,7 +322,7 @@ class _Encoder:
                 if isinstance(error, UserError):
                     raise
                 raise UserError(f"tokenizer: {error}") from error
-            disk.settle(temporary, path)
+            files.settle(temporary, path)
             Kept.drop(kept)
         tokenizer = _tokenizer(path)
         for name in ("patch", "codes"):

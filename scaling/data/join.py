@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from models.tokenizers.codebook import psnr
-from scaling import disk
+from scaling import files
 from scaling.data import shards
 from scaling.data.sources import Reader, Source, Unit, rng_of, row
 
@@ -95,8 +95,8 @@ class Joiner:
             "settings": settings,
             "sources": sources,
         }
-        disk.write(done / "index.json", json.dumps(index, indent=1).encode())
-        disk.sync_folder(done)
+        files.write(done / "index.json", json.dumps(index, indent=1).encode())
+        files.sync_folder(done)
 
     def _write_shards(
         self, folder: Path, source: Source, split: str, used: np.ndarray | None

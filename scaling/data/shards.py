@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling import files
 from scaling.errors import UserError
 
 VIDEO_START, END, IMAGE_START = 1, 2, 3  # 0 is never written
@@ -190,7 +191,16 @@ class TokenData:
         Sizes are always checked, sha256 with `verify`, by default up to 4 GiB in all (seconds).
         Raises UserError that names the file and the remedy.
         """
-        index = read_index(path)
+        try:
+            return cls._opened(path, read_index(path), verify)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(
+                f"{path}/index.json is damaged ({type(error).__name__}: {error}). Remove {path} "
+                f"and run again: it will be encoded anew."
+            ) from error
+
+    @classmethod
+    def _opened(cls, path: Path, index: dict[str, Any], verify: bool | None) -> "TokenData":
         width = index["context"] + 1
         if verify is None:
             rows = sum(s[split]["sequences"] for s in index["sources"] for split in SPLITS)
@@ -319,11 +329,14 @@ def _block_rows(plan: _Plan, block: int, seed: int) -> tuple[np.ndarray, np.ndar
     return source, row
 
 
+INDEX = {"key", "vocab", "context", "frames", "size", "tokens_per_frame", "tokenizer", "sources"}
+
+
 def read_index(path: Path) -> dict[str, Any]:
     """The index of a token directory; UserError when it is not there or not readable."""
     file = path / "index.json"
     try:
-        index = json.loads(file.read_text())
+        index = files.read_json(file, dict)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} holds no token shards: index.json is missing. Run `scaling encode`, or remove "
@@ -336,6 +349,11 @@ def read_index(path: Path) -> dict[str, Any]:
     if index.get("schema") != SCHEMA:
         raise UserError(
             f"{file} has schema {index.get('schema')!r}, this version writes {SCHEMA}. Remove "
+            f"{path} and run again: it will be encoded anew."
+        )
+    if missing := INDEX - index.keys():
+        raise UserError(
+            f"{file} lacks {', '.join(sorted(missing))}: it is damaged, or somebody else's. Remove "
             f"{path} and run again: it will be encoded anew."
         )
     return index

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from scaling import search_path
-from scaling.checkpoint import STOP, Interrupted, RunBusy, storage_error, write_atomic
+from scaling import files, search_path
+from scaling.checkpoint import STOP, Interrupted
 from scaling.errors import UserError
+from scaling.files import RunBusy, storage_error
 from scaling.threads import available_cores
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Launcher:
                     error = "\n".join([f"{what} (attempt {tried}, the last)", *more])
                 if error:  # for `scaling status`; where the disk is full the driver says it alone
                     with contextlib.suppress(OSError, UserError):
-                        write_atomic(job.run_dir / ERROR, error)
+                        files.write(job.run_dir / ERROR, error)
                 yield Finished(job, error)
 
     def _hand_over(self, jobs: Iterable[Job]) -> Iterator[Finished]:

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling.checkpoint import STOP, write_atomic
+from scaling import files
+from scaling.checkpoint import STOP
 from scaling.config import LaunchConfig
 from scaling.errors import UserError
 from scaling.jobs.launch import (
@@ -46,6 +47,7 @@ from scaling.jobs.launch import (
 )
 from scaling.jobs.squeue import (
     ALIVE,
+    HELD,
     RUNS,
     ask,
     check,
@@ -62,8 +64,8 @@ LOOK_SECONDS = 4.0  # between questions to Slurm
 PATIENCE_SECONDS = 15.0  # before an end without a result is believed: after a lost node Slurm says
 # NODE_FAIL for a moment and then runs the job again; files may arrive late over a network
 UNKNOWN_SECONDS = 30.0  # before a job that Slurm does not know counts as lost
-ARRAY = 500  # jobs of one submission; Slurm's default limit is 1000
-HELD = "launch failed requeued held"  # a reason to wait for ever, unless somebody acts
+ARRAY = 500  # jobs of one submission; Slurm's default limit, MaxArraySize, is 1000
+LAUNCH_HELD = "launch failed requeued held"  # a reason to wait for ever, unless somebody acts
 SILENT = ("Unable to contact", "Socket timed out", "Zero Bytes", "try again", "temporarily")
 
 ENDS = {  # state of a job that left no result: what to say, and whether it deserves another try
@@ -106,6 +108,8 @@ class Slurm:
         self._there = attached(folder)
         self._looked = self._asked = time.monotonic()
         self._silent = self._unsure = False
+        self._array = ARRAY
+        self._held: set[str] = set()
 
     def start(self, job: Job) -> None:
         # Jobs may outlive this program, and the next one may stand in another folder.
@@ -167,11 +171,11 @@ class Slurm:
         before = ""
         while self._new:
             gpus = self._new[0].gpus  # tasks of an array are alike
-            jobs = [job for job in self._new if job.gpus == gpus][:ARRAY]
+            jobs = [job for job in self._new if job.gpus == gpus][: self._array]
             self._new = [job for job in self._new if job not in jobs]
             folder = new_folder(self._folder)
             folder.mkdir(parents=True)
-            write_atomic(folder / RUNS, json.dumps([str(job.run_dir.resolve()) for job in jobs]))
+            files.write(folder / RUNS, json.dumps([str(job.run_dir.resolve()) for job in jobs]))
             launch, threads = self._launch, self._threads
             if gpus is not None:
                 launch = launch.model_copy(update={"gpus": gpus})
@@ -205,6 +209,10 @@ class Slurm:
                     self._say_silent(str(error))
                     return
                 shutil.rmtree(folder, ignore_errors=True)
+                if "Invalid job array" in str(error) and len(jobs) > 1:  # past MaxArraySize
+                    self._array = len(jobs) // 2
+                    self._new = [*jobs, *self._new]
+                    continue
                 raise UserError(f"sbatch refused: {str(error).strip()[:500]}") from error
             for job, handle in zip(jobs, submitted, strict=True):
                 self._placed.append(Placed(job, handle.job_id, folder))
@@ -244,7 +252,14 @@ class Slurm:
         for placed in self._placed:
             entry = known.get(placed.job_id)
             placed.state = entry.state if entry else None
-            if entry and entry.reason == HELD:
+            if entry and entry.state in HELD and placed.job_id not in self._held:
+                self._held.add(placed.job_id)
+                print(
+                    f"Slurm holds job {placed.job_id} ({entry.state}, {entry.reason}) until you "
+                    f"let it go on: scontrol release {placed.job_id}, or end it with scancel",
+                    file=sys.stderr,
+                )
+            if entry and entry.reason == LAUNCH_HELD:
                 with suppress(UserError):
                     ask(["scancel", placed.job_id])  # a release would need an administrator
                 placed.state, placed.since = "LAUNCH_FAILED", -math.inf

@@ -21,7 +21,9 @@ RUNS = "runs.json"  # in a submission's folder: the run directory of each array 
 ALIVE = {
     *("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING"),
     *("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "SPECIAL_EXIT"),
+    *("RESV_DEL_HOLD", "POWER_UP_NODE", "EXPEDITING", "RECONFIG_FAIL", "UPDATE_DB"),
 }
+HELD = {"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}  # alive, until somebody acts
 
 
 @dataclass(frozen=True)

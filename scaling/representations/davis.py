@@ -28,8 +28,7 @@ from PIL import Image
 from models.decoder import Decoder
 from models.propagation import PROTOCOLS, Protocol, propagate
 from models.tokenizers.codebook import cut
-from scaling import disk, outputs
-from scaling.checkpoint import write_atomic
+from scaling import files, outputs
 from scaling.data import shards
 from scaling.errors import UserError
 from scaling.progress import teller
@@ -92,14 +91,14 @@ def track(
     sequences = find_sequences(data)
     rule = asdict(PROTOCOLS[protocol])
     rule["radius"] = max(1.0, rule["radius"] * rows / 60)
-    with disk.explained(study):
+    with files.explained(study):
         for trained in chosen:
             data_dir = data_dir_of(study, trained.run)
             settings = {"schema": SCHEMA, "tokens": trained.run.data_key, "rows": rows, **rule}
             key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
             folder = study / "davis" / key
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / "index.json", json.dumps(settings | {"protocol": protocol}))
+            files.write(folder / "index.json", json.dumps(settings | {"protocol": protocol}))
             kinds = (*WEIGHTS, "pixels")
             in_lanes(
                 [
@@ -309,9 +308,9 @@ def _track_run(
             ]
         buffer = io.BytesIO()
         np.savez_compressed(buffer, layers=np.array(wanted), masks=np.stack(strips))
-        disk.write(folder / f"{name}-{sequence}.npz", buffer.getvalue())
+        files.write(folder / f"{name}-{sequence}.npz", buffer.getvalue())
         _keep_frames(folder, sequence, sequences[sequence][0], truth_THW)
-        write_atomic(paths[sequence], json.dumps(made))
+        files.write(paths[sequence], json.dumps(made))
         tell(f"{told}: sequences", number, len(todo))
     table = [r for s in sequences for r in json.loads(paths[s].read_text()) if r["layer"] in wanted]
     by_layer = {
@@ -368,7 +367,7 @@ def _keep_frames(folder: Path, sequence: str, paths: list[Path], truth_THW: np.n
             small.append(np.asarray(image.convert("RGB").resize((truth.shape[2], STRIP_HEIGHT))))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, frames=np.stack(small), truth=truth)
-    disk.write(target, buffer.getvalue())
+    files.write(target, buffer.getvalue())
 
 
 def gather(study: Path) -> Path:

@@ -19,7 +19,7 @@ from models.decoder import Decoder
 from models.family import ModelConfig
 from models.probes import cells
 from models.tokenizers.codebook import cut
-from scaling.checkpoint import write_atomic
+from scaling import files
 from scaling.data import shards
 from scaling.errors import UserError
 
@@ -219,7 +219,7 @@ def write_features(
                 out.flush()
                 os.fsync(out.fileno())
                 done = last
-                write_atomic(counter, json.dumps({"done": done, "shape": shape}))
+                files.write(counter, json.dumps({"done": done, "shape": shape}))
     return shape
 
 

@@ -34,8 +34,7 @@ from models.decoder import Decoder
 from models.loss import token_loss
 from models.parametrization import build, optimizer
 from models.probes import KINDS, Heads, Recipe
-from scaling import checkpoint, disk, outputs
-from scaling.checkpoint import write_atomic
+from scaling import checkpoint, files, outputs
 from scaling.config import Tuning
 from scaling.errors import UserError
 from scaling.progress import teller
@@ -136,10 +135,12 @@ def tuned(
     path = study / "finetuned" / f"{key}.json"
     if path.exists():
         return read_rows(path)
-    with disk.explained(study):
+    with files.explained(study):
         path.parent.mkdir(exist_ok=True)
         views = Views(frames=tuning.frames, stride=tuning.stride)
-        with disk.lock(path.parent / "encode.lock"):  # all seeds and weights read the same tokens
+        with files.RunLock(
+            path.parent, "encode.lock", wait=True
+        ):  # all seeds and weights read the same tokens
             folder = encoded(study, trained, labelled, data, views, Recipe(), say, px)
         saved = path.with_suffix(".pt")
         hidden_F = read_hidden(data, json.loads((folder / "index.json").read_text())["names"])
@@ -148,7 +149,7 @@ def tuned(
         seen["stride"] = None if images else tuning.stride or index["settings"]["stride"]
         found = _tune(trained, weights, folder, hidden_F, tuning, head, seed, saved, say, stop)
         rows = [r | seen for r in found]
-        write_atomic(path, json.dumps(rows))
+        files.write(path, json.dumps(rows))
         checkpoint.drop(saved, files=0, folders=0)
     best = max(rows, key=lambda r: r["top1"])
     say(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling import disk, outputs
+from scaling import files, outputs
 from scaling.config import Tuning
 from scaling.errors import UserError
 from scaling.progress import teller
@@ -116,7 +116,7 @@ def write_permanence(out: Path, *, clips: int, frames: int, size: int, seed: int
         )
     settings = json.dumps({"schema": SCHEMA, "frames": frames, "size": size, "seed": seed})
     made_by = out / "settings.json"
-    with disk.explained(out):
+    with files.explained(out):
         out.mkdir(parents=True, exist_ok=True)
         names = [f"{i:06d}.mp4" for i in range(clips)]
         files = (made_by, out / "labels.csv", *(out / name for name in names))

@@ -35,11 +35,11 @@ from models.probes import (
     top_accuracy,
     train_heads,
 )
-from scaling import disk, outputs
-from scaling.checkpoint import RunBusy, RunLock, write_atomic
+from scaling import files, outputs
 from scaling.data import media, shards
 from scaling.data.shards import read_index
 from scaling.errors import UserError
+from scaling.files import RunBusy, RunLock
 from scaling.progress import teller
 from scaling.representations.features import Features, seen, write_features
 from scaling.representations.labelled import Labelled, draw_split, read_labelled, usable
@@ -122,7 +122,7 @@ def probe(
     labelled = read_labelled(data)
     for trained in chosen:  # before anything is encoded
         _check_windows(views, read_index(data_dir_of(study, trained.run))["frames"])
-    with disk.explained(study):
+    with files.explained(study):
         pieces = {}  # the random weights of a run are those of all its points
         for trained in chosen:
             folder = encoded(study, trained, labelled, data, views, recipe, say)
@@ -211,7 +211,7 @@ def encoded(
             kept=np.array(kept, np.int64),
             lost=np.array(json.dumps(lost)),
         )
-        disk.write(part, buffer.getvalue())
+        files.write(part, buffer.getvalue())
         tell(f"encode {path.name}", last, len(labelled.names))
     held = [dict(np.load(part)) for part in sorted(parts.iterdir()) if part.suffix == ".npz"]
     kept_F = np.concatenate([h["kept"] for h in held])
@@ -245,8 +245,8 @@ def encoded(
         "lost": lost,
         "start": shards.IMAGE_START if image else shards.VIDEO_START,
     }
-    write_atomic(folder / "index.json", json.dumps(described))
-    disk.write(folder / "tokens.npz", buffer.getvalue())
+    files.write(folder / "index.json", json.dumps(described))
+    files.write(folder / "tokens.npz", buffer.getvalue())
     shutil.rmtree(parts)
     return folder
 
@@ -325,7 +325,7 @@ def probe_run(
             return
         labelled, codes_FVL = open_encoded(folder)
         labels_F = labelled.labels_F
-        files, views = codes_FVL.shape[:2]
+        count, views = codes_FVL.shape[:2]
         memory = memory_gb * 1e9
         stem = folder / "features" / trained.label(weights)
         side, d = index["side"], trained.run.model.d
@@ -341,7 +341,7 @@ def probe_run(
         tell = teller()
         shape = write_features(
             trained.model(weights).to(device),
-            codes_FVL.reshape(files * views, *codes_FVL.shape[2:]),
+            codes_FVL.reshape(count * views, *codes_FVL.shape[2:]),
             path,
             start=index["start"],
             window=per_window,
@@ -428,7 +428,7 @@ def probe_run(
                 ]
                 found[kind] += made
                 found[kind].sort(key=lambda r: (r["seed"], r["layer"]))
-                write_atomic(
+                files.write(
                     folder / f"{trained.label(weights)}-{kind}.json", json.dumps(found[kind])
                 )
                 ready += 1

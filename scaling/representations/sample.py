@@ -16,7 +16,7 @@ from PIL import Image
 
 from models.decoder import Decoder
 from models.generate import generate
-from scaling import disk, outputs
+from scaling import files, outputs
 from scaling.data import media, shards
 from scaling.errors import UserError
 from scaling.representations.weights import data_dir_of, open_tokenizer, run_in
@@ -56,7 +56,7 @@ def continue_clip(
     if config.patch_inputs or config.patch_targets:
         raise UserError(f"{run_dir}: {config.name} works on patches; only tokens can be drawn")
     tokenizer, index = open_tokenizer(data_dir_of(study, trained.run))
-    out, strip, table = files(study, trained.run_id, clip, out)
+    out, strip, table = targets(study, trained.run_id, clip, out)
     given = prompt_frames or max(1, index["frames"] // 2)
     if given < 1 or frames < 1:
         raise UserError(f"{given} frames of prompt and {frames} to draw: want at least one of each")
@@ -85,7 +85,7 @@ def continue_clip(
         ]
     above = np.zeros_like(pictures)
     above[: len(own)] = own
-    with disk.explained(out.parent):
+    with files.explained(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         both = np.concatenate((_enlarged(above), _enlarged(pictures)), axis=1)
         write_video(
@@ -98,7 +98,9 @@ def continue_clip(
     return out, strip, table
 
 
-def files(study: Path, run_id: str, clip: Path, out: Path | None = None) -> tuple[Path, Path, Path]:
+def targets(
+    study: Path, run_id: str, clip: Path, out: Path | None = None
+) -> tuple[Path, Path, Path]:
     """Where the video, strip and table go; UserError for another suffix, files of others there."""
     out = out or study / outputs.GENERATED / f"{run_id}-{clip.stem}.mp4"
     if out.suffix not in (".mp4", ".gif"):

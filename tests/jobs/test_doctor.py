@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from models.family import FAMILY
-from scaling.checkpoint import RunLock
+from scaling import track
 from scaling.config import RunConfig
 from scaling.doctor import examine
 from scaling.errors import UserError
+from scaling.files import RunLock
+from scaling.jobs import squeue
 from scaling.status import write_plan
 
 RUN = RunConfig(
@@ -30,7 +32,10 @@ RUN = RunConfig(
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     """A sound study of one finished run."""
-    (tmp_path / "study.yaml").write_text("study: sound\n")
+    (tmp_path / "study.yaml").write_text(
+        "study: sound\ndata: {sources: [{name: leaves, kind: leaves}]}\n"
+        "ladder: {sizes: [t16], budgets_macs: [1e9], log2_lr: -6}\n"
+    )
     write_plan(tmp_path, [RUN], [10**9])
     run_dir = tmp_path / "runs" / RUN.run_id
     run_dir.mkdir(parents=True)
@@ -39,7 +44,9 @@ def study(tmp_path: Path) -> Path:
     (run_dir / "checkpoint.pt").write_bytes(b"state")
     (run_dir / "lock").touch()
     (tmp_path / "sweep.journal").write_bytes(b'{"op_code":0}\n')
-    (tmp_path / "mlflow.sent.json").write_text(json.dumps({"runs": {RUN.run_id: "x"}}))
+    sent = {run: track._digests(tmp_path)[run] for run in track.unsent(tmp_path)}
+    record = {"uri": track.default_uri(tmp_path), "runs": sent}
+    (tmp_path / "mlflow.sent.json").write_text(json.dumps(record))
     return tmp_path
 
 
@@ -114,7 +121,38 @@ def test_drift_schema_and_strangers(study: Path) -> None:
     assert f"1 runs are not of the study as it is configured now ({edited.run_id})" in said(study)
     (stranger / "rows.json").write_text(json.dumps([{"run_id": RUN.run_id}]))
     assert "holds rows of another run" in said(study)
-    assert "mlflow: 1 finished runs have not been sent. Run `scaling sync`" in said(study)
+    assert "mlflow" not in said(study), "`scaling sync` would send none of a stranger's"
+
+
+def test_what_is_to_be_sent_is_what_sync_would_send(study: Path) -> None:
+    unsent = "mlflow: 1 finished runs have not been sent. Run `scaling sync`"
+    whole = (study / "mlflow.sent.json").read_text()
+    for record in (whole.replace("sqlite", "http"), "3", "{}", '{"uri": 3, "runs": [1]}', ""):
+        (study / "mlflow.sent.json").write_text(record)
+        assert unsent in said(study)
+    (study / "mlflow.sent.json").write_text(whole)
+    assert examine(study) == []
+    rows = study / "runs" / RUN.run_id / "rows.json"
+    rows.write_text(json.dumps([{"run_id": RUN.run_id, "val_loss": 3.0}]))
+    assert unsent in said(study)
+    with (study / "study.yaml").open("a") as file:
+        file.write("tracking: {uri: [}\n")
+    assert f"study.yaml: {study}/study.yaml:4: not valid YAML" in said(study)
+
+
+def test_a_local_study_asks_no_slurm(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (study / "jobs" / "1").mkdir(parents=True)
+    asked: list[int] = []
+
+    def queue() -> list[squeue.Entry]:
+        asked.append(1)
+        return []
+
+    monkeypatch.setattr(squeue, "queue", queue)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert examine(study) == [] and asked == []
+    (study / "jobs" / "1" / squeue.RUNS).write_text("[]")
+    assert examine(study) == [] and asked == [1]
 
 
 def test_runs_and_studies_at_work_are_left_alone(study: Path) -> None:

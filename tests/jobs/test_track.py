@@ -349,36 +349,6 @@ def test_a_server_that_dies_in_the_middle_gets_the_rest_later(
     assert load(f"{server.uri}#small").equals(load(study))
 
 
-@pytest.mark.slow
-def test_pages_are_served_on_loopback(study: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port}: .*choose another with --port"):
-            track.ui(study, port)
-    script = (
-        "from pathlib import Path; from scaling import track\n"
-        f"track.ui(Path({str(study)!r}), {port})"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], start_new_session=True, stderr=subprocess.PIPE
-    ) as server:
-        try:
-            end = time.monotonic() + 240
-            while True:
-                assert time.monotonic() < end and server.poll() is None
-                try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
-                        assert answer.status == 200
-                    break
-                except OSError:
-                    time.sleep(0.3)
-        finally:
-            os.killpg(server.pid, 2)
-    with pytest.raises(UserError, match=r"no mlflow.db here; run the study first"):
-        track.ui(study / "nowhere")
-
-
 def test_killed_while_the_database_is_made(tmp_path: Path) -> None:
     """MLflow takes seconds of migrations to make one, and cannot go on with half of them."""
     folder = tmp_path / "small"

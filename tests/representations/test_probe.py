@@ -18,9 +18,10 @@ import torch
 
 from models.parametrization import build
 from models.probes import Recipe
-from scaling.checkpoint import RunLock
+from scaling import files
 from scaling.data.shards import TokenData
 from scaling.errors import UserError
+from scaling.files import RunLock
 from scaling.representations import features, probe
 from scaling.representations.probe import Views
 from scaling.representations.weights import open_tokenizer, trained_runs
@@ -109,9 +110,7 @@ def test_killed_anywhere_ends_the_same(
         return write
 
     with monkeypatch.context() as dies:
-        dies.setattr(probe.disk, "write", dying(probe.disk.write))
-        dies.setattr(probe, "write_atomic", dying(probe.write_atomic))
-        dies.setattr(features, "write_atomic", dying(features.write_atomic))
+        dies.setattr(files, "write", dying(files.write))
         with pytest.raises(KeyboardInterrupt):
             run(own, pictures, **SHORT)
     made = {p: p.stat().st_mtime_ns for p in own.glob("probes/*/parts/*.npz")}

@@ -68,10 +68,59 @@ def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
         ("lr:", "model: {inputs: patches}\nlr:", "set data.pixels: true"),
         ("data:", "data: [", "bad.yaml:4: not valid YAML: expected"),
         ("lr:", "lr: null\nlrx:", "unknown key; did you mean 'lr'?"),
+        ("study: s", "study: s\nseed: 4294967296", "bad.yaml:2: seed: 4294967296: input should be"),
+        ("study: s", "study: s\nseed: 010", "bad.yaml:2: not valid YAML: '010' is an octal number"),
+        ("study: s", "study: s\nseed: 1:30", "bad.yaml:2: not valid YAML: '1:30' is a number to"),
+        ("study: s", "study: no", "bad.yaml:1: study: False: input should be a valid string; YAML"),
+        ("patch: 4", "patch: yes", "bad.yaml:6: tokenizer.patch: True: input should be a"),
+        ("patch: 4", "kind: on", "not one of 'codebook', 'dvae' or 'vqgan'; YAML reads yes"),
+        ("budgets_macs:", "seeds: 4294967296\n  budgets_macs:", "bad.yaml:12: ladder.seeds: 42949"),
+        ("study: s", "study: s\n? [a, b]\n: c", "bad.yaml:2: not valid YAML: a key must be"),
+        ("study: s", "study: s\n2: 3", "bad.yaml:2: not valid YAML: key '2' is read as int"),
+        ("study: s", "study: s\x00", "bad.yaml:1: not valid YAML: special characters are not"),
+        ("study: s", "study: 2020-13-45", "bad.yaml:1: not valid YAML: '2020-13-45' is not"),
     ],
 )  # fmt: skip
 def test_one_mistake(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert message in problems(tmp_path, GOOD.replace(old, new))
+
+
+def test_anchors_and_merge_keys(tmp_path: Path) -> None:
+    """One value in several places is several values: an override changes the one that it names."""
+    text = (
+        GOOD
+        + """\
+train: &train {batch: 4, grad_clip: 2.0}
+variants:
+  - {name: a, train: *train}
+  - {name: b, train: {<<: *train, batch: 2}}
+  - {name: c, train: {<<: [{evals: 3}, *train]}}
+"""
+    )
+    text = text.replace("lr:\n  widths: [16, 32]\n  log2_min: -8\n", "")
+    text = text.replace("2.5e9]", "2.5e9]\n  log2_lr: -6").replace("[1e9, 2.5e9]", "[1e9]")
+    path = tmp_path / "merged.yaml"
+    path.write_text(text)
+    config = load_study(path, ["train.batch=16"])
+    assert (config.train.batch, config.train.grad_clip) == (16, 2.0)
+    assert [v.train for v in config.variants] == [
+        {"batch": 4, "grad_clip": 2.0},
+        {"batch": 2, "grad_clip": 2.0},
+        {"batch": 4, "grad_clip": 2.0, "evals": 3},
+    ]
+    said = problems(tmp_path, text.replace("{<<: *train, batch: 2}", "{<<: &x {evals: -3}}"))
+    assert said == (
+        "bad.yaml:14: variants.1.train.evals: -3: input should be greater than or equal to 0"
+    )
+
+
+@pytest.mark.parametrize("word", ["off", "on", "auto", "'off'"])
+def test_a_switch_is_written_as_it_is_named(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(f"{GOOD}train: {{compile: {word}}}\n")
+    assert load_study(path).train.compile == word.strip("'")
+    path.write_text(GOOD)
+    assert load_study(path, [f"train.compile={word}"]).train.compile == word.strip("'")
 
 
 def test_overrides(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from torch import Tensor
 import models.memory
 from models.parametrization import build, optimizer
 from scaling import checkpoint
-from scaling.checkpoint import RunLock
 from scaling.config import RunConfig, TrainConfig
 from scaling.device import COMPILE_MACS, compiles, gemm_peak_macs
 from scaling.errors import UserError
+from scaling.files import RunLock
 from scaling.ranks import restore
 from scaling.results import Row
 from scaling.train import train

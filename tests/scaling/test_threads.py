@@ -9,7 +9,7 @@ import torch
 
 from models.family import size
 from models.parametrization import build
-from scaling import disk, threads
+from scaling import files, threads
 from scaling.threads import in_lanes, lanes
 
 
@@ -68,7 +68,7 @@ def test_threads_may_write_one_file(tmp_path) -> None:
 
     def piece(stop: Event) -> None:
         for _ in range(20):
-            disk.write(tmp_path / "x", content)
+            files.write(tmp_path / "x", content)
 
     in_lanes([piece] * 4)
     assert (tmp_path / "x").read_bytes() == content and len(list(tmp_path.iterdir())) == 1

@@ -1,20 +1,25 @@
 """Training: bitwise resume, schedules, divergence as a row, one worker per directory."""
 
 import dataclasses
+import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from scaling.checkpoint import Interrupted, RunBusy, RunLock, StopFlag, previous
+from scaling.checkpoint import Interrupted, StopFlag, previous
 from scaling.config import RunConfig
 from scaling.errors import UserError
+from scaling.files import RunBusy, RunLock
 from scaling.results import COLUMNS, NOT_REPEATABLE, POSITIONS, Row, frame, read_run
 from scaling.schedule import position, rate, segments
 from scaling.train import train
@@ -117,9 +122,40 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def sealed(payload: bytes) -> bytes:
+    """As a checkpoint file: its checksum is right, whatever it holds."""
+    return hashlib.sha256(payload).digest() + payload
+
+
+def saved(state: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return sealed(buffer.getvalue())
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "checksum differs": lambda whole: whole[: len(whole) // 2],
+    "checksum differs ": lambda whole: whole[:900] + bytes([whole[900] ^ 1]) + whole[901:],
+    "checksum differs  ": lambda whole: b"",
+    "it holds no state: ": lambda whole: sealed(b"of somebody else"),
+    "it holds no state:": lambda whole: sealed(whole[32:5000]),
+    "it holds a list, no state": lambda whole: saved([1, 2]),
+    "it lacks ": lambda whole: saved({"step": 7}),
+    "its shards are not beside it: ../": lambda whole: saved(
+        torch.load(io.BytesIO(whole[32:])) | {"shards": {"folder": "../x", "sha256": {}}}
+    ),
+    "its list of shards is none": lambda whole: saved(
+        torch.load(io.BytesIO(whole[32:])) | {"shards": [1]}
+    ),
+    "it is of run 0123456789ab": lambda whole: saved(
+        torch.load(io.BytesIO(whole[32:])) | {"run_id": "0123456789ab"}
+    ),
+}
+
+
+@pytest.mark.parametrize("what", [*DAMAGES, "cannot be read: Is a directory"])
 def test_damaged_checkpoint_falls_back_to_the_previous(
-    run: RunConfig, undisturbed: list[Row], tmp_path: Path, damage: str
+    run: RunConfig, undisturbed: list[Row], tmp_path: Path, what: str
 ) -> None:
     eager = dataclasses.replace(run, checkpoint_seconds=1e-6)
     run_dir = tmp_path / "run"
@@ -127,16 +163,16 @@ def test_damaged_checkpoint_falls_back_to_the_previous(
         train(eager, run_dir, stop=StopAfter(40), log=quiet)
     path = run_dir / "checkpoint.pt"
     assert previous(path).exists()
-    content = bytearray(path.read_bytes())
-    if damage == "flipped":
-        content[len(content) // 2] ^= 1
-    path.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
-    if damage == "empty":
-        path.write_bytes(b"")
+    if what in DAMAGES:
+        path.write_bytes(DAMAGES[what](path.read_bytes()))
+    else:
+        path.unlink()
+        path.mkdir()
     said: list[str] = []
     rows = train(eager, run_dir, log=said.append)
-    assert any("damaged" in line for line in said)
-    assert any("continues at step" in line for line in said)
+    assert "checkpoint.pt is damaged (" in said[0] and what.rstrip() in said[0]
+    assert "continues at step" in said[1]
+    assert (run_dir / "checkpoint.pt.damaged").exists()
     assert repeatable(rows) == repeatable(undisturbed)
 
 
@@ -157,7 +193,7 @@ def test_divergence_is_a_row(run: RunConfig, tmp_path: Path) -> None:
 
 
 def test_two_processes_on_one_directory(run: RunConfig, tmp_path: Path) -> None:
-    with RunLock(tmp_path), pytest.raises(RunBusy, match=f'"pid": {os.getpid()}'):
+    with RunLock(tmp_path), pytest.raises(RunBusy, match=f"process {os.getpid()} on"):
         train(run, tmp_path, log=quiet)
 
 

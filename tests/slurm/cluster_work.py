@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling.checkpoint import STOP, Interrupted, RunLock, write_atomic
+from scaling import files
+from scaling.checkpoint import STOP, Interrupted
 from scaling.errors import UserError
+from scaling.files import RunLock
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def perform(task: Task, run_dir: Path) -> None:
             time.sleep(0.05)
             done += 0.05
             if STOP:
-                write_atomic(state, str(done))
+                files.write(state, str(done))
                 raise Interrupted(f"saved at {done:.2f}")
             if task.what == "stuck" and STOP:
                 raise Interrupted("saved at 0")
