@@ -11,6 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+TAKEN = "every row is taken for a finished run whose learning rate has decayed"
+BRANCHES = (
+    "several rows of one run stand at nominal budgets and are taken for decayed points of their "
+    "own, as the branches of a trunk are (--history: only the last of each counts)"
+)
 DECAYED = 0.5  # of a run's highest rate: above it the rate has not decayed
 FURTHER = 2.0  # a run whose rate ends so many times higher than others' was cut short
 SIZE = 1.02  # sizes within this factor are one
@@ -77,32 +82,20 @@ def reduce(points: Points, told: bool | None) -> tuple[np.ndarray, np.ndarray, l
     count = len(points.loss)
     everything = np.arange(count)
     if told is False:
-        return (
-            everything,
-            np.ones(count, bool),
-            ["every row is taken for a finished run (--no-history)"],
-        )
+        return everything, np.ones(count, bool), [f"{TAKEN} (--no-history)"]
     usable = np.isfinite(points.loss)
     if points.run is None:
         _refuse_unknown_runs(points, usable, told)
-        return everything, np.ones(count, bool), _close_together(points, usable)
+        return _each(points, [TAKEN, *_close_together(points, usable)])
     key = _runs(points)
     if np.bincount(key[usable], minlength=1).max() < 2:
-        return everything, _reached(points, everything), []
+        return _each(points, [TAKEN])
     moving = _moving(points, key, usable)
     if not moving.any():
-        return everything, np.ones(count, bool), []
+        return _each(points, [TAKEN])
     if told is None and points.step is None:
         if _branches(points, key, usable, moving):
-            return (
-                everything,
-                _reached(points, everything),
-                [
-                    "several rows of one run stand at nominal budgets and are taken for decayed "
-                    "points of their own, as the branches of a trunk are (--history: only the last "
-                    "of each counts)"
-                ],
-            )
+            return _each(points, [BRANCHES])
         _ask_whether_history(points, key, usable, moving)
     kept = _last(points, key, usable)
     decayed = _decayed(points, kept, key)
@@ -113,6 +106,29 @@ def reduce(points: Points, told: bool | None) -> tuple[np.ndarray, np.ndarray, l
     ]
     notes += _tell(points, kept, decayed)
     return kept, decayed, notes
+
+
+def _each(points: Points, notes: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Every row as a run of its own; those at a constant rate among decaying ones are named."""
+    everything = np.arange(len(points.loss))
+    decayed = _reached(points, everything)
+    constant = _constant(points, everything)
+    if not constant.all():
+        decayed &= ~constant
+    elif len(constant):
+        notes = [
+            *notes,
+            "beware: the rate of every run is constant: losses are those before any decay",
+        ]
+    return everything, decayed, notes if decayed.all() else [*notes, *_named(points, ~decayed)]
+
+
+def _constant(points: Points, kept: np.ndarray) -> np.ndarray:
+    """Whether a run's schedule is a constant rate, where the table tells."""
+    if points.schedule is None:
+        return np.zeros(len(kept), bool)
+    said = pd.Series(points.schedule[kept]).astype(str).str.lower()
+    return said.str.contains("constant|no_decay|flat", regex=True).to_numpy()
 
 
 def _branches(points: Points, key: np.ndarray, usable: np.ndarray, moving: np.ndarray) -> bool:
@@ -199,9 +215,7 @@ def _last(points: Points, key: np.ndarray, usable: np.ndarray) -> np.ndarray:
 
 def _decayed(points: Points, kept: np.ndarray, key: np.ndarray) -> np.ndarray:
     decayed = _reached(points, kept)
-    if points.schedule is not None:
-        constant = pd.Series(points.schedule[kept]).astype(str).str.lower()
-        decayed &= ~constant.str.contains("constant|no_decay|none|flat", regex=True).to_numpy()
+    decayed &= ~_constant(points, kept)
     share = _shares(points, kept, key)
     if share is not None:
         typical = float(np.median(share[share < DECAYED])) if (share < DECAYED).any() else 0.0
@@ -247,10 +261,14 @@ def _tell(points: Points, kept: np.ndarray, decayed: np.ndarray) -> list[str]:
             "beware: no column tells whether the learning rate had decayed at the last points; "
             "they are taken for decayed"
         ]
-    if decayed.all():
-        return []
-    names = [points.names[points.run[i]] if points.run[i] >= 0 else f"row {i}"
-             for i in kept[~decayed]]  # fmt: skip
+    return [] if decayed.all() else _named(points, kept[~decayed])
+
+
+def _named(points: Points, rows: np.ndarray) -> list[str]:
+    """What is said of runs whose rate had not decayed; rows: their numbers, or which they are."""
+    where = np.flatnonzero(rows) if rows.dtype == bool else rows
+    numbers = np.full(len(points.loss), -1) if points.run is None else points.run
+    names = [points.names[numbers[i]] if numbers[i] >= 0 else f"row {i}" for i in where]
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return [
         f"{len(names)} runs end before their learning rate has decayed (a constant rate, or cut "

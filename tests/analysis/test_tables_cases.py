@@ -376,6 +376,16 @@ def test_runs_at_a_constant_rate_are_named() -> None:
     assert any("3 runs end before" in n and "r3, r11, r20" in n for n in notes)
 
 
+def test_a_schedule_of_each_run() -> None:
+    schedule = ["constant" if i in LOST else "cosine" for i in range(30)]
+    rows, notes = read(PLAIN.assign(lr_schedule=schedule))
+    same_runs(rows, KEPT)
+    assert any("row 2, row 9, row 17" in note for note in notes)
+    rows, notes = read(PLAIN.assign(lr_schedule="constant"))
+    same_runs(rows)
+    assert any("the rate of every run is constant" in note for note in notes)
+
+
 def test_a_shared_display_name_is_several_runs() -> None:
     table = PLAIN.assign(Name=[f"sweep-{i % 6}" for i in range(30)])
     rows, notes = read(table)
