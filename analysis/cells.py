@@ -23,6 +23,8 @@ def _impossible(values: pd.Series) -> pd.Series:
 RULES: tuple[tuple[str, Callable[[pd.DataFrame], pd.Series | np.ndarray]], ...] = (
     ("learning-rate sweep, not ladder", lambda r: r["role"] == "lr_sweep"),
     ("a copy of another row", lambda r: r["role"] == "repeat"),
+    ("not the best setting of its size and tokens", lambda r: r["role"] == "tuning"),
+    ("data seen more than once", lambda r: r["role"] == "repeated"),
     ("not of the ladder", lambda r: r["role"] != "ladder"),
     ("diverged", lambda r: r["status"] == "diverged"),
     ("did not finish", lambda r: r["status"] != "finished"),

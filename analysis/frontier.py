@@ -223,7 +223,7 @@ def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, BestLoss |
     inside = (table["params"] > by_budget.transform("min")) & (
         table["params"] < by_budget.transform("max")
     )
-    table = table.assign(edge=~inside, lowest_loss=table["val_loss"])
+    table = table.assign(edge=~inside & table["params"].notna(), lowest_loss=table["val_loss"])
     best = None
     if budgets:
         table = table.loc[table.groupby("budget_macs")["val_loss"].idxmin()]

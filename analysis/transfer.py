@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from scipy import stats
 
 from analysis import figures
 from analysis.style import PAPER, SYMBOLS, base_figure, shades, superscript
@@ -61,7 +62,7 @@ def optima(points: pd.DataFrame) -> pd.DataFrame:
     """
     records = []
     key: Any
-    for key, one in points.groupby([*GROUP, "member"], sort=False):
+    for key, one in points.groupby([*GROUP, "member"], sort=False, dropna=False):
         curve = one.groupby("log2_lr").val_loss.apply(lambda v: v.mean(skipna=False))
         losses = curve.fillna(math.inf)
         trials = [Trial(key[3], p, v) for p, v in zip(losses.index, losses, strict=True)]
@@ -86,7 +87,7 @@ def verdicts(points: pd.DataFrame) -> pd.DataFrame:
     records = []
     key: Any
     best = optima(points)
-    for key, one in points.groupby(GROUP, sort=False):
+    for key, one in points.groupby(GROUP, sort=False, dropna=False):
         losses = one.val_loss.fillna(math.inf)
         octaves, half = drift(
             [Trial(*run) for run in zip(one.member, one.log2_lr, losses, strict=True)]
@@ -108,7 +109,9 @@ def of_series(table: pd.DataFrame, key: Sequence[Any]) -> pd.DataFrame:
     """The rows of one series."""
     parametrization, axis, shared = key
     return table[
-        (table.parametrization == parametrization) & (table.axis == axis) & (table.shared == shared)
+        (table.parametrization == parametrization)
+        & (table.axis == axis)
+        & ((table.shared == shared) | (table.shared.isna() & pd.isna(shared)))
     ]
 
 
@@ -143,9 +146,59 @@ def verdict_lines(points: pd.DataFrame, unit: str = TOKEN_UNIT) -> Iterator[str]
             )
 
 
-def title(parametrization: str, axis: str, shared: int) -> str:
-    fixed = f"{shared} layers" if axis == "width" else f"width {shared}"
-    return f"{NAMES[parametrization]} over {axis} ({fixed})"
+def title(parametrization: str, axis: str, shared: float) -> str:
+    """shared: the layers, or the width, of all members; NaN where it is not known."""
+    fixed = f" ({shared:g} layers)" if axis == "width" else f" (width {shared:g})"
+    name = NAMES.get(parametrization, parametrization)
+    return f"{name} over {axis}{'' if math.isnan(shared) else fixed}"
+
+
+def best_rate_verdicts(points: pd.DataFrame) -> pd.DataFrame:
+    """One row a series of best rates (columns GROUP, member, log2_lr), as `verdicts` gives them.
+
+    The drift is the slope of a line through log2 rate against log2 size. Its uncertainty is the
+    larger of that of the line (Student's t) and that of best rates which are only known to the
+    spacing of their grid: uniform within it.
+    """
+    records = []
+    key: Any
+    steps = np.diff(np.unique(np.round(points["log2_lr"], 2)))
+    spacing = float(steps.min()) if len(steps) else math.nan
+    for key, one in points.groupby(GROUP, sort=False, dropna=False):
+        x = np.log2(one["member"].to_numpy(float))
+        y = one["log2_lr"].to_numpy(float)
+        if np.ptp(x) == 0:
+            continue
+        x, span = x - x.mean(), float(np.ptp(x))
+        slope = float(x @ y / (x @ x))
+        residual = y - y.mean() - slope * x
+        freedom = len(x) - 2
+        uncertainty = math.nan
+        if freedom > 0:
+            scatter = float(np.sqrt(residual @ residual / freedom))
+            line = float(stats.t.ppf(0.975, freedom)) * scatter
+            grid = 1.96 * (0.0 if math.isnan(spacing) else spacing) / math.sqrt(12)
+            uncertainty = span * max(line, grid) / math.sqrt(x @ x)
+        octaves = slope * span
+        verdict = "not decided"
+        if abs(octaves) + uncertainty <= TRANSFERS:
+            verdict = "transfers"
+        elif abs(octaves) - uncertainty > TRANSFERS:
+            verdict = "does not transfer"
+        first, last = int(one["member"].min()), int(one["member"].max())
+        records.append((*key, first, last, octaves, uncertainty, verdict))
+    columns = [*GROUP, "first", "last", "octaves", "uncertainty", "verdict"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def best_rate_lines(points: pd.DataFrame) -> Iterator[str]:
+    """The verdicts on best rates as text."""
+    for row in best_rate_verdicts(points).to_dict("records"):
+        error = "" if math.isnan(row["uncertainty"]) else f" ± {row['uncertainty']:.2f}"
+        yield (
+            f"{title(*[row[k] for k in GROUP])}: the best rate moves by {row['octaves']:+.2f}"
+            f"{error} octaves over a factor {row['last'] / row['first']:g}: {row['verdict']}"
+        )
 
 
 def transfer_figure(points: pd.DataFrame, *, unit: str = TOKEN_UNIT) -> go.Figure:
@@ -155,7 +208,7 @@ def transfer_figure(points: pd.DataFrame, *, unit: str = TOKEN_UNIT) -> go.Figur
     above one another, the rate transfers. Takes `series_points`; diverged runs are left out.
     """
     best = optima(points)
-    panels: Any = list(points.groupby(GROUP, sort=False))
+    panels: Any = list(points.groupby(GROUP, sort=False, dropna=False))
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     base = base_figure("", "", height=60 + 330 * rows)

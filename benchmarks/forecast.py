@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ NEAR = 0.13  # decades around a distance within which a point counts
 STEP = 0.25  # decades between the ends of two beginnings
 FEWEST = 5  # points of a beginning
 # File: columns that its header does not tell, and the column by whose values it is split.
-TABLES: dict[str, tuple[dict[str, str], str | None]] = {
+TABLES: dict[str, tuple[dict[str, Any], str | None]] = {
     "chinchilla_epoch_svg_extracted.csv": ({}, None),
     "cs336_isoflops_curves.json": ({"compute_unit": "FLOPs"}, None),
     "datablations_296_runs.csv": ({}, None),

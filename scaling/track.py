@@ -160,6 +160,8 @@ def _runs_of(uri: str, study: str, chosen: str) -> list[Any]:
     with _explained(uri):
         found = _patiently(client.search_experiments)
         names = [e.name for e in found if e.name != "Default"]
+        if study == "Default":  # MLflow's own, where runs without an experiment go
+            names = [e.name for e in found]
         if study not in names and (study or len(names) != 1):
             raise UserError(
                 f"{uri}: no study '{study}'; it holds {', '.join(sorted(names)) or 'none'}. Name "

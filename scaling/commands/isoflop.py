@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from scaling.commands.reading import SeedOption, SourceArg, read
+from scaling.commands.table_options import TableOptions, reads_tables
 from scaling.errors import UserError
 
 COMMAND = "scaling isoflop"
 
 
+@reads_tables
 def isoflop(
     source: SourceArg,
     budget: Annotated[
@@ -30,18 +32,12 @@ def isoflop(
     at: Annotated[
         float | None, typer.Option(help="MACs at which N* and D* are told; default: the largest.")
     ] = None,
-    loss: Annotated[str | None, typer.Option(help="Column of the loss, in nats.")] = None,
-    n: Annotated[str | None, typer.Option("--n", help="Column of the parameters.")] = None,
-    d: Annotated[str | None, typer.Option("--d", help="Column of the training tokens.")] = None,
-    c: Annotated[str | None, typer.Option("--c", help="Column of the compute.")] = None,
-    run: Annotated[str | None, typer.Option(help="Column of the run's name.")] = None,
-    compute_unit: Annotated[str | None, typer.Option(help="MACs | FLOPs | PF-days")] = None,
-    tokens_in: Annotated[str | None, typer.Option(help="Tokens are in K | M | B | T.")] = None,
-    params_in: Annotated[str | None, typer.Option(help="Parameters are in K | M | B.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for size_laws.csv and minima.csv.")
     ] = None,
     seed: SeedOption = 0,
+    *,
+    table: TableOptions,
 ) -> None:
     """The best size N* and number of tokens D* of each budget, and the laws N* = k C^p and
     D* = k C^p, by every common method side by side, each with the interval of that method.
@@ -60,10 +56,8 @@ def isoflop(
     from analysis.isoflop_table import with_budgets
     from analysis.size_law import minima_text, summary
 
-    rows = read(
-        source, loss=loss, n=n, d=d, c=c, run=run, compute_unit=compute_unit, tokens_in=tokens_in,
-        params_in=params_in, keep=tuple(one for one in (budget, errors) if one is not None),
-    )  # fmt: skip
+    kept = tuple(one for one in (budget, errors) if one is not None)
+    rows = read(source, keep=kept, **table)
     if budget is not None or within is not None:
         rows = with_budgets(rows, column=budget, within=within)
     laws = sizes.approaches(rows, at=at, window=window, errors=errors, seed=seed)
@@ -74,6 +68,6 @@ def isoflop(
         tables["minima.csv"] = minima
     print(f"{summary(laws)}\n  {sizes.rule(window)}")
     if out is not None:
-        for name, table in tables.items():
-            outputs.write(COMMAND, out / name, table.to_csv(index=False))
+        for name, one in tables.items():
+            outputs.write(COMMAND, out / name, one.to_csv(index=False))
         print(f"  written      {', '.join(str(out / name) for name in tables)}")

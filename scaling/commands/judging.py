@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 
 from scaling.commands.reading import SeedOption, SourceArg, read
+from scaling.commands.table_options import TableOptions, reads_tables
 
 
+@reads_tables
 def audit(
     source: SourceArg,
     at: Annotated[float | None, typer.Option(help="MACs whose loss the law is to predict.")] = None,
@@ -21,6 +23,8 @@ def audit(
         bool, typer.Option(help="Exit with 1 while a weighty question is open.")
     ] = False,
     seed: SeedOption = 0,
+    *,
+    table: TableOptions,
 ) -> None:
     """What a referee would ask of this law: each question with evidence, weight and remedy.
 
@@ -31,31 +35,33 @@ def audit(
     from analysis.audit import audit as ask
 
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
-        rows = read(source)
+        rows = read(source, **table)
     found = ask(rows, notes=rows.attrs.get("notes", ()), at=at, seed=seed)
     print(json.dumps(found.to_json(), indent=1) if as_json else found)
     if strict and found.open:
         raise typer.Exit(1)
 
 
-def choices(source: SourceArg) -> None:
+@reads_tables
+def choices(source: SourceArg, table: TableOptions) -> None:
     """The exponent under every reasonable analyst's choice, and without each run in turn.
 
     Example: `scaling choices studies/quickstart`
     """
     from analysis.choices import alike_text, influence, specifications, spread
 
-    rows = read(source)
-    table = specifications(rows)
-    if same := alike_text(table):
-        print(f"{table['alike'].sum()} combinations of choices, of which {same}")
-    print(f"{len(table)} specifications; lowest, median and highest exponent by form:")
-    print(spread(table).to_string(index=False))
+    rows = read(source, **table)
+    tried = specifications(rows)
+    if same := alike_text(tried):
+        print(f"{tried['alike'].sum()} combinations of choices, of which {same}")
+    print(f"{len(tried)} specifications; lowest, median and highest exponent by form:")
+    print(spread(tried).to_string(index=False))
     if (rows["budget_macs"] > 0).any():
         print("\nwithout each run (or budget) in turn, the most influential first:")
         print(influence(rows).to_string(index=False))
 
 
+@reads_tables
 def next_runs(
     source: SourceArg,
     budget: Annotated[float, typer.Option(help="MACs for all new runs together.")],
@@ -67,6 +73,8 @@ def next_runs(
         int | None, typer.Option(min=1, help="At most so many; default: 8 to 64, to spend it.")
     ] = None,
     seed: SeedOption = 0,
+    *,
+    table: TableOptions,
 ) -> None:
     """Which sizes, budgets and seeds to run next, and the interval to expect after them.
 
@@ -74,9 +82,10 @@ def next_runs(
     """
     from analysis.next import next_runs as plan
 
-    print(plan(read(source), budget, target=target, runs=runs, seed=seed))
+    print(plan(read(source, **table), budget, target=target, runs=runs, seed=seed))
 
 
+@reads_tables
 def power(
     like: Annotated[
         str | None, typer.Argument(help="Rows whose law and noise to take; else a small study's.")
@@ -95,6 +104,8 @@ def power(
         float | None, typer.Option(help="Add sizes and budgets until the interval is so narrow.")
     ] = None,
     studies: Annotated[int, typer.Option(min=10, help="Simulated studies of a design.")] = 50,
+    *,
+    table: TableOptions,
 ) -> None:
     """How wide the exponent's 95% interval would be: simulated studies of a design.
 
@@ -104,16 +115,16 @@ def power(
 
     truth, sigma, first = TRUTH, 0.002, 3e11
     if like is not None:
-        rows = read(like)
+        rows = read(like, **table)
         truth, sigma = truth_of(rows)
         first = float(rows["macs_total"][rows["role"] == "ladder"].min())
         print(f"like {like}: {truth}, noise {sigma:.2%} of the loss")
-    table = designs(
+    simulated = designs(
         truth, width=width, studies=studies, sizes=sizes, budgets=budgets, decades=decades,
         seeds=seeds, first_macs=first_macs or first, noise=sigma if noise is None else noise,
     )  # fmt: skip
-    print(table.drop(columns="reason").to_string(index=False))
-    for refusal in sorted(set(table["reason"]) - {""}):
+    print(simulated.drop(columns="reason").to_string(index=False))
+    for refusal in sorted(set(simulated["reason"]) - {""}):
         print(f"refused: {refusal}")
-    if width is not None and not (table["width"] <= width).any():
+    if width is not None and not (simulated["width"] <= width).any():
         print(f"none of these reaches a width of {width:g}: widen --decades, or lower the noise")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scaling.commands.table_options import TableOptions, reads_tables
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 SourceArg = Annotated[
     str,
     typer.Argument(
-        help="A study's folder, its rows.csv, any table of runs (CSV, TSV, JSON), or an MLflow "
-        "address such as http://HOST:5000#EXPERIMENT."
+        help="A study's folder, its rows.csv, any table of runs (CSV, JSON, Parquet, Markdown), or "
+        "an MLflow address such as http://HOST:5000#EXPERIMENT."
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the bootstrap.")]
@@ -33,9 +35,40 @@ FigureOption = Annotated[
 ]
 
 
-def read(source: str | Path, of: str = "compute", **columns: Any) -> pd.DataFrame:
+def read(
+    source: str | Path,
+    *,
+    of: str = "compute",
+    keep: Sequence[str] = (),
+    group: str | None = None,
+    **columns: Any,
+) -> pd.DataFrame:
     """Rows of a study, or of anyone's runs in a file or an MLflow server; prints how the latter
-    were read. of: what the law will be of."""
+    were read. of, keep: of analysis.tables.read. columns: the other keyword arguments of
+    analysis.tables.read. group: only the rows of this value of the column `by`, without
+    printing."""
+    from analysis.tables import read as read_table
+
+    table = _table(source)
+    given = {name: value for name, value in columns.items() if value is not None}
+    if given.get("metric") == "loss":
+        given.pop("metric")
+    if not isinstance(table, Path) and not given and _is_ours(table):
+        return table
+    found, notes = read_table(table, of=of, keep=keep, **given)
+    if group is not None:
+        found = found[found["by"] == group].reset_index(drop=True)
+        found.attrs["notes"] = tuple(notes)
+        return found
+    for note in notes:
+        beware = note.startswith("beware: ")
+        print(f"  {'beware' if beware else 'read':13s}{note.removeprefix('beware: ')}")
+    found.attrs["notes"] = tuple(notes)  # `scaling audit` asks for them
+    return found
+
+
+def _table(source: str | Path) -> pd.DataFrame | Path:
+    """This tool's rows as a frame, a file of other rows as its path."""
     from scaling.results import COLUMNS, frame, load
 
     path = Path(source)
@@ -47,26 +80,45 @@ def read(source: str | Path, of: str = "compute", **columns: Any) -> pd.DataFram
         uri, _, study = str(source).partition("#")
         if rows := track.load_rows(uri, study):
             return frame(rows)
-        table: pd.DataFrame | Path = pd.DataFrame(track.load_runs(uri, study))
-    elif path.is_dir():
+        return pd.DataFrame(track.load_runs(uri, study))
+    if path.is_dir():
+        _refuse_other_folders(path)
         return load(path)
-    elif not path.exists():
+    if not path.exists():
         raise UserError(f"{path}: not a study directory and no such file")
-    else:
-        with path.open(errors="replace") as file:
-            header = file.readline().strip().split(",")
-        if set(COLUMNS) <= set(header) and not any(columns.values()):
-            return load(path)
-        table = path
-    from analysis.tables import read as read_table
-
-    found, notes = read_table(table, of=of, **columns)
-    for note in notes:
-        print(f"  read         {note}")
-    found.attrs["notes"] = tuple(notes)  # `scaling audit` asks for them
-    return found
+    with path.open(errors="replace") as file:
+        header = file.readline().strip().split(",")
+    return load(path) if path.suffix == ".csv" and set(COLUMNS) <= set(header) else path
 
 
+def _is_ours(table: pd.DataFrame) -> bool:
+    from scaling.results import COLUMNS
+
+    return set(COLUMNS) <= set(table.columns)
+
+
+def _refuse_other_folders(path: Path) -> None:
+    """Say what to give of a folder that another tool wrote."""
+    if (path / "runs").is_dir():
+        return
+    if any(path.glob("*/meta.yaml")) or (path / "meta.yaml").exists():
+        raise UserError(
+            f"{path}: a folder of MLflow's old file store, which MLflow 3 refuses unless it is "
+            f"told: MLFLOW_ALLOW_FILE_STORE=true scaling fit file://{path.resolve()}#EXPERIMENT"
+        )
+    for pattern, remedy in (
+        ("**/trainer_state.json", "logs of Hugging Face's Trainer: make a table with a row a run, "
+         "its parameters, the last num_input_tokens_seen and the last eval_loss"),
+        ("**/*tfevents*", "TensorBoard's logs: save its scalars as CSV (from its page, or with "
+         "tbparse.SummaryReader(...).scalars), with a column that names the run"),
+        ("**/metrics.csv", "Lightning's logs: join the metrics.csv of all versions into one file, "
+         "with columns for the version and its parameters"),
+    ):  # fmt: skip
+        if next(path.glob(pattern), None) is not None:
+            raise UserError(f"{path}: {remedy}")
+
+
+@reads_tables
 def fit(
     source: SourceArg,
     form: Annotated[
@@ -76,20 +128,12 @@ def fit(
     method: Annotated[
         str, typer.Option(help="Frontier: auto | budget | lowest | binned | envelope | hull")
     ] = "auto",
-    loss: Annotated[str | None, typer.Option(help="Column of the loss, in nats.")] = None,
-    n: Annotated[str | None, typer.Option("--n", help="Column of the parameters.")] = None,
-    d: Annotated[str | None, typer.Option("--d", help="Column of the training tokens.")] = None,
-    c: Annotated[str | None, typer.Option("--c", help="Column of the compute.")] = None,
-    run: Annotated[str | None, typer.Option(help="Column of the run's name.")] = None,
-    compute_unit: Annotated[str | None, typer.Option(help="MACs | FLOPs | PF-days")] = None,
-    tokens_in: Annotated[str | None, typer.Option(help="Tokens are in K | M | B | T.")] = None,
-    params_in: Annotated[str | None, typer.Option(help="Parameters are in K | M | B.")] = None,
     at: Annotated[float | None, typer.Option(help="Predict the loss there.")] = None,
     figure: FigureOption = None,
-    metric: Annotated[
-        str, typer.Option(help="loss | probe_top1 | probe_top5 | davis_jf: a law of 1 - it.")
-    ] = "loss",
     seed: SeedOption = 0,
+    *,
+    table: TableOptions,
+    groups: str | None = None,
 ) -> None:
     """Fit a law to finished runs: L = a C^b or L = E + a C^b, of compute, of parameters or of
     tokens; L(N, D) with --form parametric; L(N, M = D/N) with --form overtraining.
@@ -100,8 +144,8 @@ def fit(
     """
     if figure is not None:
         drawn_files("scaling fit", figure, source)
-    if metric != "loss":
-        _fit_quality(Path(source), metric, form, at, seed)
+    if Path(source).is_dir() and table["metric"] not in (None, "loss"):
+        _fit_quality(Path(source), table["metric"], form, at, seed)
         return
     forms = ("select", "power", "saturating", "parametric", "overtraining")
     if form not in forms:
@@ -110,11 +154,27 @@ def fit(
         raise UserError(f"--of {of}: choose compute, params or tokens")
     surface = form in ("parametric", "overtraining")
     _refuse_unread(surface, form, of, method, figure)
-    rows = read(
-        source, loss=loss, n=n, d=d, c=c, run=run, compute_unit=compute_unit, tokens_in=tokens_in,
-        params_in=params_in, of=of,
-    )  # fmt: skip
-    if surface:
+    rows = read(source, of=of, **table)
+    if groups is None:
+        _fit_rows(rows, form, of, method, at, figure, seed)
+        return
+    parts = {f"{groups} = {value}": part for value, part in rows.groupby("by")}
+    for k, (name, part) in enumerate(parts.items()):
+        print(f"\n{name}: {len(part)} rows")
+        file = figure and figure.with_stem(f"{figure.stem}-{k + 1}")
+        _fit_rows(part.reset_index(drop=True), form, of, method, at, file, seed)
+    if not surface and of == "compute":
+        first, *others = parts
+        for other in others:
+            _compare_rows(first, parts[first], other, parts[other], seed)
+
+
+def _fit_rows(
+    rows: pd.DataFrame, form: str, of: str, method: str, at: float | None, figure: Path | None,
+    seed: int,
+) -> None:  # fmt: skip
+    """Fit, print and draw one law."""
+    if form in ("parametric", "overtraining"):
         _fit_surface(rows, form == "overtraining", at, seed)
         return
     from analysis import figures
@@ -223,6 +283,7 @@ def _fit_quality(source: Path, metric: str, form: str, at: float | None, seed: i
         raise UserError(f"{source}: the data determine no law of {metric} (reasons above)")
 
 
+@reads_tables
 def compare(
     source: SourceArg,
     more: Annotated[
@@ -234,6 +295,9 @@ def compare(
     ] = None,
     figure: FigureOption = None,
     seed: SeedOption = 0,
+    *,
+    table: TableOptions,
+    groups: str | None = None,
 ) -> None:
     """Compare exponents with published laws or other studies: interval, test, what it may mean.
 
@@ -248,16 +312,25 @@ def compare(
 
     if figure is not None:
         drawn_files("scaling compare", figure, source, *(to or ()), *(more or ()))
-    rows = read(source)
+    rows = read(source, **table)
+    arms: dict[str, pd.DataFrame] = {}
+    if groups is not None:
+        parts = rows.groupby("by")
+        arms = {f"{groups} = {v}": part.reset_index(drop=True) for v, part in parts}
+        source, rows = next(iter(arms.items()))
+        arms.pop(source)
     study = fit_frontier(rows, seed=seed)
     curves: dict[str, Any] = {source: study.law}
     print(f"{source}: {study.pure}")
     if study.saturating is not None:
         print(f"{source}, above a floor: {study.saturating}")
     _say_bend(source, study.law)
-    for other in [*(to or []), *(more or [])] or ["gpt3", "toto"]:
+    for other, theirs in arms.items():
+        curves[other] = _compare_rows(source, rows, other, theirs, seed)
+    for other in [*(to or []), *(more or [])] or ([] if arms else ["gpt3", "toto"]):
         if "://" in other or Path(other).exists():
-            curves[other] = _compare_studies(source, rows, other, seed)
+            theirs = read(other, **_units(table))
+            curves[other] = _compare_rows(source, rows, other, theirs, seed)
             continue
         published = reference(other)
         # An exponent above a floor is set beside one above a floor.
@@ -278,13 +351,19 @@ def _say_bend(name: str, law: PowerLaw) -> None:
         print(f"{name} bends: {local}; its one exponent is an average over that range")
 
 
-def _compare_studies(source: str, rows: pd.DataFrame, other: str, seed: int) -> Any:
+def _units(table: TableOptions) -> TableOptions:
+    """What was said of one table, for another of the same columns; groups are the first one's."""
+    return {name: value for name, value in table.items() if name != "by"}
+
+
+def _compare_rows(
+    source: str, rows: pd.DataFrame, other: str, theirs_rows: pd.DataFrame, seed: int
+) -> Any:
     """Print how two studies differ; returns the other's law."""
     from analysis.compare import compute_multiplier, exponents
     from analysis.frontier import fit_frontier
     from scaling.results import loss_unit, predicted
 
-    theirs_rows = read(other)
     ours, its = (fit_frontier(one, seed=seed) for one in (rows, theirs_rows))
     law, theirs = ours.law, its.law
     print(f"\n{other}: {its.pure}\n{exponents(ours.pure, its.pure)}")
@@ -327,13 +406,53 @@ def _bits_per_pixel(source: str, rows: pd.DataFrame) -> float | None:
     from analysis.references import bits_per_pixel
     from scaling.results import TOKEN_UNIT, loss_unit
 
-    if loss_unit(rows["tokenizer"]) != TOKEN_UNIT:
+    if loss_unit(rows["tokenizer"]) != TOKEN_UNIT or "data_key" not in rows:
         return None
     index = Path(source) / "data" / str(rows["data_key"].iloc[0]) / "index.json"
     if not index.exists():
         return None
     about = json.loads(index.read_text())
     return float(bits_per_pixel(1.0, about["tokens_per_frame"], about["size"] ** 2))
+
+
+@reads_tables
+def transfer(
+    source: SourceArg,
+    lr: Annotated[str | None, typer.Option("--lr", help="Column of the learning rate.")] = None,
+    width: Annotated[str | None, typer.Option(help="Column of the width, or of layers.")] = None,
+    figure: FigureOption = None,
+    *,
+    table: TableOptions,
+    groups: str | None = None,
+) -> None:
+    """Does the best learning rate move with width or depth? Of anyone's sweep: losses by rate and
+    size, or the best rate of each size; or of a study's `transfer:` sweeps.
+
+    Example: `scaling transfer sweep.csv --by parametrization`
+    """
+    from analysis import transfer as of_sweeps
+    from analysis.tables.sweeps import read_sweep
+
+    if figure is not None:
+        drawn_files("scaling transfer", figure, source)
+    frame = _table(source)
+    if not isinstance(frame, Path) and _is_ours(frame):
+        points = of_sweeps.series_points(frame)
+        if points.empty:
+            raise UserError(f"{source}: no learning-rate sweep over several widths or depths")
+    else:
+        given = {name: table[name] for name in ("loss", "where", "finished_if", "by")}
+        points, notes = read_sweep(frame, lr=lr, width=width, **given)
+        for note in notes:
+            print(f"  read         {note}")
+    if "val_loss" not in points:
+        print("\n".join(of_sweeps.best_rate_lines(points)))
+        if figure is not None:
+            raise UserError("--figure draws losses by rate; this table has best rates alone")
+        return
+    print("\n".join(of_sweeps.verdict_lines(points)))
+    if figure is not None:
+        draw("scaling transfer", of_sweeps.transfer_figure(points), points, figure)
 
 
 def report(

@@ -1,6 +1,7 @@
 """Anyone's table: columns by name or by flag, units, and no silent guess."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,9 +67,9 @@ def test_every_unit_of_compute(runs: pd.DataFrame, unit: str) -> None:
 
 def test_the_unit_is_told_from_the_ratio_to_parameters_and_tokens(runs: pd.DataFrame) -> None:
     rows, notes = read(runs)
-    assert "compute: column 'C' in FLOPs" in notes
+    assert "compute (C): column 'C' in FLOPs; unit by 6 N D" in notes
     halved, notes = read(runs.assign(C=runs["C"] / 2))
-    assert "compute: column 'C' in MACs" in notes
+    assert "compute (C): column 'C' in MACs; unit by 6 N D" in notes
     assert halved["macs_total"].to_numpy() == pytest.approx(rows["macs_total"].to_numpy())
     with pytest.raises(ValueError, match="give compute_unit"):
         read(runs[["N", "C", "loss"]])
@@ -76,7 +77,8 @@ def test_the_unit_is_told_from_the_ratio_to_parameters_and_tokens(runs: pd.DataF
 
 @pytest.mark.parametrize("how", ["flag", "name", "brackets", "text"])
 def test_tokens_in_billions(runs: pd.DataFrame, how: str) -> None:
-    table, flags = runs[["N", "loss"]].copy(), {}
+    table = runs[["N", "loss"]].copy()
+    flags: dict[str, Any] = {}
     billions = runs["D"] / 1e9
     if how == "flag":
         table["D"], flags = billions, {"tokens_in": "B"}
@@ -125,8 +127,8 @@ def test_a_weights_and_biases_export(runs: pd.DataFrame) -> None:
     [
         (lambda t: t.drop(columns="loss"), "no column for loss"),
         (lambda t: t[["N", "loss"]], "no column for tokens"),
-        (lambda t: t.assign(flops=t["C"], macs=t["C"] / 2).drop(columns="C"), "'flops', 'macs'"),
-        (lambda t: t.assign(val_loss=t["loss"], eval_loss=t["loss"]).drop(columns="loss"),
+        (lambda t: t.assign(flops=t["C"], macs=t["C"] / 3).drop(columns="C"), "'flops', 'macs'"),
+        (lambda t: t.assign(val_loss=t["loss"], eval_loss=1.01 * t["loss"]).drop(columns="loss"),
          "could all be meant"),
         (lambda t: t.assign(loss="high"), "holds no numbers .its first value is 'high'"),
         (lambda t: t.assign(loss=np.nan), "column 'loss' is empty"),
@@ -199,10 +201,14 @@ def test_a_sheet_with_semicolons_and_decimal_commas(runs: pd.DataFrame, tmp_path
 
 
 def test_a_comma_in_a_loss_is_not_a_thousand(runs: pd.DataFrame) -> None:
-    """ "2,961" may be 2.961 or 2961: it is neither, and its row is counted among those left out."""
+    """ "2,961" may be 2.961 or 2961, and may be the best of its budget: the table is refused."""
     text = runs.assign(loss=runs["loss"].astype(object), N=runs["N"].map("{:,.0f}".format))
     text.loc[4, "loss"] = "2,961"
-    rows, _ = read(text)
+    with pytest.raises(ValueError, match="1 cells are no numbers: '2,961' in column 'loss', row 5"):
+        read(text)
+    rows, _ = read(
+        text.assign(state=["crashed" if i == 4 else "finished" for i in range(len(text))])
+    )
     assert rows["val_loss"].isna().tolist() == [i == 4 for i in range(len(rows))]
     assert rows["params"].tolist() == pytest.approx(runs["N"].tolist(), rel=1e-3)
 

@@ -1,13 +1,16 @@
 """`scaling fit`, `compare`, `choices`, `next`, `power` on studies, tables and MLflow servers."""
 
+import inspect
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
@@ -19,6 +22,7 @@ from analysis.simulate import TRUTH, study
 from analysis.tables import read
 from analysis.variable import fit_variable
 from scaling.cli import app
+from scaling.commands.table_options import OPTIONS
 from scaling.errors import UserError
 from tests.report.conftest import simulated_rows
 
@@ -53,6 +57,7 @@ def foreign() -> pd.DataFrame:
             "seen": rows["tokens"] / 1e9,
             "Training FLOP": 2 * rows["macs_total"],
             "loss": rows["val_loss"],
+            "run": rows["run_id"],  # the budgets of a size are branches of one trunk
         }
     )
 
@@ -208,3 +213,91 @@ def test_an_mlflow_server_of_someone_else(run: Run, tmp_path: Path) -> None:
     assert f"C^{expected.b:.4f}" in said and "1 rows: did not finish" in said
     with pytest.raises(UserError, match="no study 'other'"):
         run("fit", f"{uri}#other")
+    for row in rows.to_dict("records")[:3]:  # where MLflow puts runs without an experiment
+        one = client.create_run("0").info.run_id
+        client.log_metric(one, "loss", row["val_loss"])
+        client.log_metric(one, "train_flops", 2 * row["macs_total"])
+        client.set_terminated(one)
+    with pytest.raises(ValueError, match=r"3 distinct|decade|at least|the data span"):
+        run("fit", f"{uri}#Default")
+
+
+READERS = ("fit", "compare", "choices", "next", "power", "transfer", "isoflop")
+
+
+def test_every_command_takes_the_options_of_the_reader() -> None:
+    wanted = set(inspect.signature(read).parameters) - {"source", "of", "keep"}
+    assert set(OPTIONS) == wanted
+    commands: Any = typer.main.get_command(app)
+    for name in READERS:
+        assert wanted <= {p.name for p in commands.commands[name].params}, name
+
+
+def test_groups_of_one_table_are_compared_as_two_files_are(
+    run: Run, tmp_path: Path, foreign: pd.DataFrame
+) -> None:
+    other = foreign.assign(loss=foreign["loss"] * 0.98)
+    arms = {"a": foreign, "b": other}
+    for name, arm in arms.items():
+        arm.to_csv(tmp_path / f"{name}.csv", index=False)
+    both = pd.concat([arm.assign(optimizer=name) for name, arm in arms.items()])
+    both.to_csv(tmp_path / "both.csv", index=False)
+    flags = ("--params-in", "M", "--d", "seen", "--tokens-in", "B")
+    apart = run("compare", tmp_path / "a.csv", *flags, "--to", tmp_path / "b.csv")
+    together = run("compare", tmp_path / "both.csv", *flags, "--by", "optimizer")
+    times = [
+        re.findall(r"needs (\S+)x the compute of .*(\[.*\])", said) for said in (apart, together)
+    ]
+    assert times[0] and times[0] == times[1]
+    fitted = run("fit", tmp_path / "both.csv", *flags, "--by", "optimizer")
+    assert f"optimizer = a: {len(foreign)} rows" in fitted and times[0] == re.findall(
+        r"needs (\S+)x the compute of .*(\[.*\])", fitted
+    )
+    assert (
+        run("choices", tmp_path / "both.csv", *flags, "--by", "optimizer").count("specifications")
+        == 2
+    )
+
+
+def test_own_rows_with_flags_give_the_law_without(run: Run, rows_csv: Path) -> None:
+    said = run("fit", rows_csv, "--loss", "val_loss", "--n", "params", "--c", "macs_total")
+    assert fit_frontier(simulated_rows(), seed=0).summary() in said
+    assert "budget frontier" in run("fit", rows_csv, "--where", "size != 'none'")
+
+
+def test_a_law_of_an_accuracy(run: Run, foreign: pd.DataFrame, tmp_path: Path) -> None:
+    table = foreign.assign(acc=1 - foreign["loss"] / 10).drop(columns="loss")
+    table.to_csv(tmp_path / "t.csv", index=False)
+    flags = ("--params-in", "M", "--d", "seen", "--tokens-in", "B")
+    said = run("fit", tmp_path / "t.csv", *flags, "--metric", "acc", "--form", "power")
+    foreign.to_csv(tmp_path / "l.csv", index=False)
+    plain = run("fit", tmp_path / "l.csv", *flags, "--form", "power")
+    exponent = re.search(r"C\^(\S+),", plain)
+    assert exponent and f"C^{exponent[1]}," in said and "1 - it" in said
+
+
+def test_transfer_of_a_table(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        "Width,SP opt LR\n128,1e-3\n256,5e-4\n512,2.5e-4\n1024,1.25e-4\n"
+    )
+    assert "-3.00" in run("transfer", tmp_path / "t.csv")
+    losses = pd.DataFrame([(w, 2.0**k, 3 + 0.02 * (k + 9) ** 2) for w in (64,
+    128) for k in range(-12, -6)],
+                          columns=["width", "lr", "loss"])  # fmt: skip
+    losses.to_csv(tmp_path / "l.csv", index=False)
+    said = run("transfer", tmp_path / "l.csv", "--figure", tmp_path / "f.html")
+    assert "transfers" in said and (tmp_path / "f.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("1/meta.yaml", "MLFLOW_ALLOW_FILE_STORE"), ("a/trainer_state.json", "Hugging Face"),
+     ("v/events.out.tfevents.1", "TensorBoard"), ("version_0/metrics.csv", "Lightning")],
+)  # fmt: skip
+def test_folders_of_other_tools_say_what_to_give(
+    run: Run, tmp_path: Path, name: str, words: str
+) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=words):
+        run("fit", tmp_path)

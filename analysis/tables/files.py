@@ -1,0 +1,319 @@
+"""A file of runs as a frame: CSV of any delimiter, JSON, JSON lines, Parquet, Markdown, Excel.
+
+Every reader is its library's own; what is here finds out which one, and with which delimiter,
+encoding and decimal sign. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import importlib.util
+import io
+import json
+import lzma
+import re
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+
+from analysis.tables.columns import listed
+
+HEAD = 1 << 16  # bytes looked at to find the delimiter
+LARGEST = 1 << 30  # bytes of a file that is read whole: JSON, Markdown
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+DELIMITERS = ",\t;|"
+INSTEAD = {
+    ".pkl": "a pickle may run any program as it is opened: save the frame with to_csv or "
+    "to_parquet",
+    ".pickle": "a pickle may run any program as it is opened: save the frame with to_csv",
+    ".pt": "a checkpoint is no table: save the runs' numbers as CSV",
+    ".db": "a database: give its address, sqlite:///PATH#EXPERIMENT, if it is MLflow's; of Optuna, "
+    "save study.trials_dataframe() with to_csv",
+    ".sqlite": "a database: give its address, sqlite:///PATH#EXPERIMENT, if it is MLflow's; of "
+    "Optuna, save study.trials_dataframe() with to_csv",
+    ".npz": "arrays have no column names: save a CSV with a header",
+    ".npy": "arrays have no column names: save a CSV with a header",
+    ".html": "a page: copy its table as CSV or Markdown",
+    ".pdf": "a page: copy its table as CSV or Markdown",
+    ".wandb": "Weights & Biases' own log: export the runs' table as CSV from its page, or with "
+    "wandb.Api().runs(...)",
+}
+
+
+def load(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The table as it is in the file, and notes. Raises ValueError for what is no table."""
+    notes: list[str] = []
+    if isinstance(source, pd.DataFrame):
+        table = source.reset_index(drop=True)
+    else:
+        table, notes = _file(Path(source))
+    if isinstance(table.columns, pd.MultiIndex):
+        table.columns = ["/".join(str(p) for p in c if str(p)) for c in table.columns]
+    table = table.rename(columns={c: str(c).strip() for c in table.columns})
+    index = [c for c in table.columns if re.fullmatch(r"(Unnamed: \d+|index|)", c)]
+    table = table.drop(columns=index)
+    if table.empty:
+        raise ValueError("the table has no rows")
+    if table.columns.duplicated().any():
+        twice = table.columns[table.columns.duplicated()][0]
+        raise ValueError(f"two columns are called {twice!r}: rename one")
+    return table, notes
+
+
+def _file(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    suffixes = [s.lower() for s in path.suffixes]
+    packed = next((s for s in suffixes[-1:] if s in OPENERS), "")
+    kind = next((s for s in reversed(suffixes) if s not in OPENERS), "")
+    if kind in INSTEAD:
+        raise ValueError(f"{path}: {INSTEAD[kind]}")
+    if "tfevents" in path.name:
+        raise ValueError(
+            f"{path}: TensorBoard's own log: download the scalars as CSV from its page, or read "
+            "them with tbparse.SummaryReader(...).scalars and save a row a run as CSV"
+        )
+    try:
+        if kind in (".parquet", ".pq"):
+            return _parquet(path), []
+        if kind in (".xlsx", ".xls", ".ods"):
+            return _excel(path), []
+        with OPENERS.get(packed, open)(path, "rb") as file:
+            head = file.read(HEAD)
+        if head[:4] == b"PAR1":
+            return _parquet(path), []
+        if head[:2] == b"PK" and zipfile.is_zipfile(path):
+            raise ValueError("a zip archive: give the table in it")
+        encoding = _encoding(head)
+        text = head.decode(encoding, errors="replace").lstrip("\ufeff\n\r\t ")
+        if kind in (".json", ".jsonl", ".ndjson") or text[:1] in ("{", "["):
+            return _json(_whole(path, packed, encoding)), []
+        if re.match(r"^\s*\|.*\|\s*$", text.splitlines()[0] if text else "") or kind == ".md":
+            return _markdown(_whole(path, packed, encoding)), []
+        return _delimited(path, packed, encoding, text)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (ValueError, OSError, EOFError, csv.Error, lzma.LZMAError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a table of runs ({said})") from None
+
+
+def _encoding(head: bytes) -> str:
+    """UTF-16 by its mark or its zeros, UTF-8, else Windows' Latin."""
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    if len(head) > 8 and head[1:64:2].count(0) > 0.8 * len(head[1:64:2]):
+        return "utf-16-le"
+    if len(head) > 8 and head[0:64:2].count(0) > 0.8 * len(head[0:64:2]):
+        return "utf-16-be"
+    try:
+        head[: len(head) - 4 if len(head) == HEAD else None].decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.end < len(head) - 4 or len(head) < HEAD:
+            return "cp1252"
+    return "utf-8"  # pandas drops its mark
+
+
+def _whole(path: Path, packed: str, encoding: str) -> str:
+    with OPENERS.get(packed, open)(path, "rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError("more than 1 GiB: save it as Parquet or CSV")
+    return cast(str, data.decode(encoding, errors="replace")).removeprefix("\ufeff")
+
+
+# --- delimited ----------------------------------------------------------------------------------
+
+
+def _delimited(path: Path, packed: str, encoding: str, text: str) -> tuple[pd.DataFrame, list[str]]:
+    lines = text.splitlines()
+    if len(text.encode("utf-8", "replace")) >= HEAD - 16:
+        lines = lines[:-1]  # the last one may be cut
+    comments = [line for line in lines if line.startswith("#")]
+    body = [line for line in lines if line.strip() and not line.startswith("#")]
+    if not body:
+        raise ValueError("no lines")
+    delimiter = _delimiter(body)
+    header = next(csv.reader([body[0]], delimiter=delimiter if len(delimiter) == 1 else " "))
+    names: list[str] | None = None
+    if comments and all(_number(cell) for cell in header) and len(header) > 1:
+        # NumPy's savetxt writes the names into a comment.
+        last = comments[-1].lstrip("# ")
+        found = re.split(r"\s+" if delimiter == r"\s+" else re.escape(delimiter), last.strip())
+        names = [n.strip() for n in found] if len(found) == len(header) else None
+        header = names or header
+    if all(_number(cell) for cell in header if cell.strip()):
+        raise ValueError(
+            f"its first line, {body[0][:60]!r}, has numbers only: it needs column names"
+        )
+    named = [h.strip() for h in header if h.strip()]
+    if len(set(named)) < len(named):
+        twice = next(h for h in named if named.count(h) > 1)
+        raise ValueError(f"two columns are called {twice!r}: rename one")
+    options: dict[str, Any] = {"sep": delimiter, "encoding": encoding, "low_memory": False}
+    if names is not None:
+        options |= {"names": names, "header": None}
+    options["decimal"] = _decimal(body, delimiter)
+    if any(f"{delimiter} " in line for line in body[:50]):
+        options["skipinitialspace"] = True
+    if _longer(body, delimiter, len(header)):
+        options["index_col"] = False
+    source: Any = path
+    if comments:  # lines, not cells: a colour such as #faebdd stays
+        kept = (x for x in _whole(path, packed, encoding).splitlines() if not x.startswith("#"))
+        source = io.StringIO("\n".join(kept))
+        options.pop("encoding")
+    with warnings.catch_warnings():  # of empty cells behind the last delimiter
+        warnings.simplefilter("ignore", pd.errors.ParserWarning)
+        table = pd.read_csv(source, **options)
+    notes = []
+    if comments:
+        notes.append(f"{len(comments)} comment lines left out")
+    if delimiter != ",":
+        shown = {"\t": "tab", r"\s+": "blanks"}.get(delimiter, delimiter)
+        notes.append(f"cells parted by {shown}" + ("" if options["decimal"] == "." else
+                                                   ", decimal commas"))  # fmt: skip
+    return table, notes
+
+
+def _delimiter(lines: list[str]) -> str:
+    """The sign that parts the first lines into equally many cells, at least two."""
+    best, most = ",", 1
+    for sign in DELIMITERS:
+        counts = [len(row) for row in csv.reader(lines[:50], delimiter=sign) if row]
+        if counts and min(counts) > 1 and counts[0] == max(set(counts), key=counts.count):
+            even = counts.count(counts[0]) >= 0.9 * len(counts)
+            if even and counts[0] > most:
+                best, most = sign, counts[0]
+    if most == 1 and not any(sign in lines[0] for sign in DELIMITERS):
+        counts = [len(line.split()) for line in lines[:50]]
+        if min(counts) > 1 and len(set(counts)) == 1:
+            return r"\s+"
+    return best
+
+
+def _longer(lines: list[str], delimiter: str, width: int) -> bool:
+    """Whether lines end in a delimiter that the header lacks. Raises ValueError for more cells
+    than names: which is which would be a guess."""
+    if len(delimiter) > 1:
+        return False
+    rows = [row for row in csv.reader(lines[1:50], delimiter=delimiter) if len(row) > width]
+    if any(cell.strip() for row in rows for cell in row[width:]):
+        raise ValueError(f"its lines have more cells than the {width} names of the first line")
+    return bool(rows)
+
+
+def _decimal(lines: list[str], delimiter: str) -> str:
+    """Whether numbers have decimal commas: only where no number in sight has a point."""
+    if delimiter == ",":
+        return "."
+    cells = [c.strip() for row in csv.reader(lines[1:50], delimiter=delimiter[-1]) for c in row]
+    commas = sum(bool(re.fullmatch(r"[+-]?\d+,\d+(e[+-]?\d+)?", c, re.I)) for c in cells)
+    points = sum(bool(re.fullmatch(r"[+-]?\d+\.\d+(e[+-]?\d+)?", c, re.I)) for c in cells)
+    return "," if commas and not points else "."
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+# --- other formats ------------------------------------------------------------------------------
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ValueError("Parquet needs pyarrow: pip install pyarrow, or save it as CSV")
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _excel(path: Path) -> pd.DataFrame:
+    if importlib.util.find_spec("openpyxl") is None or path.suffix.lower() != ".xlsx":
+        raise ValueError("a spreadsheet needs openpyxl (.xlsx): pip install it, or save it as CSV")
+    sheets = pd.read_excel(path, sheet_name=None)
+    full = {name: sheet for name, sheet in sheets.items() if not sheet.empty}
+    if len(full) != 1:
+        raise ValueError(f"sheets {listed(full)}: save the one with the runs as CSV")
+    return next(iter(full.values()))
+
+
+def _json(text: str) -> pd.DataFrame:
+    """Records, columns, or a mapping that holds one of them; nested ones get names with dots."""
+    text = text.lstrip("\ufeff")
+    try:
+        held = json.loads(text)
+    except json.JSONDecodeError as error:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2:
+            raise ValueError(f"JSON: {error}") from None
+        try:
+            held = [json.loads(line) for line in lines]
+        except json.JSONDecodeError as of_line:
+            raise ValueError(f"neither JSON nor JSON lines: {of_line}") from None
+    return _frame(held)
+
+
+def _frame(held: Any) -> pd.DataFrame:
+    if isinstance(held, dict):
+        if isinstance(held.get("columns"), list) and isinstance(held.get("data"), list):
+            return pd.DataFrame(held["data"], columns=held["columns"])
+        if isinstance(held.get("log_history"), list):  # Hugging Face's trainer_state.json
+            rows = pd.json_normalize(held["log_history"])
+            rows.attrs["log"] = "trainer_state"
+            return rows
+        lists = {k: v for k, v in held.items() if isinstance(v, list)}
+        records = {k: v for k, v in lists.items() if v and all(isinstance(x, dict) for x in v)}
+        if len(records) == 1:
+            return _frame(next(iter(records.values())))
+        if len(records) > 1:
+            raise ValueError(
+                f"several lists of records, {listed(records)}: save the runs' one alone"
+            )
+        if lists and len({len(v) for v in lists.values()}) == 1:
+            return pd.DataFrame(lists)
+        mappings = {k: v for k, v in held.items() if isinstance(v, dict)}
+        if mappings and len(mappings) == len(held):
+            inner = [set(v) for v in mappings.values()]
+            if all(str(k).isdigit() for keys in inner for k in keys):  # pandas' to_json: columns
+                return pd.DataFrame(mappings).reset_index(drop=True)
+            if all(isinstance(v, dict) for v in mappings.values()):  # run -> its numbers
+                return pd.json_normalize([{"run": k, **v} for k, v in mappings.items()])
+        raise ValueError("JSON that is no list of runs: a list of objects, one a run, is read")
+    if isinstance(held, list) and held and all(isinstance(row, dict) for row in held):
+        return pd.json_normalize(held)
+    raise ValueError("JSON that is no list of runs: a list of objects, one a run, is read")
+
+
+def _markdown(text: str) -> pd.DataFrame:
+    """The one Markdown table of a text."""
+    blocks: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if line.strip().startswith("|"):
+            blocks[-1].append(line.strip())
+        elif blocks[-1]:
+            blocks.append([])
+    tables = [b for b in blocks if len(b) > 2 and re.fullmatch(r"\|?[\s:|-]+\|?", b[1])]
+    if len(tables) != 1:
+        raise ValueError(f"{len(tables)} Markdown tables: give a file with one")
+    rows = [_row(line) for line in tables[0]]
+    header, body = rows[0], rows[2:]
+    ragged = [i for i, row in enumerate(body) if len(row) != len(header)]
+    if ragged:
+        raise ValueError(f"line {ragged[0] + 3} of the table has another number of cells")
+    table = pd.DataFrame(body, columns=[re.sub(r"[*`]", "", h).strip() for h in header])
+    return table.replace("", None)
+
+
+def _row(line: str) -> list[str]:
+    cells = re.split(r"(?<!\\)\|", line.strip().removeprefix("|").removesuffix("|"))
+    return [c.replace("\\|", "|").strip() for c in cells]

@@ -1,0 +1,136 @@
+"""Exports of known tools: which of their columns mean what, or what to export instead."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from analysis.tables.columns import listed
+
+PIVOT = 3  # columns of compute that make a table of losses by size and budget
+PIVOT_RANGE = (1e9, 1e30)
+
+
+@dataclass
+class Layout:
+    frame: pd.DataFrame
+    columns: dict[str, str] = field(default_factory=dict)  # role -> column
+    notes: list[str] = field(default_factory=list)
+
+
+def adapt(frame: pd.DataFrame, asked: set[str]) -> Layout:
+    """The table with a row a run or a row an evaluation, and the columns its layout tells.
+
+    asked: roles whose columns the caller named; they are not touched. Raises ValueError for a
+    layout that cannot give a law, with what to export instead.
+    """
+    for layout in (_panel, _log_of_one_run, _pivot, _optuna, _nanochat):
+        if (found := layout(frame, asked)) is not None:
+            return found
+    return Layout(frame)
+
+
+def _panel(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
+    """A panel of Weights & Biases: a column a run, with __MIN and __MAX."""
+    ends = [c for c in frame.columns if str(c).endswith(("__MIN", "__MAX"))]
+    if len(ends) < 2 or not any(" - " in str(c) for c in ends):
+        return None
+    runs = [c for c in frame.columns if " - " in str(c) and c not in ends]
+    raise ValueError(
+        f"the export of a Weights & Biases panel: curves of {len(runs)} runs over "
+        f"{str(frame.columns[0])!r}, without their parameters, tokens or compute. Export the "
+        "table of runs instead (the project's page, Runs, Export as CSV, with columns of "
+        "parameters, tokens and the final loss)"
+    )
+
+
+def _log_of_one_run(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
+    """Hugging Face's log_history: evaluations of a single run."""
+    names = set(map(str, frame.columns))
+    single = frame.attrs.get("log") == "trainer_state" or (
+        {"epoch", "step", "learning_rate"} <= names
+        and ("eval_runtime" in names or "train_runtime" in names or "grad_norm" in names)
+        and not names & {"run", "run_id", "run_name", "name", "id", "params", "n_params"}
+    )
+    if not single:
+        return None
+    raise ValueError(
+        "the log of one run of Hugging Face's Trainer (log_history): a law needs several runs. "
+        "Make a table with a row a run: its parameters (model.num_parameters()), the last "
+        "num_input_tokens_seen or total_flos, and the last eval_loss"
+    )
+
+
+def _pivot(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
+    """Losses by size (rows) and budget (columns named by compute): a row for each cell."""
+    budgets = {}
+    for column in frame.columns:
+        text = re.sub(r"(?i)\s*(flops?|macs?)$", "", str(column).strip())
+        try:
+            value = float(re.sub(r"^C\s*=\s*", "", text))
+        except ValueError:
+            continue
+        if PIVOT_RANGE[0] <= value <= PIVOT_RANGE[1]:
+            budgets[column] = value
+    others = [c for c in frame.columns if c not in budgets]
+    if len(budgets) < PIVOT or not 1 <= len(others) <= 3:
+        return None
+    units = {u.lower() for c in budgets for u in re.findall(r"(?i)(flop|mac)s?$", str(c))}
+    name = (
+        "compute" if len(units) != 1 else "compute (FLOPs)" if "flop" in units else "compute (MACs)"
+    )
+    long = frame.melt(id_vars=others, value_vars=list(budgets), var_name=name, value_name="loss")
+    long[name] = long[name].map(budgets)
+    long = long[long["loss"].notna()].reset_index(drop=True)
+    return Layout(
+        long, {"loss": "loss", "c": name},
+        [f"layout: losses by {listed(others)} (rows) and compute (columns), "
+         f"{len(budgets)} budgets; {len(long)} cells"],
+    )  # fmt: skip
+
+
+def _optuna(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
+    """Optuna's trials_dataframe(): its objective is `value`."""
+    names = set(map(str, frame.columns))
+    if "state" not in names or not names & {"value", "values_0"} or "number" not in names:
+        return None
+    if not any(c.startswith(("params_", "user_attrs_", "datetime_")) for c in names):
+        return None
+    if "values_0" in names and "loss" not in asked:
+        raise ValueError(
+            "Optuna's trials of several objectives: name the one that is the loss (loss=..., or "
+            "--loss on the command line), as in --loss values_0"
+        )
+    columns = {"run": "number"}
+    known = [c for c in names if re.search(r"(val|eval).*loss", c)]
+    if not known and "value" in names and "loss" not in asked:
+        values = pd.to_numeric(frame["value"], errors="coerce")
+        if values.max() <= 1:
+            raise ValueError(
+                "Optuna's objective `value` lies below 1: a loss, or an accuracy? Say --loss value "
+                "for the first; for the second rename it, as in accuracy, and give --metric "
+                "accuracy"
+            )
+        columns["loss"] = "value"
+    note = "layout: Optuna's trials"
+    if "loss" in columns and "loss" not in asked:
+        note += "; the objective `value` is taken for the loss"
+    return Layout(frame, columns, [note])
+
+
+def _nanochat(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
+    """nanochat's results.csv: its own laws count the transformer's matrices and the head."""
+    wanted = {"flops_budget", "params_transformer", "params_lm_head", "tokens_trained"}
+    if not wanted <= set(map(str, frame.columns)):
+        return None
+    counted = frame["params_transformer"] + frame["params_lm_head"]
+    name = "params (transformer + lm_head)"
+    columns = {"n": name, "d": "tokens_trained", "c": "flops_budget"}
+    return Layout(
+        frame.assign(**{name: counted}), columns,
+        ["layout: nanochat's results; parameters are params_transformer + params_lm_head, those "
+         "that "
+         "training spends its FLOPs on (--n params_total counts all)"],
+    )  # fmt: skip

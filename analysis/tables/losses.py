@@ -1,0 +1,152 @@
+"""The loss of a table in nats, or 1 - another measure."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from analysis.tables.columns import (
+    HIGHER,
+    TRAINING,
+    WORDS,
+    Table,
+    choose_loss,
+    listed,
+    loss_kind,
+    several,
+)
+from analysis.tables.quantities import Quantity, middle_of
+from analysis.tables.units import Name, numbers, parse_name
+
+HIGHEST_LOSS = 15.0  # nats: log of a vocabulary of three million
+PERCENT = 1.5  # an accuracy whose largest value is above this is in percent
+
+
+def read_loss(table: Table, given: str | None, metric: str | None) -> tuple[Quantity, list[str]]:
+    """The loss, or 1 - a metric, with notes. Raises ValueError where there is none."""
+    if metric is not None:
+        return _read_metric(table, metric)
+
+    def same(columns: list[str]) -> bool:
+        values = [numbers(table.frame[c], thousands=False).values for c in columns]
+        return all(np.allclose(values[0], v, rtol=1e-6, equal_nan=True) for v in values[1:])
+
+    column, why, notes = choose_loss(table, given, same)
+    if column is None or (notes and given is None and _converted(table)):
+        column, notes, why = _other_measure(table), [], ""
+    name = table.names.get(column)
+    if name is None:
+        raise ValueError(f"column {column!r} is empty: there is no number in it")
+    kind = loss_kind(name) or "nats"
+    if kind == "higher":
+        raise ValueError(
+            f"column {column!r} grows as models get better, so it is no loss: --metric {column!r} "
+            f"fits a law of 1 - it"
+        )
+    cells = numbers(table.frame[column], thousands=False)
+    if not np.isfinite(cells.values).any():
+        first = str(table.frame[column].dropna().iloc[0])
+        raise ValueError(f"column {column!r} holds no numbers (its first value is {first!r})")
+    if cells.percent and kind == "nats":
+        raise ValueError(
+            f"column {column!r} has {cells.percent} cells in percent, which a loss is not: write "
+            "them as plain numbers, or name another column (loss=..., or --loss on the command "
+            "line)"
+        )
+    values = cells.values.copy()
+    values[values <= 0] = np.nan if kind == "perplexity" else values[values <= 0]
+    quantity = Quantity(column, values, cells=cells)
+    quantity.notes.append(why.removeprefix(", ")) if why else None
+    if kind == "perplexity":
+        quantity.values = np.log(values)
+        quantity.notes.append("perplexity: its logarithm, in nats")
+    elif kind == "bits":
+        quantity.values = values * np.log(2)
+        quantity.notes.append(f"bits: x ln 2, nats per {_per(name)}")
+    elif given is None and middle_of(values) > HIGHEST_LOSS:
+        raise ValueError(
+            f"column {column!r} is {middle_of(values):.3g} in the middle row, more than a loss in "
+            f"nats per token can be: is it a perplexity or a sum? --loss {column!r} takes it as "
+            "it is"
+        )
+    if cells.decorated:
+        quantity.notes.append(f"{cells.decorated} cells without their marks and errors")
+    return quantity, notes
+
+
+def _per(name: Name) -> str:
+    words = set(name.everything)
+    short = {"bpb": "byte", "bpc": "character", "bpt": "token", "bpd": "dimension"}
+    named = [w for w in ("byte", "token", "char", "pixel", "dim", "word") if w in words]
+    return next(iter(named), next((long for w, long in short.items() if w in words), "unit"))
+
+
+def _converted(table: Table) -> list[str]:
+    """Columns of perplexity or bits, not of training."""
+    return [
+        c for c, name in table.names.items()
+        if loss_kind(name) in ("perplexity", "bits") and not TRAINING & {*name.path, *name.words}
+    ]  # fmt: skip
+
+
+def _other_measure(table: Table) -> str:
+    """A perplexity or bits where there is no loss; else the error that says what there is."""
+    kinds: dict[str, list[str]] = {"perplexity": [], "bits": [], "higher": [], "lower": []}
+    for column, name in table.names.items():
+        kind = loss_kind(name)
+        if kind in kinds:
+            kinds[kind].append(column)
+    for kind in ("perplexity", "bits"):
+        columns = [c for c in _converted(table) if c in kinds[kind]]
+        if len(columns) > 1:
+            shortest = [c for c in columns if not set(table.names[c].path) - {"eval", "val"}]
+            columns = shortest if len(shortest) == 1 else columns
+            if len(columns) > 1:
+                raise several("loss", columns)
+        if columns:
+            return columns[0]
+    if measures := [*kinds["higher"], *kinds["lower"]]:
+        raise ValueError(
+            f"no column for loss: the table has {listed(table.frame.columns)}; --metric "
+            f"{measures[0]!r} fits a law of "
+            + ("1 - it" if kinds["higher"] else "it")
+            + ", or name one (loss=..., or --loss on the command line)"
+        )
+    for column in table.frame.columns[table.empty]:
+        if loss_kind(parse_name(column)) == "nats":
+            raise ValueError(f"column {column!r} is empty: there is no number in it")
+    raise ValueError(missing(table, "loss"))
+
+
+def missing(table: Table, role: str) -> str:
+    return (
+        f"no column for {WORDS[role]}: the table has {listed(table.frame.columns)}; name one "
+        f"({role}=..., or --{role} on the command line)"
+    )
+
+
+def _read_metric(table: Table, metric: str) -> tuple[Quantity, list[str]]:
+    """1 - accuracy (or an error as it is), in (0, 1]."""
+    column = table.check("loss", metric)
+    name = table.names[column]
+    kind = loss_kind(name)
+    if kind in ("nats", "bits", "perplexity"):
+        return read_loss(table, column, None)
+    if kind is None:
+        raise ValueError(
+            f"--metric {metric!r}: is it better high or low? Names with one of "
+            f"{', '.join(sorted(HIGHER)[:6])} ... are read as better high; rename the column so, "
+            f"or give --loss {metric!r} where low is better"
+        )
+    cells = numbers(table.frame[column], thousands=False)
+    values = cells.values
+    share = values / 100 if cells.percent or np.nanmax(values) > PERCENT else values
+    if kind == "higher" and not (np.nanmin(share) >= 0 and np.nanmax(share) <= 1):
+        raise ValueError(
+            f"--metric {metric!r}: values from {np.nanmin(values):.3g} to {np.nanmax(values):.3g} "
+            "are no shares of 1 or of 100: a law of 1 - it has no meaning"
+        )
+    quantity = Quantity(column, 1 - share if kind == "higher" else share, cells=cells)
+    quantity.notes.append("1 - it" if kind == "higher" else "an error, as it is")
+    if share is not values:
+        quantity.notes.append("percent: / 100")
+    return quantity, []

@@ -1,0 +1,209 @@
+"""Anyone's learning-rate sweep as points of analysis/transfer.py: losses by rate and size, or the
+best rate of each size."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.tables import columns as names
+from analysis.tables.columns import Table, listed
+from analysis.tables.files import load
+from analysis.tables.losses import read_loss
+from analysis.tables.settings import mixes
+from analysis.tables.states import condition, statuses
+from analysis.tables.units import numbers
+
+AXES = {
+    "width": {"width", "d", "dmodel", "dim", "modeldim", "hiddensize", "hidden", "nembd",
+              "embeddim", "hiddendim", "embdim"},
+    "depth": {"depth", "layers", "nlayers", "numlayers", "nlayer", "numhiddenlayers"},
+}  # fmt: skip
+RATES = names.LR | {"bestlr", "optimallr", "bestlearningrate", "optlearningrate", "lropt"}
+CONSTANT = (1e-9, 10.0)  # of any learning rate
+
+
+def read_sweep(
+    source: str | Path | pd.DataFrame, *, loss: str | None = None, lr: str | None = None,
+    width: str | None = None, where: str | None = None, finished_if: str | None = None,
+    by: str | None = None,
+) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
+    """Points of learning-rate sweeps, and notes on how they were read.
+
+    Returns columns parametrization (of the table, else of its columns of best rates), axis ("width"
+    or "depth"), shared (what all members have on the other axis; NaN: unknown), member, log2_lr,
+    val_loss (NaN: diverged), run_id. With best rates alone val_loss is absent.
+    loss, lr, width: columns, where they cannot be told; width may be of layers. by: a column that
+    parts the runs into sweeps. Raises ValueError for a table without rates or sizes.
+    """
+    frame, notes = load(source)
+    if where is not None:
+        good = condition(frame, where, "--where")
+        if not good.any():
+            raise ValueError(f"--where {where!r}: no row of {len(frame)} is left")
+        frame = frame[good].reset_index(drop=True)
+    frame, more = _long(frame)
+    notes += more
+    table = Table(frame)
+    axis, column = _size(table, width)
+    notes.append(f"{axis}: column {column!r}")
+    sizes = _members(frame[column], column)
+    rates = _rate_columns(table, lr)
+    losses = names.loss_candidates(table)
+    if loss is None and not any(losses.values()) and lr is None:
+        return _best_rates(frame, axis, sizes, rates), [*notes, f"best rates: {listed(rates)}"]
+    if len(rates) != 1:
+        raise ValueError(
+            f"columns {listed(rates)} could all be the learning rate; name one with --lr"
+        )
+    quality, more = read_loss(table, loss, None)
+    notes += [f"loss: column {quality.column!r}", f"learning rate: column {rates[0]!r}", *more]
+    values = quality.values.copy()
+    status, said = statuses(table, finished_if)
+    notes += said
+    kept = np.ones(len(frame), bool)
+    if status is not None:
+        values[status == "diverged"] = np.nan
+        kept = np.isin(status, ["finished", "diverged"])
+    points = pd.DataFrame({"axis": axis, "member": sizes, "val_loss": values})
+    points["log2_lr"] = _log2(frame[rates[0]], rates[0])
+    points["run_id"] = [f"row {i}" for i in range(len(frame))]
+    points["parametrization"] = _groups(table, by, {rates[0], column, quality.column})
+    points["shared"] = _other_axis(table, axis, column)
+    points = points[kept & np.isfinite(points["log2_lr"])]
+    if not kept.all():
+        notes.append(f"{int((~kept).sum())} runs that did not finish are left out")
+    points.loc[~np.isfinite(points["val_loss"]), "val_loss"] = np.nan
+    members = points.groupby(["parametrization", "shared"], dropna=False)["member"].transform(
+        "nunique"
+    )
+    if not (members > 1).any():
+        raise ValueError(
+            f"one {axis} in each sweep of column {column!r}: whether the best rate moves takes at "
+            "least two"
+        )
+    return points[members > 1].sort_values(["parametrization", "member", "log2_lr"]), notes
+
+
+def _long(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Losses by rate (rows) and size (columns named 128, d256, width=512), a row a loss."""
+    table = Table(frame)
+    rates = table.named(RATES)
+    sizes = {}
+    for column in frame.columns:
+        found = re.fullmatch(r"(?:d|w|width|dim|d_model|h)?[ =_-]*(\d{2,6})", str(column).lower())
+        if found:
+            sizes[column] = int(found.group(1))
+    others = [c for c in frame.columns if c not in sizes]
+    if len(sizes) < 2 or len(rates) != 1 or set(others) != {rates[0]}:
+        return frame, []
+    long = frame.melt(id_vars=others, value_vars=list(sizes), var_name="width", value_name="loss")
+    long["width"] = long["width"].map(sizes)
+    return long, [f"layout: losses by {rates[0]!r} (rows) and width (columns)"]
+
+
+def _size(table: Table, given: str | None) -> tuple[str, str]:
+    """("width" or "depth", its column)."""
+    if given is not None:
+        column = table.check("run", given)
+        plain = "".join(table.names[column].everything)
+        return ("depth" if plain in AXES["depth"] else "width"), column
+    found = {axis: table.named(wanted) for axis, wanted in AXES.items()}
+    varying = {
+        axis: [c for c in columns if table.frame[c].nunique() > 1]
+        for axis, columns in found.items()
+    }
+    for axis in ("width", "depth"):
+        if varying[axis]:
+            return axis, varying[axis][0]
+    raise ValueError(
+        f"no column of widths (or layers): the table has {listed(table.frame.columns)}; name one "
+        "with --width"
+    )
+
+
+def _members(column: pd.Series, name: str) -> np.ndarray:
+    """Widths as numbers; "d512" is 512."""
+    text = column.astype(str).str.extract(r"^\D{0,8}?(\d+(?:\.\d+)?)\D{0,8}$")[0]
+    values = pd.to_numeric(text, errors="coerce").to_numpy(float)
+    if np.isnan(values).any():
+        first = column[np.isnan(values)].iloc[0]
+        raise ValueError(f"column {name!r} holds {first!r}, which is no width")
+    return values.astype(int)
+
+
+def _rate_columns(table: Table, given: str | None) -> list[str]:
+    if given is not None:
+        return [table.check("lr", given)]
+    found = table.named(RATES)
+    # "SP opt LR", "muP best learning rate": several columns of best rates
+    found += [
+        c for c, name in table.names.items()
+        if (c not in found and {"lr"} & set(name.everything)) or "learning rate" in str(c).lower()
+    ]  # fmt: skip
+    found = list(dict.fromkeys(found))
+    if not found:
+        raise ValueError(
+            f"no column for learning rate: the table has {listed(table.frame.columns)}; name one "
+            "with --lr"
+        )
+    return found
+
+
+def _log2(column: pd.Series, name: str) -> np.ndarray:
+    """Rates, or logarithms of base 2 or 10 where the name says so, as log2."""
+    values = numbers(column, thousands=False).values
+    plain = str(name).lower().replace("_", "").replace(" ", "")
+    if plain.startswith("log2"):
+        return values
+    if plain.startswith(("log10", "lg")):
+        return values / np.log10(2)
+    usable = values[np.isfinite(values)]
+    if len(usable) and not ((usable >= CONSTANT[0]) & (usable <= CONSTANT[1])).all():
+        raise ValueError(
+            f"column {name!r} runs from {usable.min():.3g} to {usable.max():.3g}: no learning "
+            "rates. Logarithms are read where the name begins with log2 or log10"
+        )
+    return np.log2(values)
+
+
+def _best_rates(
+    frame: pd.DataFrame, axis: str, sizes: np.ndarray, rates: list[str]
+) -> pd.DataFrame:
+    parts = []
+    for column in rates:
+        label = re.sub(r"(?i)\b(opt(imal)?|best|lr|learning rate)\b|_", " ", str(column)).strip()
+        parts.append(
+            pd.DataFrame(
+                {
+                    "parametrization": label or str(column), "axis": axis, "shared": np.nan,
+                    "member": sizes, "log2_lr": _log2(frame[column], column),
+                }
+            )
+        )  # fmt: skip
+    points = pd.concat(parts, ignore_index=True).dropna(subset="log2_lr")
+    if points.empty or (points.groupby("parametrization")["member"].nunique() < 2).all():
+        raise ValueError("best rates of fewer than two sizes: whether they move cannot be told")
+    return points
+
+
+def _groups(table: Table, by: str | None, used: set[str]) -> np.ndarray:
+    """What parts runs into sweeps: --by, else the columns that one law may not mix."""
+    if by is not None:
+        return table.frame[table.check("by", by)].astype(str).to_numpy()
+    found = [c for c in mixes(table).values() if c not in used and table.frame[c].nunique() > 1]
+    if not found:
+        return np.full(len(table.frame), "all runs", dtype=object)
+    return table.frame[found].astype(str).agg(", ".join, axis=1).to_numpy()
+
+
+def _other_axis(table: Table, axis: str, used: str) -> np.ndarray:
+    """The layers of sweeps over width, the width of those over depth."""
+    other = "depth" if axis == "width" else "width"
+    found = [c for c in table.named(AXES[other]) if c != used]
+    if not found:
+        return np.full(len(table.frame), np.nan)
+    return numbers(table.frame[found[0]], thousands=True).values
