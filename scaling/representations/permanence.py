@@ -119,11 +119,11 @@ def write_permanence(out: Path, *, clips: int, frames: int, size: int, seed: int
     with files.explained(out):
         out.mkdir(parents=True, exist_ok=True)
         names = [f"{i:06d}.mp4" for i in range(clips)]
-        files = (made_by, out / "labels.csv", *(out / name for name in names))
+        ours = (made_by, out / "labels.csv", *(out / name for name in names))
         held = made_by.read_bytes().decode(errors="replace") if made_by.is_file() else None
         if held == settings:  # nobody else writes them so
-            outputs.adopt(MAKER, *files)
-        outputs.claim(MAKER, *files)
+            outputs.adopt(MAKER, *ours)
+        outputs.claim(MAKER, *ours)
         if held != settings and (held or any(out.glob("*.mp4"))):
             raise UserError(
                 f"{out} holds clips of other settings ({held or 'unknown'}, not {settings}), which "
