@@ -206,4 +206,6 @@ def test_searched_rates_are_found_in_a_published_grid(shared_data: Path) -> None
     """Step law's 1,911 runs are 17 cells of 47 to 120 rates and batches."""
     rows, notes = read(shared_data / "scaling_tables" / "steplaw_dense_lr_bs_loss.csv")
     one = findings(rows, notes=notes)["settings"]
+    assert one.weight == "slight" and "vary within 17 cells" in one.evidence  # the best of each
+    one = findings(rows.assign(role="ladder"))["settings"]
     assert one.weight == "weighty" and "learning rate varies within 17 cells" in one.evidence
