@@ -222,7 +222,7 @@ def test_an_mlflow_server_of_someone_else(run: Run, tmp_path: Path) -> None:
         run("fit", f"{uri}#Default")
 
 
-READERS = ("fit", "compare", "choices", "next", "power", "transfer", "isoflop")
+READERS = ("fit", "compare", "choices", "next", "power", "audit", "transfer", "isoflop")
 
 
 def test_every_command_takes_the_options_of_the_reader() -> None:
