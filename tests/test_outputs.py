@@ -65,7 +65,7 @@ REPLACED = {  # command: how it is called, and all that it would write
 # Write nothing, or only what is named by a hash of its content (encode) or MLflow's (sync).
 OTHERS = {
     *("encode", "status", "logs", "cancel", "sync", "doctor", "choices", "next", "power"),
-    *("models", "tokens", "ui", "audit"),
+    *("models", "tokens", "ui", "audit", "transfer"),
 }
 EACH = [(call, file) for call, files in REPLACED.values() for file in files]
 Say = Callable[..., tuple[int, str]]
