@@ -28,6 +28,7 @@ REPLACED = {  # command: how it is called, and all that it would write
     "fit": ("fit rows.csv --figure law.html", ["law.html", "law.points.csv"]),
     "fit, png": ("fit rows.csv --figure law.png", ["law.png", "law.points.csv"]),
     "compare": ("compare rows.csv --figure two.svg", ["two.svg", "two.points.csv"]),
+    "transfer": ("transfer rows.csv --figure s.html", ["s.html", "s.points.csv"]),
     "isoflop": ("isoflop rows.csv --out t", ["t/size_laws.csv", "t/minima.csv"]),
     "coord-check": ("coord-check", ["coord_check.html", "coord_check.points.csv"]),
     "coord-check, out": ("coord-check --out c.html", ["c.html", "c.points.csv"]),
@@ -65,7 +66,7 @@ REPLACED = {  # command: how it is called, and all that it would write
 # Write nothing, or only what is named by a hash of its content (encode) or MLflow's (sync).
 OTHERS = {
     *("encode", "status", "logs", "cancel", "sync", "doctor", "choices", "next", "power"),
-    *("models", "tokens", "ui", "audit", "transfer"),
+    *("models", "tokens", "ui", "audit"),
 }
 EACH = [(call, file) for call, files in REPLACED.values() for file in files]
 Say = Callable[..., tuple[int, str]]
