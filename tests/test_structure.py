@@ -70,7 +70,16 @@ def test_the_top_level_is_known() -> None:
     )
     assert {Path(f).parts[0] for f in listed.stdout.splitlines()} <= {
         *(".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile"),
-        *("README.md", "SECURITY.md", "analysis", "benchmarks", "docs", "models", "notebooks"),
+        *(
+            "README.md",
+            "SECURITY.md",
+            "analysis",
+            "benchmarks",
+            "docs",
+            "findings",
+            "models",
+            "notebooks",
+        ),
         *("pyproject.toml", "scaling", "sweeps", "tests"),
     }
 
