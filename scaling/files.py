@@ -169,7 +169,8 @@ class RunLock:
                     self._file = descriptor  # held open, and so locked, until __exit__
                     self._beats.start()
                     return self
-            except BaseException:
+            except BaseException:  # Ctrl-C, say: nobody may wait for a process that gave up
+                self._erase(descriptor)
                 os.close(descriptor)
                 raise
             os.close(descriptor)
@@ -183,10 +184,14 @@ class RunLock:
     ) -> None:
         self._left.set()
         self._beats.join()
+        self._erase(self._file)
+        os.close(self._file)
+
+    def _erase(self, descriptor: int) -> None:
+        """Take back the record, where it is this one's."""
         record = holder(self.path)
         if record is not None and record.get("token") == self._token:
-            os.ftruncate(self._file, 0)
-        os.close(self._file)
+            os.ftruncate(descriptor, 0)
 
     def _acquire(self, descriptor: int) -> bool:
         """Whether the lock is ours now. Raises RunBusy when it is not and nobody wants to wait."""

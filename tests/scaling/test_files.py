@@ -223,3 +223,19 @@ def test_a_file_system_that_refuses_to_rename(
     with pytest.raises(UserError, match=message), files.explained(tmp_path):
         refuse(None, None)
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "old"
+
+
+def test_a_holder_that_is_interrupted_while_it_takes_the_lock_leaves_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process lives on, so that whoever waits for it would wait for ever."""
+
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.RunLock(tmp_path):
+        pass
+    monkeypatch.undo()
+    with files.RunLock(tmp_path):  # RunBusy if the record were there
+        pass
