@@ -18,6 +18,8 @@ from analysis.laws import DELTA, NotIdentified
 from analysis.solver import best, log_law
 
 CORNERS = {"1%": DELTA, "0.1%": 1e-3, "squares": np.inf}
+ITERATIONS = 60  # of a fit; one that has not arrived by then is not identified
+ALL_ROWS = ("envelope", "hull")
 CHOICES = ("compute", "frontier", "corner", "points", "form")
 
 
@@ -37,7 +39,12 @@ def specifications(rows: pd.DataFrame) -> pd.DataFrame:
     rows, _ = exclude(rows, budgets=False)
     own = auto_method(rows)  # that of `scaling fit`
     named = bool((rows["budget_macs"] > 0).any())
-    methods = [own, *(m for m in METHODS if m != own and (named or m not in BY_BUDGET))]
+    # Bins of compute are for rows without budgets.
+    others = [
+        m for m in METHODS if (m in BY_BUDGET or m in ALL_ROWS if named else m not in BY_BUDGET)
+    ]
+    methods = [own, *(m for m in others if m != own)]
+    done: dict[tuple, list] = {}  # fits of points that another combination has had
     out = []
     for label, compute in _conventions(rows).items():
         for method in methods:
@@ -49,7 +56,10 @@ def specifications(rows: pd.DataFrame) -> pd.DataFrame:
             points = points.sort_values("macs_total", kind="stable")
             x, y = (np.log(points[c].to_numpy(float)) for c in ("macs_total", "val_loss"))
             for (corner, delta), form in itertools.product(CORNERS.items(), ("pure", "saturating")):
-                for which, fitted, kept in _subsets(x, y, delta, form):
+                key = (*np.concatenate([x - x[0], y]).round(12).tolist(), corner, form)
+                if key not in done:
+                    done[key] = list(_subsets(x, y, delta, form))
+                for which, fitted, kept in done[key]:
                     if fitted is not None:
                         e, b = fitted
                         alike = _signature(x[kept], y[kept], b, e)
@@ -173,7 +183,9 @@ def _point(
         return np.full((1, 3), np.nan), None
     pin = 0.0 if form == "pure" else None
     one = np.ones((1, len(y)))
-    theta, reached = best(x - x.mean(), y[None], one, min(delta, 1e6), pin)
+    theta, reached = best(
+        x - x.mean(), y[None], one, min(delta, 1e6), pin, iterations=ITERATIONS
+    )  # fmt: skip
     e, _, b = theta[0]
     if form == "saturating":
         floor = float(np.exp(y.min()))

@@ -112,7 +112,7 @@ def _step(matrix: np.ndarray, gradient: np.ndarray, resting: np.ndarray) -> np.n
 
 def best(
     x: np.ndarray, y: np.ndarray, weights: np.ndarray, delta: float, pin: float | None,
-    warm: np.ndarray | None = None,
+    warm: np.ndarray | None = None, iterations: int = 200,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
     """Best of several starts for every row of y (R, n). `warm` (3,) joins, and thins, the starts.
 
@@ -147,10 +147,10 @@ def best(
     if len(y) == 1:  # a single target's starts go together, as the rows of one iteration
         k = len(thetas)
         together = solve(x, np.repeat(y, k, 0), np.repeat(weights, k, 0), delta, pin,
-                         np.concatenate(thetas))  # fmt: skip
+                         np.concatenate(thetas), iterations)  # fmt: skip
         results = list(zip(*(np.split(part, k) for part in together), strict=True))
     else:
-        results = [solve(x, y, weights, delta, pin, theta) for theta in thetas]
+        results = [solve(x, y, weights, delta, pin, theta, iterations) for theta in thetas]
     objective = np.stack([r[1] for r in results])  # (starts, R)
     chosen = objective.argmin(0), np.arange(len(y))
     basins = len({f"{value:.8g}" for value in objective[:, 0]})
