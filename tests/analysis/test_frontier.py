@@ -21,7 +21,7 @@ def rows() -> pd.DataFrame:
 
 def spoiled(rows: pd.DataFrame) -> pd.DataFrame:
     """The study plus one row for every rule, each with the lowest loss of all."""
-    extra = rows.iloc[[0] * 9].assign(val_loss=0.5, run_id=[f"bad{i}" for i in range(9)])
+    extra = rows.iloc[[0] * 11].assign(val_loss=0.5, run_id=[f"bad{i}" for i in range(11)])
     extra = extra.reset_index(drop=True).astype({"budget_macs": float, "params": float})
     extra.loc[0, "role"] = "lr_sweep"
     extra.loc[1, "role"] = "single"
@@ -32,6 +32,8 @@ def spoiled(rows: pd.DataFrame) -> pd.DataFrame:
     extra.loc[6, "params"] = -1.0
     extra.loc[7, "budget_macs"] = np.nan
     extra.loc[8, "role"] = "repeat"
+    extra.loc[9, "role"] = "tuning"
+    extra.loc[10, "role"] = "repeated"
     return pd.concat([rows, extra], ignore_index=True)
 
 
@@ -40,7 +42,7 @@ def test_every_rule_leaves_out_its_row_and_counts_it(rows: pd.DataFrame) -> None
     assert len(kept) == len(rows)
     counts = dict(excluded)
     assert counts.pop("no usable compute") == 0
-    assert set(counts.values()) == {1} and len(counts) == 9
+    assert set(counts.values()) == {1} and len(counts) == 11
 
 
 def test_rows_left_out_do_not_touch_the_law(rows: pd.DataFrame) -> None:
