@@ -31,14 +31,14 @@ def interval(
             f"L(N, D) is not identified: {lost:.0%} of the resamples give "
             f"no finite {name}; add runs over a wider range, or fit a law of compute"
         )
-    low, high = bca(samples, estimate, jackknife, level)
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     if not low <= estimate <= high:
         raise NotIdentified(
             f"L(N, D) is not identified: {name} is {estimate:.4g}, but {level:.0%} of the "
             f"resamples lie from {low:.4g} to {high:.4g}: they end elsewhere than the fit; add "
             "runs over a wider range, or fit a law of compute"
         )
-    return low, high
+    return bca(samples, estimate, jackknife, level)
 
 
 def span(low: float, high: float, digits: int = 4) -> str:

@@ -79,6 +79,7 @@ def write(path, sizes=(50, 7), weights=(0.8, 0.2), length=6):
         "context": length + 1,
         "frames": 1,
         "size": 16,
+        "tokens_per_frame": length,
         "tokenizer": {"label": "test"},
         "sources": sources,
     }
