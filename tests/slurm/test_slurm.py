@@ -336,7 +336,7 @@ def test_a_job_that_slurm_holds_after_a_failed_launch_is_submitted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing makes a launch fail at will, so another hold stands in for that one."""
-    monkeypatch.setattr(slurm, "HELD", "job requeued in held state")
+    monkeypatch.setattr(slurm, "LAUNCH_HELD", "job requeued in held state")
     thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=4)))
     until(lambda: working(tmp_path))
     held = job_id(tmp_path)
