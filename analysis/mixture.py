@@ -74,7 +74,9 @@ class Mixture:
         )
         floor, mean, deviation = (np.concatenate([c[i] for c in curves]) for i in range(3))
         beyond = abs(np.log10(compute / np.clip(compute, *self.ends)))
-        again = self.drift * beyond**1.5 / np.sqrt(3) * (1 + floor * np.exp(-mean))
+        # e^100 times the floor is wide enough, and finite.
+        part = 1 + floor * np.exp(np.minimum(-mean, 100))
+        again = self.drift * beyond**1.5 / np.sqrt(3) * part
         kept = weight > KEEP * weight.max()
         return weight[kept], floor[kept], mean[kept], np.hypot(deviation, again)[kept]
 
