@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def answers(address: str) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=5):
             return True
+    except urllib.error.HTTPError as error:  # a server that wants its key
+        return error.code == 403
     except OSError:
         return False
 

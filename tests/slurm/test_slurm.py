@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from scaling.doctor import examine
 from scaling.errors import UserError
 from scaling.jobs import slurm, squeue
 from scaling.jobs.launch import RETRIES, Detached, Finished, Job, Launcher
+from scaling.status import ENTRY
 from tests.slurm.cluster_work import Task, attempts, perform, until
 
 pytestmark = pytest.mark.slurm
@@ -119,7 +121,8 @@ def test_detached_jobs_go_on_and_are_found(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(Detached, match="6 jobs, 0 of them new"):
         list(launcher(Path("."), parallel=2, detach=True).map(nearby))
     (tmp_path / "study.yaml").touch()
-    (tmp_path / "plan.json").write_text('{"runs": [{"run_id": "run0"}]}')
+    entry = dict.fromkeys(ENTRY, 1) | {"run_id": "run0"}
+    (tmp_path / "plan.json").write_text(json.dumps({"runs": [entry]}))
     assert "5 live jobs train runs that are not" in "\n".join(map(str, examine(tmp_path)))
     states = [e.state for e in squeue.entries(tmp_path / "jobs").values()]
     assert len(states) == 6 and states.count("RUNNING") <= 2
