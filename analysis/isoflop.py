@@ -302,6 +302,8 @@ def _parametric(rows: pd.DataFrame, seed: int, level: float, resamples: int) -> 
 def fit_rows(rows: pd.DataFrame, **options) -> ParametricLaw:
     """The parametric law of all decayed points, in MACs; options of `fit_parametric`."""
     table = cells(rows, budgets=False)
+    if table.empty:
+        raise NotIdentified("no row is left to fit")
     n, d = table["params"].to_numpy(float), table["tokens"].to_numpy(float)
     per_token = float(np.median(table["macs_total"].to_numpy(float) / (n * d)))
     return fit_parametric(
