@@ -321,8 +321,7 @@ def lucky(rows: pd.DataFrame, points: pd.DataFrame, method: str) -> list[str]:
             return []
         what = f"the {method} takes the lowest of many runs"
     return [
-        f"{what}: luck lowers it, and the interval does not know (in simulated clouds of runs 95% "
-        "intervals of an envelope held the truth in 53 to 93 of 100); method budget or binned "
+        f"{what}: luck lowers it, and the interval does not know; method budget or binned "
         "averages the runs near the best, where parameters and tokens are known and runs suffice"
     ]
 
