@@ -52,22 +52,37 @@ class Form(Protocol):
         ...
 
 
-def _regress(z: np.ndarray, design: np.ndarray, scales: np.ndarray, precision: np.ndarray):
-    """Bayesian linear regression for every grid point and noise scale.
+class _Regression:
+    """Bayesian linear regression for every grid point (G) and scale of the noise (S).
 
-    z (G, n), design (G, n, p), both in units of the noise; precision (p,) of the prior, whose mean
-    is 0. Returns log marginal likelihood (G, S), mean (G, S, p), covariance (G, S, p, p).
+    z (G, n), design (G, n, p), both in units of the noise; deviation (p,) of the prior, whose mean
+    is 0. In units of the prior the posterior precision is 1 + eigenvalues of the design's square,
+    so that it stays positive however small the noise and however alike the columns.
+
+    evidence (G, S) log marginal likelihood, mean (G, S, p).
     """
-    inverse = 1 / scales**2
-    turned = design.transpose(0, 2, 1)
-    square, right = (turned @ design)[:, None], (turned @ z[..., None])[:, None, :, 0]
-    matrix = square * inverse[:, None, None] + np.diag(precision)
-    right = right * inverse[:, None]
-    covariance = np.linalg.inv(matrix)
-    mean = (covariance @ right[..., None])[..., 0]
-    quadratic = (z**2).sum(1)[:, None] * inverse - (mean * right).sum(-1)
-    volume = np.linalg.slogdet(matrix)[1] - np.log(precision).sum()
-    return -z.shape[1] * np.log(scales) - (volume + quadratic) / 2, mean, covariance
+
+    def __init__(
+        self, z: np.ndarray, design: np.ndarray, scales: np.ndarray, deviation: np.ndarray
+    ) -> None:
+        design = design * deviation
+        turned = design.transpose(0, 2, 1)
+        values, self.vectors = np.linalg.eigh(turned @ design)  # (G, p), (G, p, p)
+        right = ((turned @ z[..., None])[..., 0][:, None] @ self.vectors)[:, 0]
+        inverse = 1 / scales[:, None] ** 2
+        self.precision = 1 + np.maximum(values, 0)[:, None] * inverse  # (G, S, p)
+        turned_mean = right[:, None] * inverse / self.precision
+        self.vectors *= deviation[:, None]
+        self.mean = turned_mean @ self.vectors.transpose(0, 2, 1)
+        quadratic = (z**2).sum(1)[:, None] * inverse[:, 0] - (
+            turned_mean * right[:, None] * inverse
+        ).sum(-1)
+        volume = np.log(self.precision).sum(-1)
+        self.evidence = -z.shape[1] * np.log(scales) - (volume + quadratic) / 2
+
+    def root(self, grid: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """A square root R of the posterior covariance R @ R.T at K indices, (K, p, p)."""
+        return self.vectors[grid] / np.sqrt(self.precision[grid, scale])[:, None]
 
 
 class _Power:
@@ -86,13 +101,14 @@ class _Power:
         z = (shrink * (np.log(above) - self.offset[:, None])) @ data.whiten.T
         design = data.whiten @ (shrink[..., None] * self._basis(data.x))
         deviation = np.array([1.0, SLOPE, TURN])[: design.shape[-1]]
-        self.evidence, self.mean, self.covariance = _regress(z, design, data.scales, deviation**-2)
+        self.posterior = _Regression(z, design, data.scales, deviation)
+        self.evidence = self.posterior.evidence
 
     def keep(self, grid: np.ndarray, scale: np.ndarray) -> None:
         self.floor, self.offset = self.floor[grid], self.offset[grid]
         if self.at is not None:
             self.at, self.width = self.at[grid], self.width[grid]
-        self.mean, self.covariance = self.mean[grid, scale], self.covariance[grid, scale]
+        self.mean, self.root = self.posterior.mean[grid, scale], self.posterior.root(grid, scale)
 
     def _basis(self, x: np.ndarray) -> np.ndarray:
         """x (n,) -> (G, n, p)."""
@@ -106,8 +122,8 @@ class _Power:
     def curve(self, x: float):
         basis = self._basis(np.array([x]))[:, 0]
         mean = (self.mean * basis).sum(-1) + self.offset
-        variance = ((self.covariance @ basis[..., None])[..., 0] * basis).sum(-1)
-        return self.floor, mean, np.sqrt(variance)
+        turned = (basis[:, None] @ self.root)[:, 0]
+        return self.floor, mean, np.sqrt((turned**2).sum(-1))
 
 
 class _TwoPowers:
@@ -124,9 +140,11 @@ class _TwoPowers:
         middle, deviation = WEIGHT
         # The draws of the noise are of log loss, which L / observed - 1 is to first order.
         z = data.whiten.sum(1) - middle * design.sum(-1)
-        evidence, mean, covariance = _regress(z, design, data.scales, np.full(3, deviation**-2))
-        root = np.linalg.cholesky(covariance)
-        self.weights = middle + mean[..., None, :] + NORMAL @ root.transpose(0, 1, 3, 2)
+        posterior = _Regression(z, design, data.scales, np.full(3, float(deviation)))
+        evidence, mean = posterior.evidence, posterior.mean
+        grid, scale = (i.ravel() for i in np.indices(evidence.shape))
+        spread = NORMAL @ posterior.root(grid, scale).transpose(0, 2, 1)
+        self.weights = middle + mean[..., None, :] + spread.reshape(*evidence.shape, -1, 3)
         self.inside = (self.weights > 0).all(-1)
         before = (middle + deviation * NORMAL > 0).all(-1).mean()
         share = self.inside.mean(-1)  # of the posterior, within the bounds
@@ -221,9 +239,11 @@ def noise_models(
         whiten = np.linalg.inv(np.linalg.cholesky(covariance + ridge * np.eye(n)))
         scales = np.geomspace(0.5, 4, 9)
         return [Points(x, log_loss, whiten, scales, -((np.log(scales) / 0.3) ** 2) / 2)]
-    degree = min(3, n - 2)  # the scale lies around what a cubic (or less) leaves
-    residual = log_loss - np.polynomial.Polynomial.fit(x, log_loss, degree)(x)
-    middle = max(np.sqrt((residual**2).sum() / (n - degree - 1)), EXACT)
+    # The scale lies around what a cubic leaves, or less where there are few points or computes.
+    columns = np.vander(x / max(np.abs(x).max(), EXACT), min(3, n - 2) + 1)
+    solved, _, rank, _ = np.linalg.lstsq(columns, log_loss)
+    left_over = log_loss - columns @ solved
+    middle = max(np.sqrt((left_over**2).sum() / (n - rank)), EXACT)
     scales, flat = middle * np.geomspace(1 / 3, 3, 9), np.zeros(9)
     found = [Points(x, log_loss, np.eye(n), scales, flat)]
     apart = np.abs(x[:, None] - x) / np.log(10)
