@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 STARTS = (0.02, 0.4, 0.7, 0.9, 0.98)  # E / smallest loss, where the saturating fit begins
+FEW_ROWS = 100  # whose cost is that of the calls, not of the numbers
 THIN = 2000  # points of a large sample on which several starts are tried
 
 
@@ -144,9 +145,9 @@ def best(
         thetas.append(np.stack([e, mean_y - slope * mean_x, slope], 1))
     if warm is not None and pin is None:
         thetas.append(np.broadcast_to(warm, (len(y), 3)).copy())
-    if len(y) == 1:  # a single target's starts go together, as the rows of one iteration
+    if len(y) <= FEW_ROWS:  # the starts of all rows go together, as the rows of one iteration
         k = len(thetas)
-        together = solve(x, np.repeat(y, k, 0), np.repeat(weights, k, 0), delta, pin,
+        together = solve(x, np.tile(y, (k, 1)), np.tile(weights, (k, 1)), delta, pin,
                          np.concatenate(thetas), iterations)  # fmt: skip
         results = list(zip(*(np.split(part, k) for part in together), strict=True))
     else:
