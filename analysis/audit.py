@@ -19,7 +19,7 @@ from analysis import audit_law, audit_runs
 from analysis.audit_case import Case, Finding, Found
 from analysis.frontier import StudyLaw, fit_frontier
 from analysis.laws import NotIdentified
-from analysis.next import next_runs
+from analysis.next import first_runs
 
 ORDER = ("weighty", "slight", "fine")
 AHEAD = 3.0  # the next run may cost so many times the largest one
@@ -102,11 +102,7 @@ def _next(rows: pd.DataFrame, at: float | None, study: StudyLaw | None, seed: in
     """The run, or the sizes of one new budget, that narrow the law most."""
     try:
         budget = AHEAD * float(pd.to_numeric(rows["macs_total"]).max())
-        # Around the law of compute a new budget takes three sizes.
-        for runs in (1, 3):
-            plan = next_runs(rows, budget, target=at, runs=runs, futures=0, study=study, seed=seed)
-            if plan.law == "parametric":
-                break
+        plan = first_runs(rows, budget, at, study, seed)
     except ValueError as refusal:
         return f"none can be chosen: {refusal}"
     designs = "; ".join(

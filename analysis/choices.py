@@ -7,7 +7,7 @@ choices than its statistical interval is wide, the choices are the result.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,11 @@ from analysis.solver import best, log_law
 CORNERS = {"1%": DELTA, "0.1%": 1e-3, "squares": np.inf}
 ITERATIONS = 60  # of a fit; one that has not arrived by then is not identified
 ALL_ROWS = ("envelope", "hull")
+FORMS = ("pure", "saturating")
 CHOICES = ("compute", "frontier", "corner", "points", "form")
+
+Sample = tuple[np.ndarray, np.ndarray]  # log compute, ascending, and log loss: (n,) each
+Fitted = tuple[float, float] | None  # E and b
 
 
 def specifications(rows: pd.DataFrame) -> pd.DataFrame:
@@ -44,8 +48,8 @@ def specifications(rows: pd.DataFrame) -> pd.DataFrame:
         m for m in METHODS if (m in BY_BUDGET or m in ALL_ROWS if named else m not in BY_BUDGET)
     ]
     methods = [own, *(m for m in others if m != own)]
-    done: dict[tuple, list] = {}  # fits of points that another combination has had
-    out = []
+    found: dict[tuple[str, str], tuple] = {}  # which points a way to count and a method lead to
+    samples: dict[tuple, Sample] = {}  # several lead to the same
     for label, compute in _conventions(rows).items():
         for method in methods:
             # The frontier itself depends on what is counted.
@@ -55,16 +59,22 @@ def specifications(rows: pd.DataFrame) -> pd.DataFrame:
                 continue
             points = points.sort_values("macs_total", kind="stable")
             x, y = (np.log(points[c].to_numpy(float)) for c in ("macs_total", "val_loss"))
-            for (corner, delta), form in itertools.product(CORNERS.items(), ("pure", "saturating")):
-                key = (*np.concatenate([x - x[0], y]).round(12).tolist(), corner, form)
-                if key not in done:
-                    done[key] = list(_subsets(x, y, delta, form))
-                for which, fitted, kept in done[key]:
-                    if fitted is not None:
-                        e, b = fitted
-                        alike = _signature(x[kept], y[kept], b, e)
-                        combination = (label, method, corner, which, form)
-                        out.append((*combination, b, e, int(kept.sum()), alike))
+            found[label, method] = key = tuple(np.concatenate([x - x[0], y]).round(12).tolist())
+            samples.setdefault(key, (x, y))
+    ways = list(itertools.product(CORNERS, FORMS))
+    fits = {
+        way: dict(zip(samples, _subsets(list(samples.values()), CORNERS[way[0]], way[1]),
+                      strict=True))
+        for way in ways
+    }  # fmt: skip
+    out = []
+    for ((label, method), key), (corner, form) in itertools.product(found.items(), ways):
+        x, y = samples[key]
+        for which, fitted, kept in fits[corner, form][key]:
+            if fitted is not None:
+                e, b = fitted
+                alike = _signature(x[kept], y[kept], b, e)
+                out.append((label, method, corner, which, form, b, e, int(kept.sum()), alike))
     table = pd.DataFrame(out, columns=[*CHOICES, "b", "e", "points_fitted", "signature"])
     if table.empty:
         raise NotIdentified(
@@ -161,37 +171,52 @@ def _conventions(rows: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def _subsets(
-    x: np.ndarray, y: np.ndarray, delta: float, form: str
-) -> Iterator[tuple[str, tuple[float, float] | None, np.ndarray]]:
-    """(points, fit of `_point`, which were kept) for all points and without single ones."""
-    theta, whole = _point(x, y, delta, form)
-    yield "all", whole, np.ones(len(x), dtype=bool)
-    keep = x > x.min()
-    yield "without the smallest", _point(x[keep], y[keep], delta, form)[1], keep
-    if whole is not None:
-        residual = np.abs(y - log_law(theta, x - x.mean())[0])
-        keep = residual < residual.max()
-        yield "without the worst", _point(x[keep], y[keep], delta, form)[1], keep
+    samples: Sequence[Sample], delta: float, form: str
+) -> list[list[tuple[str, Fitted, np.ndarray]]]:
+    """Of each sample (points, fit, which were kept) for all points and without single ones."""
+    whole = _fits(samples, delta, form)
+    kept: list[list[tuple[str, np.ndarray]]] = []
+    for (x, y), (theta, fitted) in zip(samples, whole, strict=True):
+        kept.append([("without the smallest", x > x.min())])
+        if fitted is not None:
+            residual = np.abs(y - log_law(theta[None], x - x.mean())[0])
+            kept[-1].append(("without the worst", residual < residual.max()))
+    fewer = iter(_fits(
+        [(x[keep], y[keep]) for (x, y), parts in zip(samples, kept, strict=True)
+         for _, keep in parts],
+        delta, form,
+    ))  # fmt: skip
+    return [
+        [("all", fitted, np.ones(len(x), dtype=bool))]
+        + [(which, next(fewer)[1], keep) for which, keep in parts]
+        for (x, _), (_, fitted), parts in zip(samples, whole, kept, strict=True)
+    ]
 
 
-def _point(
-    x: np.ndarray, y: np.ndarray, delta: float, form: str
-) -> tuple[np.ndarray, tuple[float, float] | None]:
-    """theta (1, 3), and (E, b) or None when it is not identified."""
-    free = 2 if form == "pure" else 3
-    if len(np.unique(x)) <= free or np.ptp(x) < np.log(10) - 1e-9 or np.ptp(y) < 1e-9:
-        return np.full((1, 3), np.nan), None
-    pin = 0.0 if form == "pure" else None
-    one = np.ones((1, len(y)))
-    theta, reached = best(
-        x - x.mean(), y[None], one, min(delta, 1e6), pin, iterations=ITERATIONS
-    )  # fmt: skip
-    e, _, b = theta[0]
-    if form == "saturating":
-        floor = float(np.exp(y.min()))
-        if not 1e-3 * floor < e < floor * (1 - 1e-6) or b >= 0 or reached["gradient"][0] > 1e-6:
-            return theta, None
-    return theta, (float(e), float(b))
+def _fits(samples: Sequence[Sample], delta: float, form: str) -> list[tuple[np.ndarray, Fitted]]:
+    """theta (3,) of each sample, about its mean, and (E, b), or None when it is not identified.
+
+    All are solved at once: shorter samples are filled up with points of no weight.
+    """
+    free, pin = (2, 0.0) if form == "pure" else (3, None)
+    out: list[tuple[np.ndarray, Fitted]] = [(np.full(3, np.nan), None)] * len(samples)
+    known = [
+        i for i, (x, y) in enumerate(samples)
+        if len(np.unique(x)) > free and np.ptp(x) >= np.log(10) - 1e-9 and np.ptp(y) >= 1e-9
+    ]  # fmt: skip
+    if not known:
+        return out
+    at, targets, weights = np.zeros((3, len(known), max(len(samples[i][0]) for i in known)))
+    for row, i in enumerate(known):
+        x, y = samples[i]
+        at[row, : len(x)], targets[row, : len(x)], weights[row, : len(x)] = x - x.mean(), y, 1
+    thetas, reached = best(at, targets, weights, min(delta, 1e6), pin, iterations=ITERATIONS)
+    for i, theta, gradient in zip(known, thetas, reached["gradient"], strict=True):
+        e, _, b = theta
+        floor = float(np.exp(samples[i][1].min()))
+        lost = not 1e-3 * floor < e < floor * (1 - 1e-6) or b >= 0 or gradient > 1e-6
+        out[i] = theta, None if form == "saturating" and lost else (float(e), float(b))
+    return out
 
 
 def _exponent(rows: pd.DataFrame, form: str) -> float | None:
@@ -200,5 +225,5 @@ def _exponent(rows: pd.DataFrame, form: str) -> float | None:
     except NotIdentified:
         return None
     x, y = np.log(points["macs_total"].to_numpy(float)), np.log(points["val_loss"].to_numpy(float))
-    fitted = _point(x, y, DELTA, form)[1]
+    ((_, fitted),) = _fits([(x, y)], DELTA, form)
     return None if fitted is None else fitted[1]

@@ -11,6 +11,7 @@ rows with them are fitted again as `scaling fit` does, and the median of these i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,7 @@ REACH = 10.0  # new budgets lie at most so many times above the largest (or the 
 RATIO = 4.0  # of a size to the best of its budget, at most: further off the form is in doubt
 FUTURES = 16  # simulated studies of the promise
 RESAMPLES = 250  # of each
+FEW_RESAMPLES = 500  # of L(N, D), where a plan's own interval is not said
 BUDGETS = 24  # new budgets that may be chosen
 ENOUGH = 5  # degrees of freedom from which the noise of cells is known better than the law's
 LEAST = 1e-6  # noise of log loss
@@ -83,6 +85,24 @@ def next_runs(
         if value is not None and not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value!r}: give a positive number of MACs")
     model = _model(rows, budget, target, study, seed)
+    return _plan(rows, model, budget, target, RUNS if runs is None else (runs,), futures, seed)
+
+
+def first_runs(
+    rows: pd.DataFrame, budget: float, target: float | None, study: StudyLaw | None, seed: int
+) -> Plan:
+    """The one run that narrows the law most, or around the law of compute, where a new budget takes
+    three sizes, those; without the interval to expect. Arguments and errors as of `next_runs`."""
+    model = _model(rows, budget, target, study, seed, resamples=FEW_RESAMPLES)
+    most = 1 if model.law == "parametric" else 3
+    return _plan(rows, model, budget, target, (most,), 0, seed)
+
+
+def _plan(
+    rows: pd.DataFrame, model: _Model, budget: float, target: float | None,
+    most_runs: Sequence[int], futures: int, seed: int,
+) -> Plan:  # fmt: skip
+    """The plan of the first of `most_runs` that spends the budget, or the last."""
     units = model.units
     if not (units.cost <= budget).any():
         raise ValueError(
@@ -90,12 +110,12 @@ def next_runs(
             f"{units.cost.min():.3g}"
         )
     chosen: list[int] = []
-    for most in RUNS if runs is None else (runs,):
+    for most in most_runs:
         chosen = choose(units, model.information, model.direction, budget, most)
         if units.cost[chosen].sum() >= SPENT * budget:
             break
     if not chosen:
-        raise ValueError(f"{runs} runs are too few: a new budget takes {units.count.min()}")
+        raise ValueError(f"{most} runs are too few: a new budget takes {units.count.min()}")
     picked = pd.concat([model.designs[model.designs["unit"] == unit] for unit in chosen])
     expected, refused = _expected(rows, model, picked, target, futures, seed)
     key = ["budget_macs", "size", "params", "tokens", "macs_total"]
@@ -139,13 +159,15 @@ def _number(
 
 
 def _model(
-    rows: pd.DataFrame, budget: float, target: float | None, study: StudyLaw | None, seed: int
-) -> _Model:
+    rows: pd.DataFrame, budget: float, target: float | None, study: StudyLaw | None, seed: int,
+    **options,
+) -> _Model:  # fmt: skip
+    """options: of the fit of L(N, D)."""
     if cells(rows, budgets=False)[["params", "tokens"]].isna().any(axis=None):
         refused = "not all parameters and tokens are known"
         return _of_compute(rows, budget, target, study or fit_frontier(rows, seed=seed), refused)
     try:
-        law = fit_rows(rows, seed=seed)
+        law = fit_rows(rows, seed=seed, **options)
         _require_shape(law)
         return _of_surface(rows, law, budget, target)
     except NotIdentified as refusal:

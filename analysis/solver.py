@@ -43,19 +43,21 @@ def solve(
     The damping is the weighted-least-squares matrix, so a strongly damped step is a short
     step of iteratively reweighted least squares, which always descends. A step that would make E
     negative ends at E = 0, where E rests for as long as the objective would push it on.
-    Returns theta (R, 3), objective (R,), relative norm of the projected gradient (R,).
+    x (n,) or (R, n). Returns theta (R, 3), objective (R,), relative norm of the projected gradient
+    (R,).
     """
     theta = theta.copy()
     rows = len(theta)
+    x = np.broadcast_to(x, y.shape)
     objective = (weights * huber(y - log_law(theta, x), delta)).sum(1)
     damping = np.full(rows, 1e-3)
     active = np.arange(rows)
     gradient_norm = np.full(rows, np.inf)
     mass = weights.sum(1)
     for _ in range(iterations):
-        t, w = theta[active], weights[active]
-        r = y[active] - log_law(t, x)
-        jacobian = log_jacobian(t, x, pin)
+        t, w, at = theta[active], weights[active], x[active]
+        r = y[active] - log_law(t, at)
+        jacobian = log_jacobian(t, at, pin)
         pull = w * np.clip(r, -delta, delta)
         gradient = np.einsum("rn,rnp->rp", pull, jacobian)
         resting = np.zeros(len(t), bool)
@@ -66,7 +68,7 @@ def solve(
         going = (gradient_norm[active] > 1e-12) & (damping[active] < 1e8)
         if not going.any():
             break
-        active, t, w = active[going], t[going], w[going]
+        active, t, w, at = active[going], t[going], w[going], at[going]
         r, jacobian, gradient, resting = r[going], jacobian[going], gradient[going], resting[going]
         inside = w * (np.abs(r) <= delta)
         reweighted = w * np.minimum(1, delta / np.maximum(np.abs(r), 1e-300))
@@ -92,7 +94,7 @@ def solve(
         trial[:, 3 - step.shape[1] :] += step
         if pin is None:
             trial[:, 0] = np.maximum(trial[:, 0], 0)
-        new = (w * huber(y[active] - log_law(trial, x), delta)).sum(1)
+        new = (w * huber(y[active] - log_law(trial, at), delta)).sum(1)
         better = new < objective[active]
         theta[active[better]] = trial[better]
         objective[active[better]] = new[better]
@@ -115,7 +117,8 @@ def best(
     x: np.ndarray, y: np.ndarray, weights: np.ndarray, delta: float, pin: float | None,
     warm: np.ndarray | None = None, iterations: int = 200,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
-    """Best of several starts for every row of y (R, n). `warm` (3,) joins, and thins, the starts.
+    """Best of several starts for every row of y (R, n); x (n,) or (R, n). `warm` (3,) joins, and
+    thins, the starts.
 
     A pinned law has one minimum (log L is log-linear in log a and b up to the share of E), so one
     start is enough there; a free E starts at several shares of the smallest loss.
@@ -123,7 +126,7 @@ def best(
     if pin is None and warm is None and y.shape[1] > THIN:
         # Every start leads somewhere on a thinned sample; only the best goes on to all points.
         every = slice(None, None, -(-y.shape[1] // THIN))
-        warm = best(x[every], y[:1, every], weights[:1, every], delta, pin)[0][0]
+        warm = best(x[..., every], y[:1, every], weights[:1, every], delta, pin)[0][0]
         shares = []
     elif pin is not None:
         shares = [pin]
@@ -147,6 +150,7 @@ def best(
         thetas.append(np.broadcast_to(warm, (len(y), 3)).copy())
     if len(y) <= FEW_ROWS:  # the starts of all rows go together, as the rows of one iteration
         k = len(thetas)
+        x = np.tile(np.broadcast_to(x, y.shape), (k, 1))
         together = solve(x, np.tile(y, (k, 1)), np.tile(weights, (k, 1)), delta, pin,
                          np.concatenate(thetas), iterations)  # fmt: skip
         results = list(zip(*(np.split(part, k) for part in together), strict=True))

@@ -1,7 +1,6 @@
 """Notebooks run from the first cell to the last on a small study, and stay small themselves."""
 
 import ast
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from scaling.data.shards import TokenData
 from scaling.results import POSITIONS, load
 from scaling.train import train
 from tests.report.conftest import simulated_rows
+from tests.shell import plain
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -37,7 +37,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def executed(request: pytest.FixtureRequest, study: Path) -> tuple[str, list[Any]]:
     """A notebook's name, and the outputs of its code cells after it ran on the study."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{request.param}.ipynb", as_version=4)
-    environment = os.environ | {"STUDY": str(study)}
+    environment = plain(STUDY=str(study))
     client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": study}})
     client.execute(env=environment)
     return request.param, [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
@@ -90,7 +90,7 @@ def test_tokens_of_a_study_by_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "run" / POSITIONS).rename(tmp_path / POSITIONS)
     notebook = nbformat.read(ROOT / "notebooks" / "03_tokenizers.ipynb", as_version=4)
     client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}})
-    client.execute(env=os.environ | {"STUDY": str(tmp_path), "PYTHONPATH": str(ROOT)})
+    client.execute(env=plain(STUDY=str(tmp_path), PYTHONPATH=str(ROOT)))
     outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
     kinds = [kind for o in outputs for kind in o.get("data", {})]
@@ -122,7 +122,7 @@ def table_of(html: str) -> pd.DataFrame:
 def published(tables: Path) -> list[Any]:
     """Outputs of the notebook of published results, with its tables in a folder."""
     notebook = nbformat.read(ROOT / "notebooks" / "05_published_results.ipynb", as_version=4)
-    environment = os.environ | {"TABLES": str(tables), "PYTHONPATH": str(ROOT)}
+    environment = plain(TABLES=str(tables), PYTHONPATH=str(ROOT))
     NotebookClient(notebook, timeout=300).execute(env=environment)
     return [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
 

@@ -16,6 +16,7 @@ import pytest
 from scaling import search_path
 from scaling.jobs.launch import executor
 from tests.ports import meeting_port
+from tests.shell import plain
 from tests.slurm.cluster_work import until
 
 STUDY = """\
@@ -52,12 +53,6 @@ def folder(tmp_path: Path) -> Path:
 
 def marks(folder: Path) -> list[str]:
     return sorted(p.name for p in (folder.parent / "marks").iterdir())
-
-
-def plain(**more: str) -> dict[str, str]:
-    """The environment of a user's shell."""
-    ours = ("PYTHONSAFEPATH", "PYTHONPATH")
-    return {k: v for k, v in os.environ.items() if k not in ours} | more
 
 
 def test_the_marks_are_left_where_nobody_sees_to_it(folder: Path) -> None:
