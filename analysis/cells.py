@@ -76,13 +76,13 @@ def exclude(
     for column in (*costs, "val_loss"):
         given = rows[column] if column in rows.columns else pd.Series(np.nan, rows.index)
         rows[column] = pd.to_numeric(given, errors="coerce").astype(float)
-    counts = []
+    counts, kept = [], np.ones(len(rows), dtype=bool)
     rules = [ALONE.get(of, one) if one[0] == COST else one for one in RULES]
     for rule, names in (*rules, NO_BUDGET) if budgets else rules:
-        left_out = np.asarray(names(rows), dtype=bool)
+        left_out = kept & np.asarray(names(rows), dtype=bool)
         counts.append((rule, int(left_out.sum())))
-        rows = rows[~left_out]
-    return rows, tuple(counts)
+        kept &= ~left_out
+    return rows[kept], tuple(counts)
 
 
 def cells(rows: pd.DataFrame, *, budgets: bool = True, of: str = "compute") -> pd.DataFrame:
