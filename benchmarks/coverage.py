@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from analysis.compare import compute_multiplier
 from analysis.frontier import fit_frontier
 from analysis.isoflop import fit_rows, size_laws
 from analysis.laws import NotIdentified, fit
+from analysis.power_law import PowerLaw
 from analysis.simulate import (
     MACS_PER_PARAMETER_TOKEN,
     PURE,
@@ -142,18 +144,23 @@ def best_sizes(
     return one
 
 
-def predictions(truth: Truth, **design) -> Callable[[int], dict[str, Quantity]]:
+def predictions(
+    truth: Truth, *, named: bool = True, **design
+) -> Callable[[int], dict[str, Quantity]]:
     """What a ladder's frontier predicts, the form not known: in logs, the loss of the best size
-    between the two largest budgets and a decade beyond; and the compute that an equal study needs
-    for the loss in the middle, over what this one needs (1)."""
+    between the two largest budgets and a decade beyond; and the compute that an equal study (that of
+    the next seed) needs for the loss in the middle, over what this one needs (1)."""
     macs = np.unique(study(truth, **design)["budget_macs"])
     places = {"inside": float(np.sqrt(macs[-1] * macs[-2])), "beyond": 10 * float(macs[-1])}
 
+    @lru_cache(maxsize=2)
+    def law_of(seed: int) -> PowerLaw:
+        rows = study(truth, seed=seed, **design)
+        rows = rows if named else rows.assign(budget_macs=np.nan)
+        return fit_frontier(rows, seed=seed, resamples=RESAMPLES).law
+
     def one(seed: int) -> dict[str, Quantity]:
-        law, other = (
-            fit_frontier(study(truth, seed=s, **design), seed=s, resamples=RESAMPLES).law
-            for s in (seed, seed + 500_000)
-        )
+        law, other = law_of(seed), law_of(seed + 1)
         out = {}
         for where, at in places.items():
             said = law.predict(at)
@@ -171,7 +178,7 @@ def predictions(truth: Truth, **design) -> Callable[[int], dict[str, Quantity]]:
 
 
 def frontiers() -> dict[str, Callable[[int], dict[str, Quantity]]]:
-    """Frontiers of many sizes a budget, of fixed ladders, of two sizes, of trunks."""
+    """Frontiers of many sizes a budget, of fixed ladders, of two sizes, of trunks, of clouds."""
     kinds = {}
     budgets = (np.geomspace(1e17, 1e20, 8) / 2).tolist()
     for noise in (0.002, 0.005, 0.01):
@@ -191,6 +198,10 @@ def frontiers() -> dict[str, Callable[[int], dict[str, Quantity]]]:
         kinds[f"frontier, fixed 12, {noise:.1%}"] = predictions(
             EPOCH, sizes=np.geomspace(1e6, 3e9, 12).tolist(), reach=1e9, trunks=False, **single
         )
+        kinds[f"frontier, cloud of 160, {noise:.1%}"] = predictions(
+            EPOCH, named=False, sizes=4, around=10.0, run_noise=0.0, point_noise=noise,
+            budgets=(np.geomspace(1e17, 1e20, 40) / 2).tolist(),
+        )  # fmt: skip
         half = dict(run_noise=noise / 2**0.5, point_noise=noise / 2**0.5)
         kinds[f"frontier, trunks 8 x 6, {noise:.1%}"] = predictions(
             TRUTH, sizes=8, budgets=6, **half
