@@ -148,8 +148,9 @@ def predictions(
     truth: Truth, *, named: bool = True, **design
 ) -> Callable[[int], dict[str, Quantity]]:
     """What a ladder's frontier predicts, the form not known: in logs, the loss of the best size
-    between the two largest budgets and a decade beyond; and the compute that an equal study (that of
-    the next seed) needs for the loss in the middle, over what this one needs (1)."""
+    between the two largest budgets and a decade beyond; and the compute that an equal study (of the
+    next seed) needs for the loss in the middle, over what this one needs (1). named: the budgets
+    are told; else the rows are a cloud of runs, and are read in bins of compute."""
     macs = np.unique(study(truth, **design)["budget_macs"])
     places = {"inside": float(np.sqrt(macs[-1] * macs[-2])), "beyond": 10 * float(macs[-1])}
 
