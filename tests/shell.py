@@ -1,6 +1,8 @@
-"""The environment of a user's shell."""
+"""Programs that tests start: a user's shell, and how long they may take."""
 
 import os
+
+HANGS = 1800  # seconds: far beyond any load, so that only what hangs is ended
 
 
 def plain(**more: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from scaling.errors import UserError
+from tests.shell import HANGS
 
 CLIPS = """\
 study: own
@@ -34,7 +35,7 @@ def scaling(*arguments: str, code: int) -> str:
         [sys.executable, "-m", "scaling.cli", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
         check=False,
     )
     said = done.stdout + done.stderr

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from scaling.results import NOT_REPEATABLE
+from tests.shell import HANGS
 
 pytestmark = pytest.mark.slow  # whole studies, and the patience that a dead host is given
 STUDY = """\
@@ -71,7 +72,7 @@ def table(folder: Path) -> pd.DataFrame:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("undisturbed")
     alone = start(folder, "shared", "n1")
-    said, _ = alone.communicate(timeout=600)
+    said, _ = alone.communicate(timeout=HANGS)
     assert alone.returncode == 0, said
     return table(folder)
 
@@ -85,13 +86,13 @@ def test_two_hosts_one_table(tmp_path: Path, kind: str, undisturbed: pd.DataFram
         assert first.poll() is None
         time.sleep(0.05)
     second = start(tmp_path, kind, "n2")
-    said, _ = second.communicate(timeout=600)
+    said, _ = second.communicate(timeout=HANGS)
     if first.poll() is None:
         assert second.returncode == 2 and "Traceback" not in said
         assert f"in use by process {first.pid} on n1. One driver works on a study" in said
     first.send_signal(signal.SIGKILL)
     first.communicate()
     third = start(tmp_path, kind, "n2")
-    said, _ = third.communicate(timeout=600)
+    said, _ = third.communicate(timeout=HANGS)
     assert third.returncode == 0 and "Traceback" not in said, said
     pd.testing.assert_frame_equal(table(tmp_path), undisturbed)

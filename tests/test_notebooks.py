@@ -19,10 +19,11 @@ from scaling.data.shards import TokenData
 from scaling.results import POSITIONS, load
 from scaling.train import train
 from tests.report.conftest import simulated_rows
-from tests.shell import plain
+from tests.shell import HANGS, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PATIENT = {"timeout": HANGS, "startup_timeout": HANGS}
 ON_A_STUDY = ["01_lr_transfer", "02_scaling_law"]
 
 
@@ -38,7 +39,7 @@ def executed(request: pytest.FixtureRequest, study: Path) -> tuple[str, list[Any
     """A notebook's name, and the outputs of its code cells after it ran on the study."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{request.param}.ipynb", as_version=4)
     environment = plain(STUDY=str(study))
-    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": study}})
+    client = NotebookClient(notebook, **PATIENT, resources={"metadata": {"path": study}})
     client.execute(env=environment)
     return request.param, [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
 
@@ -89,7 +90,7 @@ def test_tokens_of_a_study_by_tokenizer(tmp_path: Path) -> None:
     train(run, tmp_path / "run", log=lambda _: None)
     (tmp_path / "run" / POSITIONS).rename(tmp_path / POSITIONS)
     notebook = nbformat.read(ROOT / "notebooks" / "03_tokenizers.ipynb", as_version=4)
-    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}})
+    client = NotebookClient(notebook, **PATIENT, resources={"metadata": {"path": tmp_path}})
     client.execute(env=plain(STUDY=str(tmp_path), PYTHONPATH=str(ROOT)))
     outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
@@ -123,7 +124,7 @@ def published(tables: Path) -> list[Any]:
     """Outputs of the notebook of published results, with its tables in a folder."""
     notebook = nbformat.read(ROOT / "notebooks" / "05_published_results.ipynb", as_version=4)
     environment = plain(TABLES=str(tables), PYTHONPATH=str(ROOT))
-    NotebookClient(notebook, timeout=300).execute(env=environment)
+    NotebookClient(notebook, **PATIENT).execute(env=environment)
     return [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
 
 

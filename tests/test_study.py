@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from scaling.cli import app
 from scaling.results import NOT_REPEATABLE, POSITIONS, load
+from tests.shell import HANGS
 
 TINY = """\
 study: tiny
@@ -35,7 +36,7 @@ train: {batch: 4, warmup_steps: 10, evals: 3, checkpoint_seconds: 0.2}
 lr: {widths: [16, 32], layers: 2, heads: 2, log2_min: -7, log2_max: -5, steps: 60}
 ladder:
   sizes: [t16, t24, t32]
-  budgets_macs: [5e8, 1e9, 2e9, 4e9, 8e9]
+  budgets_macs: [2e8, 4e8, 8e8, 1.6e9, 2.4e9]
 """
 
 
@@ -130,8 +131,8 @@ def test_command_lines_of_the_readme(finished: tuple[Path, str], line: str) -> N
     if words[0] in ("study", "plan"):
         words += ["--out", str(out)]
     done = subprocess.run(
-        [sys.executable, "-m", "scaling.cli", *words], capture_output=True, text=True, timeout=300,
-        check=False,
+        [sys.executable, "-m", "scaling.cli", *words], capture_output=True, text=True,
+        timeout=HANGS, check=False,
     )  # fmt: skip
     said = done.stdout + done.stderr
     refused = done.returncode == 2 and "error: " in done.stderr and words[0] in OF_ROWS
@@ -169,7 +170,7 @@ def test_ctrl_c_and_again(finished: tuple[Path, str], tmp_path: Path) -> None:
         time.sleep(0.05)
         assert driver.poll() is None
     driver.send_signal(signal.SIGINT)
-    _, said = driver.communicate(timeout=60)
+    _, said = driver.communicate(timeout=HANGS)
     assert driver.returncode == 130
     assert "the same command continues" in said and "Traceback" not in said
     no_process_left(tmp_path)
@@ -238,11 +239,11 @@ def test_no_space_left(finished: tuple[Path, str], small_disk: Path, tmp_path: P
     yaml = tmp_path / "tiny.yaml"
     yaml.write_text(TINY)
     call = [sys.executable, "-m", "scaling.cli", "study", str(yaml), "--out", str(small_disk)]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(call, capture_output=True, text=True, timeout=HANGS, check=False)
     assert done.returncode == 2
     assert "space left" in done.stderr and "Traceback" not in done.stderr
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
-    subprocess.run(call, capture_output=True, timeout=300, check=True)
+    subprocess.run(call, capture_output=True, timeout=HANGS, check=True)
     pd.testing.assert_frame_equal(table(small_disk), table(finished[0]), check_exact=True)
 
 

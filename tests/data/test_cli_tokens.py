@@ -12,6 +12,7 @@ from models.tokenizers.weights import load
 from scaling.data.shards import read_index
 from tests.data.clips import write_video
 from tests.data.test_encode import noise
+from tests.shell import HANGS
 
 STUDY = """\
 study: own
@@ -38,7 +39,7 @@ def scaling(where: Path, *arguments: str, code: int = 0) -> str:
         env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
         check=False,
     )
     said = done.stdout + done.stderr

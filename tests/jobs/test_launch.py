@@ -19,6 +19,7 @@ from scaling.checkpoint import STOP, Interrupted
 from scaling.config import LaunchConfig
 from scaling.errors import UserError
 from scaling.jobs.launch import RETRIES, Finished, Job, Launcher, check, resources, tail
+from tests.shell import HANGS
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def test_nothing_outlives_its_driver(tmp_path: Path, ended_by: signal.Signals) -
             time.sleep(0.05)
         assert len(processes_of(marker)) >= 7, "driver, 2 x (controller, lane, run)"
         driver.send_signal(ended_by)
-        driver.wait(timeout=120)
+        driver.wait(timeout=HANGS)
         end = time.monotonic() + 30
         while processes_of(marker):
             assert time.monotonic() < end, "processes outlive their driver"

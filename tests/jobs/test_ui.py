@@ -20,6 +20,7 @@ from scaling import track
 from scaling.errors import UserError
 from tests.jobs.test_track import row, write
 from tests.report.browser import Browser
+from tests.shell import HANGS
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to start
 ROUTES = [
@@ -73,7 +74,7 @@ class Answer(NamedTuple):
 
 def ask(served: Served, path: str, method: str = "GET", **headers: str) -> Answer:
     """One request as written: no header but these and, unless it is given, Host."""
-    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=HANGS)
     with contextlib.closing(connection):
         connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
         body = None if method == "GET" else b"{}"
@@ -223,10 +224,10 @@ def test_in_a_browser(served: Served, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_it_ends_with_its_command(study: Path, number: signal.Signals) -> None:
     served = start(study)
-    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as waiting:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=HANGS) as waiting:
         waiting.sendall(b"GET / HTTP/1.1\r\n")  # a client that never finishes keeps nothing alive
         os.kill(served.process.pid, number)
-        served.process.communicate(timeout=60)
+        served.process.communicate(timeout=HANGS)
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", served.port), timeout=5):
         pass
     assert served.process.returncode in (0, -number)

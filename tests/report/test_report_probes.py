@@ -19,7 +19,7 @@ from analysis.report import write_report
 from analysis.report_probes import davis_section, generated_section, probe_section, tuned_section
 from tests.analysis.test_quality import table
 from tests.report.conftest import simulated_rows
-from tests.shell import plain
+from tests.shell import HANGS, plain
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -111,7 +111,7 @@ def test_points(full: Path) -> None:
 def notebook_outputs(study: Path) -> list[Any]:
     notebook = nbformat.read(ROOT / "notebooks" / "04_probes.ipynb", as_version=4)
     environment = plain(STUDY=str(study), PYTHONPATH=str(ROOT))
-    NotebookClient(notebook, timeout=120).execute(env=environment)
+    NotebookClient(notebook, timeout=HANGS, startup_timeout=HANGS).execute(env=environment)
     return [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
 
 

@@ -27,6 +27,7 @@ from scaling.representations.probe import Views
 from scaling.representations.weights import open_tokenizer, trained_runs
 from scaling.train import train
 from tests.representations.conftest import write_clip
+from tests.shell import HANGS
 
 QUICK = Recipe(steps=60, batch=32)
 
@@ -147,7 +148,7 @@ def test_kill_nine_at_random_moments(study: Path, pictures: Path, tmp_path: Path
                 time.sleep(draw.uniform(0, 0.1))
                 killed += process.poll() is None
                 process.kill()
-            _, error = process.communicate(timeout=300)
+            _, error = process.communicate(timeout=HANGS)
             code = process.returncode
             assert code in (0, -signal.SIGKILL), error
             kept = {p: p.stat().st_mtime_ns for p in own.glob("probes/*/features/*.json")}
@@ -258,7 +259,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         folder.mkdir()
         work = "tests.representations.memory_work"
         command = [sys.executable, "-m", work, str(folder), str(gigabytes)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, check=True)
         rise[gigabytes] = int(done.stdout)
     states = (tmp_path / "0.1" / "states.bin").stat().st_size
     assert rise[0.1] < 0.1e9 < states < rise[4.0] < 4e9

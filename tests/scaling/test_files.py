@@ -17,6 +17,7 @@ import pytest
 from scaling import files
 from scaling.errors import UserError
 from scaling.files import RunBusy, RunLock, held
+from tests.shell import HANGS
 
 # What `flock` may be: shared by the cluster, within each host ("local"), or missing.
 SHIM = """
@@ -153,7 +154,7 @@ def test_hosts_that_begin_together_leave_one(tmp_path: Path, kind: str) -> None:
         for k in range(4)
     ]  # fmt: skip
     (tmp_path / "go").touch()
-    said = [(host.communicate(timeout=120), host.returncode) for host in hosts]
+    said = [(host.communicate(timeout=HANGS), host.returncode) for host in hosts]
     worked = [out for (out, _), _ in said if out == "worked\n"]
     assert len(worked) == 1, said
     for (out, err), code in said:

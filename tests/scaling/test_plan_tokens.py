@@ -11,6 +11,7 @@ from scaling.config import TokenizerConfig
 from scaling.plan import study_cost
 from scaling.plan_tokens import encoder_macs, lines
 from scaling.study_file import load_study
+from tests.shell import HANGS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOTO = "sweeps/toto_slurm.yaml"
@@ -79,7 +80,7 @@ def test_the_page_is_what_the_command_prints(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     subprocess.run(  # its exit code says whether this machine has the cluster
         [sys.executable, "-m", "scaling.cli", "plan", TOTO, "--no-measure", "--page", str(page)],
-        cwd=ROOT, capture_output=True, check=False, timeout=120,
+        cwd=ROOT, capture_output=True, check=False, timeout=HANGS,
     )  # fmt: skip
     kept = (ROOT / "docs" / "paper_scale.md").read_text()
     assert page.read_text().replace(str(page), "docs/paper_scale.md") == kept

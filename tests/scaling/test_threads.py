@@ -11,6 +11,7 @@ from models.family import size
 from models.parametrization import build
 from scaling import files, threads
 from scaling.threads import in_lanes, lanes
+from tests.shell import HANGS
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_is_done_with_one_thread_of_torch_each() -> None:
     before, seen = torch.get_num_threads(), []
-    meet = threading.Barrier(4, timeout=30)  # so four are at work at once
+    meet = threading.Barrier(4, timeout=HANGS)  # so four are at work at once
 
     def piece(number: int, stop: Event) -> None:
         if number < 4:

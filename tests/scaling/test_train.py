@@ -23,6 +23,7 @@ from scaling.files import RunBusy, RunLock
 from scaling.results import COLUMNS, NOT_REPEATABLE, POSITIONS, Row, frame, read_run
 from scaling.schedule import position, rate, segments
 from scaling.train import train
+from tests.shell import HANGS
 
 
 def repeatable(rows: list[Row]) -> list[Row]:
@@ -212,7 +213,7 @@ def test_sigterm_saves_and_the_same_command_continues(run: RunConfig, tmp_path: 
     while size_of(tmp_path / "metrics.jsonl") < 400:
         time.sleep(0.01)
     child.send_signal(signal.SIGTERM)
-    _, error = child.communicate(timeout=60)
+    _, error = child.communicate(timeout=HANGS)
     assert child.returncode == 130
     assert "the same command continues" in error
     assert "Traceback" not in error
