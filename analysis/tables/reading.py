@@ -18,6 +18,7 @@ from analysis.tables.losses import missing, read_loss
 from analysis.tables.quantities import TRAINING, Quantity, nominal, read_quantities
 from analysis.tables.settings import fresh, grid, mixes, mixture_notes, repeated, searched
 from analysis.tables.states import condition, statuses
+from analysis.tables.trials import refuse_several
 from analysis.tables.units import numbers
 from scaling.results import COLUMNS
 
@@ -57,6 +58,7 @@ def read(
     if set(COLUMNS) <= set(frame.columns):
         rows, more = _own(frame, given, compute_unit, by, metric)
         return rows, notes + more
+    refuse_several(frame, where, by)
     layout = adapt(frame, asked=set(k for k, v in given.items() if v is not None))
     frame, notes = layout.frame, notes + layout.notes
     table = Table(frame)

@@ -12,9 +12,11 @@ import pandas as pd
 from analysis.tables import columns as names
 from analysis.tables.columns import Table, listed
 from analysis.tables.files import load
+from analysis.tables.layouts import adapt
 from analysis.tables.losses import read_loss
 from analysis.tables.settings import mixes
 from analysis.tables.states import condition, statuses
+from analysis.tables.trials import refuse_several
 from analysis.tables.units import numbers
 
 AXES = {
@@ -45,9 +47,12 @@ def read_sweep(
         if not good.any():
             raise ValueError(f"--where {where!r}: no row of {len(frame)} is left")
         frame = frame[good].reset_index(drop=True)
-    frame, more = _long(frame)
-    notes += more
+    refuse_several(frame, where, by)
+    layout = adapt(frame, asked={"loss"} if loss is not None else set())
+    frame, more = _long(layout.frame)
+    notes += [*layout.notes, *more]
     table = Table(frame)
+    loss = loss if loss is not None else layout.columns.get("loss")
     axis, column = _size(table, width)
     notes.append(f"{axis}: column {column!r}")
     sizes = _members(frame[column], column)

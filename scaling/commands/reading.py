@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 SourceArg = Annotated[
     str,
     typer.Argument(
-        help="A study's folder, its rows.csv, any table of runs (CSV, JSON, Parquet, Markdown), or "
-        "an MLflow address such as http://HOST:5000#EXPERIMENT."
+        help="A study's folder, its rows.csv, any table of runs (CSV, JSON, Parquet, Markdown, "
+        "FILE.xlsx#SHEET), an MLflow address such as http://HOST:5000#EXPERIMENT, Optuna's journal "
+        "or database (FILE.db#STUDY), or a folder of TensorBoard's."
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the bootstrap.")]
@@ -69,10 +70,13 @@ def read(
 
 def _table(source: str | Path) -> pd.DataFrame | Path:
     """This tool's rows as a frame, a file of other rows as its path."""
+    from analysis.tables.events import is_folder
+    from analysis.tables.files import parted
+    from analysis.tables.trials import is_database
     from scaling.results import COLUMNS, frame, load
 
-    path = Path(source)
-    if "://" in str(source):
+    path, part = parted(source)
+    if "://" in str(source) and not is_database(path):
         import pandas as pd
 
         from scaling import track
@@ -81,7 +85,11 @@ def _table(source: str | Path) -> pd.DataFrame | Path:
         if rows := track.load_rows(uri, study):
             return frame(rows)
         return pd.DataFrame(track.load_runs(uri, study))
+    if part:
+        return Path(f"{path}#{part}")
     if path.is_dir():
+        if is_folder(path) and not (path / "runs").is_dir():
+            return path
         _refuse_other_folders(path)
         return load(path)
     if not path.exists():
@@ -109,8 +117,6 @@ def _refuse_other_folders(path: Path) -> None:
     for pattern, remedy in (
         ("**/trainer_state.json", "logs of Hugging Face's Trainer: make a table with a row a run, "
          "its parameters, the last num_input_tokens_seen and the last eval_loss"),
-        ("**/*tfevents*", "TensorBoard's logs: save its scalars as CSV (from its page, or with "
-         "tbparse.SummaryReader(...).scalars), with a column that names the run"),
         ("**/metrics.csv", "Lightning's logs: join the metrics.csv of all versions into one file, "
          "with columns for the version and its parameters"),
     ):  # fmt: skip
