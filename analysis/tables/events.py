@@ -117,10 +117,9 @@ def _hparams(log: Any) -> dict[str, Any]:
     """The values that the run was started with, where its writer noted them."""
     from tensorboard.plugins.hparams import metadata
 
-    if metadata.PLUGIN_NAME not in log.plugins:
-        return {}
-    noted = log.PluginTagToContent(metadata.PLUGIN_NAME).get(metadata.SESSION_START_INFO_TAG)
-    if noted is None:
+    try:
+        noted = log.PluginTagToContent(metadata.PLUGIN_NAME)[metadata.SESSION_START_INFO_TAG]
+    except KeyError:
         return {}
     held = metadata.parse_session_start_info_plugin_data(noted).hparams
     kinds = {name: value.WhichOneof("kind") for name, value in held.items()}

@@ -100,6 +100,8 @@ def _file(path: Path, part: str) -> tuple[pd.DataFrame, list[str]]:
             head = file.read(HEAD)
         if head.startswith(trials.SQLITE):
             return trials.read_database(path, part), []
+        if kind in (".db", ".sqlite", ".sqlite3"):
+            raise ValueError("no SQLite database inside, whatever its name says")
         if head[:4] == b"PAR1":
             return _parquet(path), []
         if head[:2] == b"PK" and zipfile.is_zipfile(path):
@@ -271,7 +273,17 @@ def _excel(path: Path, part: str) -> pd.DataFrame:
         raise ValueError(
             f"sheets {listed(full)}: name one after the file, as in {path}#{next(iter(full), '')}"
         )
-    return full[part] if part else next(iter(full.values()))
+    name = part or next(iter(full))
+    unnamed = [c for c in full[name] if str(c).startswith("Unnamed: ")]
+    if len(unnamed) < len(full[name].columns) / 2:
+        return full[name]
+    # A title above the names of the columns.
+    cells = pd.read_excel(path, sheet_name=name, header=None).dropna(axis="columns", how="all")
+    rows = cells.index[cells.notna().all(axis="columns")]
+    if not len(rows) or not all(isinstance(cell, str) for cell in cells.loc[rows[0]]):
+        raise ValueError(f"sheet {name!r}: no row that names all columns; save the table as CSV")
+    body = cells.loc[rows[0] + 1 :].dropna(how="all").set_axis(list(cells.loc[rows[0]]), axis=1)
+    return body.reset_index(drop=True).infer_objects()
 
 
 def _json(text: str) -> pd.DataFrame:

@@ -24,6 +24,7 @@ AT_BUDGETS = 0.9  # share of rows at nominal budgets that makes each a point of 
 RESUMED = 0.3  # share of runs with several rows up to which these were resumed
 FEWEST_BRANCHES, APART = 3, 1.6  # budgets of a run, each so many times the one before
 MANY, CLOSE = 8, 1.15  # rows of a size, each at most so many times the training of the one before
+EARLIER = 0.02  # of a run's steps: a count that was written before that is no longer the run's
 EVEN = 0.2  # spread of the distances between evaluations, relative to their mean
 
 
@@ -71,6 +72,24 @@ def join_sparse(
     joined = frame.groupby(key, sort=False, dropna=False).first().reset_index()
     joined = joined[frame.columns]
     return joined, [f"rows of one run and step joined: {len(frame)} rows to {len(joined)}"]
+
+
+def carried(
+    values: np.ndarray, loss: np.ndarray, run: np.ndarray, step: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Values at evaluations that have none of their own, from the last row of the run before them
+    that has one, and how many: trackers write losses and counts in rows apart. Rows whose count
+    was written too much earlier stay without."""
+    wanting = np.isnan(values) & np.isfinite(loss) & (run >= 0)
+    if not wanting.any():
+        return values, 0
+    held = pd.DataFrame({"run": run, "at": step, "value": values, "known": step})
+    held.loc[np.isnan(values), "known"] = np.nan
+    before = held.sort_values(["run", "at"], kind="stable").groupby("run")[["value", "known"]]
+    last = before.ffill().sort_index()
+    known = last["known"].to_numpy()
+    wanting &= step - known <= EARLIER * np.abs(step)  # NaN: no row before
+    return np.where(wanting, last["value"].to_numpy(), values), int(wanting.sum())
 
 
 def reduce(points: Points, told: bool | None) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -203,9 +222,17 @@ def _moving(points: Points, key: np.ndarray, usable: np.ndarray) -> np.ndarray:
 
 
 def _last(points: Points, key: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """The row of each run with a loss and the most training; the later row where they are equal."""
-    left = np.ones(len(key), bool)
-    for values in (usable, points.progress, points.step):
+    """The row of each run with a loss and the most training; the later row where they are equal.
+
+    The last step with a loss is the last one, also where its training was not written: an earlier
+    row would stand in the middle of the schedule.
+    """
+    left, progress = np.ones(len(key), bool), points.progress
+    if progress is not None and points.step is not None:
+        step = pd.Series(np.where(usable, points.step, np.nan))
+        latest = (step == step.groupby(key).transform("max")).to_numpy()
+        progress = np.where(np.isnan(progress) & latest, np.inf, progress)
+    for values in (usable, progress, points.step):
         if values is not None:
             known = pd.Series(values).astype(float).fillna(-1.0).where(left, -2.0)
             left &= (known == known.groupby(key).transform("max")).to_numpy()

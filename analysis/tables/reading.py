@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.tables import columns as names
 from analysis.tables.columns import Table, listed
 from analysis.tables.files import load
-from analysis.tables.histories import Points, join_sparse, reduce
+from analysis.tables.histories import Points, carried, join_sparse, reduce
 from analysis.tables.layouts import Layout, adapt
 from analysis.tables.losses import missing, read_loss
 from analysis.tables.quantities import TRAINING, Quantity, nominal, read_quantities
@@ -85,6 +85,7 @@ def read(
         raise ValueError(missing(table, "c" if "n" not in found else "d"))
     status, told = statuses(table, finished_if)
     finished = np.ones(len(frame), bool) if status is None else status == "finished"
+    _carry(frame, quality, found, run_column, step)
     out = _assemble(quality, found)
     notes[:0] = [*_told(quality, found), *told]
     _refuse_unread(frame, [quality, *found.values()], finished)
@@ -95,6 +96,7 @@ def read(
     else:
         kept, decayed, more = reduce(points, history)
     notes += more
+    _refuse_nothing(out.iloc[kept], alone or "c", finished[kept])
     frame = _peak_rates(table, points, kept)
     out = out.iloc[kept].reset_index(drop=True)
     out["decayed"] = decayed
@@ -178,6 +180,20 @@ def _own(
     return out, notes
 
 
+def _carry(
+    frame: pd.DataFrame, quality: Quantity, found: dict[str, Quantity], run: str | None,
+    step: str | None,
+) -> None:  # fmt: skip
+    """Counts of rows of a history that have a loss alone, from the row before."""
+    if run is None or step is None:
+        return
+    codes, at = pd.factorize(frame[run])[0], numbers(frame[step], thousands=True).values
+    for quantity in found.values():
+        quantity.values, count = carried(quantity.values, quality.values, codes, at)
+        if count:
+            quantity.notes.append(f"{count} rows with a loss alone take that of the row before")
+
+
 def _assemble(quality: Quantity, found: dict[str, Quantity]) -> pd.DataFrame:
     """Loss, MACs, parameters and tokens; what follows from C = 6 N D FLOPs where one is missing."""
     out = pd.DataFrame({"val_loss": quality.values})
@@ -237,6 +253,21 @@ def _refuse_unread(frame: pd.DataFrame, read: list[Quantity], counts: np.ndarray
         raise ValueError(
             f"{total} cells are no numbers: {'; '.join(said)}{more}. Write plain numbers there (or "
             "leave the cell empty where there is none), or leave the rows out with --where"
+        )
+
+
+def _refuse_nothing(out: pd.DataFrame, of: str, finished: np.ndarray) -> None:
+    """Rows of which none has what a law needs are the table's, not the law's, to explain."""
+    if not finished.any():
+        raise ValueError(
+            f"none of {len(out)} rows finished, by the columns of states: --finished-if names the "
+            "words of finished runs"
+        )
+    place = {"c": "macs_total", "n": "params", "d": "tokens"}[of]
+    if not np.isfinite(out.loc[finished, ["val_loss", place]]).all(axis=1).any():
+        raise ValueError(
+            f"no row has both a loss and {names.WORDS[of]}: they stand in different rows, and "
+            "which belong together cannot be told; write them into one row a run"
         )
 
 

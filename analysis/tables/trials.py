@@ -90,7 +90,7 @@ def is_database(path: Path) -> bool:
     """Whether a file is an SQLite database with Optuna's tables."""
     try:
         with path.open("rb") as file:
-            if not file.read(len(SQLITE)) == SQLITE:
+            if file.read(len(SQLITE)) != SQLITE:
                 return False
         with closing(sqlite3.connect(_address(path), uri=True)) as there:
             return _tables(there) >= OPTUNA

@@ -638,7 +638,7 @@ def test_every_kind_of_file(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
-    [("t.pkl", b"x", "a pickle may run any program"), ("t.db", b"x", "sqlite:///"),
+    [("t.pkl", b"x", "a pickle may run any program"), ("t.db", b"x", "no SQLite database inside"),
      ("events.out.tfevents.1", b"x", "TensorBoard"), ("empty.csv", b"", "no lines"),
      ("numbers.csv", b"1,2,3\n4,5,6\n", "needs column names"),
      ("twice.csv", b"loss,loss,params\n1,2,3\n", "two columns"),
