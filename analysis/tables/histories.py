@@ -81,8 +81,6 @@ def carried(
     that has one, and how many: trackers write losses and counts in rows apart. Rows whose count
     was written too much earlier stay without."""
     wanting = np.isnan(values) & np.isfinite(loss) & (run >= 0)
-    if not wanting.any():
-        return values, 0
     held = pd.DataFrame({"run": run, "at": step, "value": values, "known": step})
     held.loc[np.isnan(values), "known"] = np.nan
     before = held.sort_values(["run", "at"], kind="stable").groupby("run")[["value", "known"]]
@@ -208,8 +206,17 @@ def _runs(points: Points) -> np.ndarray:
 
 def _several(values: np.ndarray, key: np.ndarray, factor: float = 1.0) -> np.ndarray:
     """Whether a row's group has several values, more than a factor apart."""
-    by = pd.Series(values).groupby(key)
-    return (by.transform("max") > factor * by.transform("min")).to_numpy()
+    return highest(values, key) > factor * -highest(-values, key)
+
+
+def highest(values: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """The largest value of each row's group, NaN left aside; -inf where there is no other.
+
+    key: numbers of the groups, -1 among them. A groupby's transform takes four times as long.
+    """
+    top = np.full(key.max(initial=-1) + 2, -np.inf)  # the last one is of -1
+    np.fmax.at(top, key, values)
+    return top[key]
 
 
 def _moving(points: Points, key: np.ndarray, usable: np.ndarray) -> np.ndarray:
@@ -227,17 +234,15 @@ def _last(points: Points, key: np.ndarray, usable: np.ndarray) -> np.ndarray:
     The last step with a loss is the last one, also where its training was not written: an earlier
     row would stand in the middle of the schedule.
     """
-    left, progress = np.ones(len(key), bool), points.progress
-    if progress is not None and points.step is not None:
-        step = pd.Series(np.where(usable, points.step, np.nan))
-        latest = (step == step.groupby(key).transform("max")).to_numpy()
-        progress = np.where(np.isnan(progress) & latest, np.inf, progress)
-    for values in (usable, progress, points.step):
+    rows, progress = np.arange(len(key)), points.progress
+    if progress is not None and points.step is not None and np.isnan(progress).any():
+        step = np.where(usable, points.step, np.nan)
+        progress = np.where(np.isnan(progress) & (step == highest(step, key)), np.inf, progress)
+    for values in (None if usable.all() else usable, progress, points.step, np.arange(len(key))):
         if values is not None:
-            known = pd.Series(values).astype(float).fillna(-1.0).where(left, -2.0)
-            left &= (known == known.groupby(key).transform("max")).to_numpy()
-    last = pd.Series(np.flatnonzero(left)).groupby(key[left]).max()
-    return np.sort(last.to_numpy())
+            known = np.nan_to_num(values[rows].astype(float), nan=-1.0, posinf=np.inf)
+            rows = rows[known == highest(known, key[rows])]
+    return rows
 
 
 def _decayed(points: Points, kept: np.ndarray, key: np.ndarray) -> np.ndarray:
@@ -255,11 +260,10 @@ def _shares(points: Points, kept: np.ndarray, key: np.ndarray) -> np.ndarray | N
     column holds the rate that was configured)."""
     if points.lr is None:
         return None
-    by = pd.Series(points.lr).groupby(key)
-    ends = pd.DataFrame({"low": by.min(), "high": by.max()})
-    if not (ends["low"] < ends["high"] * 0.999).any():
+    top = highest(points.lr, key)
+    if not (-highest(-points.lr, key) < top * 0.999).any():
         return None
-    highest = ends["high"].reindex(key[kept]).to_numpy()
+    top = top[kept]
     final = points.lr[kept]
     if np.isnan(final).any():  # the row that is kept may lack a rate: the last one that is known
         order = points.step if points.step is not None else np.arange(len(key))
@@ -267,7 +271,7 @@ def _shares(points: Points, kept: np.ndarray, key: np.ndarray) -> np.ndarray | N
         last = known.sort_values("at", kind="stable").drop_duplicates("key", keep="last")
         final = last.set_index("key")["lr"].reindex(key[kept]).to_numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(highest > 0, final / highest, np.nan)
+        return np.where(top > 0, final / top, np.nan)
 
 
 def _reached(points: Points, kept: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.tables import columns as names
 from analysis.tables.columns import Table, listed
 from analysis.tables.files import load
-from analysis.tables.histories import Points, carried, join_sparse, reduce
+from analysis.tables.histories import Points, carried, highest, join_sparse, reduce
 from analysis.tables.layouts import Layout, adapt
 from analysis.tables.losses import missing, read_loss
 from analysis.tables.quantities import TRAINING, Quantity, nominal, read_quantities
@@ -185,10 +185,11 @@ def _carry(
     step: str | None,
 ) -> None:  # fmt: skip
     """Counts of rows of a history that have a loss alone, from the row before."""
-    if run is None or step is None:
+    wanting = [q for q in found.values() if (np.isnan(q.values) & np.isfinite(quality.values)).any()]
+    if run is None or step is None or not wanting:
         return
     codes, at = pd.factorize(frame[run])[0], numbers(frame[step], thousands=True).values
-    for quantity in found.values():
+    for quantity in wanting:
         quantity.values, count = carried(quantity.values, quality.values, codes, at)
         if count:
             quantity.notes.append(f"{count} rows with a loss alone take that of the row before")
@@ -317,9 +318,9 @@ def _peak_rates(table: Table, points: Points, kept: np.ndarray) -> pd.DataFrame:
     column = table.first("lr", names.LR)
     if column is None or points.run is None or points.lr is None or len(kept) == len(table.frame):
         return frame
-    run = points.run[kept]
-    highest = pd.Series(points.lr).groupby(points.run).max().reindex(run).to_numpy()
-    return frame.assign(**{column: np.where(run >= 0, highest, points.lr[kept])})
+    top = highest(points.lr, points.run)[kept]
+    named = (points.run[kept] >= 0) & np.isfinite(top)
+    return frame.assign(**{column: np.where(named, top, points.lr[kept])})
 
 
 def _told_decayed(frame: pd.DataFrame) -> np.ndarray | None:

@@ -86,13 +86,14 @@ def state_columns(table: Table) -> list[str]:
         words = name.everything
         plain = table.plain(column)
         values = table.frame[column]
-        if pd.api.types.is_float_dtype(values) and values.nunique() > MOST_CODES:
-            continue  # a result in numbers
-        if plain in NAMES | CODES or (
+        named = plain in NAMES | CODES or (
             words and words[-1] in ("state", "status", "outcome", "result")
             and set(words[:-1]) <= _WHOSE
-        ) or (plain in WELL | ILL and _booleans(table.frame[column]) is not None):  # fmt: skip
-            found.append(column)
+        )  # fmt: skip
+        if not named and not (plain in WELL | ILL and _booleans(values) is not None):
+            continue
+        if not pd.api.types.is_float_dtype(values) or values.nunique() <= MOST_CODES:
+            found.append(column)  # else a result in numbers
     return found
 
 
