@@ -114,7 +114,10 @@ def _other_measure(table: Table) -> str:
     for column in table.frame.columns[table.empty]:
         if loss_kind(parse_name(column)) == "nats":
             raise ValueError(f"column {column!r} is empty: there is no number in it")
-    raise ValueError(missing(table, "loss"))
+    said = missing(table, "loss")
+    if any({"lr"} & set(name.everything) for name in table.names.values()):
+        said += "; best learning rates by width are read by `scaling transfer`"
+    raise ValueError(said)
 
 
 def missing(table: Table, role: str) -> str:

@@ -27,6 +27,8 @@ MACS = (1e8, 1e32)  # of any run that is worth a law
 COSTS = (0.5, 20.0)  # MACs per parameter and token where the unit is read from a name
 COSTS_GIVEN = (0.3, 300.0)  # where the caller has named it
 NAMED = 0.03  # how close to 6 N D a column of MACs may not come
+CLOSE = 0.2  # logarithm of cost over 6 N D up to which a unit of counts follows from it
+COUNTED_IN = {"thousands": 1e3, "millions": 1e6, "billions": 1e9, "trillions": 1e12}
 TRAINING = 3.0  # MACs per parameter and token of training: 6 N D FLOPs
 
 
@@ -99,7 +101,8 @@ def _read(
                 f"column {column!r} seems to be a logarithm; of which base? Rename it log10_... or "
                 "ln_..., or give a column of the plain numbers"
             )
-        values = np.where(cells.own, values, values * factor)
+        if factor != 1.0:
+            values = np.where(cells.own, values, values * factor)
     quantity = Quantity(column, values, factor, name.unit or cells.unit or "", cells)
     if cells.own.any() and factor != 1.0:
         quantity.notes.append("cells with a unit of their own keep it")
@@ -249,7 +252,8 @@ def _says_total(quantity: Quantity) -> bool:
 def _checked(
     chosen: dict[str, Quantity], scales: dict[str, str | None], compute_unit: str | None
 ) -> None:
-    """Raise where the numbers are those of no run; set the unit of compute by 6 N D."""
+    """Raise where the numbers are those of no run; set the units of compute or counts by 6 N D."""
+    _scale_by_cost(chosen, scales)
     for role, flag in (("n", "params_in"), ("d", "tokens_in")):
         if role in chosen and scales.get(role) is None:
             _check_count(chosen[role], role, flag)
@@ -281,6 +285,43 @@ def _checked(
             _check_name(compute, ratio)
     else:
         _check_alone(chosen, scales, compute_unit)
+
+
+def _scale_by_cost(chosen: dict[str, Quantity], scales: dict[str, str | None]) -> None:
+    """Counts too small to be single ones, in the thousands, millions or billions with which
+    training costs 6 N D, where one such reading alone is possible."""
+    if not {"n", "d", "c"} <= set(chosen):
+        return
+    n, d, c = (chosen[role] for role in ("n", "d", "c"))
+    small = {
+        role: scales.get(role) is None and middle_of(chosen[role].values) < FEWEST[role]
+        for role in ("n", "d")
+    }
+    if not any(small.values()):
+        return
+    options = {role: COUNTED_IN if is_small else {"": 1.0} for role, is_small in small.items()}
+    ratio = _ratio(c.values, n.values, d.values) / TRAINING
+    ratio = ratio[np.isfinite(ratio) & (ratio > 0)]
+    middle = middle_of(d.values / np.where(n.values > 0, n.values, np.nan))
+
+    def agrees(times: float) -> bool:  # in MACs; without a unit, in MACs or FLOPs
+        off = [np.log(ratio / times / of) for of in ((1.0,) if c.unit else (1.0, 2.0))]
+        return any(np.quantile(np.abs(one), 0.9) < CLOSE for one in off)
+
+    possible = [
+        (of_n, of_d)
+        for of_n, times_n in options["n"].items()
+        for of_d, times_d in options["d"].items()
+        if len(ratio) > 1 and agrees(times_n * times_d)
+        and PER_PARAMETER[0] <= middle * times_d / times_n <= PER_PARAMETER[1]
+    ]  # fmt: skip
+    if len(possible) != 1:
+        return
+    for quantity, word in zip((n, d), possible[0], strict=True):
+        if word:
+            quantity.factor = COUNTED_IN[word]
+            quantity.values = quantity.values * quantity.factor
+            quantity.notes.append(f"in {word}: training costs 6 N D so")
 
 
 def _ratio(c: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:

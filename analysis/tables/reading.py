@@ -185,7 +185,8 @@ def _carry(
     step: str | None,
 ) -> None:  # fmt: skip
     """Counts of rows of a history that have a loss alone, from the row before."""
-    wanting = [q for q in found.values() if (np.isnan(q.values) & np.isfinite(quality.values)).any()]
+    evaluated = np.isfinite(quality.values)
+    wanting = [q for q in found.values() if np.isnan(q.values[evaluated]).any()]
     if run is None or step is None or not wanting:
         return
     codes, at = pd.factorize(frame[run])[0], numbers(frame[step], thousands=True).values
