@@ -45,7 +45,7 @@ _CORE = {
     "c": {"flops", "flop", "macs", "compute", "pfdays", "c6nd", "6nd"},
 }  # fmt: skip
 _LETTER = {"n": "n", "d": "d", "c": "c"}
-_BUDGET = {"budget", "nominal"}
+_BUDGET = {"budget", "nominal", "iso"}
 VALIDATION = {"val", "valid", "validation", "eval", "evaluation", "dev", "heldout", "holdout"}
 TESTING = {"test", "testing"}
 TRAINING = {"train", "training", "trn"}
@@ -65,7 +65,7 @@ LOWER = {"err", "error", "wer", "cer", "fid", "mse", "mae", "rmse", "fvd", "lpip
 RUN = (
     ("runid", True), ("runuuid", True), ("run", True), ("trialid", True), ("id", True),
     ("uuid", True), ("runname", False), ("expname", False), ("expid", True), ("displayname", False),
-    ("name", False), ("mlflowrunname", False),
+    ("name", False), ("mlflowrunname", False), ("wandbrunid", True), ("wandbrunname", False),
     ("runlabel", False), ("jobid", True), ("version", True), ("number", True), ("trial", True),
 )  # fmt: skip
 STEP = {"step", "globalstep", "iter", "iteration", "trainingiteration", "currentstep",
@@ -75,6 +75,11 @@ PLANNED = {"totalsteps", "maxsteps", "numtrainsteps", "numsteps", "plannedsteps"
            "trainiters", "numiterations", "maxiters", "maxiterations"}  # fmt: skip
 LR = {"lr", "learningrate", "peaklr", "maxlr", "baselr", "peaklearningrate", "maxlearningrate",
       "lrpeak", "lrmax", "optlr", "baselearningrate", "initlr"}  # fmt: skip
+# Lightning's and OLMo's names for the rate of the first group of parameters.
+LR |= {"learningrategroup0", "lrgroup0"} | {
+    f"lr{optimizer}{group}" for group in ("", "pg1")
+    for optimizer in ("adam", "adamw", "sgd", "lion", "muon", "adafactor", "radam", "rmsprop")
+}  # fmt: skip
 BATCH = {"batchtokens", "tokensperbatch", "tokensperstep", "batchsize", "globalbatchsize", "bs",
          "globalbs", "batch", "batchsizetokens", "trainbatchsize", "gbs",
          "perdevicetrainbatchsize"}  # fmt: skip
@@ -202,7 +207,7 @@ def budget_columns(table: Table) -> list[str]:
     return [
         c for c, name in table.names.items()
         if set(name.words) & _BUDGET and not name.rate
-        and set(name.words) <= _BUDGET | _NEUTRAL["c"] | _CORE["c"] | {"isoflop", "iso", "target"}
+        and set(name.words) <= _BUDGET | _NEUTRAL["c"] | _CORE["c"] | {"target"}
     ]  # fmt: skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -27,10 +29,36 @@ def adapt(frame: pd.DataFrame, asked: set[str]) -> Layout:
     asked: roles whose columns the caller named; they are not touched. Raises ValueError for a
     layout that cannot give a law, with what to export instead.
     """
+    frame = _unfolded(frame)
     for layout in (_panel, _log_of_one_run, _pivot, _optuna, _nanochat):
         if (found := layout(frame, asked)) is not None:
             return found
     return Layout(frame)
+
+
+def _unfolded(frame: pd.DataFrame) -> pd.DataFrame:
+    """Weights & Biases' runs as its documentation exports them: a cell holds the whole summary,
+    another the whole configuration, as Python prints a dictionary."""
+    if not {"summary", "config"} <= set(frame.columns):
+        return frame
+    parts = [frame.drop(columns=["summary", "config"])]
+    for column in ("summary", "config"):
+        held = [_dictionary(cell) for cell in frame[column]]
+        if any(one is None for one in held):
+            return frame
+        parts.append(pd.json_normalize(held).add_prefix(f"{column}."))
+    return pd.concat([part.reset_index(drop=True) for part in parts], axis=1)
+
+
+def _dictionary(cell: Any) -> dict[str, Any] | None:
+    if isinstance(cell, dict):
+        return cell
+    text = re.sub(r"(?<=[:,\[] )(nan|inf|-inf)(?=[,}\]])", "None", str(cell))
+    try:
+        held = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return held if isinstance(held, dict) else None
 
 
 def _panel(frame: pd.DataFrame, asked: set[str]) -> Layout | None:

@@ -71,9 +71,11 @@ def statuses(table: Table, finished_if: str | None) -> tuple[np.ndarray | None, 
         return None, []
     out = np.full(len(frame), "finished", dtype=object)
     notes = []
+    # Neptune: a run that is over is inactive, and another column says whether it failed.
+    over = {"inactive"} if any(table.plain(column) == "failed" for column in columns) else set()
     for column in columns:
         words = frame[column].astype(object).where(frame[column].notna(), None)
-        read, how = _read(str(column), table.plain(column), words)
+        read, how = _read(str(column), table.plain(column), words, over)
         changed = (read != "finished") & (out == "finished")
         out[changed] = read[changed]
         notes.append(f"state: column {str(column)!r}{how}")
@@ -106,8 +108,11 @@ def _booleans(values: pd.Series) -> np.ndarray | None:
     return words.isin(list(_TRUE)).to_numpy() if bool(known.all()) else None
 
 
-def _read(column: str, plain: str, values: pd.Series) -> tuple[np.ndarray, str]:
-    """The status of each row by one column, and how it was read."""
+def _read(
+    column: str, plain: str, values: pd.Series, over: set[str]
+) -> tuple[np.ndarray, str]:  # fmt: skip
+    """The status of each row by one column, and how it was read. over: words that mean finished in
+    this table alone."""
     given = values.notna().to_numpy()
     if plain in WELL | ILL:
         true = _booleans(values)
@@ -123,7 +128,7 @@ def _read(column: str, plain: str, values: pd.Series) -> tuple[np.ndarray, str]:
     if plain in CODES and numeric:
         good = words.str.fullmatch(r"0(\.0)?(:0)?").to_numpy()
         return np.where(good, "finished", "exit code not 0").astype(object), " (0 is finished)"
-    finished = set(FINISHED) | ({"terminated"} if kinds <= RAY else set())
+    finished = FINISHED | over | ({"terminated"} if kinds <= RAY else set())
     out = words.to_numpy(dtype=object)
     shown = {}
     unknown: dict[str, int] = {}

@@ -63,6 +63,7 @@ _GROUP = re.compile(
 def parse_name(name: object) -> Name:
     """The words, unit and factor of a column's name. Nothing is decided about its meaning."""
     text = _GROUP.sub("", str(name).strip()).removesuffix(".value")  # W&B's raw configs
+    text = re.sub(r"/(?=pg\d+$)", " ", text)  # Lightning's groups of parameters
     log, text = _logarithm(text)
     brackets = re.findall(r"[\[(]([^\])]*)[\])]", text)
     text = re.sub(r"[\[(][^\])]*[\])]", " ", text)
@@ -86,6 +87,7 @@ def parse_name(name: object) -> Name:
 
 def split_words(text: str) -> list[str]:
     """Lower-case words; 1e18, 10^18 and camelCase are kept apart, signs dropped."""
+    text = re.sub(r"(?i)\biso[-_ ]?(flops?)", r"iso \1", text)
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
     text = re.sub(r"10([⁰¹²³⁴⁵⁶⁷⁸⁹]+)", lambda m: "10^" + m[1].translate(_SUPERSCRIPT), text)
     text = re.sub(r"10\s*(?:\^|\*\*)\s*\{?(\d+)\}?", r" 1e\1 ", text)

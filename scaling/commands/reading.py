@@ -35,6 +35,8 @@ FigureOption = Annotated[
     ),
 ]
 
+OF_SWEEPS = ("loss", "where", "finished_if", "by", "run", "history")  # read by `transfer`
+
 
 def read(
     source: str | Path,
@@ -442,12 +444,21 @@ def transfer(
     if figure is not None:
         drawn_files("scaling transfer", figure, source)
     frame = _table(source)
-    if not isinstance(frame, Path) and _is_ours(frame):
+    ours = not isinstance(frame, Path) and _is_ours(frame)
+    given = {name: value for name, value in table.items() if value is not None}
+    if unread := [name for name in given if ours or name not in OF_SWEEPS]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
+        raise UserError(
+            f"{flags}: scaling transfer does not read "
+            + ("them of a study, whose sweeps it knows" if ours else "them: it reads rates, sizes "
+               f"and losses (--{', --'.join(name.replace('_', '-') for name in OF_SWEEPS)})")
+            + "; leave them out"
+        )  # fmt: skip
+    if not isinstance(frame, Path) and ours:
         points = of_sweeps.series_points(frame)
         if points.empty:
             raise UserError(f"{source}: no learning-rate sweep over several widths or depths")
     else:
-        given = {name: table[name] for name in ("loss", "where", "finished_if", "by")}
         points, notes = read_sweep(frame, lr=lr, width=width, **given)
         for note in notes:
             print(f"  read         {note}")
