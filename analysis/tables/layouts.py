@@ -43,8 +43,8 @@ def _unfolded(frame: pd.DataFrame) -> pd.DataFrame:
         return frame
     parts = [frame.drop(columns=["summary", "config"])]
     for column in ("summary", "config"):
-        held = [_dictionary(cell) for cell in frame[column]]
-        if any(one is None for one in held):
+        held = [one for cell in frame[column] if (one := _dictionary(cell)) is not None]
+        if len(held) < len(frame):
             return frame
         parts.append(pd.json_normalize(held).add_prefix(f"{column}."))
     return pd.concat([part.reset_index(drop=True) for part in parts], axis=1)

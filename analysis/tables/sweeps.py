@@ -29,6 +29,7 @@ RATES = names.LR | {"bestlr", "optimallr", "bestlearningrate", "optlearningrate"
                     "log2lr", "log10lr"}  # fmt: skip
 CONSTANT = (1e-9, 10.0)  # of any learning rate
 ENDED = 0.9  # of the steps of the longest run of its size
+LATER = 0.1  # share of rows of rates that begin later than others, up to which they are runs'
 SWEEP = ["parametrization", "shared", "member"]
 
 
@@ -118,14 +119,15 @@ def _last(points: pd.DataFrame, named: bool) -> tuple[pd.DataFrame, list[str]]:
     step = np.where(np.isfinite(points["val_loss"]), points["step"], np.nan)
     if named:
         points = points.assign(rate=highest(points["rate"].to_numpy(), of))
-    end = highest(step, of)
-    if not (end > -highest(-step, of)).any():
-        if not named and (highest(step, sweep) > -highest(-step, sweep)).any():
-            raise ValueError(
-                "the table has several steps of one size and a rate for each, but no column that "
-                "names the runs: evaluations along runs, at the rate of the moment? Name the runs "
-                "with --run COLUMN; or say --no-history where every row is a finished run"
-            )
+    start, end = -highest(-step, of), highest(step, of)
+    # Of one size, all rates are there from the first step, unless they are those of the moment.
+    if not named and (start > -highest(-step, sweep)).mean() > LATER:
+        raise ValueError(
+            "the table has several steps of one size, other rates at other steps, but no column "
+            "that names the runs: evaluations along runs, at the rate of the moment? Name the runs "
+            "with --run COLUMN; or say --no-history where every row is a finished run"
+        )
+    if not (end > start).any():
         return points, []
     whole = (end >= ENDED * highest(step, sweep)) | np.isinf(end)  # without any loss: diverged
     # Of a run without a loss one row stands for it.
