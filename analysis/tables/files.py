@@ -1,5 +1,5 @@
 """A file of runs as a frame: CSV of any delimiter, JSON, JSON lines, Parquet, Markdown, Excel,
-Optuna's storages, TensorBoard's folders.
+Optuna's storages, folders of trainers and of TensorBoard.
 
 Every reader is its library's own; what is here finds out which one, and with which delimiter,
 encoding and decimal sign. Nothing is ever unpickled.
@@ -23,9 +23,8 @@ from typing import Any, cast
 
 import pandas as pd
 
-from analysis.tables import trials
+from analysis.tables import events, trainers, trials
 from analysis.tables.columns import listed
-from analysis.tables.events import is_folder, read_events
 
 HEAD = 1 << 16  # bytes looked at to find the delimiter
 LARGEST = 1 << 30  # bytes of a file that is read whole: JSON, Markdown
@@ -90,8 +89,8 @@ def _file(path: Path, part: str) -> tuple[pd.DataFrame, list[str]]:
             f"{path}: TensorBoard's log of one run: give the folder that holds the runs' folders"
         )
     try:
-        if is_folder(path):
-            return read_events(path)
+        if path.is_dir():
+            return _folder(path)
         if kind in (".parquet", ".pq"):
             return _parquet(path), []
         if kind in (".xlsx", ".xls", ".ods"):
@@ -120,6 +119,19 @@ def _file(path: Path, part: str) -> tuple[pd.DataFrame, list[str]]:
     except (ValueError, OSError, EOFError, csv.Error, lzma.LZMAError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{path}: not a table of runs ({said})") from None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder holds runs that another tool logged there."""
+    return trainers.is_folder(path) or events.is_folder(path)
+
+
+def _folder(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    if trainers.is_folder(path):  # which may have TensorBoard's logs beside it
+        return trainers.read_runs(path)
+    if events.is_folder(path):
+        return events.read_events(path)
+    raise ValueError("a folder without logs of runs: give a table, or a study's folder")
 
 
 def _encoding(head: bytes) -> str:

@@ -23,7 +23,8 @@ SourceArg = Annotated[
     typer.Argument(
         help="A study's folder, its rows.csv, any table of runs (CSV, JSON, Parquet, Markdown, "
         "FILE.xlsx#SHEET), an MLflow address such as http://HOST:5000#EXPERIMENT, Optuna's journal "
-        "or database (FILE.db#STUDY), or a folder of TensorBoard's."
+        "or database (FILE.db#STUDY), or a folder of runs that TensorBoard, Lightning or the Hugging "
+        "Face Trainer logged."
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the bootstrap.")]
@@ -72,8 +73,7 @@ def read(
 
 def _table(source: str | Path) -> pd.DataFrame | Path:
     """This tool's rows as a frame, a file of other rows as its path."""
-    from analysis.tables.events import is_folder
-    from analysis.tables.files import parted
+    from analysis.tables.files import is_folder, parted
     from analysis.tables.trials import is_database
     from scaling.results import COLUMNS, frame, load
 
@@ -90,7 +90,8 @@ def _table(source: str | Path) -> pd.DataFrame | Path:
     if part:
         return Path(f"{path}#{part}")
     if path.is_dir():
-        if is_folder(path) and not (path / "runs").is_dir():
+        ours = (path / "study.yaml").exists() or any(path.glob("runs/*/rows.json"))
+        if not ours and is_folder(path):
             return path
         _refuse_other_folders(path)
         return load(path)
@@ -116,14 +117,6 @@ def _refuse_other_folders(path: Path) -> None:
             f"{path}: a folder of MLflow's old file store, which MLflow 3 refuses unless it is "
             f"told: MLFLOW_ALLOW_FILE_STORE=true scaling fit file://{path.resolve()}#EXPERIMENT"
         )
-    for pattern, remedy in (
-        ("**/trainer_state.json", "logs of Hugging Face's Trainer: make a table with a row a run, "
-         "its parameters, the last num_input_tokens_seen and the last eval_loss"),
-        ("**/metrics.csv", "Lightning's logs: join the metrics.csv of all versions into one file, "
-         "with columns for the version and its parameters"),
-    ):  # fmt: skip
-        if next(path.glob(pattern), None) is not None:
-            raise UserError(f"{path}: {remedy}")
 
 
 @reads_tables

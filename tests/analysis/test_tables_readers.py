@@ -1,6 +1,7 @@
 """Storages, event folders and spreadsheets, made by their own libraries, read as the same runs."""
 
 import importlib.util
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +17,7 @@ from optuna.trial import TrialState, create_trial
 from analysis.tables import read
 from analysis.tables.sweeps import read_sweep
 from scaling.commands.reading import read as of_command
-from tests.analysis.test_tables_cases import BASE, LOST, PLAIN, counted, same_runs
+from tests.analysis.test_tables_cases import BASE, LOST, PLAIN, counted, history, same_runs
 
 RATES = optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)
 WIDTHS = optuna.distributions.IntDistribution(64, 4096)
@@ -369,3 +370,69 @@ def test_an_evaluation_takes_no_count_of_long_before() -> None:
     with pytest.raises(ValueError, match="no row has both a loss and compute"):
         read(apart(100).query("step > 800"))
     assert np.isnan(rows.loc[rows["run_id"] == "r4", "tokens"]).all()
+
+
+# --- folders of trainers ------------------------------------------------------------------------
+
+
+def trainer_state(folder: Path, row: Any, share: float = 1.0, **more: Any) -> None:
+    """The state that the Hugging Face Trainer saves, of a run that has done a share of its 1000
+    steps."""
+    step, loss = int(1000 * share), row.loss * (1 + 0.1 * (1 / share - 1))
+    log: list[dict[str, Any]] = [
+        {"epoch": share, "step": step - 10, "loss": loss * 0.98, "learning_rate": 1e-4},
+        {"epoch": share, "step": step, "eval_loss": loss, "eval_runtime": 3.1},
+        {"epoch": share, "step": step, "train_runtime": 3600.0, "total_flos": 1.0},
+    ]
+    state = {"global_step": step, "max_steps": 1000, "epoch": share, "log_history": log,
+             "total_flos": 6.0 * row.params * row.tokens * share,
+             "num_input_tokens_seen": int(row.tokens * share)}  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text(json.dumps(state | more))
+
+
+def test_folders_of_the_hugging_face_trainer(tmp_path: Path) -> None:
+    row: Any
+    for i, row in enumerate(PLAIN.itertuples()):
+        trainer_state(tmp_path / f"r{i}" / "checkpoint-500", row, 0.5)
+        if i != 7:  # which stopped half way
+            trainer_state(tmp_path / f"r{i}" / "checkpoint-1000", row)
+    (tmp_path / "r3" / "runs").mkdir()
+    (tmp_path / "r3" / "runs" / "events.out.tfevents.1").write_bytes(b"")
+    rows, notes = read(tmp_path)
+    same_runs(rows, BASE.drop(index=7))
+    assert notes[-1].startswith("not used")
+    assert any("1 runs end before their learning rate has decayed" in n for n in notes)
+    assert any("30 runs, a folder each" in n for n in notes)
+
+
+def test_folders_of_the_hugging_face_trainer_that_lack_something(tmp_path: Path) -> None:
+    rows = list(PLAIN.itertuples())
+    trainer_state(tmp_path / "d" / "b", rows[1], log_history=[{"step": 10, "eval_loss": 9.0}])
+    (tmp_path / "d" / "torn").mkdir()
+    (tmp_path / "d" / "torn" / "trainer_state.json").write_text('{"global_step": 3, ')
+    with pytest.raises(ValueError, match=r"of 1 runs: a law needs several.*left out: .*torn"):
+        read(tmp_path)
+    trainer_state(tmp_path / "a", rows[0])
+    found, notes = read(tmp_path)
+    assert any("run 'd/b' has no evaluation at its last steps" in n for n in notes)
+    assert found["val_loss"].isna().tolist() == [False, True]
+
+
+def test_folders_of_lightning(tmp_path: Path) -> None:
+    table = history(4, rate=True).rename(columns={"lr": "lr-AdamW"})
+    for name, part in table.groupby("run_id"):
+        version = tmp_path / "lightning_logs" / f"version_{str(name)[1:]}"
+        version.mkdir(parents=True)
+        size = int(part["params"].iloc[0])
+        counts = part[["step", "tokens", "lr-AdamW"]]
+        both = pd.concat([counts, part[["step", "val_loss"]]]).sort_values("step", kind="stable")
+        both.to_csv(version / "metrics.csv", index=False)
+        held = f"model:\n  n_params: {size}\n  d_model: 512\nname: x\nbetas: [0.9, 0.95]\n"
+        (version / "hparams.yaml").write_text(held)
+    rows, notes = read(tmp_path)
+    same_runs(rows)
+    assert sorted(rows["run_id"])[0] == "lightning_logs/version_0"
+    (version / "hparams.yaml").write_text("model: !!python/object/apply:print [x]\n")
+    rows, notes = read(tmp_path)
+    assert len(rows) == 29 and any("left out: " in n and "hparams" not in n for n in notes)
