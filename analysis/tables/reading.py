@@ -15,16 +15,15 @@ from analysis.tables.files import load
 from analysis.tables.histories import Points, carried, highest, join_sparse, reduce
 from analysis.tables.layouts import Layout, adapt
 from analysis.tables.losses import missing, read_loss
+from analysis.tables.nominal import SAME_BUDGET, budgets, mark_budgets, part_namesakes
+from analysis.tables.plausible import check
 from analysis.tables.quantities import TRAINING, Quantity, nominal, read_quantities
 from analysis.tables.settings import fresh, grid, mixes, mixture_notes, repeated, searched
-from analysis.tables.states import condition, statuses
+from analysis.tables.states import condition, state_columns, statuses
 from analysis.tables.trials import refuse_several
 from analysis.tables.units import numbers
 from scaling.results import COLUMNS
 
-SAME_BUDGET = 1.02  # costs within this factor of their neighbour are one budget
-WIDEST = 2.0  # costs of one nominal budget differ by less than this factor
-BUDGET_SIZES = 3  # sizes that share a cost make it a nominal budget
 UNREAD = 5  # cells that are no numbers, named at most
 ROLES = ("lr_sweep", "ladder", "single", "repeat")
 
@@ -76,7 +75,9 @@ def read(
     budget = nominal(table, budget_column)
     if given["c"] is None and budget is not None and _needs_budget(table, given):
         given["c"] = budget
-    found, more = read_quantities(table, given, {"n": params_in, "d": tokens_in}, compute_unit)
+    scales = {"n": params_in, "d": tokens_in}
+    found, more = read_quantities(table, given, scales, compute_unit)
+    check(found, scales, compute_unit)
     notes += more
     alone = {"params": "n", "tokens": "d"}.get(of)
     if alone is not None and alone not in found and "c" not in found:
@@ -114,8 +115,8 @@ def read(
         if name not in frame.columns:
             raise ValueError(f"no column {name!r}; the table has {listed(frame.columns, 40)}")
         out[name] = frame[name].to_numpy()
-    notes += _budgets(out, frame, budget, budget_column is not None)
-    _part_namesakes(out)
+    notes += mark_budgets(out, frame, budget, budget_column is not None)
+    part_namesakes(out)
     used = {
         *keep,
         quality.column,
@@ -412,71 +413,10 @@ def _settle(
     return notes + mixture_notes(out, mixed, counts & ~worse, by)
 
 
-def _budgets(out: pd.DataFrame, frame: pd.DataFrame, column: str | None, asked: bool) -> list[str]:
-    """Nominal budgets of the rows that count: a column's values, or costs that lie together."""
-    counts = (out["role"] == "ladder").to_numpy()
-    macs, params = out["macs_total"].to_numpy(float), out["params"].to_numpy(float)
-    out["budget_macs"] = np.nan
-    notes: list[str] = []
-    if column is not None:
-        label = frame[column].astype(str).where(frame[column].notna())
-        usable = pd.Series(np.where(np.isfinite(macs) & (macs > 0), macs, np.nan))
-        by = usable.where(counts).apply(np.log).groupby(label)
-        wide = float((by.transform("max") - by.transform("min")).max())
-        if wide <= np.log(WIDEST) or asked:
-            out["budget_macs"] = np.exp(by.transform("mean")).to_numpy()
-            count = int(out["budget_macs"].nunique())
-            return [f"nominal budgets: column {column!r}, {count} of them"]
-        notes.append(
-            f"column {column!r} gives no budgets: costs within one of its values differ by a "
-            f"factor {np.exp(wide):.3g} (--budget-column takes it as it is)"
-        )
-    out.loc[counts, "budget_macs"] = budgets(macs[counts], params[counts])
-    count = int(out["budget_macs"].nunique())
-    said = f"{count} nominal budgets" if count else "no nominal budgets: use the envelope frontier"
-    return [*notes, said]
-
-
-def _part_namesakes(out: pd.DataFrame) -> None:
-    """Number rows that share a name and a budget: of one run there is one row a budget."""
-    counts = ((out["role"] == "ladder") & out["budget_macs"].notna()).to_numpy()
-    key = ["run_id", "budget_macs", *(["by"] if "by" in out else [])]
-    number = out[counts].groupby(key).cumcount().to_numpy()
-    for row, k in zip(np.flatnonzero(counts)[number > 0], number[number > 0], strict=True):
-        out.loc[row, "run_id"] = f"{out.loc[row, 'run_id']} /{k + 1}"
-
-
-def budgets(macs: np.ndarray, params: np.ndarray) -> np.ndarray:
-    """Nominal budget of each row: costs that lie together, shared by several sizes; else NaN.
-
-    Where no size is known (params all NaN), each row counts as one. When most rows share their
-    cost with no other size the costs are a cloud, and the few groups in it are chance: then no row
-    has a budget.
-    """
-    out = np.full(len(macs), np.nan)
-    if np.isnan(params).all():
-        params = np.arange(len(macs), dtype=float)
-    usable = np.flatnonzero(np.isfinite(macs) & (macs > 0) & np.isfinite(params))
-    if not len(usable):
-        return out
-    order = usable[np.argsort(macs[usable], kind="stable")]
-    group = np.cumsum(np.diff(np.log(macs[order]), prepend=-np.inf) > np.log(SAME_BUDGET))
-    frame = pd.DataFrame({"group": group, "macs": np.log(macs[order]), "n": params[order]})
-    by = frame.groupby("group")
-    narrow = by["macs"].transform("max") - by["macs"].transform("min") < 2 * np.log(SAME_BUDGET)
-    shared = ((by["n"].transform("nunique") >= BUDGET_SIZES) & narrow).to_numpy()
-    if shared.mean() < 0.5:
-        return out
-    out[order[shared]] = np.exp(by["macs"].transform("mean")).to_numpy()[shared]
-    return out
-
-
 def _unused(table: Table, used: set[Any]) -> list[str]:
     read = {*used, *searched(table), *mixes(table).values()}
     for wanted in (names.SEED, names.EPOCHS, names.UNIQUE, names.PLANNED):
         read |= set(table.named(wanted)[:1])
-    from analysis.tables.states import state_columns
-
     read |= set(state_columns(table))
     rest = [c for c in table.frame.columns if c not in read]
     return [f"not used: {listed(rest, 8)}"] if rest else []

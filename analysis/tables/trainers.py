@@ -89,6 +89,6 @@ def _metrics(folder: Path, paths: list[Path]) -> tuple[list[pd.DataFrame], list[
             notes.append(f"left out: {path.parent}, which is not read ({said})")
             continue
         flat = pd.json_normalize(held).iloc[0].to_dict() if isinstance(held, dict) and held else {}
-        told = {f"hparams/{key}": value for key, value in flat.items() if np.isscalar(value)}
+        told: dict[str, Any] = {f"hparams/{k}": v for k, v in flat.items() if np.isscalar(v)}
         parts.append(rows.assign(run=_name(path.parent, folder), **told))
     return parts, notes

@@ -23,8 +23,8 @@ SourceArg = Annotated[
     typer.Argument(
         help="A study's folder, its rows.csv, any table of runs (CSV, JSON, Parquet, Markdown, "
         "FILE.xlsx#SHEET), an MLflow address such as http://HOST:5000#EXPERIMENT, Optuna's journal "
-        "or database (FILE.db#STUDY), or a folder of runs that TensorBoard, Lightning or the Hugging "
-        "Face Trainer logged."
+        "or database (FILE.db#STUDY), or a folder of runs that TensorBoard, Lightning or the "
+        "Hugging Face Trainer logged."
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the bootstrap.")]
