@@ -49,6 +49,7 @@ _BUDGET = {"budget", "nominal", "iso"}
 VALIDATION = {"val", "valid", "validation", "eval", "evaluation", "dev", "heldout", "holdout"}
 TESTING = {"test", "testing"}
 TRAINING = {"train", "training", "trn"}
+_TIMES = {"s", "sec", "second", "seconds", "minute", "hour", "day", "step", "iteration"}
 _LOSS = {"loss", "nll", "xent", "crossentropy", "logloss"}
 _LOSS_NEUTRAL = {"loss", "final", "last", "mean", "avg", "average", "lm", "macro", "overall",
                  "cross",
@@ -65,7 +66,8 @@ LOWER = {"err", "error", "wer", "cer", "fid", "mse", "mae", "rmse", "fvd", "lpip
 RUN = (
     ("runid", True), ("runuuid", True), ("run", True), ("trialid", True), ("id", True),
     ("uuid", True), ("runname", False), ("expname", False), ("expid", True), ("displayname", False),
-    ("name", False), ("mlflowrunname", False), ("wandbrunid", True), ("wandbrunname", False),
+    ("name", False), ("mlflowrunname", False), ("wandbrunid", True), ("wandbid", True),
+    ("wandbrunname", False),
     ("runlabel", False), ("jobid", True), ("version", True), ("number", True), ("trial", True),
 )  # fmt: skip
 STEP = {"step", "globalstep", "iter", "iteration", "trainingiteration", "currentstep",
@@ -238,7 +240,8 @@ def loss_candidates(table: Table) -> dict[str, list[str]]:
         k: [] for k in ("validation", "test", "plain", "some validation", "some", "training")
     }
     for column, name in table.names.items():
-        if name.rate or (loss_kind(name) != "nats" and not _paloma(name)) or name.log:
+        per_time = name.rate and set(name.everything) & _TIMES
+        if per_time or (loss_kind(name) != "nats" and not _paloma(name)) or name.log:
             continue
         words, path = set(name.words), set(name.path)
         joined = "".join(name.words)

@@ -56,12 +56,18 @@ def read_quantities(
         tiers = table.quantity(role)
         tiers[1] = [c for c in tiers[1] if _numeric(table.frame[c])]  # size: "small" is a name
         tier = next((t for t in tiers if t), [])
+        if role == "n":  # of a mixture of experts, which costs those that are active
+            tier = [*tier, *(c for c in tiers[3] if c not in tier and _active(table.names[c]))]
         read = [_read(table, role, column, scale, compute_unit) for column in tier]
         found[role] = _alike(read)
     _drop_impossible(found, given)
     notes = [] if given["c"] is not None else _drop_speeds(found)
     chosen = _by_cost(found)
     return chosen, notes
+
+
+def _active(name: Name) -> bool:
+    return bool({"active", "activated"} & set(name.words))
 
 
 def _numeric(column: pd.Series) -> bool:

@@ -38,6 +38,10 @@ _PER = {"n", "param", "params", "parameter", "parameters", "token", "tokens", "s
         "sec", "second", "gpu", "device", "chip", "sample", "image", "frame"}  # fmt: skip
 
 
+# What a tracker keeps of a curve.
+_SUMMARIES = {"last", "final", "mean", "avg", "average", "min", "max", "best", "std"}
+
+
 @dataclass(frozen=True)
 class Name:
     """What a column's name says."""
@@ -116,6 +120,8 @@ def _divided(text: str) -> tuple[str, float, list[str]]:
         factor, text = float(digits), text[: power.start()]
     text = re.sub(r"(flops?)\s*/\s*(s|sec|second)\b", r"\1 \2", text, flags=re.I)
     parts = [p for p in re.split(r"/|(?<=[a-z])\.(?=[a-z])", text, flags=re.I) if p.strip()]
+    if len(parts) > 1 and parts[-1].strip().lower() in _SUMMARIES:  # val_loss.last
+        parts = [*parts[:-2], f"{parts[-2]} {parts[-1]}"]
     return text, factor, parts or [""]
 
 

@@ -310,6 +310,7 @@ def compare(
     from analysis.compare import exponents
     from analysis.frontier import fit_frontier
     from analysis.references import reference
+    from analysis.tables.files import parted
 
     if figure is not None:
         drawn_files("scaling compare", figure, source, *(to or ()), *(more or ()))
@@ -329,7 +330,7 @@ def compare(
     for other, theirs in arms.items():
         curves[other] = _compare_rows(source, rows, other, theirs, seed)
     for other in [*(to or []), *(more or [])] or ([] if arms else ["gpt3", "toto"]):
-        if "://" in other or Path(other).exists():
+        if "://" in other or parted(other)[0].exists():
             theirs = read(other, **_units(table))
             curves[other] = _compare_rows(source, rows, other, theirs, seed)
             continue

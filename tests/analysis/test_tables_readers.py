@@ -288,6 +288,22 @@ def test_splits_and_pictures_of_a_run_are_no_runs(tmp_path: Path) -> None:
         read(tmp_path / "pictures")
 
 
+@tensorboard
+def test_scalars_of_tensorflow_2_are_tensors(tmp_path: Path) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    row: Any
+    for i, row in enumerate(PLAIN.itertuples()):
+        log = EventFileWriter(str(tmp_path / f"r{i}"))
+        values = {"n_params": row.params, "tokens": row.tokens, "val/loss": row.loss}
+        for tag, value in values.items():
+            log.add_event(Event(step=9, summary=scalar_pb(tag, value)))
+        log.close()
+    same_runs(read(tmp_path)[0])
+
+
 def test_tensorboard_is_named_where_it_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,14 @@ TABLES: dict[str, dict[str, Any]] = {
     "neptune": {
         "sys/id": NAMES, "sys/state": "inactive", "sys/failed": False, "parameters/n_params": N,
         "training/tokens": D, "metrics/val/loss": L, "metrics/train/loss": L * 0.98},
+    "aim": {
+        "run.hash": NAMES, "run.hparams.n_params": N, "metrics.val_loss.last": L,
+        "metrics.val_loss.min": L * 0.98, "run.hparams.tokens": D},
+    "t5x": {
+        "num_params": N, "tokens": D, "train/loss": L * 0.97,
+        "training_eval/c4/cross_ent_loss_per_all_target_words": L},
+    "mixture of experts": {
+        "total_params": N * 8, "active_params": N, "tokens": D, "flops": C, "val_loss": L},
     "letters": {"C": C, "N": N, "D": D, "L": L},
     "letters with units": {
         "N": [f"{n / 1e6:.2f}M" for n in N], "D": [f"{d / 1e9:.4f}B" for d in D], "L": L},
@@ -57,6 +65,22 @@ TABLES: dict[str, dict[str, Any]] = {
 def test_tables_of_tools(tool: str, tmp_path: Path) -> None:
     pd.DataFrame(TABLES[tool]).to_csv(tmp_path / "t.csv", index=False)
     same_runs(read(tmp_path / "t.csv")[0])
+
+
+def test_of_a_mixture_of_experts_it_is_asked_which_parameters_cost() -> None:
+    table = pd.DataFrame(TABLES["mixture of experts"]).drop(columns="flops")
+    with pytest.raises(ValueError, match="'total_params', 'active_params' could all be meant"):
+        read(table)
+    same_runs(read(table, n="active_params")[0])
+    same_runs(read(table.assign(total_params=N))[0])
+
+
+@pytest.mark.parametrize("name", ["val loss per token", "val_loss_per_token", "val/loss per token"])
+def test_a_loss_per_token_is_one(name: str) -> None:
+    table = pd.DataFrame({"params": N, "tokens": D, name: L, "train_loss": L * 0.97})
+    same_runs(read(table)[0])
+    with pytest.raises(ValueError, match="no column for loss"):
+        read(table.drop(columns="train_loss").rename(columns={name: "loss per second"}))
 
 
 def test_a_column_l_of_layers_is_no_loss() -> None:
