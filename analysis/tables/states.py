@@ -132,7 +132,7 @@ def _read(
     out = words.to_numpy(dtype=object)
     shown = {}
     unknown: dict[str, int] = {}
-    for word in kinds:
+    for word in sorted(kinds):
         stem = re.sub(r"^cancelled by.*", "cancelled", word).rstrip("+").strip(" ✓✔✗✘.!")
         if stem in finished:
             shown[word] = "finished"
