@@ -6,16 +6,22 @@
 A table needs a loss and compute, or parameters and tokens. Nothing is guessed silently: `notes`
 says which column became what and what was left out, and an ambiguity is an error that names both.
 
-    files      a file of any usual format as a frame
+    files      a file of any usual format as a frame; trials, events, trainers: those of Optuna,
+               TensorBoard, Lightning and the Hugging Face Trainer
     layouts    exports of known tools, reshaped to a row a run or a row an evaluation
     columns    which column means what
     units      units and numbers in names and cells
+    losses     the loss in nats, or 1 - another measure
+    quantities parameters, tokens and compute; plausible: whether they are those of any training
     states     which runs finished
     histories  the last decayed point of each run
     settings   repeated data, grids of settings, mixtures
+    nominal    nominal budgets
+    sweeps     learning-rate sweeps
     reading    all of it in order
 """
 
-from analysis.tables.reading import budgets, read
+from analysis.tables.nominal import budgets
+from analysis.tables.reading import read
 
 __all__ = ["budgets", "read"]

@@ -45,10 +45,11 @@ _CORE = {
     "c": {"flops", "flop", "macs", "compute", "pfdays", "c6nd", "6nd"},
 }  # fmt: skip
 _LETTER = {"n": "n", "d": "d", "c": "c"}
-_BUDGET = {"budget", "nominal"}
+_BUDGET = {"budget", "nominal", "iso"}
 VALIDATION = {"val", "valid", "validation", "eval", "evaluation", "dev", "heldout", "holdout"}
 TESTING = {"test", "testing"}
 TRAINING = {"train", "training", "trn"}
+_TIMES = {"s", "sec", "second", "seconds", "minute", "hour", "day", "step", "iteration"}
 _LOSS = {"loss", "nll", "xent", "crossentropy", "logloss"}
 _LOSS_NEUTRAL = {"loss", "final", "last", "mean", "avg", "average", "lm", "macro", "overall",
                  "cross",
@@ -65,7 +66,8 @@ LOWER = {"err", "error", "wer", "cer", "fid", "mse", "mae", "rmse", "fvd", "lpip
 RUN = (
     ("runid", True), ("runuuid", True), ("run", True), ("trialid", True), ("id", True),
     ("uuid", True), ("runname", False), ("expname", False), ("expid", True), ("displayname", False),
-    ("name", False), ("mlflowrunname", False),
+    ("name", False), ("mlflowrunname", False), ("wandbrunid", True), ("wandbid", True),
+    ("wandbrunname", False),
     ("runlabel", False), ("jobid", True), ("version", True), ("number", True), ("trial", True),
 )  # fmt: skip
 STEP = {"step", "globalstep", "iter", "iteration", "trainingiteration", "currentstep",
@@ -75,6 +77,11 @@ PLANNED = {"totalsteps", "maxsteps", "numtrainsteps", "numsteps", "plannedsteps"
            "trainiters", "numiterations", "maxiters", "maxiterations"}  # fmt: skip
 LR = {"lr", "learningrate", "peaklr", "maxlr", "baselr", "peaklearningrate", "maxlearningrate",
       "lrpeak", "lrmax", "optlr", "baselearningrate", "initlr"}  # fmt: skip
+# Lightning's and OLMo's names for the rate of the first group of parameters.
+LR |= {"learningrategroup0", "lrgroup0"} | {
+    f"lr{optimizer}{group}" for group in ("", "pg1")
+    for optimizer in ("adam", "adamw", "sgd", "lion", "muon", "adafactor", "radam", "rmsprop")
+}  # fmt: skip
 BATCH = {"batchtokens", "tokensperbatch", "tokensperstep", "batchsize", "globalbatchsize", "bs",
          "globalbs", "batch", "batchsizetokens", "trainbatchsize", "gbs",
          "perdevicetrainbatchsize"}  # fmt: skip
@@ -202,7 +209,7 @@ def budget_columns(table: Table) -> list[str]:
     return [
         c for c, name in table.names.items()
         if set(name.words) & _BUDGET and not name.rate
-        and set(name.words) <= _BUDGET | _NEUTRAL["c"] | _CORE["c"] | {"isoflop", "iso", "target"}
+        and set(name.words) <= _BUDGET | _NEUTRAL["c"] | _CORE["c"] | {"target"}
     ]  # fmt: skip
 
 
@@ -233,7 +240,8 @@ def loss_candidates(table: Table) -> dict[str, list[str]]:
         k: [] for k in ("validation", "test", "plain", "some validation", "some", "training")
     }
     for column, name in table.names.items():
-        if name.rate or (loss_kind(name) != "nats" and not _paloma(name)) or name.log:
+        per_time = name.rate and set(name.everything) & _TIMES
+        if per_time or (loss_kind(name) != "nats" and not _paloma(name)) or name.log:
             continue
         words, path = set(name.words), set(name.path)
         joined = "".join(name.words)

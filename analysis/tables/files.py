@@ -1,4 +1,5 @@
-"""A file of runs as a frame: CSV of any delimiter, JSON, JSON lines, Parquet, Markdown, Excel.
+"""A file of runs as a frame: CSV of any delimiter, JSON, JSON lines, Parquet, Markdown, Excel,
+Optuna's storages, folders of trainers and of TensorBoard.
 
 Every reader is its library's own; what is here finds out which one, and with which delimiter,
 encoding and decimal sign. Nothing is ever unpickled.
@@ -22,6 +23,7 @@ from typing import Any, cast
 
 import pandas as pd
 
+from analysis.tables import events, trainers, trials
 from analysis.tables.columns import listed
 
 HEAD = 1 << 16  # bytes looked at to find the delimiter
@@ -33,10 +35,6 @@ INSTEAD = {
     "to_parquet",
     ".pickle": "a pickle may run any program as it is opened: save the frame with to_csv",
     ".pt": "a checkpoint is no table: save the runs' numbers as CSV",
-    ".db": "a database: give its address, sqlite:///PATH#EXPERIMENT, if it is MLflow's; of Optuna, "
-    "save study.trials_dataframe() with to_csv",
-    ".sqlite": "a database: give its address, sqlite:///PATH#EXPERIMENT, if it is MLflow's; of "
-    "Optuna, save study.trials_dataframe() with to_csv",
     ".npz": "arrays have no column names: save a CSV with a header",
     ".npy": "arrays have no column names: save a CSV with a header",
     ".html": "a page: copy its table as CSV or Markdown",
@@ -47,12 +45,15 @@ INSTEAD = {
 
 
 def load(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The table as it is in the file, and notes. Raises ValueError for what is no table."""
+    """The table as it is in the file, and notes. Raises ValueError for what is no table.
+
+    source: a frame, or a path; behind a # the sheet of a spreadsheet or the study of a storage.
+    """
     notes: list[str] = []
     if isinstance(source, pd.DataFrame):
         table = source.reset_index(drop=True)
     else:
-        table, notes = _file(Path(source))
+        table, notes = _file(*parted(source))
     if isinstance(table.columns, pd.MultiIndex):
         table.columns = ["/".join(str(p) for p in c if str(p)) for c in table.columns]
     table = table.rename(columns={c: str(c).strip() for c in table.columns})
@@ -66,30 +67,48 @@ def load(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return table, notes
 
 
-def _file(path: Path) -> tuple[pd.DataFrame, list[str]]:
+def parted(source: str | Path) -> tuple[Path, str]:
+    """The path, and what of it is meant: ("runs.xlsx", "sheet 2") of "runs.xlsx#sheet 2"."""
+    text = str(source)
+    if text.startswith("sqlite:///"):
+        text = text.removeprefix("sqlite:///")
+    whole, _, part = text.rpartition("#")
+    if whole and not Path(text).exists() and Path(whole).exists():
+        return Path(whole), part
+    return Path(text), ""
+
+
+def _file(path: Path, part: str) -> tuple[pd.DataFrame, list[str]]:
     suffixes = [s.lower() for s in path.suffixes]
     packed = next((s for s in suffixes[-1:] if s in OPENERS), "")
     kind = next((s for s in reversed(suffixes) if s not in OPENERS), "")
     if kind in INSTEAD:
         raise ValueError(f"{path}: {INSTEAD[kind]}")
-    if "tfevents" in path.name:
+    if path.is_file() and "tfevents" in path.name:
         raise ValueError(
-            f"{path}: TensorBoard's own log: download the scalars as CSV from its page, or read "
-            "them with tbparse.SummaryReader(...).scalars and save a row a run as CSV"
+            f"{path}: TensorBoard's log of one run: give the folder that holds the runs' folders"
         )
     try:
+        if path.is_dir():
+            return _folder(path)
         if kind in (".parquet", ".pq"):
             return _parquet(path), []
         if kind in (".xlsx", ".xls", ".ods"):
-            return _excel(path), []
+            return _excel(path, part), []
         with OPENERS.get(packed, open)(path, "rb") as file:
             head = file.read(HEAD)
+        if head.startswith(trials.SQLITE):
+            return trials.read_database(path, part), []
+        if kind in (".db", ".sqlite", ".sqlite3"):
+            raise ValueError("no SQLite database inside, whatever its name says")
         if head[:4] == b"PAR1":
             return _parquet(path), []
         if head[:2] == b"PK" and zipfile.is_zipfile(path):
             raise ValueError("a zip archive: give the table in it")
         encoding = _encoding(head)
         text = head.decode(encoding, errors="replace").lstrip("\ufeff\n\r\t ")
+        if trials.is_journal(text):
+            return trials.read_journal(path, part), []
         if kind in (".json", ".jsonl", ".ndjson") or text[:1] in ("{", "["):
             return _json(_whole(path, packed, encoding)), []
         if re.match(r"^\s*\|.*\|\s*$", text.splitlines()[0] if text else "") or kind == ".md":
@@ -100,6 +119,19 @@ def _file(path: Path) -> tuple[pd.DataFrame, list[str]]:
     except (ValueError, OSError, EOFError, csv.Error, lzma.LZMAError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{path}: not a table of runs ({said})") from None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder holds runs that another tool logged there."""
+    return trainers.is_folder(path) or events.is_folder(path)
+
+
+def _folder(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    if trainers.is_folder(path):  # which may have TensorBoard's logs beside it
+        return trainers.read_runs(path)
+    if events.is_folder(path):
+        return events.read_events(path)
+    raise ValueError("a folder without logs of runs: give a table, or a study's folder")
 
 
 def _encoding(head: bytes) -> str:
@@ -237,14 +269,33 @@ def _parquet(path: Path) -> pd.DataFrame:
         raise ValueError(str(error)) from None
 
 
-def _excel(path: Path) -> pd.DataFrame:
-    if importlib.util.find_spec("openpyxl") is None or path.suffix.lower() != ".xlsx":
-        raise ValueError("a spreadsheet needs openpyxl (.xlsx): pip install it, or save it as CSV")
+def _excel(path: Path, part: str) -> pd.DataFrame:
+    """The sheet of that name, else the one that has cells."""
+    if path.suffix.lower() != ".xlsx":
+        raise ValueError("a spreadsheet of an old or another kind: save it as .xlsx or CSV")
+    if importlib.util.find_spec("openpyxl") is None:
+        raise ValueError("a spreadsheet needs openpyxl: pip install openpyxl, or save it as CSV")
+    if not zipfile.is_zipfile(path):
+        raise ValueError("no .xlsx inside, whatever its name says: save it as CSV")
     sheets = pd.read_excel(path, sheet_name=None)
     full = {name: sheet for name, sheet in sheets.items() if not sheet.empty}
-    if len(full) != 1:
-        raise ValueError(f"sheets {listed(full)}: save the one with the runs as CSV")
-    return next(iter(full.values()))
+    if part and part not in full:
+        raise ValueError(f"no sheet {part!r} with rows; it has {listed(full)}")
+    if not part and len(full) != 1:
+        raise ValueError(
+            f"sheets {listed(full)}: name one after the file, as in {path}#{next(iter(full), '')}"
+        )
+    name = part or next(iter(full))
+    unnamed = [c for c in full[name] if str(c).startswith("Unnamed: ")]
+    if len(unnamed) < len(full[name].columns) / 2:
+        return full[name]
+    # A title above the names of the columns.
+    cells = pd.read_excel(path, sheet_name=name, header=None).dropna(axis="columns", how="all")
+    rows = cells.index[cells.notna().all(axis="columns")]
+    if not len(rows) or not all(isinstance(cell, str) for cell in cells.loc[rows[0]]):
+        raise ValueError(f"sheet {name!r}: no row that names all columns; save the table as CSV")
+    body = cells.loc[rows[0] + 1 :].dropna(how="all").set_axis(list(cells.loc[rows[0]]), axis=1)
+    return body.reset_index(drop=True).infer_objects()
 
 
 def _json(text: str) -> pd.DataFrame:

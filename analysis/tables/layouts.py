@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
 from analysis.tables.columns import listed
+from analysis.tables.losses import HIGHEST_LOSS
 
 PIVOT = 3  # columns of compute that make a table of losses by size and budget
 PIVOT_RANGE = (1e9, 1e30)
@@ -26,10 +29,36 @@ def adapt(frame: pd.DataFrame, asked: set[str]) -> Layout:
     asked: roles whose columns the caller named; they are not touched. Raises ValueError for a
     layout that cannot give a law, with what to export instead.
     """
+    frame = _unfolded(frame)
     for layout in (_panel, _log_of_one_run, _pivot, _optuna, _nanochat):
         if (found := layout(frame, asked)) is not None:
             return found
     return Layout(frame)
+
+
+def _unfolded(frame: pd.DataFrame) -> pd.DataFrame:
+    """Weights & Biases' runs as its documentation exports them: a cell holds the whole summary,
+    another the whole configuration, as Python prints a dictionary."""
+    if not {"summary", "config"} <= set(frame.columns):
+        return frame
+    parts = [frame.drop(columns=["summary", "config"])]
+    for column in ("summary", "config"):
+        held = [one for cell in frame[column] if (one := _dictionary(cell)) is not None]
+        if len(held) < len(frame):
+            return frame
+        parts.append(pd.json_normalize(held).add_prefix(f"{column}."))
+    return pd.concat([part.reset_index(drop=True) for part in parts], axis=1)
+
+
+def _dictionary(cell: Any) -> dict[str, Any] | None:
+    if isinstance(cell, dict):
+        return cell
+    text = re.sub(r"(?<=[:,\[] )(nan|inf|-inf)(?=[,}\]])", "None", str(cell))
+    try:
+        held = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return held if isinstance(held, dict) else None
 
 
 def _panel(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
@@ -93,31 +122,40 @@ def _pivot(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
 
 def _optuna(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
     """Optuna's trials_dataframe(): its objective is `value`."""
-    names = set(map(str, frame.columns))
-    if "state" not in names or not names & {"value", "values_0"} or "number" not in names:
+    names = [str(c) for c in frame.columns]
+    objectives = [c for c in names if re.match(r"values?(_|$)", c)]
+    if not {"number", "state"} <= set(names) or not (objectives or "score" in names):
         return None
     if not any(c.startswith(("params_", "user_attrs_", "datetime_")) for c in names):
         return None
-    if "values_0" in names and "loss" not in asked:
+    if len(objectives) > 1 and "loss" not in asked:
         raise ValueError(
-            "Optuna's trials of several objectives: name the one that is the loss (loss=..., or "
-            "--loss on the command line), as in --loss values_0"
+            f"Optuna's trials of several objectives, {listed(objectives)}: name the one that is "
+            f"the loss (loss=..., or --loss on the command line), as in --loss {objectives[0]}"
         )
-    columns = {"run": "number"}
-    known = [c for c in names if re.search(r"(val|eval).*loss", c)]
-    if not known and "value" in names and "loss" not in asked:
-        values = pd.to_numeric(frame["value"], errors="coerce")
-        if values.max() <= 1:
-            raise ValueError(
-                "Optuna's objective `value` lies below 1: a loss, or an accuracy? Say --loss value "
-                "for the first; for the second rename it, as in accuracy, and give --metric "
-                "accuracy"
-            )
-        columns["loss"] = "value"
-    note = "layout: Optuna's trials"
-    if "loss" in columns and "loss" not in asked:
-        note += "; the objective `value` is taken for the loss"
+    suggested = {c: c.removeprefix("params_") for c in names if c.startswith("params_")}
+    frame = frame.rename(columns={c: to for c, to in suggested.items() if to not in names})
+    note, columns = "layout: Optuna's trials", {"run": "number"}
+    if "study" in frame.columns and frame["study"].nunique() > 1:
+        named = frame["study"].astype(str) + " " + frame["number"].astype(str)
+        frame, columns = frame.assign(trial=named), {"run": "trial"}
+    known = [c for c in names if re.search(r"(val|eval).*loss", c) and c not in objectives]
+    if not known and len(objectives) == 1 and "loss" not in asked:
+        columns["loss"] = objectives[0]
+        note += f"; the objective {objectives[0]!r} is taken for the loss"
+        if "studies" not in frame.attrs:  # a CSV does not say whether it was minimised
+            _refuse_accuracy(pd.to_numeric(frame[objectives[0]], errors="coerce"), objectives[0])
     return Layout(frame, columns, [note])
+
+
+def _refuse_accuracy(values: pd.Series, name: str) -> None:
+    if values.isna().all() or 1 < values.median() <= HIGHEST_LOSS:
+        return
+    of = "lies below 1" if values.median() <= 1 else f"is {values.median():.3g} in the middle row"
+    raise ValueError(
+        f"Optuna's objective {name!r} {of}: a loss, or an accuracy? Say --loss {name} "
+        "for the first; for the second rename it, as in accuracy, and give --metric accuracy"
+    )
 
 
 def _nanochat(frame: pd.DataFrame, asked: set[str]) -> Layout | None:

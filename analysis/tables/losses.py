@@ -104,6 +104,8 @@ def _other_measure(table: Table) -> str:
                 raise several("loss", columns)
         if columns:
             return columns[0]
+    if _is_letter_loss(table):
+        return "L"
     if measures := [*kinds["higher"], *kinds["lower"]]:
         raise ValueError(
             f"no column for loss: the table has {listed(table.frame.columns)}; --metric "
@@ -114,7 +116,19 @@ def _other_measure(table: Table) -> str:
     for column in table.frame.columns[table.empty]:
         if loss_kind(parse_name(column)) == "nats":
             raise ValueError(f"column {column!r} is empty: there is no number in it")
-    raise ValueError(missing(table, "loss"))
+    said = missing(table, "loss")
+    if any({"lr"} & set(name.everything) for name in table.names.values()):
+        said += "; best learning rates by width are read by `scaling transfer`"
+    raise ValueError(said)
+
+
+def _is_letter_loss(table: Table) -> bool:
+    """Whether a column L is the loss beside C, N or D, and no number of layers."""
+    if "L" not in table.names or not {"C", "N", "D"} & set(table.names):
+        return False
+    values = numbers(table.frame["L"], thousands=False).values
+    values = values[np.isfinite(values)]
+    return bool(len(values)) and values.max() <= HIGHEST_LOSS and bool((values % 1 != 0).any())
 
 
 def missing(table: Table, role: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from analysis.references import UNITS, macs_per
+from analysis.references import macs_per
 from analysis.tables.columns import (
     WORDS,
     Table,
@@ -19,14 +19,8 @@ from analysis.tables.columns import (
 from analysis.tables.units import SCALES, Cells, Name, numbers, parse_name
 
 FEWEST = {"n": 1000.0, "d": 10_000.0}  # below any run's: the unit is asked for
-PER_PARAMETER = (1e-3, 1e7)  # tokens per parameter of any run
 SAMPLE = 100_000  # rows that a median is taken of
 SPEED = 0.7  # decades that speeds of the machines of one table span at most
-ONE_PASS = 1e14  # MACs that one forward pass may cost
-MACS = (1e8, 1e32)  # of any run that is worth a law
-COSTS = (0.5, 20.0)  # MACs per parameter and token where the unit is read from a name
-COSTS_GIVEN = (0.3, 300.0)  # where the caller has named it
-NAMED = 0.03  # how close to 6 N D a column of MACs may not come
 TRAINING = 3.0  # MACs per parameter and token of training: 6 N D FLOPs
 
 
@@ -49,7 +43,8 @@ def read_quantities(
     """Parameters, tokens and compute (those that there are), by role "n", "d", "c".
 
     given: columns by role, None where they are to be found. Raises ValueError where several
-    columns could be meant and nothing tells them apart, and for implausible units.
+    columns could be meant and nothing tells them apart. Compute may be without a unit, and counts
+    in thousands of themselves: analysis/tables/plausible.py sees to that.
     """
     found: dict[str, list[Quantity]] = {}
     for role in ("n", "d", "c"):
@@ -61,13 +56,18 @@ def read_quantities(
         tiers = table.quantity(role)
         tiers[1] = [c for c in tiers[1] if _numeric(table.frame[c])]  # size: "small" is a name
         tier = next((t for t in tiers if t), [])
+        if role == "n":  # of a mixture of experts, which costs those that are active
+            tier = [*tier, *(c for c in tiers[3] if c not in tier and _active(table.names[c]))]
         read = [_read(table, role, column, scale, compute_unit) for column in tier]
         found[role] = _alike(read)
     _drop_impossible(found, given)
     notes = [] if given["c"] is not None else _drop_speeds(found)
     chosen = _by_cost(found)
-    _checked(chosen, scales, compute_unit)
     return chosen, notes
+
+
+def _active(name: Name) -> bool:
+    return bool({"active", "activated"} & set(name.words))
 
 
 def _numeric(column: pd.Series) -> bool:
@@ -99,7 +99,8 @@ def _read(
                 f"column {column!r} seems to be a logarithm; of which base? Rename it log10_... or "
                 "ln_..., or give a column of the plain numbers"
             )
-        values = np.where(cells.own, values, values * factor)
+        if factor != 1.0:
+            values = np.where(cells.own, values, values * factor)
     quantity = Quantity(column, values, factor, name.unit or cells.unit or "", cells)
     if cells.own.any() and factor != 1.0:
         quantity.notes.append("cells with a unit of their own keep it")
@@ -186,7 +187,7 @@ def _drop_speeds(found: dict[str, list[Quantity]]) -> list[str]:
         with np.errstate(all="ignore"):
             c = np.log10(one.values)
         both = np.isfinite(nd) & np.isfinite(c)
-        if both.sum() < 3 or _says_total(one) or np.ptp(nd[both]) < 1:
+        if both.sum() < 3 or says_total(one) or np.ptp(nd[both]) < 1:
             continue
         if np.ptp(c[both]) < min(SPEED, np.ptp(nd[both]) / 3):
             found["c"].remove(one)
@@ -229,7 +230,7 @@ def _by_cost(found: dict[str, list[Quantity]]) -> dict[str, Quantity]:
             chosen[role] = fitting[0]
             others = [q.column for q in options if q is not fitting[0]]
             chosen[role].notes.append(f"training costs 6 N D with it, not with {listed(others, 3)}")
-        elif (total := [q for q in options if _says_total(q)]) and len(total) == 1 and role == "c":
+        elif (total := [q for q in options if says_total(q)]) and len(total) == 1 and role == "c":
             chosen[role] = total[0]
             others = [q.column for q in options if q is not total[0]]
             chosen[role].notes.append(f"of all training, not {listed(others, 3)}")
@@ -238,149 +239,9 @@ def _by_cost(found: dict[str, list[Quantity]]) -> dict[str, Quantity]:
     return chosen
 
 
-def _says_total(quantity: Quantity) -> bool:
+def says_total(quantity: Quantity) -> bool:
     words = quantity.column.lower().replace("_", " ").replace("/", " ").split()
     return bool({"total", "train", "training", "cumulative", "compute", "budget"} & set(words))
-
-
-# --- plausibility -----------------------------------------------------------------------------
-
-
-def _checked(
-    chosen: dict[str, Quantity], scales: dict[str, str | None], compute_unit: str | None
-) -> None:
-    """Raise where the numbers are those of no run; set the unit of compute by 6 N D."""
-    for role, flag in (("n", "params_in"), ("d", "tokens_in")):
-        if role in chosen and scales.get(role) is None:
-            _check_count(chosen[role], role, flag)
-    n, d, c = (chosen[r].values if r in chosen else None for r in ("n", "d", "c"))
-    if c is None:
-        if n is not None and d is not None:
-            _check_pair(chosen, d / np.where(n > 0, n, np.nan), scales)
-        return
-    compute = chosen["c"]
-    ratio = None if n is None or d is None else _ratio(c, n, d)
-    if not compute.unit:
-        middle = float("nan") if ratio is None else middle_of(ratio)
-        if 4.5 <= middle < 9:
-            compute.unit = "FLOPs"
-        elif 2 <= middle < 4.5:
-            compute.unit = "MACs"
-        else:
-            said = "" if ratio is None else f" ({middle:.3g} per parameter and token)"
-            raise ValueError(
-                f"column {compute.column!r} does not say whether it counts FLOPs or MACs{said}: "
-                f"give compute_unit, one of {', '.join(UNITS)}"
-            )
-        compute.values = c = c * macs_per(compute.unit)
-        compute.notes.append("unit by 6 N D")
-        ratio = _ratio(c, n, d) if n is not None and d is not None else None
-    if ratio is not None:
-        _check_ratio(ratio, compute_unit is not None)
-        if compute_unit is None:
-            _check_name(compute, ratio)
-    else:
-        _check_alone(chosen, scales, compute_unit)
-
-
-def _ratio(c: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        return c / (n * d)
-
-
-def _check_count(quantity: Quantity, role: str, flag: str) -> None:
-    """Counts below any model's are in millions or billions, unless the caller has said."""
-    middle = middle_of(quantity.values)
-    what = WORDS[role].split(" (")[0]
-    if middle < FEWEST[role]:
-        raise ValueError(
-            f"column {quantity.column!r} has {middle:.3g} {what} in the middle row: are they in "
-            f"millions or billions? Give {flag}, one of K, M, B, T ('' if they are single "
-            f"{what}), or another column with --{role}"
-        )
-
-
-def _check_pair(
-    chosen: dict[str, Quantity], ratio: np.ndarray, scales: dict[str, str | None]
-) -> None:
-    middle = middle_of(ratio)
-    explicit = scales.get("n") is not None or scales.get("d") is not None
-    if not explicit and np.isfinite(middle) and not PER_PARAMETER[0] <= middle <= PER_PARAMETER[1]:
-        raise ValueError(
-            f"{middle:.3g} tokens per parameter in the middle row, which no training has: are "
-            f"columns {chosen['n'].column!r} and {chosen['d'].column!r} in the units that they "
-            "seem? Say with params_in and tokens_in, one of K, M, B, T ('' for single ones)"
-        )
-
-
-def _check_ratio(ratio: np.ndarray, given: bool) -> None:
-    """MACs per parameter and token are near 3; far from it the units are not what they seem."""
-    ratio = ratio[np.isfinite(ratio) & (ratio > 0)]
-    if not len(ratio):
-        return
-    middle = float(np.median(ratio))
-    low, high = COSTS_GIVEN if given else COSTS
-    if not low <= middle <= high and len(ratio) > 1:
-        raise ValueError(
-            f"compute is {middle:.3g} MACs per parameter and token, where training costs about 3: "
-            "are tokens or parameters in millions or billions (tokens_in, params_in), do the "
-            "parameters count others than those that cost (--n), or is the unit of compute another "
-            f"one (compute_unit, one of {', '.join(UNITS)})?"
-        )
-    if ratio.max() / ratio.min() > 1e4:
-        raise ValueError(
-            f"MACs per parameter and token range from {ratio.min():.3g} to {ratio.max():.3g}: the "
-            "rows mix units; convert them to one first"
-        )
-
-
-def _check_name(compute: Quantity, ratio: np.ndarray) -> None:
-    """A column named MACs that holds 6 N D holds FLOPs, one named FLOPs that holds 3 N D MACs."""
-    times = ratio[np.isfinite(ratio) & (ratio > 0)] / TRAINING
-    if len(times) < 2:
-        return
-    for named, factor, held, of in (("MACs", 2.0, "FLOPs", "6"), ("FLOPs", 0.5, "MACs", "3")):
-        if compute.unit == named and np.quantile(np.abs(times / factor - 1), 0.9) < NAMED:
-            raise ValueError(
-                f"column {compute.column!r} says {named}, but holds {of} N D, which is training in "
-                f"{held}: give compute_unit, {held} (or {named}, if it is right)"
-            )
-
-
-def _check_alone(
-    chosen: dict[str, Quantity], scales: dict[str, str | None], compute_unit: str | None
-) -> None:
-    """Compute with one of N and D, or alone: what it implies must be possible."""
-    compute = chosen["c"]
-    middle = middle_of(compute.values)
-    if np.isfinite(middle) and not MACS[0] <= middle <= MACS[1] and compute_unit is None:
-        raise ValueError(
-            f"column {compute.column!r} has {middle:.3g} MACs of compute in the middle row, which "
-            "no training has: give compute_unit (PF-days?), or write its unit into its name, as "
-            f"in {compute.column + ' (1e18 FLOPs)'!r}"
-        )
-    alone = "n" not in chosen and "d" not in chosen
-    small = compute.factor != 1.0 and middle < ONE_PASS
-    if alone and small and compute_unit is None and not _says_total(compute):
-        raise ValueError(
-            f"column {compute.column!r} has {middle:.3g} MACs in the middle row: of all training, "
-            "or of one forward pass? Write total or train into its name, or say compute_unit"
-        )
-    for role, other in (("n", "d"), ("d", "n")):
-        if role not in chosen or other in chosen or scales.get(role) is not None:
-            continue
-        implied = compute.values / (
-            TRAINING * np.where(chosen[role].values > 0, chosen[role].values, np.nan)
-        )
-        pair = implied / chosen[role].values if role == "n" else chosen[role].values / implied
-        ratio = middle_of(pair)
-        if np.isfinite(ratio) and not PER_PARAMETER[0] <= ratio <= PER_PARAMETER[1]:
-            raise ValueError(
-                f"columns {compute.column!r} and {chosen[role].column!r} imply {ratio:.3g} tokens "
-                "per parameter (compute / 6 N D FLOPs), which no training has: is one of them in "
-                "other units (compute_unit, params_in, tokens_in; or the unit in the column's "
-                f"name, as in {compute.column + ' (1e9 FLOPs)'!r}), or of one forward pass?"
-            )
 
 
 def nominal(table: Table, given: str | None) -> str | None:

@@ -12,18 +12,18 @@ import pandas as pd
 from analysis.tables import columns as names
 from analysis.tables.columns import Table, listed
 from analysis.tables.files import load
-from analysis.tables.histories import Points, join_sparse, reduce
+from analysis.tables.histories import Points, carried, highest, join_sparse, reduce
 from analysis.tables.layouts import Layout, adapt
 from analysis.tables.losses import missing, read_loss
+from analysis.tables.nominal import SAME_BUDGET, budgets, mark_budgets, part_namesakes
+from analysis.tables.plausible import check
 from analysis.tables.quantities import TRAINING, Quantity, nominal, read_quantities
 from analysis.tables.settings import fresh, grid, mixes, mixture_notes, repeated, searched
-from analysis.tables.states import condition, statuses
+from analysis.tables.states import condition, state_columns, statuses
+from analysis.tables.trials import refuse_several
 from analysis.tables.units import numbers
 from scaling.results import COLUMNS
 
-SAME_BUDGET = 1.02  # costs within this factor of their neighbour are one budget
-WIDEST = 2.0  # costs of one nominal budget differ by less than this factor
-BUDGET_SIZES = 3  # sizes that share a cost make it a nominal budget
 UNREAD = 5  # cells that are no numbers, named at most
 ROLES = ("lr_sweep", "ladder", "single", "repeat")
 
@@ -57,6 +57,7 @@ def read(
     if set(COLUMNS) <= set(frame.columns):
         rows, more = _own(frame, given, compute_unit, by, metric)
         return rows, notes + more
+    refuse_several(frame, where, by)
     layout = adapt(frame, asked=set(k for k, v in given.items() if v is not None))
     frame, notes = layout.frame, notes + layout.notes
     table = Table(frame)
@@ -74,7 +75,9 @@ def read(
     budget = nominal(table, budget_column)
     if given["c"] is None and budget is not None and _needs_budget(table, given):
         given["c"] = budget
-    found, more = read_quantities(table, given, {"n": params_in, "d": tokens_in}, compute_unit)
+    scales = {"n": params_in, "d": tokens_in}
+    found, more = read_quantities(table, given, scales, compute_unit)
+    check(found, scales, compute_unit)
     notes += more
     alone = {"params": "n", "tokens": "d"}.get(of)
     if alone is not None and alone not in found and "c" not in found:
@@ -83,6 +86,7 @@ def read(
         raise ValueError(missing(table, "c" if "n" not in found else "d"))
     status, told = statuses(table, finished_if)
     finished = np.ones(len(frame), bool) if status is None else status == "finished"
+    _carry(frame, quality, found, run_column, step)
     out = _assemble(quality, found)
     notes[:0] = [*_told(quality, found), *told]
     _refuse_unread(frame, [quality, *found.values()], finished)
@@ -93,6 +97,7 @@ def read(
     else:
         kept, decayed, more = reduce(points, history)
     notes += more
+    _refuse_nothing(out.iloc[kept], alone or "c", finished[kept])
     frame = _peak_rates(table, points, kept)
     out = out.iloc[kept].reset_index(drop=True)
     out["decayed"] = decayed
@@ -110,8 +115,8 @@ def read(
         if name not in frame.columns:
             raise ValueError(f"no column {name!r}; the table has {listed(frame.columns, 40)}")
         out[name] = frame[name].to_numpy()
-    notes += _budgets(out, frame, budget, budget_column is not None)
-    _part_namesakes(out)
+    notes += mark_budgets(out, frame, budget, budget_column is not None)
+    part_namesakes(out)
     used = {
         *keep,
         quality.column,
@@ -176,6 +181,22 @@ def _own(
     return out, notes
 
 
+def _carry(
+    frame: pd.DataFrame, quality: Quantity, found: dict[str, Quantity], run: str | None,
+    step: str | None,
+) -> None:  # fmt: skip
+    """Counts of rows of a history that have a loss alone, from the row before."""
+    evaluated = np.isfinite(quality.values)
+    wanting = [q for q in found.values() if np.isnan(q.values[evaluated]).any()]
+    if run is None or step is None or not wanting:
+        return
+    codes, at = pd.factorize(frame[run])[0], numbers(frame[step], thousands=True).values
+    for quantity in wanting:
+        quantity.values, count = carried(quantity.values, quality.values, codes, at)
+        if count:
+            quantity.notes.append(f"{count} rows with a loss alone take that of the row before")
+
+
 def _assemble(quality: Quantity, found: dict[str, Quantity]) -> pd.DataFrame:
     """Loss, MACs, parameters and tokens; what follows from C = 6 N D FLOPs where one is missing."""
     out = pd.DataFrame({"val_loss": quality.values})
@@ -238,6 +259,21 @@ def _refuse_unread(frame: pd.DataFrame, read: list[Quantity], counts: np.ndarray
         )
 
 
+def _refuse_nothing(out: pd.DataFrame, of: str, finished: np.ndarray) -> None:
+    """Rows of which none has what a law needs are the table's, not the law's, to explain."""
+    if not finished.any():
+        raise ValueError(
+            f"none of {len(out)} rows finished, by the columns of states: --finished-if names the "
+            "words of finished runs"
+        )
+    place = {"c": "macs_total", "n": "params", "d": "tokens"}[of]
+    if not np.isfinite(out.loc[finished, ["val_loss", place]]).all(axis=1).any():
+        raise ValueError(
+            f"no row has both a loss and {names.WORDS[of]}: they stand in different rows, and "
+            "which belong together cannot be told; write them into one row a run"
+        )
+
+
 def _points(
     table: Table, out: pd.DataFrame, run: str | None, is_id: bool, step: str | None,
     by: str | None,
@@ -284,9 +320,9 @@ def _peak_rates(table: Table, points: Points, kept: np.ndarray) -> pd.DataFrame:
     column = table.first("lr", names.LR)
     if column is None or points.run is None or points.lr is None or len(kept) == len(table.frame):
         return frame
-    run = points.run[kept]
-    highest = pd.Series(points.lr).groupby(points.run).max().reindex(run).to_numpy()
-    return frame.assign(**{column: np.where(run >= 0, highest, points.lr[kept])})
+    top = highest(points.lr, points.run)[kept]
+    named = (points.run[kept] >= 0) & np.isfinite(top)
+    return frame.assign(**{column: np.where(named, top, points.lr[kept])})
 
 
 def _told_decayed(frame: pd.DataFrame) -> np.ndarray | None:
@@ -377,71 +413,10 @@ def _settle(
     return notes + mixture_notes(out, mixed, counts & ~worse, by)
 
 
-def _budgets(out: pd.DataFrame, frame: pd.DataFrame, column: str | None, asked: bool) -> list[str]:
-    """Nominal budgets of the rows that count: a column's values, or costs that lie together."""
-    counts = (out["role"] == "ladder").to_numpy()
-    macs, params = out["macs_total"].to_numpy(float), out["params"].to_numpy(float)
-    out["budget_macs"] = np.nan
-    notes: list[str] = []
-    if column is not None:
-        label = frame[column].astype(str).where(frame[column].notna())
-        usable = pd.Series(np.where(np.isfinite(macs) & (macs > 0), macs, np.nan))
-        by = usable.where(counts).apply(np.log).groupby(label)
-        wide = float((by.transform("max") - by.transform("min")).max())
-        if wide <= np.log(WIDEST) or asked:
-            out["budget_macs"] = np.exp(by.transform("mean")).to_numpy()
-            count = int(out["budget_macs"].nunique())
-            return [f"nominal budgets: column {column!r}, {count} of them"]
-        notes.append(
-            f"column {column!r} gives no budgets: costs within one of its values differ by a "
-            f"factor {np.exp(wide):.3g} (--budget-column takes it as it is)"
-        )
-    out.loc[counts, "budget_macs"] = budgets(macs[counts], params[counts])
-    count = int(out["budget_macs"].nunique())
-    said = f"{count} nominal budgets" if count else "no nominal budgets: use the envelope frontier"
-    return [*notes, said]
-
-
-def _part_namesakes(out: pd.DataFrame) -> None:
-    """Number rows that share a name and a budget: of one run there is one row a budget."""
-    counts = ((out["role"] == "ladder") & out["budget_macs"].notna()).to_numpy()
-    key = ["run_id", "budget_macs", *(["by"] if "by" in out else [])]
-    number = out[counts].groupby(key).cumcount().to_numpy()
-    for row, k in zip(np.flatnonzero(counts)[number > 0], number[number > 0], strict=True):
-        out.loc[row, "run_id"] = f"{out.loc[row, 'run_id']} /{k + 1}"
-
-
-def budgets(macs: np.ndarray, params: np.ndarray) -> np.ndarray:
-    """Nominal budget of each row: costs that lie together, shared by several sizes; else NaN.
-
-    Where no size is known (params all NaN), each row counts as one. When most rows share their
-    cost with no other size the costs are a cloud, and the few groups in it are chance: then no row
-    has a budget.
-    """
-    out = np.full(len(macs), np.nan)
-    if np.isnan(params).all():
-        params = np.arange(len(macs), dtype=float)
-    usable = np.flatnonzero(np.isfinite(macs) & (macs > 0) & np.isfinite(params))
-    if not len(usable):
-        return out
-    order = usable[np.argsort(macs[usable], kind="stable")]
-    group = np.cumsum(np.diff(np.log(macs[order]), prepend=-np.inf) > np.log(SAME_BUDGET))
-    frame = pd.DataFrame({"group": group, "macs": np.log(macs[order]), "n": params[order]})
-    by = frame.groupby("group")
-    narrow = by["macs"].transform("max") - by["macs"].transform("min") < 2 * np.log(SAME_BUDGET)
-    shared = ((by["n"].transform("nunique") >= BUDGET_SIZES) & narrow).to_numpy()
-    if shared.mean() < 0.5:
-        return out
-    out[order[shared]] = np.exp(by["macs"].transform("mean")).to_numpy()[shared]
-    return out
-
-
 def _unused(table: Table, used: set[Any]) -> list[str]:
     read = {*used, *searched(table), *mixes(table).values()}
     for wanted in (names.SEED, names.EPOCHS, names.UNIQUE, names.PLANNED):
         read |= set(table.named(wanted)[:1])
-    from analysis.tables.states import state_columns
-
     read |= set(state_columns(table))
     rest = [c for c in table.frame.columns if c not in read]
     return [f"not used: {listed(rest, 8)}"] if rest else []

@@ -71,9 +71,11 @@ def statuses(table: Table, finished_if: str | None) -> tuple[np.ndarray | None, 
         return None, []
     out = np.full(len(frame), "finished", dtype=object)
     notes = []
+    # Neptune: a run that is over is inactive, and another column says whether it failed.
+    over = {"inactive"} if any(table.plain(column) == "failed" for column in columns) else set()
     for column in columns:
         words = frame[column].astype(object).where(frame[column].notna(), None)
-        read, how = _read(str(column), table.plain(column), words)
+        read, how = _read(str(column), table.plain(column), words, over)
         changed = (read != "finished") & (out == "finished")
         out[changed] = read[changed]
         notes.append(f"state: column {str(column)!r}{how}")
@@ -86,13 +88,14 @@ def state_columns(table: Table) -> list[str]:
         words = name.everything
         plain = table.plain(column)
         values = table.frame[column]
-        if pd.api.types.is_float_dtype(values) and values.nunique() > MOST_CODES:
-            continue  # a result in numbers
-        if plain in NAMES | CODES or (
+        named = plain in NAMES | CODES or (
             words and words[-1] in ("state", "status", "outcome", "result")
             and set(words[:-1]) <= _WHOSE
-        ) or (plain in WELL | ILL and _booleans(table.frame[column]) is not None):  # fmt: skip
-            found.append(column)
+        )  # fmt: skip
+        if not named and not (plain in WELL | ILL and _booleans(values) is not None):
+            continue
+        if not pd.api.types.is_float_dtype(values) or values.nunique() <= MOST_CODES:
+            found.append(column)  # else a result in numbers
     return found
 
 
@@ -105,8 +108,11 @@ def _booleans(values: pd.Series) -> np.ndarray | None:
     return words.isin(list(_TRUE)).to_numpy() if bool(known.all()) else None
 
 
-def _read(column: str, plain: str, values: pd.Series) -> tuple[np.ndarray, str]:
-    """The status of each row by one column, and how it was read."""
+def _read(
+    column: str, plain: str, values: pd.Series, over: set[str]
+) -> tuple[np.ndarray, str]:  # fmt: skip
+    """The status of each row by one column, and how it was read. over: words that mean finished in
+    this table alone."""
     given = values.notna().to_numpy()
     if plain in WELL | ILL:
         true = _booleans(values)
@@ -122,11 +128,11 @@ def _read(column: str, plain: str, values: pd.Series) -> tuple[np.ndarray, str]:
     if plain in CODES and numeric:
         good = words.str.fullmatch(r"0(\.0)?(:0)?").to_numpy()
         return np.where(good, "finished", "exit code not 0").astype(object), " (0 is finished)"
-    finished = set(FINISHED) | ({"terminated"} if kinds <= RAY else set())
+    finished = FINISHED | over | ({"terminated"} if kinds <= RAY else set())
     out = words.to_numpy(dtype=object)
     shown = {}
     unknown: dict[str, int] = {}
-    for word in kinds:
+    for word in sorted(kinds):
         stem = re.sub(r"^cancelled by.*", "cancelled", word).rstrip("+").strip(" ✓✔✗✘.!")
         if stem in finished:
             shown[word] = "finished"

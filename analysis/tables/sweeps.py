@@ -12,9 +12,12 @@ import pandas as pd
 from analysis.tables import columns as names
 from analysis.tables.columns import Table, listed
 from analysis.tables.files import load
+from analysis.tables.histories import highest
+from analysis.tables.layouts import adapt
 from analysis.tables.losses import read_loss
 from analysis.tables.settings import mixes
 from analysis.tables.states import condition, statuses
+from analysis.tables.trials import refuse_several
 from analysis.tables.units import numbers
 
 AXES = {
@@ -22,22 +25,28 @@ AXES = {
               "embeddim", "hiddendim", "embdim"},
     "depth": {"depth", "layers", "nlayers", "numlayers", "nlayer", "numhiddenlayers"},
 }  # fmt: skip
-RATES = names.LR | {"bestlr", "optimallr", "bestlearningrate", "optlearningrate", "lropt"}
+RATES = names.LR | {"bestlr", "optimallr", "bestlearningrate", "optlearningrate", "lropt",
+                    "log2lr", "log10lr"}  # fmt: skip
 CONSTANT = (1e-9, 10.0)  # of any learning rate
+ENDED = 0.9  # of the steps of the longest run of its size
+LATER = 0.1  # share of rows of rates that begin later than others, up to which they are runs'
+SWEEP = ["parametrization", "shared", "member"]
 
 
 def read_sweep(
     source: str | Path | pd.DataFrame, *, loss: str | None = None, lr: str | None = None,
     width: str | None = None, where: str | None = None, finished_if: str | None = None,
-    by: str | None = None,
+    by: str | None = None, run: str | None = None, history: bool | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
     """Points of learning-rate sweeps, and notes on how they were read.
 
     Returns columns parametrization (of the table, else of its columns of best rates), axis ("width"
     or "depth"), shared (what all members have on the other axis; NaN: unknown), member, log2_lr,
     val_loss (NaN: diverged), run_id. With best rates alone val_loss is absent.
-    loss, lr, width: columns, where they cannot be told; width may be of layers. by: a column that
-    parts the runs into sweeps. Raises ValueError for a table without rates or sizes.
+    loss, lr, width, run: columns, where they cannot be told; width may be of layers. by: a column
+    that parts the runs into sweeps. history: False, every row is a run, whatever its step; else the
+    last row of a run that has a loss counts, at the run's highest rate.
+    Raises ValueError for a table without rates or sizes.
     """
     frame, notes = load(source)
     if where is not None:
@@ -45,9 +54,12 @@ def read_sweep(
         if not good.any():
             raise ValueError(f"--where {where!r}: no row of {len(frame)} is left")
         frame = frame[good].reset_index(drop=True)
-    frame, more = _long(frame)
-    notes += more
+    refuse_several(frame, where, by)
+    layout = adapt(frame, asked={"loss"} if loss is not None else set())
+    frame, more = _long(layout.frame)
+    notes += [*layout.notes, *more]
     table = Table(frame)
+    loss = loss if loss is not None else layout.columns.get("loss")
     axis, column = _size(table, width)
     notes.append(f"{axis}: column {column!r}")
     sizes = _members(frame[column], column)
@@ -61,31 +73,70 @@ def read_sweep(
         )
     quality, more = read_loss(table, loss, None)
     notes += [f"loss: column {quality.column!r}", f"learning rate: column {rates[0]!r}", *more]
-    values = quality.values.copy()
     status, said = statuses(table, finished_if)
-    notes += said
-    kept = np.ones(len(frame), bool)
-    if status is not None:
-        values[status == "diverged"] = np.nan
-        kept = np.isin(status, ["finished", "diverged"])
-    points = pd.DataFrame({"axis": axis, "member": sizes, "val_loss": values})
-    points["log2_lr"] = _log2(frame[rates[0]], rates[0])
-    points["run_id"] = [f"row {i}" for i in range(len(frame))]
+    points = pd.DataFrame({"axis": axis, "member": sizes, "val_loss": quality.values})
     points["parametrization"] = _groups(table, by, {rates[0], column, quality.column})
     points["shared"] = _other_axis(table, axis, column)
-    points = points[kept & np.isfinite(points["log2_lr"])]
+    points["rate"] = numbers(frame[rates[0]], thousands=False).values
+    points["run_id"] = [f"row {i}" for i in range(len(frame))]
+    kept = np.ones(len(frame), bool)
+    if status is not None:
+        points.loc[status == "diverged", "val_loss"] = np.nan
+        kept = np.isin(status, ["finished", "diverged"])
     if not kept.all():
-        notes.append(f"{int((~kept).sum())} runs that did not finish are left out")
+        said = [*said, f"{int((~kept).sum())} runs that did not finish are left out"]
+    step = table.first("step", names.STEP)
+    if step is not None and history is not False:
+        named = table.check("run", run) if run is not None else table.run()[0]
+        points["step"] = numbers(frame[step], thousands=True).values
+        points["run"] = -1 if named is None else pd.factorize(frame[named])[0]
+        points, more = _last(points[kept], named is not None)
+        said = [*said, *more]
+    else:
+        points = points[kept]
+    points = points.assign(log2_lr=_log2(points["rate"], rates[0]))
+    points = points[np.isfinite(points["log2_lr"])]
     points.loc[~np.isfinite(points["val_loss"]), "val_loss"] = np.nan
-    members = points.groupby(["parametrization", "shared"], dropna=False)["member"].transform(
-        "nunique"
-    )
+    members = points.groupby(SWEEP[:2], dropna=False)["member"].transform("nunique")
     if not (members > 1).any():
         raise ValueError(
             f"one {axis} in each sweep of column {column!r}: whether the best rate moves takes at "
             "least two"
         )
-    return points[members > 1].sort_values(["parametrization", "member", "log2_lr"]), notes
+    points = points[members > 1].sort_values(["parametrization", "member", "log2_lr"])
+    return points.drop(columns=["rate", "step", "run"], errors="ignore"), [*notes, *said]
+
+
+def _last(points: pd.DataFrame, named: bool) -> tuple[pd.DataFrame, list[str]]:
+    """The last row of each run with a loss, where rows are evaluations, and what is said of it.
+
+    A run is a name at one size; without names (`named`), a rate at one size. Raises ValueError
+    where neither tells runs apart.
+    """
+    sweep = points.groupby(SWEEP, dropna=False).ngroup().to_numpy()
+    what = "run" if named else "rate"
+    of = points.groupby([sweep, points[what]], dropna=False).ngroup().to_numpy()
+    step = np.where(np.isfinite(points["val_loss"]), points["step"], np.nan)
+    if named:
+        points = points.assign(rate=highest(points["rate"].to_numpy(), of))
+    start, end = -highest(-step, of), highest(step, of)
+    # Of one size, all rates are there from the first step, unless they are those of the moment.
+    if not named and (start > -highest(-step, sweep)).mean() > LATER:
+        raise ValueError(
+            "the table has several steps of one size, other rates at other steps, but no column "
+            "that names the runs: evaluations along runs, at the rate of the moment? Name the runs "
+            "with --run COLUMN; or say --no-history where every row is a finished run"
+        )
+    if not (end > start).any():
+        return points, []
+    whole = (end >= ENDED * highest(step, sweep)) | np.isinf(end)  # without any loss: diverged
+    # Of a run without a loss one row stands for it.
+    first = ~pd.Series(of).duplicated().to_numpy()
+    last = whole & ((step == end) | (np.isinf(end) & first))
+    notes = [f"history: {len(points)} rows; of each of {int(last.sum())} runs the last one counts"]
+    if short := len(np.unique(of[~whole])):
+        notes.append(f"{short} runs end long before the others of their size and are left out")
+    return points[last], notes
 
 
 def _long(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

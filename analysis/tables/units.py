@@ -38,6 +38,10 @@ _PER = {"n", "param", "params", "parameter", "parameters", "token", "tokens", "s
         "sec", "second", "gpu", "device", "chip", "sample", "image", "frame"}  # fmt: skip
 
 
+# What a tracker keeps of a curve.
+_SUMMARIES = {"last", "final", "mean", "avg", "average", "min", "max", "best", "std"}
+
+
 @dataclass(frozen=True)
 class Name:
     """What a column's name says."""
@@ -63,6 +67,7 @@ _GROUP = re.compile(
 def parse_name(name: object) -> Name:
     """The words, unit and factor of a column's name. Nothing is decided about its meaning."""
     text = _GROUP.sub("", str(name).strip()).removesuffix(".value")  # W&B's raw configs
+    text = re.sub(r"/(?=pg\d+$)", " ", text)  # Lightning's groups of parameters
     log, text = _logarithm(text)
     brackets = re.findall(r"[\[(]([^\])]*)[\])]", text)
     text = re.sub(r"[\[(][^\])]*[\])]", " ", text)
@@ -86,6 +91,7 @@ def parse_name(name: object) -> Name:
 
 def split_words(text: str) -> list[str]:
     """Lower-case words; 1e18, 10^18 and camelCase are kept apart, signs dropped."""
+    text = re.sub(r"(?i)\biso[-_ ]?(flops?)", r"iso \1", text)
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
     text = re.sub(r"10([⁰¹²³⁴⁵⁶⁷⁸⁹]+)", lambda m: "10^" + m[1].translate(_SUPERSCRIPT), text)
     text = re.sub(r"10\s*(?:\^|\*\*)\s*\{?(\d+)\}?", r" 1e\1 ", text)
@@ -114,6 +120,8 @@ def _divided(text: str) -> tuple[str, float, list[str]]:
         factor, text = float(digits), text[: power.start()]
     text = re.sub(r"(flops?)\s*/\s*(s|sec|second)\b", r"\1 \2", text, flags=re.I)
     parts = [p for p in re.split(r"/|(?<=[a-z])\.(?=[a-z])", text, flags=re.I) if p.strip()]
+    if len(parts) > 1 and parts[-1].strip().lower() in _SUMMARIES:  # val_loss.last
+        parts = [*parts[:-2], f"{parts[-2]} {parts[-1]}"]
     return text, factor, parts or [""]
 
 

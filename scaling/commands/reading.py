@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 SourceArg = Annotated[
     str,
     typer.Argument(
-        help="A study's folder, its rows.csv, any table of runs (CSV, JSON, Parquet, Markdown), or "
-        "an MLflow address such as http://HOST:5000#EXPERIMENT."
+        help="A study's folder, its rows.csv, any table of runs (CSV, JSON, Parquet, Markdown, "
+        "FILE.xlsx#SHEET), an MLflow address such as http://HOST:5000#EXPERIMENT, Optuna's journal "
+        "or database (FILE.db#STUDY), or a folder of runs that TensorBoard, Lightning or the "
+        "Hugging Face Trainer logged."
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the bootstrap.")]
@@ -33,6 +35,8 @@ FigureOption = Annotated[
         "FILE.points.csv beside it."
     ),
 ]
+
+OF_SWEEPS = ("loss", "where", "finished_if", "by", "run", "history")  # read by `transfer`
 
 
 def read(
@@ -69,10 +73,12 @@ def read(
 
 def _table(source: str | Path) -> pd.DataFrame | Path:
     """This tool's rows as a frame, a file of other rows as its path."""
+    from analysis.tables.files import is_folder, parted
+    from analysis.tables.trials import is_database
     from scaling.results import COLUMNS, frame, load
 
-    path = Path(source)
-    if "://" in str(source):
+    path, part = parted(source)
+    if "://" in str(source) and not is_database(path):
         import pandas as pd
 
         from scaling import track
@@ -81,7 +87,12 @@ def _table(source: str | Path) -> pd.DataFrame | Path:
         if rows := track.load_rows(uri, study):
             return frame(rows)
         return pd.DataFrame(track.load_runs(uri, study))
+    if part:
+        return Path(f"{path}#{part}")
     if path.is_dir():
+        ours = (path / "study.yaml").exists() or any(path.glob("runs/*/rows.json"))
+        if not ours and is_folder(path):
+            return path
         _refuse_other_folders(path)
         return load(path)
     if not path.exists():
@@ -106,16 +117,6 @@ def _refuse_other_folders(path: Path) -> None:
             f"{path}: a folder of MLflow's old file store, which MLflow 3 refuses unless it is "
             f"told: MLFLOW_ALLOW_FILE_STORE=true scaling fit file://{path.resolve()}#EXPERIMENT"
         )
-    for pattern, remedy in (
-        ("**/trainer_state.json", "logs of Hugging Face's Trainer: make a table with a row a run, "
-         "its parameters, the last num_input_tokens_seen and the last eval_loss"),
-        ("**/*tfevents*", "TensorBoard's logs: save its scalars as CSV (from its page, or with "
-         "tbparse.SummaryReader(...).scalars), with a column that names the run"),
-        ("**/metrics.csv", "Lightning's logs: join the metrics.csv of all versions into one file, "
-         "with columns for the version and its parameters"),
-    ):  # fmt: skip
-        if next(path.glob(pattern), None) is not None:
-            raise UserError(f"{path}: {remedy}")
 
 
 @reads_tables
@@ -309,6 +310,7 @@ def compare(
     from analysis.compare import exponents
     from analysis.frontier import fit_frontier
     from analysis.references import reference
+    from analysis.tables.files import parted
 
     if figure is not None:
         drawn_files("scaling compare", figure, source, *(to or ()), *(more or ()))
@@ -328,7 +330,7 @@ def compare(
     for other, theirs in arms.items():
         curves[other] = _compare_rows(source, rows, other, theirs, seed)
     for other in [*(to or []), *(more or [])] or ([] if arms else ["gpt3", "toto"]):
-        if "://" in other or Path(other).exists():
+        if "://" in other or parted(other)[0].exists():
             theirs = read(other, **_units(table))
             curves[other] = _compare_rows(source, rows, other, theirs, seed)
             continue
@@ -436,12 +438,21 @@ def transfer(
     if figure is not None:
         drawn_files("scaling transfer", figure, source)
     frame = _table(source)
-    if not isinstance(frame, Path) and _is_ours(frame):
+    ours = not isinstance(frame, Path) and _is_ours(frame)
+    given = {name: value for name, value in table.items() if value is not None}
+    if unread := [name for name in given if ours or name not in OF_SWEEPS]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
+        raise UserError(
+            f"{flags}: scaling transfer does not read "
+            + ("them of a study, whose sweeps it knows" if ours else "them: it reads rates, sizes "
+               f"and losses (--{', --'.join(name.replace('_', '-') for name in OF_SWEEPS)})")
+            + "; leave them out"
+        )  # fmt: skip
+    if not isinstance(frame, Path) and ours:
         points = of_sweeps.series_points(frame)
         if points.empty:
             raise UserError(f"{source}: no learning-rate sweep over several widths or depths")
     else:
-        given = {name: table[name] for name in ("loss", "where", "finished_if", "by")}
         points, notes = read_sweep(frame, lr=lr, width=width, **given)
         for note in notes:
             print(f"  read         {note}")

@@ -103,6 +103,21 @@ def test_a_unit_that_cannot_be_is_asked_for(name: str, unit: float) -> None:
         read(table)
 
 
+@pytest.mark.parametrize("compute", ["flops", "macs", "compute"])
+@pytest.mark.parametrize(("n", "d"), [(1e6, 1e9), (1e6, 1.0), (1.0, 1e9), (1.0, 1e6)])
+def test_counts_without_a_unit_are_those_that_cost_6nd(compute: str, n: float, d: float) -> None:
+    cost = BASE["C"] / (2 if compute == "macs" else 1)
+    table = pd.DataFrame({"params": BASE["N"] / n, "tokens": BASE["D"] / d, "loss": BASE["loss"]})
+    rows, notes = read(table.assign(**{compute: cost}))
+    same_runs(rows)
+    assert sum("training costs 6 N D so" in note for note in notes) == (n > 1) + (d > 1)
+    assert rows["params"].to_numpy() == pytest.approx(BASE["N"].to_numpy())
+    with pytest.raises(ValueError, match="in millions or billions"):
+        read(table)  # which of them, nothing tells
+    with pytest.raises(ValueError, match="in millions or billions"):
+        read(table.assign(**{compute: cost * 10}))
+
+
 def test_compute_in_gigaflops_against_6nd_is_asked_about() -> None:
     table = PLAIN.assign(flops=BASE["C"] / 1e9)
     with pytest.raises(ValueError, match="MACs per parameter and token, where training costs"):
@@ -638,7 +653,7 @@ def test_every_kind_of_file(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
-    [("t.pkl", b"x", "a pickle may run any program"), ("t.db", b"x", "sqlite:///"),
+    [("t.pkl", b"x", "a pickle may run any program"), ("t.db", b"x", "no SQLite database inside"),
      ("events.out.tfevents.1", b"x", "TensorBoard"), ("empty.csv", b"", "no lines"),
      ("numbers.csv", b"1,2,3\n4,5,6\n", "needs column names"),
      ("twice.csv", b"loss,loss,params\n1,2,3\n", "two columns"),

@@ -299,5 +299,5 @@ def test_folders_of_other_tools_say_what_to_give(
 ) -> None:
     (tmp_path / name).parent.mkdir()
     (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(ValueError, match=words):  # UserError, or of the reader of such files
         run("fit", tmp_path)
