@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.cells import WEIGHT
 from analysis.laws import NotIdentified
 from analysis.smooth import Smooth, describe
 
@@ -37,6 +38,7 @@ class Level:
     log_d: np.ndarray  # (k,)
     between_n: np.ndarray  # (STEPS,) log N from the smallest to the largest size
     between_d: np.ndarray  # (STEPS,) and log D at the budget's compute
+    weight: np.ndarray  # (k,) of these cells, of mean 1 over all; 1 without weights
 
     def of(self, smooth: Smooth, coefficients: np.ndarray, log_loss: np.ndarray) -> np.ndarray:
         """Log loss (R,) of the best size; coefficients (R, p), log loss of all cells (R, n)."""
@@ -49,8 +51,12 @@ class Level:
         return np.log(least) + middle + off.sum(1)
 
     def _weight(self, smooth: Smooth) -> np.ndarray:
-        weight = nearness(self.above(smooth), smooth)
+        weight = nearness(self.above(smooth), smooth) * self.weight
         return weight / weight.sum()
+
+    def mean_weight(self, smooth: Smooth) -> float:
+        """Of the cells, by how near they are to the best size."""
+        return float(np.average(self.weight, weights=nearness(self.above(smooth), smooth)))
 
     def above(self, smooth: Smooth) -> np.ndarray:
         """Smooth log loss (k,) of the cells' sizes above the best of them, at one compute."""
@@ -72,8 +78,8 @@ class BestLoss:
     levels: tuple[Level, ...]
 
     def points(self) -> pd.DataFrame:
-        """macs_total, val_loss, designs (the numbers of those that tell it), and edge (the smooth
-        loss still falls at the smallest or the largest size), a row a budget."""
+        """macs_total, val_loss, designs (the numbers of those that tell it), edge (the smooth loss
+        still falls at the smallest or the largest size) and weight, a row a budget."""
         smooth, whole = self.smooth, self.smooth.coefficient[None]
         observed = np.log(smooth.cells["val_loss"].to_numpy(float))[None]
         number = smooth.cells["design"].to_numpy()
@@ -82,8 +88,9 @@ class BestLoss:
             least = smooth.loss(level.between_n, level.between_d, whole)[0].argmin()
             loss = float(np.exp(level.of(smooth, whole, observed)[0]))
             designs = tuple(dict.fromkeys(number[level.cells].tolist()))
-            out.append((level.macs, loss, designs, least in (0, len(level.between_n) - 1)))
-        return pd.DataFrame(out, columns=["macs_total", "val_loss", "designs", "edge"])
+            edge = least in (0, len(level.between_n) - 1)
+            out.append((level.macs, loss, designs, edge, level.mean_weight(smooth)))
+        return pd.DataFrame(out, columns=["macs_total", "val_loss", "designs", "edge", WEIGHT])
 
     def errors(self, resamples: int, seed: int) -> np.ndarray:
         """Errors (resamples, budgets) of the log losses of `points`."""
@@ -147,8 +154,11 @@ def _level(smooth: Smooth, of_budget: np.ndarray, cloud: bool) -> Level:
     if cloud:  # only tokens that runs had say what tokens do
         inside = (between_d >= log_d.min()) & (between_d <= log_d.max())
         between_n, between_d = between_n[inside], between_d[inside]
-    level = Level(float(np.exp(middle)), here, log_n[here], log_d[here], between_n, between_d)
+    weight = smooth.share**-2
+    level = Level(
+        float(np.exp(middle)), here, log_n[here], log_d[here], between_n, between_d, weight[here]
+    )
     above = level.above(smooth)
     few = np.argsort(above, kind="stable")[:RUNS]
     few = here[few[nearness(above[few], smooth) > 0]]
-    return Level(level.macs, few, log_n[few], log_d[few], between_n, between_d)
+    return Level(level.macs, few, log_n[few], log_d[few], between_n, between_d, weight[few])

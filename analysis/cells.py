@@ -54,6 +54,7 @@ DESIGN = (
     "batch_tokens", "weight_decay", "precision",
 )  # fmt: skip
 SIZES = ("params", "tokens")
+WEIGHT = "relative_weight"  # of rows whose weights are known: in proportion to 1 / variance
 
 
 def exclude(
@@ -107,11 +108,52 @@ def cells(rows: pd.DataFrame, *, budgets: bool = True, of: str = "compute") -> p
 
 
 def seed_means(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per design of `cells`: the mean loss of its `seeds` (how many); the other columns
-    are those of the first run, by its id."""
+    """One row per design of `cells`: the mean loss of its `seeds` (how many), by their weights if
+    they have some, whose sum is the design's; the other columns are those of the first run, by
+    its id."""
     if table["design"].is_unique:
         return table.assign(seeds=1)
     by = table.sort_values("run_id", kind="stable").groupby("design", sort=False)
     means = by.head(1).set_index("design", drop=False)
-    means = means.assign(val_loss=by["val_loss"].mean(), seeds=by.size())
-    return means.reset_index(drop=True)
+    loss = by["val_loss"].mean()
+    if WEIGHT in table:
+        total = by[WEIGHT].sum()
+        weighted = (table["val_loss"] * table[WEIGHT]).groupby(table["design"], sort=False).sum()
+        loss, means[WEIGHT] = weighted / total, total
+    return means.assign(val_loss=loss, seeds=by.size()).reset_index(drop=True)
+
+
+def weighted(
+    rows: pd.DataFrame, column: str | None, *, budgets: bool = False, of: str = "compute"
+) -> pd.DataFrame:
+    """The rows with a column's values as their weights, if one is named. Raises ValueError as
+    `positive`, of the rows that `exclude` leaves."""
+    if column is None:
+        return rows
+    rows = rows.reset_index(drop=True)
+    kept, _ = exclude(rows, budgets=budgets, of=of)
+    what = "a weight (how many runs a row is the mean of, or 1 / its squared standard error)"
+    values = pd.Series(positive(kept, column, what), index=kept.index)
+    return rows.assign(**{WEIGHT: values.reindex(rows.index)})
+
+
+def positive(rows: pd.DataFrame, column: str, what: str) -> np.ndarray:
+    """A column of positive finite numbers, one for each of these rows, all of which count. Raises
+    ValueError, naming the first row without one, where it is none."""
+    if column not in rows.columns:
+        raise ValueError(
+            f"no column {column!r} for {what}; the table has "
+            f"{', '.join(map(repr, rows.columns[:40]))}"
+        )
+    values = pd.to_numeric(rows[column], errors="coerce").to_numpy(float)
+    bad = ~(np.isfinite(values) & (values > 0))
+    if rows[column].dtype == bool:
+        bad[:] = True
+    if bad.any():
+        first = rows.iloc[int(np.argmax(bad))]
+        raise ValueError(
+            f"column {column!r} is {first[column]!r} for run {first['run_id']!r} ({bad.sum()} such "
+            f"of {len(values)} rows that count): {what} is a positive number; give one for every "
+            "run, or leave the column away"
+        )
+    return values

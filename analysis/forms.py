@@ -226,30 +226,34 @@ class Points:
 
 
 def noise_models(
-    log_compute: np.ndarray, log_loss: np.ndarray, noise: np.ndarray | None
+    log_compute: np.ndarray,
+    log_loss: np.ndarray,
+    covariance: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
 ) -> list[Points]:
-    """The points under each model of their noise: as drawn, or of one unknown scale, independent
-    or, where points lie close together, correlated (a size's runs lie above or below the law
-    together, and a frontier follows one size for a while)."""
+    """The points under each model of their noise: of this covariance (n, n), or of one unknown
+    scale over the root of the weights (n,), independent or, where points lie close together,
+    correlated (a size's runs lie above or below the law together, and a frontier follows one size
+    for a while)."""
     n = len(log_loss)
     x = log_compute - log_compute.mean()
-    if noise is not None:
-        covariance = np.cov(noise.T)
+    if covariance is not None:
         ridge = max(EXACT**2, 1e-6 * float(np.trace(covariance)) / n)
         whiten = np.linalg.inv(np.linalg.cholesky(covariance + ridge * np.eye(n)))
         scales = np.geomspace(0.5, 4, 9)
         return [Points(x, log_loss, whiten, scales, -((np.log(scales) / 0.3) ** 2) / 2)]
     # The scale lies around what a cubic leaves, or less where there are few points or computes.
-    columns = np.vander(x / max(np.abs(x).max(), EXACT), min(3, n - 2) + 1)
-    solved, _, rank, _ = np.linalg.lstsq(columns, log_loss)
-    left_over = log_loss - columns @ solved
+    root = np.ones(n) if weights is None else np.sqrt(weights)
+    columns = np.vander(x / max(np.abs(x).max(), EXACT), min(3, n - 2) + 1) * root[:, None]
+    solved, _, rank, _ = np.linalg.lstsq(columns, log_loss * root)
+    left_over = log_loss * root - columns @ solved
     middle = max(np.sqrt((left_over**2).sum() / (n - rank)), EXACT)
     scales, flat = middle * np.geomspace(1 / 3, 3, 9), np.zeros(9)
-    found = [Points(x, log_loss, np.eye(n), scales, flat)]
+    found = [Points(x, log_loss, np.diag(root), scales, flat + np.log(root).sum())]
     apart = np.abs(x[:, None] - x) / np.log(10)
     if np.median(np.diff(x)) / np.log(10) < TOGETHER / 2:
         together = 0.2 * np.eye(n) + 0.8 * np.exp(-apart / TOGETHER)
-        whiten = np.linalg.inv(np.linalg.cholesky(together))
+        whiten = np.linalg.inv(np.linalg.cholesky(together)) * root
         found.append(Points(x, log_loss, whiten, scales, flat + np.log(np.diag(whiten)).sum()))
     return found
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from analysis import compare
 from analysis.best_loss import BestLoss, best_loss
-from analysis.cells import DESIGN, cells, exclude, seed_means
+from analysis.cells import DESIGN, WEIGHT, cells, exclude, seed_means, weighted
 from analysis.laws import (
     DELTA,
     MIN_DECADES,
@@ -30,6 +30,7 @@ from analysis.laws import (
     curvature,
     select,
 )
+from analysis.parametric_law import ParametricLaw
 from analysis.references import REFERENCES
 
 OVERFIT = 0.005  # relative rise of the validation loss; less is noise
@@ -104,6 +105,7 @@ class StudyLaw:
             f"{points['size'].nunique()} best sizes, {len(runs)} runs{seeds}",
             *self._points_line(),
             f"  interval     {law.status.bootstrap}, {law.status.resamples} resamples",
+            *conditions(law),
             f"  R2 (log-log) {law.r2:.4f}; residual {law.noise:.2%} of the loss",
         ]
         if self.holdout is not None:
@@ -245,6 +247,8 @@ def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, BestLoss |
         found = best.points()
         members = found["designs"].tolist()
         table[["macs_total", "val_loss"]] = found[["macs_total", "val_loss"]].to_numpy()
+        if WEIGHT in table:
+            table[WEIGHT] = found[WEIGHT].to_numpy()
         if method == "binned":
             table["edge"] = found["edge"].to_numpy()
     ids = single.sort_values("run_id", kind="stable").groupby("design")["run_id"].agg(list)
@@ -267,6 +271,32 @@ def lower_hull(x, y) -> list[int]:
             hull.pop()
         hull.append(i)
     return hull
+
+
+def refuse_floor(e: float | None, kept: pd.DataFrame) -> None:
+    """Raise ValueError where a pinned floor is not below the loss of every row that counts."""
+    least = kept["val_loss"].min()
+    if e is not None and len(kept) and not 0 <= e < least:
+        raise ValueError(
+            f"E pinned at {e:g} is not in [0, {least:.5g}), the lowest loss of the rows that "
+            "count: no run is below the floor; pin it lower, or leave it free"
+        )
+
+
+def of_points(points: pd.DataFrame) -> np.ndarray | None:
+    """The weights of points, where they have some."""
+    return points[WEIGHT].to_numpy(float) if WEIGHT in points else None
+
+
+def conditions(law: PowerLaw | ParametricLaw) -> list[str]:
+    """What a fit took as given, in lines of text."""
+    lines = []
+    if law.given:
+        lines.append(f"  given        E = {law.e:g}, pinned: every interval is conditional on it")
+    if law.weights is not None:
+        low, high = law.weights.min(), law.weights.max()
+        lines.append(f"  weights      {low:.3g} to {high:.3g} of their mean, a point")
+    return lines
 
 
 LOWEST = "the lowest of them is taken, which is too low if they are"
@@ -399,6 +429,8 @@ def fit_frontier(
     *,
     method: str = "auto",
     form: str = "select",
+    e: float | None = None,
+    weights: str | None = None,
     delta: float = DELTA,
     level: float = 0.95,
     resamples: int = RESAMPLES,
@@ -408,23 +440,31 @@ def fit_frontier(
     rows: the study's rows (scaling.results), one per evaluation point of a run. method: of
     `frontier`; "auto" is "budget" where rows have nominal budgets, else "binned" where runs
     suffice, else "envelope". form: "select" (by held-out error), or "power" / "saturating" when
-    the form is decided beforehand.
+    the form is decided beforehand. e: pins the floor E (0: the pure law). weights: a column in
+    proportion to 1 / variance of the rows' losses, such as how many runs each is the mean of.
     Raises NotIdentified (a ValueError) when even the pure law cannot be determined: fewer than
-    three budgets, under a decade of compute, a constant loss.
+    three budgets, under a decade of compute, a constant loss; ValueError on a floor that is not
+    below every loss, or weights that are none.
     """
     if method == "auto":
         method = auto_method(rows)
+    rows = weighted(rows, weights, budgets=method in BY_BUDGET)
     kept, excluded = exclude(rows, budgets=method in BY_BUDGET)
+    refuse_floor(e, kept)
     points, best = _frontier(rows, method)
     noise = None
     if method in EXPECTED and best is not None:
         noise = best.errors(resamples, seed)
     options = Options(
-        groups=points["run_id"].tolist(), noise=noise, delta=delta, level=level,
-        resamples=resamples, seed=seed, unit="MACs",
+        groups=points["run_id"].tolist(), noise=noise, weights=of_points(points), delta=delta,
+        level=level, resamples=resamples, seed=seed, unit="MACs",
     )  # fmt: skip
     macs, loss = points["macs_total"].to_numpy(float), points["val_loss"].to_numpy(float)
-    law, pure, saturating, choice = select(macs, loss, options, form)
-    bend = curvature(macs, loss) if len(np.unique(macs)) > 3 else (float("nan"), float("nan"))
+    law, pure, saturating, choice = select(macs, loss, options, form, e)
+    bend = (
+        curvature(macs, loss, options.weights)
+        if len(np.unique(macs)) > 3
+        else (float("nan"), float("nan"))
+    )
     said = (*warnings_for(kept, points), *lucky(kept, points, method), *doubts(pure))
     return StudyLaw(law, pure, saturating, choice, points, excluded, said, bend, method)

@@ -39,7 +39,7 @@ from analysis.best_size import (
     parabolas,
     window,
 )
-from analysis.cells import cells
+from analysis.cells import WEIGHT, cells
 from analysis.isoflop_table import NEAR, Draws, Table, draws_of, table_of
 from analysis.laws import NotIdentified
 from analysis.parametric import fit_parametric
@@ -308,6 +308,7 @@ def fit_rows(rows: pd.DataFrame, **options) -> ParametricLaw:
     per_token = float(np.median(table["macs_total"].to_numpy(float) / (n * d)))
     return fit_parametric(
         n, d, table["val_loss"].to_numpy(float), groups=table["run_id"].tolist(),
+        weights=table[WEIGHT].to_numpy(float) if WEIGHT in table else None,
         per_token=per_token, unit="MACs", **options,
     )  # fmt: skip
 

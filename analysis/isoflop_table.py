@@ -10,10 +10,11 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from analysis.best_size import NEAREST, SAME_COST, Grid, best_runs, frontier_sizes, line
-from analysis.cells import cells, seed_means
+from analysis.cells import cells, positive, seed_means
 from analysis.laws import NotIdentified, usable
 from analysis.smooth import GRID, Smooth, describe
 
+ERROR = "a standard error of the loss"
 NEAR = 2.0  # times a parabola's window: within it cells describe the smooth loss
 
 
@@ -129,9 +130,7 @@ def table_of(rows: pd.DataFrame, *, window: float, errors: str | None = None) ->
     single = single[usable(single["params"], "compute") & usable(single["tokens"], "compute")]
     if single.empty:
         raise NotIdentified("no row is left with a loss, compute, parameters and tokens")
-    single = single.assign(
-        loss_error=np.nan if errors is None else _standard_errors(rows, single, errors)
-    )
+    single = single.assign(loss_error=np.nan if errors is None else positive(single, errors, ERROR))
     cost = "budget_macs" if named else "macs_total"
     found = _table(single, cost, window)
     if found.smooth is not None and len(found.smooth.wild):
@@ -231,24 +230,6 @@ def _described(single: pd.DataFrame, designs: pd.DataFrame, off: np.ndarray) -> 
 
 def _number(rows: pd.DataFrame, column: str) -> np.ndarray:
     return pd.to_numeric(rows[column], errors="coerce").to_numpy(float)
-
-
-def _standard_errors(rows: pd.DataFrame, single: pd.DataFrame, column: str) -> np.ndarray:
-    if column not in rows.columns:
-        raise ValueError(
-            f"no column {column!r} for the standard error of the loss; the table has "
-            f"{', '.join(map(repr, rows.columns[:40]))}"
-        )
-    values = _number(single, column)
-    bad = ~(np.isfinite(values) & (values > 0))
-    if bad.any():
-        first = single.iloc[int(np.argmax(bad))]
-        raise ValueError(
-            f"column {column!r} is {first[column]!r} for run {first['run_id']!r} ({bad.sum()} such "
-            f"of {len(values)} rows that count): a standard error of the loss is a positive "
-            "number; give one for every run, or leave the column away"
-        )
-    return values
 
 
 @dataclass(frozen=True)

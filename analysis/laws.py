@@ -82,6 +82,7 @@ class Options:
 
     groups: Sequence | None = None
     noise: np.ndarray | None = None
+    weights: Sequence[float] | np.ndarray | None = None
     delta: float = DELTA
     level: float = 0.95
     resamples: int = RESAMPLES
@@ -95,6 +96,20 @@ class Options:
                 "want 0 < level < 1, delta > 0 and at least 100 resamples"
             )
 
+    def of_points(self, order: np.ndarray) -> np.ndarray:
+        """The weights (n,) of points in this order, of mean 1."""
+        if self.weights is None:
+            return np.ones(len(order))
+        return relative(self.weights, len(order))[order]
+
+
+def relative(weights: Sequence[float] | np.ndarray, count: int) -> np.ndarray:
+    """Weights (count,) over their mean. Raises ValueError where they are none."""
+    given = np.asarray(weights, dtype=float)
+    if given.shape != (count,) or not (np.isfinite(given) & (given > 0)).all():
+        raise ValueError(f"weights of {count} points: give as many positive finite numbers")
+    return given / given.mean()
+
 
 def fit(
     compute: Sequence[float] | np.ndarray,
@@ -104,6 +119,7 @@ def fit(
     e: float | None = None,
     groups: Sequence | None = None,
     noise: np.ndarray | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
     delta: float = DELTA,
     level: float = 0.95,
     resamples: int = RESAMPLES,
@@ -114,33 +130,43 @@ def fit(
 
     compute, loss: (n,), positive; loss in nats. form: "power", "saturating", or "select" (the
     pure law unless the saturating one is identified and predicts better, see `select`).
-    e: pins the irreducible loss. groups: (n,) run ids; points of one run are correlated.
-    noise: (R, n) draws of log-loss noise, when the caller knows it better than the residuals
-    do (analysis/frontier.py does).
+    e: pins the irreducible loss (0: the pure law). groups: (n,) run ids; points of one run are
+    correlated. noise: (R, n) draws of log-loss noise, when the caller knows it better than the
+    residuals do (analysis/frontier.py does). weights: (n,) positive, in proportion to 1 / variance
+    of log loss, such as the number of runs that a point is the mean of.
     Raises NotIdentified when the points cannot determine the law, ValueError on bad input.
     """
-    options = Options(groups, noise, delta, level, resamples, seed, unit)
-    if form == "power" and e is not None:
-        raise ValueError(f"a pure power law has no E, but e = {e:g}: choose form='saturating'")
-    if e is not None or form == "saturating":  # without the pure law, which `select` fits beside it
-        return _fit(compute, loss, e, "saturating", options)
-    return select(compute, loss, options, form)[0]
+    options = Options(groups, noise, weights, delta, level, resamples, seed, unit)
+    if e is None and form == "saturating":  # without the pure law, which `select` fits beside it
+        return _fit(compute, loss, None, "saturating", options)
+    return select(compute, loss, options, form, e)[0]
 
 
 def select(
-    compute, loss, options: Options | None = None, form: str = "select"
+    compute, loss, options: Options | None = None, form: str = "select", e: float | None = None
 ) -> tuple[PowerLaw, PowerLaw, SaturatingLaw | None, str]:
     """The chosen law, the pure one, the saturating one (None if refused), and the reason.
 
     The saturating law is chosen only where it is identified (the interval of E excludes 0) and
     its error over the expanding window is smaller on the windows that both can predict. form:
-    "power" or "saturating" when the choice is made beforehand; else the chosen law predicts by the
-    mixture of all forms (analysis/mixture.py).
+    "power" or "saturating" when the choice is made beforehand, or e, a pinned E, which is a choice
+    too; else the chosen law predicts by the mixture of all forms (analysis/mixture.py).
     """
     options = options or Options()
     if form not in FORMS:
         raise ValueError(f"form is {form!r}: choose one of {', '.join(FORMS)}")
+    if form == "power" and e:
+        raise ValueError(
+            f"a pure power law has no E, but E = {e:g}: choose the form saturating, or none"
+        )
     pure = _fit(compute, loss, 0.0, "power", options)
+    if e is not None:
+        if e == 0:
+            pure = replace(pure, pinned=True)
+            return pure, pure, None, "E was pinned at 0, which is the pure law"
+        pinned = _fit(compute, loss, e, "saturating", options)
+        assert isinstance(pinned, SaturatingLaw)
+        return pinned, pure, pinned, f"E was pinned at {e:g}: every interval is conditional on it"
     if form == "power":
         return pure, pure, None, "the pure law was asked for"
     try:
@@ -148,15 +174,15 @@ def select(
     except NotIdentified as refusal:
         if form == "saturating":
             raise
-        pure = replace(pure, chosen=True, draws=_draws(compute, loss, options))
+        pure = replace(pure, chosen=True, covariance=_covariance(compute, loss, options))
         return pure, pure, None, str(refusal)
     assert isinstance(saturating, SaturatingLaw)
     if form == "saturating":
         return saturating, pure, saturating, "the saturating law was asked for"
-    draws = _draws(compute, loss, options)
+    covariance = _covariance(compute, loss, options)
     common = {h.compute for h in saturating.holdout} & {h.compute for h in pure.holdout}
     if not common:
-        pure = replace(pure, chosen=True, draws=draws)
+        pure = replace(pure, chosen=True, covariance=covariance)
         return pure, pure, saturating, "too few points to hold one out of a three-parameter fit"
     score = [
         float(np.sqrt(np.mean([h.error**2 for h in law.holdout if h.compute in common])))
@@ -167,30 +193,33 @@ def select(
         f"({len(common)} window{'s' * (len(common) > 1)})"
     )
     if score[1] < score[0]:
-        saturating = replace(saturating, chosen=True, draws=draws)
+        saturating = replace(saturating, chosen=True, covariance=covariance)
         return saturating, pure, saturating, text
-    pure = replace(pure, chosen=True, draws=draws)
+    pure = replace(pure, chosen=True, covariance=covariance)
     return pure, pure, saturating, text
 
 
-def _draws(compute, loss, options: Options) -> np.ndarray | None:
-    """Draws of the noise of the points, sorted by compute: those given, or where runs have several
-    points each those of `components` about a quadratic; None where nothing tells the noise."""
+def _covariance(compute, loss, options: Options) -> np.ndarray | None:
+    """Covariance (n, n) of the noise of the points' log loss, sorted by compute: of the draws
+    given, or where runs have several points each of those of `components` about a quadratic; None
+    where nothing tells the noise."""
     compute, loss = checked(compute, loss)
     order = np.argsort(compute, kind="stable")
     if options.noise is not None:
-        return np.asarray(options.noise, dtype=float)[:, order]
+        return np.cov(np.asarray(options.noise, dtype=float)[:, order].T)
     if options.groups is None or len(np.unique(compute)) < 4:
         return None
     index = np.unique(np.asarray(options.groups).astype(str), return_inverse=True)[1]
     if index.max() + 1 == len(loss):
         return None
     x = np.log(compute) - np.log(compute).mean()
-    design = np.stack([np.ones_like(x), x, x**2], 1)
+    root = np.sqrt(options.of_points(np.arange(len(loss))))
+    design = np.stack([np.ones_like(x), x, x**2], 1) * root[:, None]
     inverse = np.linalg.pinv(design)
-    residual = np.log(loss) - design @ (inverse @ np.log(loss))
+    residual = np.log(loss) * root - design @ (inverse @ (np.log(loss) * root))
     noise = components(design, residual, index, inverse[1])
-    return noise.draw(index, DRAWS, np.random.default_rng(options.seed))[:, order]
+    draws = noise.draw(index, DRAWS, np.random.default_rng(options.seed)) / root
+    return np.cov(draws[:, order].T)
 
 
 def _fit(compute, loss, pin: float | None, form: str, options: Options) -> PowerLaw:
@@ -206,14 +235,14 @@ def _fit(compute, loss, pin: float | None, form: str, options: Options) -> Power
             "the law cannot pass below its own floor"
         )
     centre = float(np.log(compute).mean())
-    x, y = np.log(compute) - centre, np.log(loss)
-    theta, reached = best(x, y[None], np.ones((1, len(y))), options.delta, pin)
+    x, y, weights = np.log(compute) - centre, np.log(loss), options.of_points(order)
+    theta, reached = best(x, y[None], weights[None], options.delta, pin)
     estimate, gradient = theta[0], float(reached["gradient"][0])
     if pin is None:
         _refuse_bounds(estimate, gradient, loss)
     fitted = log_law(estimate[None], x)[0]
     jacobian = log_jacobian(estimate[None], x, pin)[0]
-    samples, jackknife, how = _resample(x, y, estimate, jacobian, pin, order, options)
+    samples, jackknife, how = _resample(x, y, weights, estimate, jacobian, pin, order, options)
     share = float((samples[:, 0] < E_BOUND * loss.min()).mean()) if pin is None else 0.0
     if share > (1 - options.level) / 2:
         raise NotIdentified(
@@ -233,21 +262,23 @@ def _fit(compute, loss, pin: float | None, form: str, options: Options) -> Power
     ci = {"a": (float(low), float(high)), "b": interval(lambda t: t[:, 2])}
     if pin is None:
         ci["E"] = interval(lambda t: t[:, 0])
-    residual = y - fitted
-    n, rss, total = len(y), float(residual @ residual), float(((y - y.mean()) ** 2).sum())
+    residual, middle = y - fitted, np.average(y, weights=weights)
+    n, rss = len(y), float(weights @ residual**2)
+    total = float(weights @ (y - middle) ** 2)
     fields: dict = dict(
         a=float(np.exp(log_a(estimate[None])[0])), b=float(estimate[2]), e=float(estimate[0]),
         unit=options.unit, level=options.level, ci=ci,
         status=Status(
             converged=gradient < 1e-8, gradient_norm=gradient,
             starts=int(reached["starts"][0]), basins=int(reached["basins"][0]),
-            condition=condition_number(jacobian), bootstrap=how, resamples=len(samples),
-            at_bound_share=share,
+            condition=condition_number(jacobian * np.sqrt(weights)[:, None]), bootstrap=how,
+            resamples=len(samples), at_bound_share=share,
         ),
         compute=compute, loss=loss, samples=samples, centre=centre, r2=1 - rss / total,
         noise=float(np.sqrt(rss / (n - free))),
         aic=float(n * np.log(max(rss, 1e-300) / n) + 2 * (free + 1)),
-        holdout=expanding_window(compute, loss, pin, options.delta),
+        holdout=expanding_window(compute, loss, pin, options.delta, weights),
+        weights=None if options.weights is None else weights,
     )  # fmt: skip
     if form == "power":
         return PowerLaw(**fields)
@@ -255,10 +286,13 @@ def _fit(compute, loss, pin: float | None, form: str, options: Options) -> Power
 
 
 def _resample(
-    x: np.ndarray, y: np.ndarray, estimate: np.ndarray, jacobian: np.ndarray,
+    x: np.ndarray, y: np.ndarray, given: np.ndarray, estimate: np.ndarray, jacobian: np.ndarray,
     pin: float | None, order: np.ndarray, options: Options,
 ) -> tuple[np.ndarray, np.ndarray | None, str]:  # fmt: skip
-    """Refitted parameters (R, 3), leave-one-cluster-out ones (G, 3) or None, and how, in words."""
+    """Refitted parameters (R, 3), leave-one-cluster-out ones (G, 3) or None, and how, in words.
+
+    given: the points' weights (n,). Times their root, the noise of all points is of one scale.
+    """
     rng = np.random.default_rng(options.seed)
     n, resamples, delta = len(y), options.resamples, options.delta
     index = np.arange(n)
@@ -266,10 +300,10 @@ def _resample(
         if len(options.groups) != n:
             raise ValueError(f"{len(options.groups)} groups for {n} points: give one per point")
         index = np.unique(np.asarray(options.groups).astype(str)[order], return_inverse=True)[1]
-    clusters = int(index.max()) + 1
+    clusters, root = int(index.max()) + 1, np.sqrt(given)
 
     def refit(targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return best(x, targets, weights, delta, pin, estimate)[0]
+        return best(x, targets, weights * given, delta, pin, estimate)[0]
 
     if options.noise is not None:
         noise = np.asarray(options.noise, dtype=float)
@@ -278,10 +312,11 @@ def _resample(
         targets = log_law(estimate[None], x) + noise[:, order]
         how = "noise of the study's runs drawn anew, frontier recomputed"
         return refit(targets, np.ones_like(targets)), None, how
+    fitted = log_law(estimate[None], x)[0]
+    jacobian, residual = jacobian * root[:, None], (y - fitted) * root
     influence = np.linalg.pinv(jacobian)[-1]  # of each point's noise on the exponent
-    residual = y - log_law(estimate[None], x)[0]
     if n > LARGE:
-        scores, curvatures = cluster_sums(x, y, index, delta, pin, estimate)
+        scores, curvatures = cluster_sums(x, y, given, index, delta, pin, estimate)
         total = curvatures.sum(0)[None]
         if clusters < FEW:
             spread = components(jacobian, residual, index, influence)
@@ -302,7 +337,7 @@ def _resample(
     if clusters < FEW:
         noise = components(jacobian, residual, index, influence).draw(index, resamples, rng)
         how = f"noise of {clusters} clusters drawn anew"
-        return refit(y - residual + noise, np.ones_like(noise)), None, how
+        return refit(fitted + noise / root, np.ones_like(noise)), None, how
     weights = cluster_weights(index, resamples, rng)
     samples = refit(np.broadcast_to(y, weights.shape), weights)
     samples = widen(samples, estimate, clusters, jacobian.shape[1])
@@ -313,13 +348,16 @@ def _resample(
 
 
 def expanding_window(
-    compute: np.ndarray, loss: np.ndarray, e: float | None = 0.0, delta: float = DELTA
-) -> tuple[Holdout, ...]:
+    compute: np.ndarray, loss: np.ndarray, e: float | None = 0.0, delta: float = DELTA,
+    given: np.ndarray | None = None,
+) -> tuple[Holdout, ...]:  # fmt: skip
     """Predict each distinct compute from all smaller ones: two or more for a law without a free E
     (which two points determine), four or more for one with it.
 
-    compute, loss: (n,) sorted. e: 0 for the pure law, None for a free E, a number for a pin.
+    compute, loss: (n,) sorted. e: 0 for the pure law, None for a free E, a number for a pin. given:
+    (n,) weights of the points.
     """
+    given = np.ones(len(loss)) if given is None else given
     free = 3 if e is None else 2
     tops = np.unique(compute)
     if len(tops) > WINDOWS:  # a cloud of runs: the windows end at evenly spaced quantiles
@@ -331,22 +369,24 @@ def expanding_window(
     if not below:
         return ()
     if len(compute) <= LARGE:  # all windows at once, as weights of zero and one
-        weights = (np.arange(len(x)) < np.array(below)[:, None]).astype(float)
+        weights = (np.arange(len(x)) < np.array(below)[:, None]) * given
         thetas = best(x, np.tile(y, (len(below), 1)), weights, delta, e)[0]
     else:  # so many points that a window is worth its own, shorter arrays
-        fits = [best(x[:k], y[None, :k], np.ones((1, k)), delta, e)[0] for k in below]
+        fits = [best(x[:k], y[None, :k], given[None, :k], delta, e)[0] for k in below]
         thetas = np.concatenate(fits)
     out = []
     for top, k, theta in zip(tops, below, thetas, strict=True):
         here = compute == top
         # A law of few windows may run away; e^100 is absurd enough, and finite.
         predicted = float(np.exp(np.clip(log_law(theta[None], x[here][:1])[0, 0], -100, 100)))
-        actual = float(np.exp(y[here].mean()))
+        actual = float(np.exp(np.average(y[here], weights=given[here])))
         out.append(Holdout(float(top), k, actual, predicted))
     return tuple(out)
 
 
-def curvature(compute, loss) -> tuple[float, float]:
+def curvature(
+    compute, loss, weights: Sequence[float] | np.ndarray | None = None
+) -> tuple[float, float]:
     """Quadratic coefficient of log loss in log10 compute, and its two-sided p-value (Student).
 
     Positive: the curve flattens, as it does above a floor E (its local slope is b (1 - E/L)).
@@ -354,9 +394,10 @@ def curvature(compute, loss) -> tuple[float, float]:
     compute, loss = checked(compute, loss)
     _require(compute, loss, 3, "quadratic", "MACs")
     x = np.log10(compute / np.exp(np.log(compute).mean()))
-    design = np.stack([np.ones_like(x), x, x**2], 1)
-    coefficient, *_ = np.linalg.lstsq(design, np.log(loss), rcond=None)
-    residual = np.log(loss) - design @ coefficient
+    root = np.sqrt(np.ones_like(x) if weights is None else relative(weights, len(x)))
+    design = np.stack([np.ones_like(x), x, x**2], 1) * root[:, None]
+    coefficient, *_ = np.linalg.lstsq(design, np.log(loss) * root, rcond=None)
+    residual = np.log(loss) * root - design @ coefficient
     df = len(x) - 3
     variance = residual @ residual / df * np.linalg.inv(design.T @ design)[2, 2]
     if variance <= 0:

@@ -1,6 +1,6 @@
 """When the form of the law is not known: all forms, weighed, and what they predict together.
 
-    mixture = mix(compute, loss)                    # noise: draws of log loss, when known
+    mixture = mix(compute, loss)              # covariance: of the noise of log loss, when known
     mixture.quantiles(1e20, (0.025, 0.5, 0.975))    # of the law's loss
     mixture.shares, mixture.scores, mixture.reach, print("\n".join(mixture.lines()))
 
@@ -173,10 +173,15 @@ class Mixture:
         }
 
 
-def _weigh(log_compute: np.ndarray, log_loss: np.ndarray, noise: np.ndarray | None) -> Mixture:
+def _weigh(
+    log_compute: np.ndarray,
+    log_loss: np.ndarray,
+    covariance: np.ndarray | None,
+    weights: np.ndarray | None,
+) -> Mixture:
     """The mixture of sorted points (n,), without its rolling origin."""
     found, logs = [], []
-    for data in noise_models(log_compute, log_loss, noise):
+    for data in noise_models(log_compute, log_loss, covariance, weights):
         for name, form in weighed(data).items():
             found.append((name, form))
             prior = data.prior + np.log(PRIOR[name] / len(form.evidence))
@@ -185,66 +190,87 @@ def _weigh(log_compute: np.ndarray, log_loss: np.ndarray, noise: np.ndarray | No
     # A form that nowhere fits has no evidence and no weights.
     best = {name: max(float(g.max()) for (m, _), g in zip(found, logs, strict=True) if m == name)
             for name in PRIOR}  # fmt: skip
-    weights, evidence, variance = [], dict.fromkeys(PRIOR, 0.0), 0.0
+    shared, evidence, variance = [], dict.fromkeys(PRIOR, 0.0), 0.0
     for (name, form), log in zip(found, logs, strict=True):
         relative = np.exp(log - max(best[name], -1e300))
         grid, scale = np.nonzero(relative > KEEP)
         form.keep(grid, scale)
-        weights.append(relative[grid, scale])
-        odds = np.exp(best[name] - top) * weights[-1]
+        shared.append(relative[grid, scale])
+        odds = np.exp(best[name] - top) * shared[-1]
         evidence[name] += float(odds.sum())
         variance += float(odds @ data.scales[scale] ** 2)
     total = sum(evidence.values())
     shares = {name: value / total for name, value in evidence.items()}
     mass = dict.fromkeys(PRIOR, 0.0)
-    for (name, _), weight in zip(found, weights, strict=True):
+    for (name, _), weight in zip(found, shared, strict=True):
         mass[name] += float(weight.sum())
-    weights = [w / max(mass[name], 1e-300) for (name, _), w in zip(found, weights, strict=True)]
-    noise_level = 1.0 if noise is None else float(np.sqrt(np.diag(np.cov(noise.T)).mean()))
+    shared = [w / max(mass[name], 1e-300) for (name, _), w in zip(found, shared, strict=True)]
+    noise_level = 1.0 if covariance is None else float(np.sqrt(np.diag(covariance).mean()))
     scatter = max(float(np.sqrt(variance / total)) * noise_level, EXACT)
     step = 0.05
     at = data.x[0], data.x[0] + step, data.x[-1] - step, data.x[-1]
     span, drift, slopes = (data.x[-1] - data.x[0]) / np.log(10), [], np.zeros(2)
-    for (name, form), weight in zip(found, weights, strict=True):
+    for (name, form), weight in zip(found, shared, strict=True):
         a, b, c, d = (np.logaddexp(np.log(f + 1e-300), m) for f, m, _ in map(form.curve, at))
         slopes += shares[name] * np.array([weight @ (b - a), weight @ (d - c)]) / step
         turn = np.abs((d - c) - (b - a)) / step * np.log(10)
         drift.append(AGAIN * turn / np.sqrt(span) * (name != "drift"))
     ends = float(np.exp(log_compute[0])), float(np.exp(log_compute[-1]))
     return Mixture(
-        tuple(found), shares, tuple(weights), float(log_compute.mean()), ends, scatter,
+        tuple(found), shares, tuple(shared), float(log_compute.mean()), ends, scatter,
         np.concatenate(drift), (float(slopes[0]), float(slopes[1])),
     )  # fmt: skip
 
 
 def thinned(
-    compute: np.ndarray, loss: np.ndarray, noise: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Log compute and log loss (n,), sorted, and noise; more than POINTS are averaged by place."""
+    compute: np.ndarray, loss: np.ndarray, covariance: np.ndarray | None, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Log compute and log loss (n,), sorted, their covariance and weights; more than POINTS are
+    averaged by place."""
     order = np.argsort(compute, kind="stable")
     x, y = np.log(compute[order]), np.log(loss[order])
-    noise = None if noise is None else noise[:, order]
+    covariance = None if covariance is None else covariance[np.ix_(order, order)]
+    weights = None if weights is None else weights[order]
     if len(x) <= POINTS:
-        return x, y, noise
+        return x, y, covariance, weights
     edges = np.linspace(x[0], x[-1], POINTS + 1)[1:-1]
     index = np.unique(np.searchsorted(edges, x), return_inverse=True)[1]
-    mean = np.eye(index.max() + 1)[:, index]
-    mean /= mean.sum(1, keepdims=True)
-    return mean @ x, mean @ y, None if noise is None else noise @ mean.T
+    total = np.eye(index.max() + 1)[:, index]
+    if weights is not None:
+        total = total * weights
+    mean = total / total.sum(1, keepdims=True)
+    if covariance is not None:
+        covariance = mean @ covariance @ mean.T
+    return mean @ x, mean @ y, covariance, None if weights is None else total.sum(1)
 
 
-def mix(compute: np.ndarray, loss: np.ndarray, noise: np.ndarray | None = None) -> Mixture:
+def mix(
+    compute: np.ndarray,
+    loss: np.ndarray,
+    covariance: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+) -> Mixture:
     """Weigh the forms on points (n,) and hold out what lies above each of several origins.
 
-    noise: (R, n) draws of log-loss noise, where it is known.
+    covariance: (n, n) of the noise of log loss, where it is known; else weights: (n,), in
+    proportion to 1 / variance of log loss.
     """
-    x, y, noise = thinned(np.asarray(compute, float), np.asarray(loss, float), noise)
-    whole = _weigh(x, y, noise)
+    x, y, covariance, weights = thinned(
+        np.asarray(compute, float), np.asarray(loss, float), covariance, weights
+    )
+
+    def up_to(top: int) -> Mixture:
+        return _weigh(
+            x[:top], y[:top], None if covariance is None else covariance[:top, :top],
+            None if weights is None else weights[:top],
+        )  # fmt: skip
+
+    whole = up_to(len(x))
     if len(x) < len(compute):  # a run scatters more than a mean of runs
         at = np.interp(np.log(compute), x, y)
         residual = float(np.std(np.log(loss) - at))
         whole = replace(whole, scatter=max(whole.scatter, residual))
-    known = noise is not None
+    known = covariance is not None
     tops = np.flatnonzero(np.diff(x) > 1e-9) + 1  # a window ends below a distinct compute
     distinct = np.arange(1, len(tops) + 1)
     span = (x[tops - 1] - x[0]) / np.log(10)
@@ -259,7 +285,7 @@ def mix(compute: np.ndarray, loss: np.ndarray, noise: np.ndarray | None = None) 
     }
     held, surprised = [], False
     for top in chosen:
-        window = _weigh(x[:top], y[:top], None if noise is None else noise[:, :top])
+        window = up_to(top)
         for k, target in enumerate(_targets(x, top)):
             if target is None:
                 continue

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.laws import E_BOUND, MIN_DECADES, NotIdentified, checked
+from analysis.laws import E_BOUND, MIN_DECADES, NotIdentified, checked, relative
 from analysis.parametric_law import EXACT, Optimum, ParametricLaw, SurfaceStatus, interval
 from analysis.surface import Minimum, Objective, minimum
 from analysis.surface_resample import Resampled, resample
@@ -29,6 +29,7 @@ LOSSES: dict[str, tuple[float, bool, float]] = {
     "linear": (np.inf, False, 1.0),  # least squares of the loss itself (Gadre et al. 2024)
 }
 TIE = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]], float)
+NO_FLOOR = 1e-300  # E of a law without one, whose logarithm exists
 NEGLIGIBLE = 1e-5  # a term that is nowhere more than this share of the loss is at its bound 0
 STEEPEST = 5.0  # an exponent beyond is a term that only the smallest runs see
 UNMOVED = 1e-4  # gradient at which no start has reached a minimum; `CONVERGED` is what all reach
@@ -43,6 +44,8 @@ def fit_parametric(
     loss_kind: str = "huber",
     delta: float | None = None,
     tied: bool = False,
+    e: float | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
     groups: Sequence | None = None,
     noise: np.ndarray | None = None,
     per_token: float = 6.0,
@@ -54,8 +57,9 @@ def fit_parametric(
     """Fit the five parameters (four when tied) to runs of n parameters on d tokens.
 
     n, d, loss: (points,), positive; loss in nats. loss_kind: a key of LOSSES; delta overrides its
-    corner. groups: run ids, resampled whole. noise: (R, points) draws of log-loss noise, when the
-    caller knows it better. per_token, unit: compute = per_token n d, e.g. 6 FLOPs or 3 MACs.
+    corner. e: pins E (0: no floor), on which all is then conditional. weights: (points,) positive,
+    in proportion to 1 / variance of log loss. groups: run ids, resampled whole. noise: (R, points)
+    draws of log-loss noise, when the caller knows it better. per_token, unit: compute = per_token n d, e.g. 6 FLOPs or 3 MACs.
     Raises NotIdentified when the runs cannot determine the law, ValueError on bad input.
     """
     if loss_kind not in LOSSES:
@@ -69,13 +73,21 @@ def fit_parametric(
         )
     n, loss = checked(n, loss, names=("n", "loss"))
     d, loss = checked(d, loss, names=("d", "loss"))
-    free = 4 if tied else 5
-    _require_grid(n, d, loss, free)
+    if e is not None and not 0 <= e < loss.min():
+        raise ValueError(
+            f"E pinned at {e:g} is not in [0, {loss.min():.5g}), the lowest loss: no run is below "
+            "the floor; pin it lower, or leave it free"
+        )
+    free = 5 - tied - (e is not None)
+    _require_grid(n, d, loss, free, tied)
     log_n, log_d = np.log(n), np.log(d)
     centre = np.array([log_n.mean(), log_d.mean()])
+    relations = TIE if tied else np.eye(5)
     objective = Objective(
         log_n - centre[0], log_d - centre[1], np.log(loss) if log else loss, corner, log, below,
-        TIE if tied else None,
+        relations if e is None else relations[:, 1:],
+        None if weights is None else relative(weights, len(loss)),
+        None if e is None else float(np.log(max(e, NO_FLOOR))),
     )  # fmt: skip
     found = minimum(objective, loss)
     estimate = found.theta
@@ -87,7 +99,7 @@ def fit_parametric(
         index = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
     other = resample(objective, estimate, index, noise, resamples, seed)
     bound = _refuse_resamples(objective, other, loss, level)
-    _, _, hessian = objective.derivatives(estimate[None], np.ones((1, len(loss))), corner)
+    _, _, hessian = objective.derivatives(estimate[None], objective.each(1), corner)
     reduced = objective.free.T @ hessian[0] @ objective.free
 
     def natural(t: np.ndarray) -> np.ndarray:
@@ -112,14 +124,17 @@ def fit_parametric(
         )
         for name, of in quantities.items()
         if not (tied and name == "size_exponent")  # one half, by construction
+        and not (e is not None and name == "E")
     }
     if exact:
         ci = dict.fromkeys(ci, (float("nan"), float("nan")))
     return ParametricLaw(
-        e=float(np.exp(point[0])), a=float(np.exp(point[1])), b=float(np.exp(point[2])),
+        e=float(np.exp(point[0])) if e is None else float(e),
+        a=float(np.exp(point[1])), b=float(np.exp(point[2])),
         alpha=float(point[3]), beta=float(point[4]), objective=found.value, level=level,
         ci=ci, per_token=float(per_token), unit=unit, n=n, d=d, loss=loss, samples=draws,
-        run_index=index, loss_kind=loss_kind, tied=tied,
+        run_index=index, loss_kind=loss_kind, tied=tied, corner=corner, pinned=e is not None,
+        weights=objective.weight,
         status=SurfaceStatus(
             converged=found.gradient < CONVERGED, gradient_norm=found.gradient,
             starts=found.starts, basin_share=found.share, basins=found.basins,
@@ -129,7 +144,7 @@ def fit_parametric(
     )  # fmt: skip
 
 
-def _require_grid(n: np.ndarray, d: np.ndarray, loss: np.ndarray, free: int) -> None:
+def _require_grid(n: np.ndarray, d: np.ndarray, loss: np.ndarray, free: int, tied: bool) -> None:
     points = len({*zip(n.tolist(), d.tolist(), strict=True)})
     if points <= free:
         raise NotIdentified(
@@ -152,7 +167,7 @@ def _require_grid(n: np.ndarray, d: np.ndarray, loss: np.ndarray, free: int) -> 
         raise NotIdentified(
             "the loss is the same in every run: there is nothing to fit; check the column"
         )
-    if free == 5 and abs(np.corrcoef(np.log(n), np.log(d))[0, 1]) > 0.999:
+    if not tied and abs(np.corrcoef(np.log(n), np.log(d))[0, 1]) > 0.999:
         raise NotIdentified(
             "parameters and tokens move in step in these runs (one ratio D/N): their two terms "
             "cannot be told apart; add runs of other ratios, or fit a law of compute"
@@ -171,7 +186,7 @@ def _refuse_minimum(objective: Objective, found: Minimum, loss: np.ndarray) -> N
     for name, share, least in (
         ("E", e / loss.min(), E_BOUND), ("A", s2 / f, NEGLIGIBLE), ("B", s3 / f, NEGLIGIBLE),
     ):  # fmt: skip
-        if share.max() < least:
+        if share.max() < least and not (name == "E" and objective.log_e is not None):
             raise NotIdentified(
                 f"L(N, D) is not identified: the best {name} is the bound 0, so its term (and "
                 f"exponent) says nothing: {remedy[name]}"
@@ -203,6 +218,8 @@ def _refuse_resamples(
             "runs over a wider range, or fit a law of compute"
         )
     least = np.log(E_BOUND * loss.min())
+    if objective.log_e is not None:
+        e = np.full_like(e, np.inf)  # it is given, and at no bound
     largest = np.stack([e, a - alpha * objective.u.min(), b - beta * objective.v.min()])
     steep = (other.samples[:, 3:].max(1) > STEEPEST) | (other.samples[:, 3:].min(1) <= 0)
     return float(((largest.min(0) < least) | steep).mean())

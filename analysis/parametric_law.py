@@ -106,7 +106,8 @@ class ParametricLaw:
     beta: float
     objective: float
     level: float
-    # of E, A, B, alpha, beta, loss_exponent and, unless tied, size_exponent; NaN where `computed`
+    # of E unless pinned, A, B, alpha, beta, loss_exponent and, unless tied, size_exponent; NaN
+    # where `computed`
     ci: dict[str, tuple[float, float]]
     status: SurfaceStatus
     per_token: float  # compute = per_token * N * D
@@ -118,6 +119,9 @@ class ParametricLaw:
     run_index: np.ndarray = field(repr=False)
     loss_kind: str = "huber"
     tied: bool = False
+    corner: float = 1e-3  # of Huber's loss
+    pinned: bool = False  # E was given and not fitted
+    weights: np.ndarray | None = field(default=None, repr=False)  # (points,) of mean 1; None: 1
 
     def __call__(self, n, d):
         n, d = np.asarray(n, dtype=float), np.asarray(d, dtype=float)
@@ -143,7 +147,9 @@ class ParametricLaw:
         """Standard deviation of log loss, from the median residual: one wild run is not the noise
         of the next."""
         size = np.abs(self.residuals)
-        free = max(len(size) - 5 + self.tied, 1)
+        if self.weights is not None:
+            size = size * np.sqrt(self.weights)
+        free = max(len(size) - 5 + self.tied + self.pinned, 1)
         return max(1.4826 * float(np.median(size)) * np.sqrt(len(size) / free), 1e-6)
 
     def n_opt(self, compute):
@@ -154,8 +160,20 @@ class ParametricLaw:
         """Tokens that go with `n_opt`."""
         return np.asarray(compute) / (self.per_token * self.n_opt(compute))
 
+    @property
+    def given(self) -> dict[str, float]:
+        """The parameters that were not fitted, on which every interval is conditional."""
+        return {"E": self.e} if self.pinned else {}
+
+    @property
+    def criterion(self) -> str:
+        """What was minimised, in words."""
+        corner = f" with its corner at {self.corner:g}" if 1e-6 < self.corner < np.inf else ""
+        return f"{self.loss_kind} loss{corner}"
+
     def _theta(self) -> np.ndarray:
-        return np.array([*np.log([self.e, self.a, self.b]), self.alpha, self.beta])
+        log_e = np.log(self.e) if self.e else -np.inf
+        return np.array([log_e, *np.log([self.a, self.b]), self.alpha, self.beta])
 
     def optimum(self, compute: float) -> Optimum:
         """Size, tokens and loss that the law expects of the best run of a budget."""
@@ -251,6 +269,7 @@ class ParametricLaw:
         return (
             f"L(N, D) = {self.e:.4f} + {self.a:.5g} / N^{self.alpha:.5f} + "
             f"{self.b:.5g} / D^{self.beta:.5f}; {best}"
+            + (f", given E = {self.e:g}" if self.pinned else "")
         )
 
     def interval(self, name: str, digits: int = 4) -> str:
@@ -267,8 +286,10 @@ class ParametricLaw:
             "size_exponent": self.size_exponent, "loss_exponent": self.loss_exponent,
             "level": self.level,
             "interval": {k: None if self.computed else list(v) for k, v in self.ci.items()},
-            "doubts": list(self.doubts), "noise_log": self.noise,
-            "loss": self.loss_kind, "objective": self.objective, "points": len(self.n),
+            "given": self.given, "doubts": list(self.doubts), "noise_log": self.noise,
+            "loss": self.loss_kind,
+            "corner": self.corner if np.isfinite(self.corner) else None,
+            "objective": self.objective, "points": len(self.n),
             "status": vars(self.status).copy(),
         }  # fmt: skip
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.cells import DESIGN, SIZES, cells, exclude
-from analysis.frontier import SCATTER, warnings_for
+from analysis.cells import DESIGN, SIZES, cells, exclude, weighted
+from analysis.frontier import SCATTER, conditions, refuse_floor, warnings_for
 from analysis.isoflop import fit_rows
 from analysis.laws import NotIdentified
 from analysis.parametric_law import ParametricLaw
@@ -42,13 +42,14 @@ class StudySurface:
             )
         ended = "converged" if reached.converged else "not converged"
         lines += [
-            f"  fitted to    {len(law.n)} points, {law.loss_kind} loss, residual {law.noise:.2%}",
+            f"  fitted to    {len(law.n)} points, {law.criterion}, residual {law.noise:.2%}",
             f"  minimum      {ended}, gradient {reached.gradient_norm:.1g}; "
             f"{reached.basin_share:.0%} of {reached.starts} starts reach it, of {reached.basins} "
             f"minim{'um' if reached.basins == 1 else 'a'}; condition {reached.condition:.2g}",
             f"  interval     {reached.bootstrap}, {reached.resamples} resamples, "
             f"{reached.at_bound_share:.1%} of them at a bound, {reached.unfinished_share:.1%} "
             "unfinished",
+            *conditions(law),
         ]
         return "\n".join([*lines, *judged(self.excluded, self.warnings)])
 
@@ -74,14 +75,18 @@ class StudySurface:
 
 
 def fit_surface(
-    rows: pd.DataFrame, *, tied: bool = False, seed: int = 0, **options
-) -> StudySurface:
+    rows: pd.DataFrame, *, tied: bool = False, e: float | None = None,
+    weights: str | None = None, seed: int = 0, **options,
+) -> StudySurface:  # fmt: skip
     """L(N, D) of all decayed points of a study (rows as of analysis/frontier.py), in MACs.
 
-    tied: alpha = beta, the over-training law. options: of `analysis.parametric.fit_parametric`.
+    tied: alpha = beta, the over-training law. e, weights: of `analysis.frontier.fit_frontier`.
+    options: of `analysis.parametric.fit_parametric`.
     Raises NotIdentified, with what else is wrong with the rows, when they do not determine it.
     """
+    rows = weighted(rows, weights)
     kept, excluded = exclude(rows, budgets=False)
+    refuse_floor(e, kept)
     has_both = kept[list(SIZES)].notna().all(axis=1)
     excluded = (*excluded, ("no parameters or tokens", int((~has_both).sum())))
     rows = kept[has_both]
@@ -90,7 +95,7 @@ def fit_surface(
     points = cells(rows, budgets=False).assign(edge=False)
     said = (*_settings(points), *warnings_for(rows, points, REPEATS))
     try:
-        law = fit_rows(rows, tied=tied, seed=seed, **options)
+        law = fit_rows(rows, tied=tied, e=e, seed=seed, **options)
     except NotIdentified as refusal:
         more = "".join(f"\n  beware       {text}" for text in said)
         raise NotIdentified(f"{refusal}{more}") from None

@@ -94,10 +94,12 @@ class PowerLaw:
     aic: float = float("nan")
     holdout: tuple[Holdout, ...] = ()  # expanding window, the largest compute last
     e: float = 0.0
+    pinned: bool = False  # E was given and not fitted
     chosen: bool = False  # among forms, as none was asked for: predicts by the mixture of all
-    draws: np.ndarray | None = field(
-        default=None, repr=False
-    )  # (R, n) noise of the points, if known
+    # (n, n) of the noise of the points' log loss, if known
+    covariance: np.ndarray | None = field(default=None, repr=False)
+    # (n,) of mean 1, in proportion to 1 / variance of log loss; None: all the same
+    weights: np.ndarray | None = field(default=None, repr=False)
 
     form = "power"
     parameters = 2
@@ -108,7 +110,9 @@ class PowerLaw:
     @cached_property
     def mixture(self) -> Mixture | None:
         """All forms, weighed on the same points; None where one form was asked for."""
-        return mix(self.compute, self.loss, self.draws) if self.chosen else None
+        if not self.chosen:
+            return None
+        return mix(self.compute, self.loss, self.covariance, self.weights)
 
     @property
     def decades(self) -> float:
@@ -179,8 +183,18 @@ class PowerLaw:
         x = {"parameters": "N", "tokens": "D"}.get(self.unit, "C")
         return (
             f"L({x}) = {head}{self.a:.4g} {x}^{self.b:.4f}, {x} in {self.unit}; "
-            f"exponent {self.level:.0%} [{low:.4f}, {high:.4f}]"
+            f"exponent {self.level:.0%} [{low:.4f}, {high:.4f}]{self._condition}"
         )
+
+    @property
+    def _condition(self) -> str:
+        """What the interval takes as given."""
+        return f" given E = {self.given['E']:g}" if self.given else ""
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The parameters that were not fitted, on which every interval is conditional."""
+        return {"E": self.e} if self.pinned else {}
 
     def to_json(self) -> dict:
         """Plain numbers; a missing one is None."""
@@ -191,6 +205,7 @@ class PowerLaw:
             "parameters": {"E": self.e, "a": self.a, "b": self.b},
             "level": self.level,
             "interval": {k: list(v) for k, v in self.ci.items()},
+            "given": self.given,
             "r2_log": _finite(self.r2),
             "noise_log": _finite(self.noise),
             "aic": _finite(self.aic),
@@ -209,8 +224,6 @@ class PowerLaw:
 @dataclass(frozen=True)
 class SaturatingLaw(PowerLaw):
     """L = E + a C^b with E > 0, free or pinned."""
-
-    pinned: bool = False
 
     form = "saturating"
     parameters = 3

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.bootstrap import Noise, components
+from analysis.cells import WEIGHT
 from analysis.laws import LIMITS, NotIdentified
 
 KAPPA = 0.2
@@ -41,6 +42,9 @@ class Smooth:
     coefficient: np.ndarray  # (p,)
     noise: Noise
     known: np.ndarray | None  # standard errors of log loss (cells,), where the table gives them
+    share: (
+        np.ndarray
+    )  # (cells,) of a cell's noise in that of a run of mean weight; 1 without weights
 
     def loss(self, log_n: np.ndarray, log_d: np.ndarray, coefficient: np.ndarray) -> np.ndarray:
         """Loss (R, ...) at sizes and tokens (...) by coefficients (R, p)."""
@@ -54,7 +58,7 @@ class Smooth:
         """New noise of log loss (resamples, cells), on Student's scale."""
         run_index = np.unique(self.cells["run_id"].astype(str), return_inverse=True)[1]
         if self.known is None:
-            return self.noise.draw(run_index, resamples, rng)
+            return self.share * self.noise.draw(run_index, resamples, rng)
         if np.isfinite(self.noise.df):
             return self.known * self.noise.draw(np.arange(len(self.known)), resamples, rng)
         return self.known * rng.standard_normal((resamples, len(self.known)))
@@ -64,8 +68,7 @@ class Smooth:
         log_n, log_d = _logs(self.cells)
         basis = self._basis(log_n, log_d)
         weight = 1 / (basis @ self.coefficient)
-        if self.known is not None:
-            weight = weight / self.known
+        weight = weight / (self.share if self.known is None else self.known)
         inverse = np.linalg.pinv(basis * weight[:, None], rcond=1e-13)
         return (np.exp(log_loss) * weight) @ inverse.T
 
@@ -105,20 +108,26 @@ def _basis(log_n, log_d, centre: tuple[float, float], degree: int) -> np.ndarray
 def describe(cells: pd.DataFrame, slope_of: np.ndarray, known: np.ndarray | None) -> Smooth:
     """Describe cells near the best sizes.
 
-    cells: params, tokens, val_loss, run_id. slope_of: (cells,) weights of the cells in the
-    statistic whose degrees of freedom count (analysis/bootstrap.py). known: standard errors of log
+    cells: params, tokens, val_loss, run_id, and their weights where they have some. slope_of:
+    (cells,) weights of the cells in the statistic whose degrees of freedom count
+    (analysis/bootstrap.py). known: standard errors of log
     loss (cells,), where the table gives them.
     Raises NotIdentified, saying why the cells do not tell noise from shape.
     """
+    share = np.ones(len(cells))
     if known is not None:
         known = np.hypot(known, FORM)
+    elif WEIGHT in cells:
+        given = cells[WEIGHT].to_numpy(float)
+        share = np.sqrt(given.mean() / given)
+    size = share if known is None else known
     wild: list = []
     most = int(MOST_WILD * len(cells))
     while True:
         keep = ~cells.index.isin(wild)
-        fitted = _fit(cells[keep], None if known is None else known[keep])
+        fitted = _fit(cells[keep], size[keep])
         worst, chance = _wildest(*fitted[3:5])
-        above = fitted[4][worst] * (1 if known is None else known[keep][worst])
+        above = fitted[4][worst] * size[keep][worst]
         if chance * keep.sum() > WILD or above < WILD_LOSS or len(wild) == most:
             break
         wild.append(cells.index[keep][worst])
@@ -136,17 +145,15 @@ def describe(cells: pd.DataFrame, slope_of: np.ndarray, known: np.ndarray | None
         scale = float(residual @ residual) / df
         noise = Noise(0.0, max(scale, 1.0) ** 0.5, float(df) if scale > 1 else np.inf)
         standard = known[keep]
-    return Smooth(kept, pd.Index(wild), degree, centre, coefficient, noise, standard)
+    return Smooth(kept, pd.Index(wild), degree, centre, coefficient, noise, standard, share[keep])
 
 
-def _fit(cells: pd.DataFrame, known: np.ndarray | None):
-    """Degree, centre, coefficient, design (cells, p) and residuals, relative to the loss and in
-    standard errors where those are known."""
+def _fit(cells: pd.DataFrame, size: np.ndarray):
+    """Degree, centre, coefficient, design (cells, p) and residuals, relative to the loss and to
+    the size of its noise (cells,)."""
     log_n, log_d = _logs(cells)
     sizes, runs = len(np.unique(log_n)), cells["run_id"].nunique()
-    weight = 1 / cells["val_loss"].to_numpy(float)
-    if known is not None:
-        weight = weight / known
+    weight = 1 / cells["val_loss"].to_numpy(float) / size
     centre = float(log_n.mean()), float(log_d.mean())
     for degree, few_runs, few, few_sizes in DEGREES:
         if runs < few_runs or len(cells) < few or sizes < few_sizes:
@@ -165,9 +172,8 @@ def _fit(cells: pd.DataFrame, known: np.ndarray | None):
         if not (fitted > 0).all():
             continue
         residual = np.log(cells["val_loss"].to_numpy(float) / fitted)
-        share = 1 if known is None else known
-        relative = (1 / fitted / share)[:, None]
-        return degree, centre, coefficient, basis * relative, residual / share
+        relative = (1 / fitted / size)[:, None]
+        return degree, centre, coefficient, basis * relative, residual / size
     _, _, few, few_sizes = DEGREES[-1]
     if len(cells) < few or sizes < few_sizes:
         raise NotIdentified(

@@ -168,10 +168,11 @@ def best(
 
 
 def cluster_sums(
-    x: np.ndarray, y: np.ndarray, index: np.ndarray, delta: float, pin: float | None,
-    theta: np.ndarray,
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray, index: np.ndarray, delta: float,
+    pin: float | None, theta: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Gradient (G, p) and curvature (G, p, p) of each cluster's descent at theta (3,).
+    """Gradient (G, p) and curvature (G, p, p) of each cluster's descent at theta (3,), its points
+    weighted (n,).
 
     Where all of Huber's parts are flat there is no curvature, and reweighted least squares' is
     taken instead.
@@ -181,8 +182,8 @@ def cluster_sums(
     inside = (np.abs(residual) <= delta).astype(float)
     if (inside[:, None] * jacobian**2).sum(0).min() < 1e-3 * (jacobian**2).sum(0).max():
         inside = np.minimum(1, delta / np.maximum(np.abs(residual), 1e-300))
-    scores = np.clip(residual, -delta, delta)[:, None] * jacobian
-    outer = inside[:, None, None] * jacobian[:, :, None] * jacobian[:, None, :]
+    scores = (weights * np.clip(residual, -delta, delta))[:, None] * jacobian
+    outer = (weights * inside)[:, None, None] * jacobian[:, :, None] * jacobian[:, None, :]
     p, clusters = jacobian.shape[1], int(index.max()) + 1
     columns = [*scores.T, *outer.reshape(-1, p * p).T]
     sums = np.stack([np.bincount(index, column, clusters) for column in columns], 1)

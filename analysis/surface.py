@@ -36,10 +36,29 @@ class Objective:
     log: bool = True
     below: float = 1.0
     tie: np.ndarray | None = None  # (5, p): theta = theta0 + tie @ free parameters; None: all free
+    weight: np.ndarray | None = None  # (n,) w of all points together, see `each`; None: 1
+    log_e: float | None = None  # that of a pinned E, which `tie` then leaves out
 
     @property
     def free(self) -> np.ndarray:
         return np.eye(5) if self.tie is None else self.tie
+
+    @property
+    def tied(self) -> bool:
+        """Whether alpha and beta are one parameter."""
+        return bool((self.free[3:].sum(0) == 2).any())
+
+    def each(self, rows: int) -> np.ndarray:
+        """The weights of all points, for so many rows (rows, n)."""
+        weight = np.ones(len(self.u)) if self.weight is None else self.weight
+        return np.tile(weight, (rows, 1))
+
+    def some(self, points: np.ndarray) -> Objective:
+        """The objective of some points, whose losses are the same for every row."""
+        weight = None if self.weight is None else self.weight[points]
+        return replace(
+            self, u=self.u[points], v=self.v[points], y=self.y[points], weight=weight
+        )  # fmt: skip
 
     def terms(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """E (R, 1), A N^-alpha and B D^-beta (R, n)."""
@@ -253,13 +272,13 @@ def minimum(objective: Objective, loss: np.ndarray) -> Minimum:
     part, lost = objective, loss
     if count > THIN:  # drawn, not every k-th: a table is often sorted by its design
         some = np.sort(np.random.default_rng(0).permutation(count)[:THIN])
-        part = replace(objective, u=objective.u[some], v=objective.v[some], y=objective.y[some])
-        lost = loss[some]
+        part, lost = objective.some(some), loss[some]
     first = starts(part, lost)
-    if objective.tie is not None:
+    if objective.tied:
         first = first[first[:, 3] == first[:, 4]]
-    ones = np.ones((len(first), len(lost)))
-    theta, value, gradient = newton(part, first, ones, continuation(corner, cold=True))
+    theta, value, gradient = newton(
+        part, first, part.each(len(first)), continuation(corner, cold=True)
+    )
     # Two minima are one when their misses differ by less than a billionth.
     same = value.min() * 1e-6 + len(lost) * min(corner, 1.0) * 1e-9
     share = float((value <= value.min() + same).mean())
@@ -268,12 +287,12 @@ def minimum(objective: Objective, loss: np.ndarray) -> Minimum:
         order = np.argsort(value, kind="stable")
         new = np.diff(value[order], prepend=-np.inf) > same
         theta = theta[order[new][:POLISHED]]
-        ones = np.ones((len(theta), count))
-        theta, value, gradient = newton(objective, theta, ones, continuation(corner, cold=False))
+        theta, value, gradient = newton(
+            objective, theta, objective.each(len(theta)), continuation(corner, cold=False)
+        )
     best = int(value.argmin())
     if gradient[best] > 1e-7:  # where E slides to 0 the way is long
-        ones = np.ones((1, count))
-        last = newton(objective, theta[best : best + 1], ones, (1.0,), 10 * ITERATIONS)
+        last = newton(objective, theta[best : best + 1], objective.each(1), (1.0,), 10 * ITERATIONS)
         theta[best], value[best], gradient[best] = (part[0] for part in last)
     return Minimum(
         theta[best], float(value[best]), float(gradient[best]), len(first), share, basins
@@ -285,6 +304,7 @@ def starts(objective: Objective, loss: np.ndarray) -> np.ndarray:
     relative error. A zero becomes a small share of the loss, so that its logarithm exists."""
     out = []
     tiny = 1e-3 * loss.min()
+    root = np.sqrt(objective.each(1)[0]) / loss
     for alpha in EXPONENTS:
         for beta in EXPONENTS:
             columns = [
@@ -292,6 +312,11 @@ def starts(objective: Objective, loss: np.ndarray) -> np.ndarray:
                 np.exp(-alpha * objective.u),
                 np.exp(-beta * objective.v),
             ]
-            coefficient, _ = nnls(np.stack(columns, 1) / loss[:, None], np.ones_like(loss))
-            out.append([*np.log(np.maximum(coefficient, tiny)), alpha, beta])
+            design = np.stack(columns, 1) * root[:, None]
+            if objective.log_e is None:
+                coefficient, _ = nnls(design, loss * root)
+                out.append([*np.log(np.maximum(coefficient, tiny)), alpha, beta])
+                continue
+            coefficient, _ = nnls(design[:, 1:], (loss - np.exp(objective.log_e)) * root)
+            out.append([objective.log_e, *np.log(np.maximum(coefficient, tiny)), alpha, beta])
     return np.array(out)

@@ -71,12 +71,14 @@ def resample(
             draws = _draw(draws, objective, index, resamples, rng)
         log_f = np.log(objective.fitted(estimate)) + draws
         moved = replace(objective, y=log_f if objective.log else np.exp(log_f))
-        samples, gradient = _refit(moved, estimate, np.ones_like(log_f))
+        samples, gradient = _refit(moved, estimate, objective.each(len(log_f)))
         return Resampled(samples, None, how, float((gradient > FINISHED).mean()))
-    samples, gradient = _refit(objective, estimate, cluster_weights(index, resamples, rng))
+    given = objective.each(1)
+    drawn = cluster_weights(index, resamples, rng) * given
+    samples, gradient = _refit(objective, estimate, drawn)
     samples = widen(samples, estimate, clusters, objective.free.shape[1])
     left_out = np.arange(clusters)
-    drop = (index[None] != left_out[:, None]).astype(float)
+    drop = (index[None] != left_out[:, None]) * given
     how = f"{clusters} clusters drawn with replacement"
     return Resampled(
         samples, _refit(objective, estimate, drop)[0], how, float((gradient > FINISHED).mean())
@@ -98,16 +100,17 @@ def _refit(objective: Objective, estimate, weights) -> tuple[np.ndarray, np.ndar
 def _noise(objective: Objective, estimate: np.ndarray, index: np.ndarray) -> Noise:
     """Standard deviations of log loss by run and by point."""
     fitted = objective.fitted(estimate)
-    jacobian = replace(objective, log=True).jacobian(estimate) @ objective.free
+    root = np.sqrt(objective.each(1)[0])  # times it, the noise of all points is of one scale
+    jacobian = replace(objective, log=True).jacobian(estimate) @ objective.free * root[:, None]
     observed = objective.y if objective.log else np.log(objective.y)
     # The statistic whose degrees of freedom count: the size exponent, beta / (alpha + beta). In
     # runs of several points it hangs on the noise of runs, of which there are few; beta alone
     # hangs on that within runs. Where they are tied it is 1/2, and alpha takes its place.
     alpha, beta = estimate[3:]
     of_size = np.array([0, 0, 0, -beta, alpha]) / (alpha + beta) ** 2
-    gradient = np.array([0, 0, 0, 0.5, 0.5]) if objective.tie is not None else of_size
+    gradient = np.array([0, 0, 0, 0.5, 0.5]) if objective.tied else of_size
     influence = gradient @ objective.free @ np.linalg.pinv(jacobian)
-    residual = observed - np.log(fitted)
+    residual = (observed - np.log(fitted)) * root
     if objective.below != 1:  # around a quantile, not around the middle
         residual = residual - residual.mean()
     return components(jacobian, residual, index, influence)
@@ -116,7 +119,8 @@ def _noise(objective: Objective, estimate: np.ndarray, index: np.ndarray) -> Noi
 def _draw(noise: Noise, objective: Objective, index, rows: int, rng) -> np.ndarray:
     """Noise (rows, n) whose middle in the sense of the objective is 0: a fit that counts misses
     below it ten times passes through the 1/11 quantile."""
-    return noise.draw(index, rows, rng) - noise.total * stats.norm.ppf(1 / (1 + objective.below))
+    drawn = noise.draw(index, rows, rng) - noise.total * stats.norm.ppf(1 / (1 + objective.below))
+    return drawn / np.sqrt(objective.each(1))
 
 
 def _steps_anew(
@@ -128,6 +132,7 @@ def _steps_anew(
     fitted = objective.fitted(estimate)
     total = len(noise) if isinstance(noise, np.ndarray) else resamples
     scores, curved, width = [], np.zeros(len(index)), 0.0
+    weight = objective.each(1)[0]
     for start in range(0, total, ROWS):
         rows = min(ROWS, total - start)
         if isinstance(noise, np.ndarray):
@@ -138,8 +143,8 @@ def _steps_anew(
             r = fitted * np.expm1(r)
         width = width or max(objective.delta, 0.2 * float(np.std(r)))
         pull, slope = objective.pull(r, width)
-        scores.append(pull @ jacobian)
-        curved += slope.sum(0)
+        scores.append((pull * weight) @ jacobian)
+        curved += slope.sum(0) * weight
     hessian = (jacobian.T * (curved / total)) @ jacobian
     return np.linalg.solve(hessian, np.concatenate(scores).T).T
 
@@ -154,11 +159,12 @@ def _steps_drawn(
     residual = objective.y - (
         np.log(objective.fitted(estimate)) if objective.log else objective.fitted(estimate)
     )
-    pull, slope = objective.pull(residual, _bandwidth(objective, residual))
+    weight = objective.each(1)
+    pull, slope = (w * weight[0] for w in objective.pull(residual, _bandwidth(objective, residual)))
     scores = _by_cluster(pull[:, None] * jacobian, index, clusters)
     # The exact Hessian, with a smooth count of the points at Huber's corner in place of theirs.
-    _, _, exact = objective.derivatives(estimate[None], np.ones((1, len(index))), objective.delta)
-    _, inside = objective.pull(residual, objective.delta)
+    _, _, exact = objective.derivatives(estimate[None], weight, objective.delta)
+    inside = objective.pull(residual, objective.delta)[1] * weight[0]
     bend = objective.free.T @ exact[0] @ objective.free - (jacobian.T * inside) @ jacobian
     gauss = (jacobian.T * slope) @ jacobian
     if np.linalg.eigvalsh(gauss + bend)[0] <= 1e-3 * np.linalg.eigvalsh(gauss)[0]:
@@ -210,7 +216,7 @@ def _follow(
     gradients (R,) at which their search ended."""
     count = len(objective.u)
     some = np.random.default_rng(0).permutation(count)[:NODES]
-    at = replace(objective, u=objective.u[some], v=objective.v[some])
+    at = objective.some(some)
     here = at.fitted(estimate)
     target = np.log(here) if objective.log else here
     target = target + steps @ (at.jacobian(estimate) @ objective.free).T

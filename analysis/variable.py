@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.cells import cells, exclude, seed_means
-from analysis.frontier import doubts, warnings_for
+from analysis.cells import cells, exclude, seed_means, weighted
+from analysis.frontier import conditions, doubts, of_points, refuse_floor, warnings_for
 from analysis.laws import DELTA, RESAMPLES, NotIdentified, Options, curvature, select
 from analysis.power_law import PowerLaw, SaturatingLaw
 
@@ -49,6 +49,7 @@ class VariableLaw:
             f"  fitted to    {len(law.compute)} points, {low:.3g} to {high:.3g} {law.unit} "
             f"({law.decades:.2f} decades)",
             f"  interval     {law.status.bootstrap}, {law.status.resamples} resamples",
+            *conditions(law),
             f"  R2 (log-log) {law.r2:.4f}; residual {law.noise:.2%} of the loss",
         ]
         if law.holdout:
@@ -94,29 +95,33 @@ def none_left(what: str, excluded: tuple[tuple[str, int], ...]) -> NotIdentified
 
 
 def fit_variable(
-    rows: pd.DataFrame, variable: str, *, form: str = "select", seed: int = 0, delta: float = DELTA,
-    level: float = 0.95, resamples: int = RESAMPLES,
+    rows: pd.DataFrame, variable: str, *, form: str = "select", e: float | None = None,
+    weights: str | None = None, seed: int = 0, delta: float = DELTA, level: float = 0.95,
+    resamples: int = RESAMPLES,
 ) -> VariableLaw:  # fmt: skip
     """L(N) or L(D): the smallest loss (mean over seeds) of each size, or number of tokens.
 
     rows: as of analysis/frontier.py, without compute and the other variable where the table has
-    none. variable: "params" or "tokens". form: of `analysis.laws.select`.
+    none. variable: "params" or "tokens". form: of `analysis.laws.select`. e, weights: of
+    `analysis.frontier.fit_frontier`.
     Raises NotIdentified when even the pure law cannot be determined, ValueError on bad input.
     """
     if variable not in UNITS:
         raise ValueError(f"variable is {variable!r}: choose params or tokens")
+    rows = weighted(rows, weights, of=variable)
     kept, excluded = exclude(rows, budgets=False, of=variable)
     if kept.empty:
         raise none_left(f"a loss and {UNITS[variable]}", excluded)
+    refuse_floor(e, kept)
     table = seed_means(cells(rows, budgets=False, of=variable))
     best = table.loc[table.groupby(variable)["val_loss"].idxmin()].reset_index(drop=True)
     options = Options(
-        groups=best["run_id"].tolist(), delta=delta, level=level, resamples=resamples, seed=seed,
-        unit=UNITS[variable],
+        groups=best["run_id"].tolist(), weights=of_points(best), delta=delta, level=level,
+        resamples=resamples, seed=seed, unit=UNITS[variable],
     )  # fmt: skip
     x, loss = best[variable].to_numpy(float), best["val_loss"].to_numpy(float)
-    law, pure, saturating, choice = select(x, loss, options, form)
-    bend = curvature(x, loss) if len(x) > 3 else (float("nan"), float("nan"))
+    law, pure, saturating, choice = select(x, loss, options, form, e)
+    bend = curvature(x, loss, options.weights) if len(x) > 3 else (float("nan"), float("nan"))
     said = (
         _ample(best, variable, pure),
         *warnings_for(kept, best.assign(edge=False)),

@@ -298,7 +298,7 @@ def test_standard_errors_that_are_none_are_refused(bad: Any) -> None:
     rows.loc[3, "se"] = bad
     with pytest.raises(ValueError, match=r"column 'se' is .* for run 'run.*' \(1 such of"):
         size_laws(rows, errors="se")
-    with pytest.raises(ValueError, match="no column 'sd' for the standard error"):
+    with pytest.raises(ValueError, match="no column 'sd' for a standard error"):
         size_laws(rows, errors="sd")
 
 

@@ -108,8 +108,8 @@ def test_noise_that_is_known_is_used() -> None:
     x = np.log(BUDGETS) - np.log(BUDGETS).mean()
     loss = 4 * np.exp(-0.05 * x + 0.0004 * x**2)
     draws = np.random.default_rng(0).normal(0, 1, (2000, 10))
-    assert mix(BUDGETS, loss, 1e-4 * draws).shares["pure"] < 0.01
-    assert mix(BUDGETS, loss, 1e-2 * draws).shares["pure"] > 0.5
+    assert mix(BUDGETS, loss, np.cov(1e-4 * draws.T)).shares["pure"] < 0.01
+    assert mix(BUDGETS, loss, np.cov(1e-2 * draws.T)).shares["pure"] > 0.5
 
 
 @pytest.mark.parametrize("factor", [0.994, 1.01])
@@ -133,7 +133,7 @@ def test_the_reach_is_what_windows_support() -> None:
     short = mix(BUDGETS[:5], study(TRUTHS["pure"], 0)[:5])
     assert short.reach == 0 and "1 windows of 4 points" in short.refusal(1e18)
     draws = 0.002 * np.random.default_rng(0).standard_normal((500, 5))
-    known = mix(BUDGETS[:5], study(TRUTHS["pure"], 0)[:5], draws)
+    known = mix(BUDGETS[:5], study(TRUTHS["pure"], 0)[:5], np.cov(draws.T))
     assert known.reach == pytest.approx(SLACK * 2 / 3)
 
 
