@@ -131,6 +131,10 @@ class StudyLaw:
         lines += [f"  beware       {text}" for text in self.warnings]
         return "\n".join(lines)
 
+    def prediction(self, at: float) -> str:
+        """The loss at a compute, in a line of text."""
+        return f"  predicts     {self.law.predict(at)}"
+
     def _points_line(self) -> list[str]:
         """How the points were read from the runs, where they are not runs themselves."""
         if not self.averages:

@@ -53,7 +53,8 @@ MOST = 40  # points of a frontier at which its truth is looked up
 FRONTIERS = ("envelope", "hull")
 AT_BUDGETS = ("best run", "parabola", "interpolation")
 NO_BUDGETS = (
-    "no nominal budgets: name the column that tells them, or the factor of compute within one"
+    "no nominal budgets: name the column that tells them (--budget-column), or the factor of "
+    "compute within one (--within)"
 )
 
 

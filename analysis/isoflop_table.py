@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from analysis.best_size import NEAREST, SAME_COST, Grid, best_runs, frontier_sizes, line
-from analysis.cells import cells, positive, seed_means
+from analysis.cells import WEIGHT, cells, positive, seed_means
 from analysis.laws import NotIdentified, usable
 from analysis.smooth import GRID, Smooth, describe
 
@@ -18,46 +18,27 @@ ERROR = "a standard error of the loss"
 NEAR = 2.0  # times a parabola's window: within it cells describe the smooth loss
 
 
-def with_budgets(
-    rows: pd.DataFrame, *, column: str | None = None, within: float | None = None
-) -> pd.DataFrame:
-    """Rows whose `budget_macs` is told by a column, or by a tolerance.
+def with_budgets(rows: pd.DataFrame, within: float) -> pd.DataFrame:
+    """Rows whose `budget_macs` is told by a tolerance: the geometric mean of their compute.
 
-    column: of text or numbers; equal values are one budget, which is the geometric mean of its
-    compute. within: a factor, such as 1.5; sorted by compute, a budget takes what costs at most
-    that much more than its cheapest row.
-    Raises ValueError when neither or both are given, the column is not there, or a budget that it
-    names costs as much as another.
+    within: a factor, such as 1.5; sorted by compute, a budget takes what costs at most that much
+    more than its cheapest row.
+    Raises ValueError for a factor that is none, or where no row has usable compute.
     """
-    if (column is None) == (within is None):
-        raise ValueError("give the column that names the budgets, or the factor within one")
+    if not 1 < within < 10:
+        raise ValueError(f"within is {within:g}: give a factor above 1 and below 10, e.g. 1.5")
     macs = pd.to_numeric(rows["macs_total"], errors="coerce").to_numpy(float)
     fine = usable(macs, "compute")
-    if column is not None:
-        if column not in rows.columns:
-            raise ValueError(
-                f"no column {column!r} for the budget; the table has "
-                f"{', '.join(map(repr, rows.columns[:40]))}"
-            )
-        named = rows[column].notna().to_numpy() & fine
-        key = pd.factorize(rows[column].astype(str))[0]
-    else:
-        assert within is not None
-        if not 1 < within < 10:
-            raise ValueError(f"within is {within:g}: give a factor above 1 and below 10, e.g. 1.5")
-        named, key = fine, np.full(len(rows), -1)
-        first, count = 0.0, -1
-        for i in np.argsort(np.where(fine, macs, np.inf), kind="stable")[: fine.sum()]:
-            if macs[i] > first * within:
-                first, count = macs[i], count + 1
-            key[i] = count
-    if not named.any():
-        raise ValueError(f"column {column!r} names no budget of a row with usable compute")
-    log_macs = pd.Series(np.log(np.where(named, macs, np.nan)))  # the mean goes without NaNs
-    budget = np.where(named, np.exp(log_macs.groupby(key).transform("mean")), np.nan)
-    if len(np.unique(budget[named])) < len(np.unique(key[named])):
-        raise ValueError(f"two values of column {column!r} have the same compute: they are one")
-    return rows.assign(budget_macs=budget)
+    if not fine.any():
+        raise ValueError("no row has usable compute, by which budgets are told")
+    key, first, count = np.full(len(rows), -1), 0.0, -1
+    for i in np.argsort(np.where(fine, macs, np.inf), kind="stable")[: fine.sum()]:
+        if macs[i] > first * within:
+            first, count = macs[i], count + 1
+        key[i] = count
+    log_macs = pd.Series(np.log(np.where(fine, macs, np.nan)))
+    budget = np.exp(log_macs.groupby(key).transform("mean").to_numpy())
+    return rows.assign(budget_macs=np.where(fine, budget, np.nan))
 
 
 @dataclass(frozen=True)
@@ -162,6 +143,8 @@ def _table(
     if single["loss_error"].notna().all():
         inverse = (1 / single["loss_error"] ** 2).groupby(single["place"]).sum()
         weight = (inverse / inverse.median()).to_numpy()
+    if WEIGHT in designs:
+        weight = designs[WEIGHT].to_numpy(float)
     designs = designs.assign(weight=weight)
     grid = Grid.of(designs) if cost == "budget_macs" else None
     log_n = np.log(designs["params"].to_numpy(float))
@@ -253,6 +236,7 @@ def draws_of(table: Table, resamples: int, seed: int) -> Draws | None:
     truth = smooth.refit(fitted + smooth.draw(resamples, rng))
     log_loss = np.log(smooth.loss(log_n, log_d, truth)) + smooth.draw(resamples, rng)
     place = np.searchsorted(table.kept, one["place"].to_numpy())
-    share = 1 / np.bincount(place)[place]
+    weight = smooth.share**-2
+    share = weight / np.bincount(place, weight)[place]
     mean = csr_matrix((share, (place, np.arange(len(place)))))
     return Draws(truth, (mean @ np.exp(log_loss).T).T, smooth.refit(log_loss))

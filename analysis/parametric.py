@@ -59,7 +59,8 @@ def fit_parametric(
     n, d, loss: (points,), positive; loss in nats. loss_kind: a key of LOSSES; delta overrides its
     corner. e: pins E (0: no floor), on which all is then conditional. weights: (points,) positive,
     in proportion to 1 / variance of log loss. groups: run ids, resampled whole. noise: (R, points)
-    draws of log-loss noise, when the caller knows it better. per_token, unit: compute = per_token n d, e.g. 6 FLOPs or 3 MACs.
+    draws of log-loss noise, when the caller knows it better. per_token, unit: compute =
+    per_token n d, e.g. 6 FLOPs or 3 MACs.
     Raises NotIdentified when the runs cannot determine the law, ValueError on bad input.
     """
     if loss_kind not in LOSSES:

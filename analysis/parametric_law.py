@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis.bootstrap import bca
 from analysis.laws import NotIdentified
-from analysis.power_law import distance
+from analysis.power_law import Prediction, distance, one_more
 
 NAMES = ("E", "A", "B", "alpha", "beta")
 FEW_STARTS = 0.2  # of the starts; on sound tables most reach the best minimum
@@ -210,6 +210,33 @@ class ParametricLaw:
             "; ".join(refused),
         )  # fmt: skip
 
+    def predict(self, n: float, d: float) -> Prediction:
+        """Loss of n parameters on d tokens, with the interval of the law and of one more run's loss
+        there; `decades` by which n or d, whichever is farther, lies beyond those of the runs."""
+        for name, value in (("parameters", n), ("tokens", d)):
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{name} are {value!r}: give a positive number")
+        e, a, b, alpha, beta = self.samples.T
+        loss = np.exp(e) + np.exp(a - alpha * np.log(n)) + np.exp(b - beta * np.log(d))
+        here = float(self(n, d))
+        low, high, run_low, run_high = (float("nan"),) * 4
+        refused = NO_NOISE if self.computed else ""
+        if not refused:
+            try:
+                low, high = interval("the loss", loss, here, None, self.level)
+                ends = bca(one_more(np.log(loss), self.noise), np.log(here), None, self.level)
+                run_low, run_high = map(float, np.exp(ends))
+            except NotIdentified as reason:
+                refused = str(reason)
+        beyond = [
+            float(np.log10(value / np.clip(value, runs.min(), runs.max())))
+            for value, runs in ((n, self.n), (d, self.d))
+        ]
+        return Prediction(
+            self.per_token * n * d, here, low, high, run_low, run_high, max(beyond, key=abs),
+            self.unit, refused, f"{n:.3g} parameters, {d:.3g} tokens",
+        )  # fmt: skip
+
     @property
     def computed(self) -> bool:
         """The points lie on the law to the last digits: nothing was measured, no noise is seen."""
@@ -280,7 +307,7 @@ class ParametricLaw:
     def to_json(self) -> dict:
         """Plain numbers."""
         return {
-            "form": "parametric", "unit": self.unit, "per_token": self.per_token,
+            "form": "parametric", "tied": self.tied, "unit": self.unit, "per_token": self.per_token,
             "parameters": dict(zip(NAMES, (self.e, self.a, self.b, self.alpha, self.beta),
                                    strict=True)),
             "size_exponent": self.size_exponent, "loss_exponent": self.loss_exponent,

@@ -42,14 +42,23 @@ class Prediction:
     decades: float  # beyond the largest (> 0) or below the smallest (< 0) fitted compute; 0 inside
     unit: str
     refused: str = ""  # why there is no interval: then low, high, run_low and run_high are NaN
+    point: str = ""  # what the loss is of, where compute alone does not say it
 
     def __str__(self) -> str:
+        point = self.point or f"{self.compute:.3g} {self.unit}"
         if self.refused:
-            return f"no loss at {self.compute:.3g} {self.unit}: {self.refused}"
+            return f"no loss at {point}: {self.refused}"
         return (
-            f"loss {self.loss:.4g} at {self.compute:.3g} {self.unit} "
+            f"loss {self.loss:.4g} at {point} "
             f"[{self.low:.4g}, {self.high:.4g}], {distance(self.decades, 'fitted range')}"
         )
+
+
+def one_more(curves: np.ndarray, noise: float) -> np.ndarray:
+    """Log losses (R,) of a law with the noise of one more run's: by quantiles of the normal, which
+    are no further draw of chance."""
+    order = np.random.default_rng(0).permutation(len(curves))
+    return curves + noise * stats.norm.ppf((order + 0.5) / len(curves))
 
 
 def distance(decades: float, what: str) -> str:
@@ -154,11 +163,7 @@ class PowerLaw:
         curves = np.log(e + np.exp(log_a + b * x))
         here = float(np.log(self(compute)))
         low, high = bca(curves, here, None, level)
-        # Noise of a further run, by quantiles of the normal: deterministic, no extra draw.
-        n = len(curves)
-        order = np.random.default_rng(0).permutation(n)
-        extra = self.noise * stats.norm.ppf((order + 0.5) / n)
-        run_low, run_high = bca(curves + extra, here, None, level)
+        run_low, run_high = bca(one_more(curves, self.noise), here, None, level)
         interval, run = np.exp([low, high]), np.exp([run_low, run_high])
         return Prediction(
             compute=float(compute), loss=float(np.exp(here)), decades=decades,

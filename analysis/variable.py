@@ -67,6 +67,10 @@ class VariableLaw:
             lines.append(f"  curvature    {seen} (p = {p_value:.2g})")
         return "\n".join([*lines, *judged(self.excluded, self.warnings)])
 
+    def prediction(self, at: float) -> str:
+        """The loss at so many parameters or tokens, in a line of text."""
+        return f"  predicts     {self.law.predict(at)}"
+
     def to_json(self) -> dict:
         """Plain values only; what is missing is None."""
         coefficient, p_value = (float(v) if np.isfinite(v) else None for v in self.curvature)

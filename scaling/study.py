@@ -383,6 +383,7 @@ def fit_law(
     if config.ladder is None or config.variants:
         outputs.remove(outputs.STUDY, folder / "law.json")
         return None, "The study compares choices, each at one budget." if config.variants else ""
+    from analysis import saved_law
     from analysis.frontier import fit_frontier
     from analysis.laws import NotIdentified
 
@@ -394,7 +395,7 @@ def fit_law(
         outputs.remove(outputs.STUDY, folder / "law.json")
         say(f"no law: {refusal}")
         return None, str(refusal)
-    _write_if_changed(folder / "law.json", json.dumps(law.to_json(), indent=1))
+    _write_if_changed(folder / "law.json", saved_law.text(law))
     say(law.summary())
     return law, ""
 

@@ -55,6 +55,11 @@ def read(
         notes.append(said)
     given = {"n": n, "d": d, "c": c, "loss": loss, "run": run}
     if set(COLUMNS) <= set(frame.columns):
+        if budget_column not in (None, "budget_macs"):
+            raise ValueError(
+                f"--budget-column {budget_column!r}: these are rows of a study, whose budgets are "
+                "in their column 'budget_macs'; leave it out"
+            )
         rows, more = _own(frame, given, compute_unit, by, metric)
         return rows, notes + more
     refuse_several(frame, where, by)
@@ -114,6 +119,11 @@ def read(
     for name in keep:
         if name not in frame.columns:
             raise ValueError(f"no column {name!r}; the table has {listed(frame.columns, 40)}")
+        if name in out and not out[name].equals(frame[name]):
+            raise ValueError(
+                f"column {name!r} is asked for as it is, and its name is that of a quantity which "
+                "is read from it or from another column: rename it"
+            )
         out[name] = frame[name].to_numpy()
     notes += mark_budgets(out, frame, budget, budget_column is not None)
     part_namesakes(out)
@@ -218,12 +228,7 @@ def _assemble(quality: Quantity, found: dict[str, Quantity]) -> pd.DataFrame:
 def _told(quality: Quantity, found: dict[str, Quantity]) -> list[str]:
     """A line for each meaning: its column, its unit and factor."""
     lines = [_line("loss", quality, "")]
-    for role in ("n", "d", "c"):
-        if role in found:
-            quantity = found[role]
-            times = f", x {quantity.factor:g}" if quantity.factor != 1.0 else ""
-            unit = f" in {quantity.unit}" if role == "c" else ""
-            lines.append(_line(names.WORDS[role], quantity, times + unit))
+    lines += [count_line(role, found[role]) for role in ("n", "d", "c") if role in found]
     if "c" not in found and not {"n", "d"} <= set(found):
         lines.append("compute: not known, and not needed")
     elif "c" not in found:
@@ -233,6 +238,13 @@ def _told(quality: Quantity, found: dict[str, Quantity]) -> list[str]:
     elif "d" in found and "n" not in found:
         lines.append("parameters: compute / (6 D FLOPs), as no column gives them")
     return lines
+
+
+def count_line(role: str, quantity: Quantity) -> str:
+    """The column, unit and factor of parameters, tokens or compute (role n, d or c)."""
+    times = f", x {quantity.factor:g}" if quantity.factor != 1.0 else ""
+    unit = f" in {quantity.unit}" if role == "c" else ""
+    return _line(names.WORDS[role], quantity, times + unit)
 
 
 def _line(what: str, quantity: Quantity, unit: str) -> str:

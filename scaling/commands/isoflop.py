@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scaling.commands.reading import SeedOption, SourceArg, read
+from scaling.commands.reading import SeedOption, SourceArg, WeightsOption, read
 from scaling.commands.table_options import TableOptions, reads_tables
 from scaling.errors import UserError
 
@@ -17,15 +17,14 @@ COMMAND = "scaling isoflop"
 @reads_tables
 def isoflop(
     source: SourceArg,
-    budget: Annotated[
-        str | None, typer.Option(help="Column that names a row's budget, in text or numbers.")
-    ] = None,
     within: Annotated[
-        float | None, typer.Option(help="Or: compute within this factor is one budget, e.g. 1.5.")
+        float | None,
+        typer.Option(help="Compute within this factor is one budget, without a --budget-column."),
     ] = None,
     errors: Annotated[
         str | None, typer.Option(help="Column of the standard error of the loss.")
     ] = None,
+    weights: WeightsOption = None,
     window: Annotated[
         float, typer.Option(help="A parabola takes sizes within this factor of the best.")
     ] = 8.0,
@@ -44,22 +43,27 @@ def isoflop(
 
     Example: `scaling isoflop studies/quickstart`
 
-    Example: `scaling isoflop runs.csv --budget sweep --n num_params --loss val/loss`
+    Example: `scaling isoflop runs.csv --budget-column sweep --n num_params --loss val/loss`
     """
-    if budget is not None and within is not None:
-        raise UserError("--budget and --within: a column or a tolerance tells budgets, give one")
+    if table["budget_column"] is not None and within is not None:
+        raise UserError(
+            "--budget-column and --within: a column or a tolerance tells budgets, give one"
+        )
+    if errors is not None and weights is not None:
+        raise UserError("--errors and --weights: an error is a weight, 1 / its square; give one")
     from scaling import outputs
 
     files = () if out is None else (out / "size_laws.csv", out / "minima.csv")
     outputs.claim(COMMAND, *files, inputs=() if "://" in source else [Path(source)])
     from analysis import isoflop as sizes
+    from analysis.cells import weighted
     from analysis.isoflop_table import with_budgets
     from analysis.size_law import minima_text, summary
 
-    kept = tuple(one for one in (budget, errors) if one is not None)
-    rows = read(source, keep=kept, **table)
-    if budget is not None or within is not None:
-        rows = with_budgets(rows, column=budget, within=within)
+    kept = tuple(one for one in (errors, weights) if one is not None)
+    rows = weighted(read(source, keep=kept, **table), weights)
+    if within is not None:
+        rows = with_budgets(rows, within=within)
     laws = sizes.approaches(rows, at=at, window=window, errors=errors, seed=seed)
     tables = {"size_laws.csv": laws}
     if rows["budget_macs"].notna().any():

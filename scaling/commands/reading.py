@@ -28,6 +28,19 @@ SourceArg = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the bootstrap.")]
+FloorOption = Annotated[
+    float | None,
+    typer.Option(
+        "--e", help="Pin the floor E, in the unit of the loss as it is fitted; 0: a pure law."
+    ),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of weights, in proportion to 1 / variance of the loss: how many runs a row is "
+        "the mean of, or 1 / its squared standard error."
+    ),
+]
 FigureOption = Annotated[
     Path | None,
     typer.Option(
@@ -129,8 +142,23 @@ def fit(
     method: Annotated[
         str, typer.Option(help="Frontier: auto | budget | lowest | binned | envelope | hull")
     ] = "auto",
+    e: FloorOption = None,
+    weights: WeightsOption = None,
+    loss_kind: Annotated[
+        str | None,
+        typer.Option(help="Of L(N, D): huber | squared | l1 | asymmetric (log loss) | linear."),
+    ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(
+            help="Corner of Huber's loss, in log loss; with --loss-kind linear in the loss itself."
+        ),
+    ] = None,
     at: Annotated[float | None, typer.Option(help="Predict the loss there.")] = None,
     figure: FigureOption = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the law to FILE.json, for `scaling predict`.")
+    ] = None,
     seed: SeedOption = 0,
     *,
     table: TableOptions,
@@ -142,10 +170,18 @@ def fit(
     Example: `scaling fit studies/quickstart`
 
     Example: `scaling fit table.csv --n "Model Size" --c "Training FLOP" --compute-unit FLOPs`
+
+    Example: `scaling fit table.csv --form parametric --e 1.7 --weights seeds --save law.json`
     """
     if figure is not None:
         drawn_files("scaling fit", figure, source)
+    if save is not None:
+        _claim_law(save, source)
     if Path(source).is_dir() and table["metric"] not in (None, "loss"):
+        _refuse_unread(
+            f"--metric {table['metric']}", "fit another table", e=e, weights=weights,
+            loss_kind=loss_kind, delta=delta, save=save,
+        )  # fmt: skip
         _fit_quality(Path(source), table["metric"], form, at, seed)
         return
     forms = ("select", "power", "saturating", "parametric", "overtraining")
@@ -154,82 +190,112 @@ def fit(
     if of not in ("compute", "params", "tokens"):
         raise UserError(f"--of {of}: choose compute, params or tokens")
     surface = form in ("parametric", "overtraining")
-    _refuse_unread(surface, form, of, method, figure)
-    rows = read(source, of=of, **table)
+    if surface or of != "compute":
+        alone = {"of": of if of != "compute" else None} if surface else {"loss_kind": loss_kind}
+        _refuse_unread(
+            f"--form {form}" if surface else f"--of {of}", "fit a law of compute",
+            method=method if method != "auto" else None, figure=figure, **alone,
+        )  # fmt: skip
+    elif loss_kind is not None:
+        _refuse_unread(f"--form {form}", "fit --form parametric", loss_kind=loss_kind)
+    chosen: dict[str, Any] = {"form": form, "of": of, "method": method, "seed": seed}
+    given = {"e": e, "weights": weights, **_criterion(loss_kind, delta)}
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    rows = read(source, of=of, keep=() if weights is None else (weights,), **table)
     if groups is None:
-        _fit_rows(rows, form, of, method, at, figure, seed)
+        _fit_rows(rows, chosen, at, figure, save)
         return
     parts = {f"{groups} = {value}": part for value, part in rows.groupby("by")}
     for k, (name, part) in enumerate(parts.items()):
         print(f"\n{name}: {len(part)} rows")
-        file = figure and figure.with_stem(f"{figure.stem}-{k + 1}")
-        _fit_rows(part.reset_index(drop=True), form, of, method, at, file, seed)
+        drawn, saved = (f and f.with_stem(f"{f.stem}-{k + 1}") for f in (figure, save))
+        _fit_rows(part.reset_index(drop=True), chosen, at, drawn, saved)
     if not surface and of == "compute":
         first, *others = parts
         for other in others:
             _compare_rows(first, parts[first], other, parts[other], seed)
 
 
+def _claim_law(path: Path, source: str) -> None:
+    """Raise UserError, before any work, where a law may not be written there."""
+    from scaling import outputs
+
+    if path.suffix != ".json":
+        raise UserError(f"--save {path}: end it in .json")
+    outputs.claim("scaling fit", path, inputs=[Path(source)] if "://" not in source else [])
+
+
+def _criterion(loss_kind: str | None, delta: float | None) -> dict[str, Any]:
+    """The options of what a fit minimises."""
+    from analysis.parametric import LOSSES
+
+    if loss_kind is not None and loss_kind not in LOSSES:
+        raise UserError(f"--loss-kind {loss_kind}: choose one of {', '.join(LOSSES)}")
+    if delta is not None and not 0 < delta < float("inf"):
+        raise UserError(f"--delta {delta:g}: give a positive number, e.g. 0.001")
+    if delta is not None and loss_kind not in (None, "huber", "linear"):
+        raise UserError(
+            f"--delta {delta:g}: --loss-kind {loss_kind} has no corner; leave one of them out, or "
+            "give huber or linear"
+        )
+    return {"loss_kind": loss_kind, "delta": delta}
+
+
 def _fit_rows(
-    rows: pd.DataFrame, form: str, of: str, method: str, at: float | None, figure: Path | None,
-    seed: int,
+    rows: pd.DataFrame, chosen: dict[str, Any], at: float | None, figure: Path | None,
+    save: Path | None,
 ) -> None:  # fmt: skip
-    """Fit, print and draw one law."""
-    if form in ("parametric", "overtraining"):
-        _fit_surface(rows, form == "overtraining", at, seed)
-        return
-    from analysis import figures
-    from analysis.frontier import fit_frontier
-    from analysis.variable import fit_variable
+    """Fit, print, draw and save one law. chosen: the options of the fits."""
+    form, of, method = (chosen[name] for name in ("form", "of", "method"))
+    options = {name: v for name, v in chosen.items() if name not in ("form", "of", "method")}
+    from analysis import figures, saved_law
+    from analysis.frontier import StudyLaw, fit_frontier
+    from analysis.parametric_study import StudySurface, fit_surface
+    from analysis.variable import VariableLaw, fit_variable
     from scaling.results import loss_unit
 
-    if of != "compute":
-        alone = fit_variable(rows, of, form=form, seed=seed)
-        law = alone.law
-        print(alone.summary())
+    found: StudyLaw | VariableLaw | StudySurface
+    if form in ("parametric", "overtraining"):
+        found = fit_surface(rows, tied=form == "overtraining", **options)
+    elif of != "compute":
+        found = fit_variable(rows, of, form=form, **options)
     else:
-        found = fit_frontier(rows, seed=seed, form=form, method=method)
-        law = found.law
-        print(found.summary())
-        if figure is not None:
-            curve = figures.law_points(law, law.compute.min(), law.compute.max())
-            drawn = figures.scaling_figure(
-                figures.run_points(rows), frontier=found.points, law=curve,
-                slopes={one.other: one.b_other for one in found.compare()},
-                unit=loss_unit(rows.get("tokenizer", ())),
-            )  # fmt: skip
-            draw("scaling fit", drawn, figures.run_points(rows), figure)
-    if at is not None:
-        print(f"  predicts     {law.predict(at)}")
-
-
-def _refuse_unread(surface: bool, form: str, of: str, method: str, figure: Path | None) -> None:
-    """Options that a form would not read are the user's mistake, not to be passed over."""
-    what = f"--form {form}" if surface else f"--of {of}"
-    unread = [
-        *([f"--of {of}"] if surface and of != "compute" else []),
-        *([f"--method {method}"] if (surface or of != "compute") and method != "auto" else []),
-        *([f"--figure {figure}"] if (surface or of != "compute") and figure is not None else []),
-    ]
-    if unread:
-        raise UserError(
-            f"{' and '.join(unread)}: {what} does not read "
-            f"{'it' if len(unread) == 1 else 'them'}; leave {'it' if len(unread) == 1 else 'them'} "
-            f"out, or fit a law of compute (without {what})"
-        )
-
-
-def _fit_surface(rows: pd.DataFrame, tied: bool, at: float | None, seed: int) -> None:
-    from analysis.isoflop import approaches, rule
-    from analysis.parametric_study import fit_surface
-    from analysis.size_law import summary
-
-    found = fit_surface(rows, tied=tied, seed=seed)
+        found = fit_frontier(rows, form=form, method=method, **options)
     print(found.summary())
+    if figure is not None and isinstance(found, StudyLaw):
+        law = found.law
+        curve = figures.law_points(law, law.compute.min(), law.compute.max())
+        drawn = figures.scaling_figure(
+            figures.run_points(rows), frontier=found.points, law=curve,
+            slopes={one.other: one.b_other for one in found.compare()},
+            unit=loss_unit(rows.get("tokenizer", ())),
+        )  # fmt: skip
+        draw("scaling fit", drawn, figures.run_points(rows), figure)
     if at is not None:
         print(found.prediction(at))
-    if rows["budget_macs"].notna().any() and not tied:
-        print(f"{summary(approaches(rows, seed=seed))}\n  {rule()}")
+    if form == "parametric" and not options.keys() - {"seed"} and rows["budget_macs"].notna().any():
+        from analysis.isoflop import approaches, rule
+        from analysis.size_law import summary
+
+        print(f"{summary(approaches(rows, seed=chosen['seed']))}\n  {rule()}")
+    if save is not None:
+        from scaling import outputs
+
+        outputs.write("scaling fit", save, saved_law.text(found))
+        print(f"  saved        {save}; `scaling predict {save} --at ...`")
+
+
+def _refuse_unread(what: str, instead: str, **given: object) -> None:
+    """Options that a form would not read are the user's mistake, not to be passed over."""
+    unread = [
+        f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value is not None
+    ]
+    if unread:
+        it = "it" if len(unread) == 1 else "them"
+        raise UserError(
+            f"{' and '.join(unread)}: {what} does not read {it}; leave {it} out, or {instead} "
+            f"(without {what})"
+        )
 
 
 def drawn_files(command: str, path: Path, *sources: str) -> Path:

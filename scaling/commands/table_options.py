@@ -59,13 +59,9 @@ def reads_tables(command: Callable[..., None]) -> Callable[..., None]:
     With --by it runs for each group in turn, unless it has a parameter `groups` of its own: then it
     gets the column's name there.
     """
-    own = dict(inspect.signature(command, eval_str=True).parameters)
-    own.pop("table")
-    several = own.pop("groups", None) is not None
+    several = "groups" in inspect.signature(command).parameters
 
-    @functools.wraps(command)
-    def with_options(**given: Any) -> None:
-        table = {name: given.pop(name) for name in OPTIONS}
+    def grouped(*, table: TableOptions, **given: Any) -> None:
         source = given.get("source", given.get("like"))
         if several:
             command(**given, table=table, groups=table["by"])
@@ -79,10 +75,36 @@ def reads_tables(command: Callable[..., None]) -> Callable[..., None]:
                 print(f"\n{table['by']} = {value}")
                 command(**given, table=table | {"group": value})
 
+    return _taking(OPTIONS, command, grouped)
+
+
+def reads_points(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with those of OPTIONS that a table without losses needs (of
+    analysis.tables.points) in place of its parameter `table`."""
+    names = ("n", "d", "c", "compute_unit", "tokens_in", "params_in")
+    return _taking({name: OPTIONS[name] for name in names}, command, command)
+
+
+def _taking(
+    options: dict[str, Any], command: Callable[..., None], call: Callable[..., None]
+) -> Callable[..., None]:
+    """`call` with the signature of `command`, whose parameters `table` and `groups` are made of
+    these options."""
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        table = {name: given.pop(name) for name in options}
+        call(**given, table=table)
+
+    own = inspect.signature(command, eval_str=True).parameters
+    mine = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, p in own.items()
+        if name not in ("table", "groups")
+    ]
     extra = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        for name, kind in OPTIONS.items()
+        for name, kind in options.items()
     ]
-    mine = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()]
     with_options.__signature__ = inspect.Signature([*mine, *extra])  # type: ignore[attr-defined]
     return with_options

@@ -219,12 +219,10 @@ def test_no_number_lacks_its_interval_without_a_reason(shared_data: Path) -> Non
         (tables / "mlfoundations_overtraining_104.csv", dict(n="params", loss="loss_c4_val")),
         (tables / "nanosmol_run_summaries.csv",
          dict(n="total_params", d="total_samples", loss="best_val_loss")),
-        (xlstm, dict(n="model/num_params", loss="val/dclm_loss", keep=("sweep",))),
+        (xlstm, dict(n="model/num_params", loss="val/dclm_loss", budget_column="sweep")),
     ]  # fmt: skip
     for source, columns in named:
         rows, _ = read(source, **columns)
-        if "keep" in columns:
-            rows = with_budgets(rows, column="sweep")
         laws = approaches(rows, resamples=200)
         bare = laws.drop(columns=["approach", "refused", "macs", "budgets"]).isna().any(axis=1)
         assert (laws["refused"].ne("") == bare).all(), laws
@@ -237,38 +235,31 @@ def test_no_number_lacks_its_interval_without_a_reason(shared_data: Path) -> Non
 # --- budgets, weights
 
 
-def test_budgets_are_told_by_a_column_or_a_tolerance() -> None:
+def test_budgets_are_told_by_a_tolerance() -> None:
     rows = study(EPOCH, point_noise=0.002, **LADDER)
     rng = np.random.default_rng(0)
     apart = rows["macs_total"] * rng.uniform(1, 1.4, len(rows))
     off = rows.assign(
-        macs_total=apart, tokens=apart / (3 * rows["params"]), budget_macs=np.nan,
-        sweep="iso" + rows["budget_macs"].rank(method="dense").astype(int).astype(str),
+        macs_total=apart, tokens=apart / (3 * rows["params"]), budget_macs=np.nan
     )  # fmt: skip
     off["val_loss"] = EPOCH(off["params"], off["tokens"])
-    named, near = with_budgets(off, column="sweep"), with_budgets(off, within=1.5)
-    assert named["budget_macs"].nunique() == 8
-    assert named["budget_macs"].equals(near["budget_macs"])
-    number = with_budgets(off.assign(sweep=rows["budget_macs"]), column="sweep")
-    assert number["budget_macs"].equals(named["budget_macs"])
+    near = with_budgets(off, within=1.5)
+    means = np.log(apart).groupby(rows["budget_macs"]).transform("mean")
+    assert near["budget_macs"].to_numpy() == pytest.approx(np.exp(means).to_numpy())
     # Losses are moved to their budget's compute, or a run that cost 1.4 times as much would win.
-    law = size_laws(named, methods=("parabola",), resamples=100)[0]
+    law = size_laws(near, methods=("parabola",), resamples=100)[0]
     assert law.exponent == pytest.approx(exponent(EPOCH), abs=0.003)
-    note = table_of(named, window=8.0).notes[0]
+    note = table_of(near, window=8.0).notes[0]
     assert note.startswith("costs within a budget differ by up to 1.3")
-    assert note in summary(approaches(named, resamples=100))
+    assert note in summary(approaches(near, resamples=100))
 
 
 def test_budgets_that_cannot_be_told_are_refused() -> None:
     rows = study(TRUTH)
-    with pytest.raises(ValueError, match="no column 'swep' for the budget; the table has 'run_id'"):
-        with_budgets(rows, column="swep")
-    with pytest.raises(ValueError, match="give the column that names the budgets, or the factor"):
-        with_budgets(rows)
     with pytest.raises(ValueError, match="within is 1: give a factor above 1"):
         with_budgets(rows, within=1.0)
-    with pytest.raises(ValueError, match="names no budget"):
-        with_budgets(rows.assign(sweep=np.nan), column="sweep")
+    with pytest.raises(ValueError, match="no row has usable compute"):
+        with_budgets(rows.assign(macs_total=np.nan), within=1.5)
     with pytest.raises(NotIdentified, match="no nominal budgets: name the column"):
         minima(rows.assign(budget_macs=np.nan))
 

@@ -31,7 +31,8 @@ def table(tmp_path: Path) -> Path:
 def test_it_prints_every_method_and_writes_both_tables(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "sizes"
     done = CliRunner().invoke(
-        app, ["isoflop", str(table), "--budget", "sweep", "--errors", "se", "--out", str(out)],
+        app,
+        ["isoflop", str(table), "--budget-column", "sweep", "--errors", "se", "--out", str(out)],
         catch_exceptions=False,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -48,8 +49,12 @@ def test_it_prints_every_method_and_writes_both_tables(table: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--budget", "swep"], "no column 'swep'; the table has 'params'"),
-        (["--budget", "sweep", "--within", "1.5"], "a column or a tolerance"),
+        (
+            ["--budget-column", "swep"],
+            "no column 'swep' for nominal budget; the table has 'params'",
+        ),
+        (["--budget-column", "sweep", "--within", "1.5"], "a column or a tolerance"),
+        (["--budget", "sweep"], "No such option: --budget"),
         (["--within", "0.5"], "within is 0.5: give a factor above 1"),
         (["--errors", "sd"], "no column 'sd'"),
         (["--window", "0.5"], "window 0.5"),

@@ -1,0 +1,61 @@
+"""A table of points at which a law is to predict: compute, parameters or tokens, and no loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.tables.columns import WORDS, Table
+from analysis.tables.files import load
+from analysis.tables.losses import missing
+from analysis.tables.quantities import TRAINING, read_quantities
+from analysis.tables.reading import count_line
+
+NEEDED = {"compute": ("c",), "params": ("n",), "tokens": ("d",), "both": ("n", "d")}
+PLACES = {"c": "macs_total", "n": "params", "d": "tokens"}
+
+
+def read_points(
+    source: str | Path | pd.DataFrame, of: str, *, n: str | None = None, d: str | None = None,
+    c: str | None = None, compute_unit: str | None = None, tokens_in: str | None = None,
+    params_in: str | None = None,
+) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
+    """One row for each row of the table, in its order, and notes on how they were read.
+
+    of: what the law is of, a key of NEEDED. For one of compute, compute that no column gives is
+    that of training, 3 N D MACs; for one of both, compute alone stands for the best run of that
+    budget. The other arguments are those of `analysis.tables.read`.
+    Returns macs_total, params and tokens, those that the law takes, and `refused`: why a row is no
+    point, as its cells are no positive numbers.
+    Raises ValueError on a table that has none of these columns or cannot be read without guessing.
+    """
+    frame, notes = load(source)
+    table = Table(frame)
+    given = {"n": n, "d": d, "c": c}
+    found, more = read_quantities(table, given, {"n": params_in, "d": tokens_in}, compute_unit)
+    notes += more
+    roles = NEEDED[of]
+    if of == "compute" and "c" not in found and {"n", "d"} <= set(found):
+        roles = ("n", "d")
+    if of == "both" and not {"n", "d"} <= set(found) and "c" in found:
+        roles = ("c",)
+    for role in roles:
+        if role not in found:
+            raise ValueError(missing(table, role))
+    notes += [count_line(role, found[role]) for role in roles]
+    out = pd.DataFrame({PLACES[role]: found[role].values for role in roles})
+    refused = np.full(len(out), "", dtype=object)
+    for role in roles:
+        cells, values = found[role].cells, found[role].values
+        what = WORDS[role].split(" (")[0]
+        for i in np.flatnonzero(~(np.isfinite(values) & (values > 0)) & (refused == "")):
+            text = None if cells is None else cells.unread.get(int(i))
+            is_ = "missing" if np.isnan(values[i]) else f"{values[i]:g}"
+            said = is_ if text is None else f"{text!r}, which is no number"
+            refused[i] = f"{what} {'is' if role == 'c' else 'are'} {said}"
+    if of == "compute" and roles == ("n", "d"):
+        out["macs_total"] = TRAINING * out["params"] * out["tokens"]
+        notes.append("compute: 3 N D training MACs (6 N D FLOPs), as no column gives it")
+    return out.assign(refused=refused), notes
