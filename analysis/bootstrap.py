@@ -113,6 +113,12 @@ def components(
     return Noise(float(np.sqrt(run)), float(np.sqrt(point)), float(np.clip(known, 1.0, df)))
 
 
+def effective(clusters: int, weights: np.ndarray) -> float:
+    """How many clusters of equal weight the points (n,) are worth (Kish 1965): a few heavy points
+    are few, however many light ones are beside them."""
+    return clusters * float(weights.mean() ** 2 / (weights**2).mean())
+
+
 def cluster_weights(run_index: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """How often each point appears when whole clusters are drawn with replacement: (R, n)."""
     runs = int(run_index.max()) + 1
@@ -120,7 +126,9 @@ def cluster_weights(run_index: np.ndarray, resamples: int, rng: np.random.Genera
     return counts[:, run_index].astype(float)
 
 
-def widen(samples: np.ndarray, estimate: np.ndarray, clusters: int, parameters: int) -> np.ndarray:
+def widen(
+    samples: np.ndarray, estimate: np.ndarray, clusters: float, parameters: int
+) -> np.ndarray:
     """Undo the narrowness of drawing with replacement: its spread is too small by
     sqrt((G - p) / G), as a variance that divides by G is (Hesterberg 2015, section 4.3)."""
     return estimate + (samples - estimate) * np.sqrt(clusters / max(clusters - parameters, 1))

@@ -150,7 +150,7 @@ def positive(rows: pd.DataFrame, column: str, what: str) -> np.ndarray:
     if rows[column].dtype == bool:
         bad[:] = True
     if bad.any():
-        first = rows.iloc[int(np.argmax(bad))]
+        first = rows.astype(object).iloc[int(np.argmax(bad))]
         raise ValueError(
             f"column {column!r} is {first[column]!r} for run {first['run_id']!r} ({bad.sum()} such "
             f"of {len(values)} rows that count): {what} is a positive number; give one for every "

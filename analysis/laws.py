@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from analysis.bootstrap import FEW, MANY, bca, cluster_weights, components, widen
+from analysis.bootstrap import FEW, MANY, bca, cluster_weights, components, effective, widen
 from analysis.power_law import Holdout, PowerLaw, SaturatingLaw, Status
 from analysis.solver import (
     best,
@@ -301,6 +301,7 @@ def _resample(
             raise ValueError(f"{len(options.groups)} groups for {n} points: give one per point")
         index = np.unique(np.asarray(options.groups).astype(str)[order], return_inverse=True)[1]
     clusters, root = int(index.max()) + 1, np.sqrt(given)
+    worth = effective(clusters, given)
 
     def refit(targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return best(x, targets, weights * given, delta, pin, estimate)[0]
@@ -318,7 +319,7 @@ def _resample(
     if n > LARGE:
         scores, curvatures = cluster_sums(x, y, given, index, delta, pin, estimate)
         total = curvatures.sum(0)[None]
-        if clusters < FEW:
+        if worth < FEW:
             spread = components(jacobian, residual, index, influence)
             sums = np.stack([np.bincount(index, j, clusters) for j in jacobian.T], 1)
             moved = spread.draw_sums(sums, jacobian.T @ jacobian, resamples, rng)
@@ -334,13 +335,13 @@ def _resample(
         hessian = np.tensordot(counts, curvatures, 1)
         how = f"{clusters} clusters drawn with replacement, linearised"
         return one_step(estimate, counts @ scores, hessian), jackknife, how
-    if clusters < FEW:
+    if worth < FEW:
         noise = components(jacobian, residual, index, influence).draw(index, resamples, rng)
         how = f"noise of {clusters} clusters drawn anew"
         return refit(fitted + noise / root, np.ones_like(noise)), None, how
     weights = cluster_weights(index, resamples, rng)
     samples = refit(np.broadcast_to(y, weights.shape), weights)
-    samples = widen(samples, estimate, clusters, jacobian.shape[1])
+    samples = widen(samples, estimate, worth, jacobian.shape[1])
     samples[:, 0] = np.maximum(samples[:, 0], 0)
     drop = (index[None] != np.arange(clusters)[:, None]).astype(float)
     how = f"{clusters} clusters drawn with replacement"

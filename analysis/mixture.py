@@ -92,9 +92,10 @@ class Mixture:
             at = np.asarray(log_loss, dtype=float)[:, None]
             if run:
                 return ndtr((at - centre) / spread) @ weight
-            above = np.exp(at) - floor
-            z = np.where(above > 0, (np.log(np.maximum(above, 1e-300)) - mean) / deviation, -40)
-            return ndtr(z) @ weight
+            # log(L - floor), without L itself: far from the data its logarithm is in the hundreds.
+            share = floor * np.exp(-np.maximum(at, -600))
+            above = at + np.log1p(-np.minimum(share, 1 - 1e-15))
+            return ndtr(np.where(share < 1, (above - mean) / deviation, -40)) @ weight
 
         return below
 
@@ -116,7 +117,7 @@ class Mixture:
             middle = (low + high) / 2
             under = below(middle) < wanted
             low, high = np.where(under, middle, low), np.where(under, high, middle)
-        return np.exp((low + high) / 2)
+        return np.exp(np.minimum((low + high) / 2, 700))
 
     def means(self, compute: float) -> dict[str, float]:
         """Posterior mean of log loss by each form (0 by one without weights)."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from analysis.bootstrap import FEW, MANY, Noise, cluster_weights, components, widen
+from analysis.bootstrap import FEW, MANY, Noise, cluster_weights, components, effective, widen
 from analysis.surface import ITERATIONS, ROWS, Objective, continuation, newton
 
 LARGE = 500  # points beyond which a resample is a linear step from the estimate
@@ -47,7 +47,8 @@ def resample(
         raise ValueError(f"noise has shape {noise.shape}: want (resamples, {count})")
     if noise is not None and not np.isfinite(noise).all():
         raise ValueError("noise holds values that are not finite: every draw must be a number")
-    anew = noise is not None or clusters < FEW
+    worth = effective(clusters, objective.each(1))
+    anew = noise is not None or worth < FEW
     if anew:
         how = "noise of the study's runs drawn anew"
         draws: np.ndarray | Noise
@@ -76,7 +77,7 @@ def resample(
     given = objective.each(1)
     drawn = cluster_weights(index, resamples, rng) * given
     samples, gradient = _refit(objective, estimate, drawn)
-    samples = widen(samples, estimate, clusters, objective.free.shape[1])
+    samples = widen(samples, estimate, worth, objective.free.shape[1])
     left_out = np.arange(clusters)
     drop = (index[None] != left_out[:, None]) * given
     how = f"{clusters} clusters drawn with replacement"
@@ -171,7 +172,8 @@ def _steps_drawn(
         bend = np.zeros_like(bend)
     hessian = gauss + bend
     left_out = -np.linalg.solve(hessian, scores.T).T
-    factor = np.sqrt(clusters / (clusters - p))  # see `widen`
+    worth = effective(clusters, weight)
+    factor = np.sqrt(worth / (worth - p))  # see `widen`
     if clusters > MANY:  # the bootstrap's limit: normal scores, fixed curvature
         # By eigenvalues: of points without noise the scores are zero, which Cholesky refuses.
         size, axes = np.linalg.eigh(scores.T @ scores)

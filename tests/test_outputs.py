@@ -26,6 +26,8 @@ assert clips and study  # fixtures
 OTHER = b"somebody's own work, of many days\n"
 REPLACED = {  # command: how it is called, and all that it would write
     "fit": ("fit rows.csv --figure law.html", ["law.html", "law.points.csv"]),
+    "fit, law": ("fit rows.csv --save law.json", ["law.json"]),
+    "predict": ("predict rows.csv rows.csv --out told.csv", ["told.csv"]),
     "fit, png": ("fit rows.csv --figure law.png", ["law.png", "law.points.csv"]),
     "compare": ("compare rows.csv --figure two.svg", ["two.svg", "two.points.csv"]),
     "transfer": ("transfer rows.csv --figure s.html", ["s.html", "s.points.csv"]),

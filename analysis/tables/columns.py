@@ -7,7 +7,7 @@ the table is refused with their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import pandas as pd
@@ -115,13 +115,13 @@ SAME = 0.02  # columns whose median ratio is within this of 1 hold the same numb
 
 
 class Table:
-    """A table's columns with their parsed names."""
+    """A table's columns with their parsed names, without those `apart`, whose meaning is told."""
 
-    def __init__(self, frame: pd.DataFrame) -> None:
+    def __init__(self, frame: pd.DataFrame, apart: Collection[str] = ()) -> None:
         self.frame = frame
         self.empty = empty = frame.isna().all()
         self.names: dict[str, Name] = {
-            c: parse_name(c) for c in frame.columns if not bool(empty[c])
+            c: parse_name(c) for c in frame.columns if not bool(empty[c]) and c not in apart
         }
 
     def plain(self, column: str) -> str:

@@ -46,7 +46,7 @@ def read(
     evaluations along runs (True) or each a finished run (False). by: a column whose values become
     the column `by` of the result. metric: a column to fit a law of 1 - it (an accuracy). of: what
     the law will be of; for "params" or "tokens" that column and the loss are enough. keep: further
-    columns, taken over as they are.
+    columns, taken over as they are and for nothing else.
     Raises ValueError on a table that cannot be read without guessing.
     """
     frame, notes = load(source)
@@ -65,7 +65,8 @@ def read(
     refuse_several(frame, where, by)
     layout = adapt(frame, asked=set(k for k, v in given.items() if v is not None))
     frame, notes = layout.frame, notes + layout.notes
-    table = Table(frame)
+    apart = set(keep) - {*given.values(), budget_column, by, metric}
+    table = Table(frame, apart)
     if metric is None:
         given = {k: v if v is not None else layout.columns.get(k) for k, v in given.items()}
     run_column, is_id = (
@@ -74,7 +75,7 @@ def read(
     step = table.first("step", names.STEP, layout.columns.get("step"))
     frame, joined = join_sparse(frame, run_column, step)
     if joined:
-        notes, table = notes + joined, Table(frame)
+        notes, table = notes + joined, Table(frame, apart)
     quality, more = read_loss(table, given["loss"], metric)
     notes += more
     budget = nominal(table, budget_column)
