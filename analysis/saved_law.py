@@ -19,6 +19,7 @@ same file as its law.json.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,8 +101,8 @@ def _numbers(said: Prediction | Optimum | None) -> dict[str, float]:
     return {name: getattr(said, name) for name in names} | {"loss": loss}
 
 
-def text(found: StudyLaw | VariableLaw | StudySurface) -> str:
-    """The file's content: JSON, a line for each of its keys."""
+def text(found: StudyLaw | VariableLaw | StudySurface, warnings: Sequence[str] = ()) -> str:
+    """The file's content: JSON, a line for each of its keys. warnings: what else to beware of."""
     law = found.law
     if isinstance(law, ParametricLaw):
         names = ["n", "d", "loss", "weights", "samples", "run_index"]
@@ -114,6 +115,7 @@ def text(found: StudyLaw | VariableLaw | StudySurface) -> str:
         value = getattr(law, name)
         data[name] = value.tolist() if isinstance(value, np.ndarray) else value
     about = {"format": FORMAT, "version": VERSION, **found.to_json(), "data": data}
+    about["warnings"] = [*warnings, *found.warnings]
     lines = [f" {json.dumps(key)}: {json.dumps(_finite(value))}" for key, value in about.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

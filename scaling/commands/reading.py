@@ -202,14 +202,19 @@ def fit(
     given = {"e": e, "weights": weights, **_criterion(loss_kind, delta)}
     chosen |= {name: value for name, value in given.items() if value is not None}
     rows = read(source, of=of, keep=() if weights is None else (weights,), **table)
+    bewares = [
+        note.removeprefix("beware: ")
+        for note in rows.attrs.get("notes", ())
+        if note.startswith("beware: ")
+    ]
     if groups is None:
-        _fit_rows(rows, chosen, at, figure, save)
+        _fit_rows(rows, chosen, at, figure, save, bewares)
         return
     parts = {f"{groups} = {value}": part for value, part in rows.groupby("by")}
     for k, (name, part) in enumerate(parts.items()):
         print(f"\n{name}: {len(part)} rows")
         drawn, saved = (f and f.with_stem(f"{f.stem}-{k + 1}") for f in (figure, save))
-        _fit_rows(part.reset_index(drop=True), chosen, at, drawn, saved)
+        _fit_rows(part.reset_index(drop=True), chosen, at, drawn, saved, bewares)
     if not surface and of == "compute":
         first, *others = parts
         for other in others:
@@ -243,9 +248,9 @@ def _criterion(loss_kind: str | None, delta: float | None) -> dict[str, Any]:
 
 def _fit_rows(
     rows: pd.DataFrame, chosen: dict[str, Any], at: float | None, figure: Path | None,
-    save: Path | None,
+    save: Path | None, bewares: Sequence[str],
 ) -> None:  # fmt: skip
-    """Fit, print, draw and save one law. chosen: the options of the fits."""
+    """Fit, print, draw and save one law. chosen: the options of the fits. bewares: of the table."""
     form, of, method = (chosen[name] for name in ("form", "of", "method"))
     options = {name: v for name, v in chosen.items() if name not in ("form", "of", "method")}
     from analysis import figures, saved_law
@@ -281,7 +286,7 @@ def _fit_rows(
     if save is not None:
         from scaling import outputs
 
-        outputs.write("scaling fit", save, saved_law.text(found))
+        outputs.write("scaling fit", save, saved_law.text(found, bewares))
         print(f"  saved        {save}; `scaling predict {save} --at ...`")
 
 
