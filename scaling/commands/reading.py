@@ -146,7 +146,10 @@ def fit(
     weights: WeightsOption = None,
     loss_kind: Annotated[
         str | None,
-        typer.Option(help="Of L(N, D): huber | squared | l1 | asymmetric (log loss) | linear."),
+        typer.Option(
+            help="What L(N, D) minimises: huber | squared | l1 of log loss, linear (squared) | "
+            "asymmetric of the loss itself."
+        ),
     ] = None,
     delta: Annotated[
         float | None,
