@@ -157,3 +157,18 @@ def positive(rows: pd.DataFrame, column: str, what: str) -> np.ndarray:
             "run, or leave the column away"
         )
     return values
+
+
+def refuse_floor(e: float | None, kept: pd.DataFrame) -> None:
+    """Raise ValueError where a pinned floor is not below the loss of every row that counts."""
+    least = kept["val_loss"].min()
+    if e is not None and len(kept) and not 0 <= e < least:
+        raise ValueError(
+            f"E pinned at {e:g} is not in [0, {least:.5g}), the lowest loss of the rows that "
+            "count: no run is below the floor; pin it lower, or leave it free"
+        )
+
+
+def of_points(points: pd.DataFrame) -> np.ndarray | None:
+    """The weights of points, where they have some."""
+    return points[WEIGHT].to_numpy(float) if WEIGHT in points else None

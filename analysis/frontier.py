@@ -17,7 +17,16 @@ import pandas as pd
 
 from analysis import compare
 from analysis.best_loss import BestLoss, best_loss
-from analysis.cells import DESIGN, WEIGHT, cells, exclude, seed_means, weighted
+from analysis.cells import (
+    DESIGN,
+    WEIGHT,
+    cells,
+    exclude,
+    of_points,
+    refuse_floor,
+    seed_means,
+    weighted,
+)
 from analysis.laws import (
     DELTA,
     MIN_DECADES,
@@ -30,7 +39,7 @@ from analysis.laws import (
     curvature,
     select,
 )
-from analysis.parametric_law import ParametricLaw
+from analysis.power_law import conditions
 from analysis.references import REFERENCES
 
 OVERFIT = 0.005  # relative rise of the validation loss; less is noise
@@ -275,32 +284,6 @@ def lower_hull(x, y) -> list[int]:
             hull.pop()
         hull.append(i)
     return hull
-
-
-def refuse_floor(e: float | None, kept: pd.DataFrame) -> None:
-    """Raise ValueError where a pinned floor is not below the loss of every row that counts."""
-    least = kept["val_loss"].min()
-    if e is not None and len(kept) and not 0 <= e < least:
-        raise ValueError(
-            f"E pinned at {e:g} is not in [0, {least:.5g}), the lowest loss of the rows that "
-            "count: no run is below the floor; pin it lower, or leave it free"
-        )
-
-
-def of_points(points: pd.DataFrame) -> np.ndarray | None:
-    """The weights of points, where they have some."""
-    return points[WEIGHT].to_numpy(float) if WEIGHT in points else None
-
-
-def conditions(law: PowerLaw | ParametricLaw) -> list[str]:
-    """What a fit took as given, in lines of text."""
-    lines = []
-    if law.given:
-        lines.append(f"  given        E = {law.e:g}, pinned: every interval is conditional on it")
-    if law.weights is not None:
-        low, high = law.weights.min(), law.weights.max()
-        lines.append(f"  weights      {low:.3g} to {high:.3g} of their mean, a point")
-    return lines
 
 
 LOWEST = "the lowest of them is taken, which is too low if they are"

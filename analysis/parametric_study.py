@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.cells import DESIGN, SIZES, cells, exclude, weighted
-from analysis.frontier import SCATTER, conditions, refuse_floor, warnings_for
+from analysis.cells import DESIGN, SIZES, cells, exclude, refuse_floor, weighted
+from analysis.frontier import SCATTER, warnings_for
 from analysis.isoflop import fit_rows
 from analysis.laws import NotIdentified
 from analysis.parametric_law import ParametricLaw
+from analysis.power_law import conditions
 from analysis.variable import judged, none_left
 
 SEVERAL = 3  # runs of one size and length that differ in their settings: a sweep, not repeats

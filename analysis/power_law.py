@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 
 from analysis.bootstrap import bca
 from analysis.mixture import Mixture, mix
+
+if TYPE_CHECKING:
+    from analysis.parametric_law import ParametricLaw
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,17 @@ class Prediction:
             f"loss {self.loss:.4g} at {point} "
             f"[{self.low:.4g}, {self.high:.4g}], {distance(self.decades, 'fitted range')}"
         )
+
+
+def conditions(law: PowerLaw | ParametricLaw) -> list[str]:
+    """What a fit took as given, in lines of text."""
+    lines = []
+    if law.given:
+        lines.append(f"  given        E = {law.e:g}, pinned: every interval is conditional on it")
+    if law.weights is not None:
+        low, high = law.weights.min(), law.weights.max()
+        lines.append(f"  weights      {low:.3g} to {high:.3g} of their mean, a point")
+    return lines
 
 
 def one_more(curves: np.ndarray, noise: float) -> np.ndarray:

@@ -27,10 +27,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from analysis.frontier import StudyLaw, conditions
+from analysis.frontier import StudyLaw
 from analysis.parametric_law import NAMES, Optimum, ParametricLaw, SurfaceStatus
 from analysis.parametric_study import StudySurface
-from analysis.power_law import PowerLaw, Prediction, SaturatingLaw, Status
+from analysis.power_law import PowerLaw, Prediction, SaturatingLaw, Status, conditions
 from analysis.variable import VariableLaw
 
 FORMAT = "scaling law"

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.cells import cells, exclude, seed_means, weighted
-from analysis.frontier import conditions, doubts, of_points, refuse_floor, warnings_for
+from analysis.cells import cells, exclude, of_points, refuse_floor, seed_means, weighted
+from analysis.frontier import doubts, warnings_for
 from analysis.laws import DELTA, RESAMPLES, NotIdentified, Options, curvature, select
-from analysis.power_law import PowerLaw, SaturatingLaw
+from analysis.power_law import PowerLaw, SaturatingLaw, conditions
 
 MIN_RANKED = 8  # points below which a rank correlation says nothing
 UNITS = {"params": "parameters", "tokens": "tokens"}

@@ -174,7 +174,7 @@ def fit(
 
     Example: `scaling fit table.csv --n "Model Size" --c "Training FLOP" --compute-unit FLOPs`
 
-    Example: `scaling fit table.csv --form parametric --e 1.7 --weights seeds --save law.json`
+    Example: `scaling fit table.csv --form parametric --e 1.7 --weights count --save law.json`
     """
     if figure is not None:
         drawn_files("scaling fit", figure, source)
