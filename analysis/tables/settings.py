@@ -25,6 +25,7 @@ from analysis.tables.units import numbers
 FRESH = 1.01  # epochs up to here count as one: the last batch rarely ends with the data
 SINGLE = 1e6  # a column of unique tokens with such numbers counts single ones
 MOST_PASSES = 1e5
+UNEVEN = 3  # times as many settings in one cell as in another: their lowest are of unlike luck
 TOGETHER = 1.02  # amounts of training within this factor are one cell
 MIXED = ("tokenizer", "vocab", "data_key", "context", "optimizer", "evaluated_on",
          "parametrization", "family")  # fmt: skip
@@ -183,8 +184,15 @@ def grid(
     if not worse.any():
         return worse, []
     cells_searched = len(np.unique(number[worse[rows]]))
+    tried = design.groupby(number).nunique()
+    uneven = [
+        f"beware: {tried.min()} to {tried.max()} settings were tried in a cell of one N and D: the "
+        "best of many is lower by luck than the best of few, by up to two standard deviations of "
+        "their noise, which no interval of the law has in it; --where can keep as many in each"
+    ]
     return worse, [
+        *(uneven if tried.max() >= UNEVEN * tried.min() else []),
         f"grid: {listed(varying, 4)} vary within {cells_searched} cells of one N and D; the best "
         f"of each cell counts, {int(worse.sum())} rows left out (the best of many is a little too "
-        "low)"
+        "low)",
     ]

@@ -221,3 +221,17 @@ def test_counts_that_no_run_has_are_asked_about(runs: pd.DataFrame) -> None:
     rows, _ = read(billions, tokens_in="B")
     assert rows["tokens"].tolist() == pytest.approx(runs["D"].tolist())
     assert read(billions, tokens_in="")[0]["tokens"].tolist() == billions["D"].tolist()
+
+
+@pytest.mark.parametrize(("largest", "told"), [(9, False), (4, False), (2, True)])
+def test_grids_of_unlike_sizes_are_told(largest: int, told: bool) -> None:
+    """The best of many settings is luckier than the best of few, which tilts the law."""
+    rows = [
+        (n, 20 * n, lr, 2 + 60 * n**-0.2 + 0.01 * lr)
+        for n in (1e6, 1e7, 1e8, 1e9)
+        for lr in range(9 if n < 1e9 else largest)
+    ]
+    _, notes = read(pd.DataFrame(rows, columns=["params", "tokens", "lr", "loss"]))
+    said = [one for one in notes if one.startswith("beware: 2 to 9 settings were tried in a cell")]
+    assert bool(said) == told
+    assert any(one.startswith("grid: 'lr' vary within 4 cells") for one in notes)
