@@ -35,6 +35,7 @@ from analysis.variable import VariableLaw
 
 FORMAT = "scaling law"
 VERSION = 1
+TINY = 1e-300
 LAWS = {"power": PowerLaw, "saturating": SaturatingLaw}
 UNITS = {"MACs": "compute", "parameters": "params", "tokens": "tokens"}
 S = TypeVar("S", Status, SurfaceStatus)
@@ -176,7 +177,7 @@ def _law(content: dict) -> SavedLaw:
         raise _Wrong('"warnings" is no list of texts')
     parameters = _part(about, "parameters")
     common: dict[str, Any] = {
-        "unit": about.get("unit"), "level": _number(about, "level", 0, 1),
+        "unit": about.get("unit"), "level": _number(about, "level", 0.01, 0.9999),
         "ci": _intervals(_part(about, "interval")), "pinned": "E" in _part(about, "given"),
         "loss": (loss := _array(data, "loss", (None,), positive=True)),
         "weights": _optional(data, "weights", (len(loss),), positive=True),
@@ -190,7 +191,7 @@ def _law(content: dict) -> SavedLaw:
         return SavedLaw(
             ParametricLaw(
                 **values, **common, objective=_number(about, "objective"),
-                per_token=_number(about, "per_token", 0), loss_kind=str(about.get("loss")),
+                per_token=_number(about, "per_token", TINY), loss_kind=str(about.get("loss")),
                 corner=np.inf if about.get("corner") is None else _number(about, "corner", 0),
                 tied=about.get("tied") is True,
                 n=_array(data, "n", loss.shape, positive=True),
@@ -205,12 +206,14 @@ def _law(content: dict) -> SavedLaw:
         raise _Wrong(f"no form {form!r} of {common['unit']!r} is known")
     chosen = about.get("mixture") is not None
     compute = _array(data, "compute", loss.shape, positive=True)
+    if chosen and len(np.unique(compute)) < 3:
+        raise _Wrong("'compute' has fewer than three values, which determine no law")
     covariance = None
     if chosen and (covariance := _optional(data, "covariance", (len(loss),) * 2)) is not None:
         _require_covariance(covariance)
     return SavedLaw(
         LAWS[form](
-            **common, a=_number(parameters, "a", 0), b=_number(parameters, "b"),
+            **common, a=_number(parameters, "a", TINY), b=_number(parameters, "b"),
             e=_number(parameters, "E", 0), noise=_number(about, "noise_log", 0),
             compute=compute, covariance=covariance, chosen=chosen,
             samples=np.empty((0, 3)) if chosen else _array(data, "samples", (None, 3)),

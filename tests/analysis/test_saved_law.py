@@ -174,6 +174,8 @@ def _put(content: dict, path: str, value: object) -> dict:
         ("warnings", "none", '"warnings" is no list of texts'),
         ("data", None, "it has no 'data'"),
         ("data/compute", [1, 2], "'compute' is of shape"),
+        ("data/compute", [1e12] * 5, "'compute' has fewer than three values"),
+        ("law/parameters/a", 0, "'a' is '0'"),
         ("data/compute", "text", "something else than finite numbers"),
         ("data/loss", [[1], [2, 3]], "no table of numbers"),
         ("data/loss", [], "'loss' is of shape"),
