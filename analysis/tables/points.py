@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.tables.columns import WORDS, Table
 from analysis.tables.files import load
 from analysis.tables.losses import missing
+from analysis.tables.plausible import check
 from analysis.tables.quantities import TRAINING, read_quantities
 from analysis.tables.reading import count_line
 
@@ -34,7 +35,9 @@ def read_points(
     frame, notes = load(source)
     table = Table(frame)
     given = {"n": n, "d": d, "c": c}
-    found, more = read_quantities(table, given, {"n": params_in, "d": tokens_in}, compute_unit)
+    scales = {"n": params_in, "d": tokens_in}
+    found, more = read_quantities(table, given, scales, compute_unit)
+    check(found, scales, compute_unit)
     notes += more
     roles = NEEDED[of]
     if of == "compute" and "c" not in found and {"n", "d"} <= set(found):
