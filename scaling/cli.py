@@ -18,7 +18,16 @@ from typing import Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 
-from scaling.commands import isoflop, judging, keeping, models, probes, reading, tokens  # noqa: E402
+from scaling.commands import (  # noqa: E402
+    comparing,
+    isoflop,
+    judging,
+    keeping,
+    models,
+    probes,
+    reading,
+    tokens,
+)
 from scaling.errors import UserError  # noqa: E402
 
 app = typer.Typer(
@@ -234,7 +243,7 @@ app.command()(keeping.sync)
 app.command()(keeping.doctor)
 app.command()(reading.fit)
 app.command()(isoflop.isoflop)
-app.command()(reading.compare)
+app.command()(comparing.compare)
 app.command()(reading.transfer)
 app.command()(judging.audit)
 app.command()(judging.choices)
