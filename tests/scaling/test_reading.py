@@ -147,7 +147,7 @@ def test_compare_with_published_laws(run: Run, rows_csv: Path, tmp_path: Path) -
     points = pd.read_csv(tmp_path / "c.points.csv")
     assert set(points["law"]) == {"rows.csv", "GPT-3", "Toto", "Henighan video"}
     assert "section 4.9" in said and "Kaplan L(N): a law of parameters" in said
-    assert "GPT-3: fitted to 4.3e+13 to 1.6e+23 MACs" not in said, "half a decade from the rows"
+    assert "GPT-3: fitted to 4.3e+13 to 1.6e+23 MACs, out of view" in said
     assert "Henighan video: what compute it was fitted to is not recorded" in said
 
 
@@ -169,19 +169,23 @@ def test_compare_of_several_tables_and_one_without_a_law(run: Run, tmp_path: Pat
         (tmp_path / name).mkdir()
         rows.to_csv(tmp_path / name / "rows.csv", index=False)
     a, b, c, short = (tmp_path / name / "rows.csv" for name in ("a", "b", "c", "short"))
-    said = run("compare", a, "--to", b, short, c, "toto", "--figure", tmp_path / "f.html")
+    said = run("compare", b, "--to", a, short, c, "toto", "--figure", tmp_path / "f.html")
     assert said.count("difference ") == 3 and f"{short}: no law: " in said
     assert "there are 3" in said and "data differ: each is drawn over its own law's loss" in said
-    assert "no multiplier of compute at equal loss: data differ" in said
+    assert said.count("no multiplier of compute at equal loss: data differ") == 1
+    assert f"{c} needs" in said, "these two have the same data"
     points = pd.read_csv(tmp_path / "f.points.csv")
     names = {"a/rows.csv", "b/rows.csv", "c/rows.csv"}
     assert set(points["law"]) == names | {"Toto"}
     starts = points[points["kind"] == "curve"].groupby("law")["height"].first()
     assert starts[list(names)].tolist() == [1.0, 1.0, 1.0]
-    same = run("compare", b, "--to", c, "--figure", tmp_path / "g.html")
-    assert "heights" not in same and "needs" in same
-    with pytest.raises(UserError, match="nothing is left to compare"):
-        run("compare", b, "--to", short)
+
+
+def test_compare_of_one_without_a_law_has_nothing_to_compare(run: Run, tmp_path: Path) -> None:
+    rows = simulated_rows()
+    rows[~(rows["budget_macs"] > 1e11)].to_csv(tmp_path / "short.csv", index=False)
+    with pytest.raises(UserError, match="short.csv: no law: (.|\\n)*nothing is left to compare"):
+        run("compare", tmp_path / "short.csv", "--to", "gpt3")
 
 
 def folder_of(tmp_path: Path, name: str, scale: float, tokenizer: str, per_frame: int) -> Path:
