@@ -221,7 +221,7 @@ def prediction_points(before: PowerLaw, points: pd.DataFrame) -> pd.DataFrame:
         before: the law without the largest budget.
         points: columns macs_total, val_loss: all points of the frontier.
     Returns `law_points` (kind 'law', with the interval of the law) and the points (kind 'fitted',
-    or 'held out' with the prediction in `loss` and the interval of one more run in low, high).
+    or 'held out' with the prediction in `loss` and the interval of such a point in low, high).
     """
     macs = points.macs_total.astype(float)
     curve = law_points(before, float(macs.min()), float(macs.max())).assign(kind="law")

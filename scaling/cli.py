@@ -152,7 +152,8 @@ def plan(
     for line in plan_tokens.lines(study_config, costs):
         tell(line)
     if page is not None:
-        outputs.write("scaling plan", page, plan_tokens.page(config, page, told))
+        text = outputs.signed("scaling plan", plan_tokens.page(config, page, told))
+        outputs.write("scaling plan", page, text)
     folder = out / study_config.study
     _say(f"disk: {_bytes(disk_bytes(study_config, costs))}; free: {_bytes(free_bytes(folder))}")
     over = over_budget(launch, costs)

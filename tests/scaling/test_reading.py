@@ -184,7 +184,7 @@ def test_compare_of_several_tables_and_one_without_a_law(run: Run, tmp_path: Pat
 def test_compare_of_one_without_a_law_has_nothing_to_compare(run: Run, tmp_path: Path) -> None:
     rows = simulated_rows()
     rows[~(rows["budget_macs"] > 1e11)].to_csv(tmp_path / "short.csv", index=False)
-    with pytest.raises(UserError, match="short.csv: no law: (.|\\n)*nothing is left to compare"):
+    with pytest.raises(UserError, match=r"short\.csv: no law: (.|\n)*nothing is left to compare"):
         run("compare", tmp_path / "short.csv", "--to", "gpt3")
 
 
