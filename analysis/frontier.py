@@ -69,15 +69,15 @@ class StudyLaw:
         points = self.points
         return bool((points["averaged"] > 1).any() or (points.lowest_loss != points.val_loss).any())
 
-    def smaller(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """The rows without those of the last point: its whole budget or bin, or from its compute
-        on."""
+    def smaller(self, rows: pd.DataFrame, point: int = -1) -> pd.DataFrame:
+        """The rows without those of a point (its number; the last) and of all larger ones: its
+        whole budget or bin on, or from its compute on."""
         cost, at = "macs_total", rows["macs_total"]
         if self.method in BY_BUDGET:
             cost, at = "budget_macs", rows["budget_macs"]
         elif self.method == "binned":
             cost, at = "budget_macs", binned(rows)["budget_macs"].fillna(at)
-        return rows[~(at >= self.points[cost].iloc[-1] * (1 - 1e-9))]
+        return rows[~(at >= self.points[cost].iloc[point] * (1 - 1e-9))]
 
     def compare(self) -> list[compare.Comparison]:
         """The pure exponent next to those of BESIDE."""
