@@ -5,7 +5,7 @@
 The runs up to a table's frontier points at 1, 1.25, 1.5 ... decades (at least five points) are
 fitted as `scaling fit` fits them (`analysis.frontier.fit_frontier`: budgets, bins of a cloud, or
 the envelope), and the law predicts the point of the whole table's frontier that is nearest to .5,
-1 and 1.5 decades above (within a quarter of a decade's half). Per distance: how many were refused
+1 and 1.5 decades above (within .13, or half of what its points lie apart). Per distance: how many were refused
 for want of data, the share of the rest inside the 95% interval of one more such point, the median
 width of that interval and the median error, both of log loss. A table that is not there, or has no
 law, is said and skipped.
@@ -26,7 +26,7 @@ from analysis.laws import NotIdentified
 from analysis.tables import read
 
 DISTANCES = (0.5, 1.0, 1.5)
-NEAR = 0.13  # decades around a distance within which a point counts
+NEAR = 0.13  # decades around a distance within which a point counts; in a wider grid half a step
 STEP = 0.25  # decades between the ends of two beginnings
 FEWEST = 5  # points of a beginning
 # File: columns that its header does not tell, and the column by whose values it is split.
@@ -77,11 +77,12 @@ def forecasts(name: str, rows: pd.DataFrame, resamples: int) -> Iterator[dict]:
     compute, loss = (whole.points[c].to_numpy(float) for c in ("macs_total", "val_loss"))
     name = f"{name} ({whole.method})"
     decades = np.log10(compute / compute[0])
+    near = max(NEAR, float(np.median(np.diff(decades))) / 2)
     for count in beginnings(decades):
         targets = []
         for distance in DISTANCES:
             apart = np.abs(decades - decades[count - 1] - distance)
-            if apart.min() <= NEAR:
+            if apart.min() <= near:
                 targets.append((distance, int(apart.argmin())))
         if not targets:
             continue
