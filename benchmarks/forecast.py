@@ -5,10 +5,10 @@
 The runs up to a table's frontier points at 1, 1.25, 1.5 ... decades (at least five points) are
 fitted as `scaling fit` fits them (`analysis.frontier.fit_frontier`: budgets, bins of a cloud, or
 the envelope), and the law predicts the point of the whole table's frontier that is nearest to .5,
-1 and 1.5 decades above (within .13, or half of what its points lie apart). Per distance: how many were refused
-for want of data, the share of the rest inside the 95% interval of one more such point, the median
-width of that interval and the median error, both of log loss. A table that is not there, or has no
-law, is said and skipped.
+1 and 1.5 decades above (within .13, or half of what its points lie apart). Per distance: how many
+were refused for want of data, the share of the rest inside the 95% interval of one more such point,
+the median width of that interval and the median error, both of log loss. A table that is not there,
+or has no law, is said and skipped.
 """
 
 from __future__ import annotations
