@@ -35,7 +35,11 @@ class Status:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A law's value with two intervals: of the law itself, and of the loss of one more run."""
+    """A law's value with two intervals: of the law itself, and of the loss of one more such point.
+
+    A point is what the law was fitted to: one run, or what is expected of several (as at the best
+    size of a budget), which scatters less than one run does.
+    """
 
     compute: float
     loss: float
@@ -136,7 +140,7 @@ class PowerLaw:
         """All forms, weighed on the same points; None where one form was asked for."""
         if not self.chosen:
             return None
-        return mix(self.compute, self.loss, self.covariance, self.weights)
+        return mix(self.compute, self.loss, self.covariance, self.weights, self.unit)
 
     @property
     def decades(self) -> float:
@@ -161,7 +165,7 @@ class PowerLaw:
         return float(np.sqrt(np.mean([h.error**2 for h in self.holdout])))
 
     def predict(self, compute: float, *, level: float | None = None) -> Prediction:
-        """Loss at `compute` with the interval of the law and of one more run's loss there.
+        """Loss at `compute` with the interval of the law and of one more such point's there.
 
         Where the form was not asked for, of the mixture of all forms (analysis/mixture.py), whose
         median the loss is; `refused` says why where the data support none so far away.

@@ -19,6 +19,7 @@ from typing import Annotated, Any  # noqa: E402
 import typer  # noqa: E402
 
 from scaling.commands import (  # noqa: E402
+    comparing,
     isoflop,
     judging,
     keeping,
@@ -152,7 +153,8 @@ def plan(
     for line in plan_tokens.lines(study_config, costs):
         tell(line)
     if page is not None:
-        outputs.write("scaling plan", page, plan_tokens.page(config, page, told))
+        text = outputs.signed("scaling plan", plan_tokens.page(config, page, told))
+        outputs.write("scaling plan", page, text)
     folder = out / study_config.study
     _say(f"disk: {_bytes(disk_bytes(study_config, costs))}; free: {_bytes(free_bytes(folder))}")
     over = over_budget(launch, costs)
@@ -244,7 +246,7 @@ app.command()(keeping.doctor)
 app.command()(reading.fit)
 app.command()(predicting.predict)
 app.command()(isoflop.isoflop)
-app.command()(reading.compare)
+app.command()(comparing.compare)
 app.command()(reading.transfer)
 app.command()(judging.audit)
 app.command()(judging.choices)

@@ -133,6 +133,19 @@ def test_a_column_of_weights_has_no_other_meaning(run: Run) -> None:
     assert mine == its
 
 
+def test_compare_takes_a_pinned_floor_and_weights(run: Run) -> None:
+    runs = pd.read_csv("runs.csv").drop(columns="arm")
+    both = pd.concat([runs.assign(arm="a"), runs.assign(arm="b", loss=1 + 0.9 * (runs.loss - 1))])
+    both.to_csv("both.csv", index=False)
+    for command in ("compare", "fit"):
+        said = run(f"{command} both.csv --by arm --e 1 --weights means")
+        floors = {one.split(": ")[-1] for one in said.splitlines() if "given E = 1" in one}
+        exponents = {one.split("C^")[1].split(",")[0] for one in floors}
+        assert len(floors) == 2 and len(exponents) == 1, "the arms differ by a factor above E"
+        assert "saturating law over" in said and "difference +0.0000" in said.replace("-0.", "+0.")
+    assert "given" not in run("compare both.csv --by arm")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -149,6 +162,8 @@ def test_a_column_of_weights_has_no_other_meaning(run: Run) -> None:
         ("fit runs.csv --weights arm", "column 'arm' is 0 for run 'row 0' (15 such of 29 rows"),
         ("isoflop runs.csv --weights arm", "column 'arm' is 0 for run 'row 0' (15 such of 29"),
         ("isoflop runs.csv --weights means --errors arm", "--errors and --weights"),
+        ("compare runs.csv --e 3", "E pinned at 3 is not in [0, 2.5519)"),
+        ("compare runs.csv --weights arm", "column 'arm' is 0 for run 'row 0'"),
         ("predict none.json --at 1", "none.json: cannot be read (No such file or directory)"),
         ("predict runs.csv --at 1", "runs.csv: not the JSON of a law"),
         ("predict law.json", "nothing to predict: give a table of points, or --at"),
