@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from analysis.bootstrap import bca
 from analysis.laws import PowerLaw
 from analysis.references import Reference
+from scaling.results import predicted
 
 
 @dataclass(frozen=True)
@@ -151,3 +154,30 @@ def compute_multiplier(
         )
     low, high = bca(draws[~np.isnan(draws)], estimate, None, level)
     return float(np.exp(estimate)), float(np.exp(low)), float(np.exp(high))
+
+
+# What losses of one level share: column, and what differs where its values do.
+LEVELS = {
+    "tokenizer": "tokenizers", "vocab": "vocabularies", "data_key": "data", "data_mix": "data",
+    "evaluated_on": "validation data", "context": "context lengths",
+}  # fmt: skip
+TOLD = ("tokenizer", "data_key")  # without these, nothing says that two tables share a level
+
+
+def levels_differ(tables: Sequence[pd.DataFrame], *, parts_of_one: bool = False) -> str:
+    """Why the levels of these tables' losses may not be compared; empty where they may.
+
+    parts_of_one: they are groups of one table, and share what it has no column for.
+    """
+    if len(tables) < 2:
+        return ""
+    if not parts_of_one and any(c not in rows for rows in tables for c in TOLD):
+        return "nothing tells whether the tables share tokenizer and data"
+    differ = []
+    for column, what in LEVELS.items():
+        values = [set(rows[column].map(str)) for rows in tables if column in rows]
+        if column == "tokenizer":
+            values = [set(map(predicted, one)) for one in values]
+        if any(one != values[0] for one in values[1:]):
+            differ.append(what)
+    return f"{' and '.join(dict.fromkeys(differ))} differ" if differ else ""

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
@@ -20,6 +19,7 @@ from urllib.parse import unquote_to_bytes
 from plotly.offline import get_plotlyjs
 
 from analysis.page import POLICY
+from scaling import scratch
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -96,15 +96,17 @@ def _write(
     page = _PAGE.format(
         policy=POLICY, script=get_plotlyjs(), figure=script, options=json.dumps(options)
     )
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        source = Path(folder) / "figure.html"
+    folder = scratch.make()
+    try:
+        source = folder / "figure.html"
         source.write_text(page, encoding="utf-8")
-        command = browser_command(browser, Path(folder) / "profile")
+        command = browser_command(browser, folder / "profile")
         command += ["--virtual-time-budget=30000", "--dump-dom", source.as_uri()]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=120, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ValueError(f"{path.name}: {browser} did not draw it ({error})") from None
+        done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ValueError(f"{path.name}: {browser} did not draw it ({error})") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     dom = done.stdout.decode("utf-8", "replace")
     found = re.search(r"<body>data:image/[a-z+]+([;,][^<]*)</body>", dom)
     if found is None:

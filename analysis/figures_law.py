@@ -4,7 +4,7 @@ runs, the law of the smaller budgets against what the largest turned out to be, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.figures import add_law, drawn_points, law_points
-from analysis.references import Reference
 from analysis.style import (
     CROSS,
     LAW,
@@ -222,7 +221,7 @@ def prediction_points(before: PowerLaw, points: pd.DataFrame) -> pd.DataFrame:
         before: the law without the largest budget.
         points: columns macs_total, val_loss: all points of the frontier.
     Returns `law_points` (kind 'law', with the interval of the law) and the points (kind 'fitted',
-    or 'held out' with the prediction in `loss` and the interval of one more run in low, high).
+    or 'held out' with the prediction in `loss` and the interval of such a point in low, high).
     """
     macs = points.macs_total.astype(float)
     curve = law_points(before, float(macs.min()), float(macs.max())).assign(kind="law")
@@ -268,52 +267,4 @@ def prediction_figure(points: pd.DataFrame, *, unit: str = TOKEN_UNIT) -> go.Fig
     )  # fmt: skip
     ends = points[["loss", "val_loss", "low", "high"]].to_numpy(float)
     log_loss(figure, float(np.nanmin(ends)) * 0.99, float(np.nanmax(ends)) * 1.01)
-    return figure
-
-
-def comparison_points(laws: Mapping[str, PowerLaw | Reference]) -> pd.DataFrame:
-    """Curves of fitted laws, and of published laws of compute, over the fitted range in MACs.
-
-    Returns law, published (bool), macs_total, loss (of its own tokens), low, high
-    (NaN for a published one). A law of parameters or of tokens has no curve here.
-    """
-    fitted = {name: law for name, law in laws.items() if not isinstance(law, Reference)}
-    if not fitted:
-        raise ValueError("no fitted law: a comparison needs one, for its range of compute")
-    low = min(law.compute.min() for law in fitted.values())
-    high = max(law.compute.max() for law in fitted.values())
-    parts = []
-    for name, law in laws.items():
-        if isinstance(law, Reference):
-            if law.x != "compute":
-                continue
-            macs = np.geomspace(low, high, 48)
-            loss = law.e + law.coefficient("MACs") * macs**law.b
-            curve = pd.DataFrame({"macs_total": macs, "loss": loss, "low": np.nan, "high": np.nan})
-        else:
-            curve = law_points(law, law.compute.min(), law.compute.max())
-        parts.append(curve.assign(law=name, published=isinstance(law, Reference)))
-    return pd.concat(parts, ignore_index=True)
-
-
-def comparison_figure(points: pd.DataFrame) -> go.Figure:
-    """Laws on one axis of compute, of `comparison_points`; published ones are dashed."""
-    figure = base_figure("training compute (MACs)", "loss (each of its own tokens)", height=520)
-    log_compute(figure)
-    names = list(points["law"].drop_duplicates())
-    for i, (name, colour) in enumerate(zip(names, shades(len(names)), strict=True)):
-        curve = points[points["law"] == name]
-        dashed = bool(curve["published"].iloc[0])
-        if not dashed:
-            figure.add_scatter(
-                x=[*curve.macs_total, *curve.macs_total[::-1]], y=[*curve.high, *curve.low[::-1]],
-                fill="toself", fillcolor=colour + "2b", line={"width": 0}, mode="lines",
-                hoverinfo="skip", showlegend=False, legendgroup=str(i),
-            )  # fmt: skip
-        figure.add_scatter(
-            x=curve.macs_total, y=curve.loss, mode="lines", name=escape(name), legendgroup=str(i),
-            line={"color": colour, "width": 2, "dash": "dash" if dashed else "solid"},
-            hovertemplate=f"{escape(name)}<br>%{{x:.3s}} MACs<br>loss %{{y:.4f}}<extra></extra>",
-        )  # fmt: skip
-    log_loss(figure, float(points.loss.min()) * 0.97, float(points.loss.max()) * 1.03)
     return figure

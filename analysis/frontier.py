@@ -40,6 +40,7 @@ EXPECTED = ("budget", "binned")  # the loss to expect of the best size, not a ru
 BIN, BINS, BIN_RUNS = 0.25, 12, 4  # decades, bins at most, runs of a bin at least
 SCATTER = 0.2  # of log loss around the pure law; published frontiers scatter by a hundredth
 ALONE = ("parameters", "tokens")  # units of laws that are not of compute
+BESIDE = ("gpt3", "toto")  # published laws that a study's is set beside: pure exponents too
 COMPARABLE = "bits per pixel are (analysis.references.bits_per_pixel)"
 
 
@@ -68,19 +69,19 @@ class StudyLaw:
         points = self.points
         return bool((points["averaged"] > 1).any() or (points.lowest_loss != points.val_loss).any())
 
-    def smaller(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """The rows without those of the last point: its whole budget or bin, or from its compute
-        on."""
+    def smaller(self, rows: pd.DataFrame, point: int = -1) -> pd.DataFrame:
+        """The rows without those of a point (its number; the last) and of all larger ones: its
+        whole budget or bin on, or from its compute on."""
         cost, at = "macs_total", rows["macs_total"]
         if self.method in BY_BUDGET:
             cost, at = "budget_macs", rows["budget_macs"]
         elif self.method == "binned":
             cost, at = "budget_macs", binned(rows)["budget_macs"].fillna(at)
-        return rows[~(at >= self.points[cost].iloc[-1] * (1 - 1e-9))]
+        return rows[~(at >= self.points[cost].iloc[point] * (1 - 1e-9))]
 
     def compare(self) -> list[compare.Comparison]:
-        """The pure exponent next to GPT-3's and Toto's, which are pure exponents too."""
-        return [compare.exponents(self.pure, REFERENCES[name]) for name in ("gpt3", "toto")]
+        """The pure exponent next to those of BESIDE."""
+        return [compare.exponents(self.pure, REFERENCES[name]) for name in BESIDE]
 
     def summary(self, *, published: bool = True) -> str:
         """The law, its unit, its judgement, in plain text of several lines.

@@ -18,6 +18,7 @@ import numpy as np
 from scipy import stats
 
 from analysis.bootstrap import FEW, MANY, bca, cluster_weights, components, widen
+from analysis.mixture import BUDGETS, WORDS
 from analysis.power_law import Holdout, PowerLaw, SaturatingLaw, Status
 from analysis.solver import (
     best,
@@ -37,6 +38,7 @@ FORMS = ("select", "power", "saturating")
 LARGE = 500  # points beyond which a resample is one Newton step from the estimate
 DRAWS = 500  # of the noise of points of one run, for its covariance
 WINDOWS = 20  # at most so many held-out values of compute
+HELD = {"parameters": "larger models", "tokens": "longer runs"}  # by unit
 E_BOUND = 1e-3  # E below this share of the smallest loss is the bound E = 0
 
 
@@ -163,7 +165,8 @@ def select(
         for law in (pure, saturating)
     ]
     text = (
-        f"error on held-out larger compute: pure {score[0]:.2%}, saturating {score[1]:.2%} "
+        f"error on held-out {HELD.get(options.unit, 'larger compute')}: pure {score[0]:.2%}, "
+        f"saturating {score[1]:.2%} "
         f"({len(common)} window{'s' * (len(common) > 1)})"
     )
     if score[1] < score[0]:
@@ -219,7 +222,7 @@ def _fit(compute, loss, pin: float | None, form: str, options: Options) -> Power
         raise NotIdentified(
             f"L = E + a C^b is not identified: the {options.level:.0%} interval of E reaches 0 "
             f"({share:.0%} of the resamples sit on that bound), so a pure power law fits as well; "
-            "widen the range of compute, repeat seeds, or pin E"
+            f"add {WORDS.get(options.unit, BUDGETS)[2]}, repeat seeds, or pin E"
         )
 
     def log_a(t: np.ndarray) -> np.ndarray:  # at compute 1, not at the centre
@@ -375,10 +378,9 @@ def _require(compute: np.ndarray, loss: np.ndarray, free: int, form: str, unit: 
         )
     decades = np.log10(compute.max() / compute.min())
     if decades < MIN_DECADES - 1e-9:
-        more = {"parameters": "smaller or larger models", "tokens": "shorter or longer runs"}
         raise NotIdentified(
             f"{what} span{'s' * (what == 'compute')} {decades:.2f} decades: a law needs at least "
-            f"{MIN_DECADES:g}; add {more.get(what, 'smaller or larger budgets')}"
+            f"{MIN_DECADES:g}; add {WORDS.get(unit, BUDGETS)[2]}"
         )
     if np.ptp(np.log(loss)) < 1e-9:
         raise NotIdentified(

@@ -39,6 +39,12 @@ WINDOWS = 6  # of the rolling origin
 DISTANCES = (0.5, 1.0)  # decades, up to which held-out errors are pooled
 SURPRISE = 0.95  # level of the interval outside which the last point breaks with the rest,
 SEEN = 0.9  # unless break and drift have this share, and so the break is in the interval
+# Unit of the axis: what its largest value is called, what to add beyond it, what to add anywhere.
+BUDGETS = ("largest compute", "larger budget", "smaller or larger budgets")
+WORDS = {
+    "parameters": ("most parameters", "larger model", "smaller or larger models"),
+    "tokens": ("most tokens", "longer run", "shorter or longer runs"),
+}
 KEEP = 1e-5  # curves of less weight than this share of their form's largest are left out
 
 
@@ -51,7 +57,7 @@ class Mixture:
     weights: tuple[np.ndarray, ...] = field(repr=False)  # (K,) of their curves; 1 for each name
     centre: float = field(repr=False)  # mean log compute
     ends: tuple[float, float]  # smallest and largest compute
-    scatter: float  # deviation of one run's log loss
+    scatter: float  # deviation of a point's log loss: of a run, or of a mean of runs
     drift: np.ndarray = field(repr=False)  # of every curve's slope, per root decade beyond
     slopes: tuple[float, float]  # d log L / d log C at both ends
     reach: float = float("nan")  # decades beyond the data that held-out windows support
@@ -82,7 +88,7 @@ class Mixture:
 
     def distribution(self, compute: float, *, run: bool = False) -> Callable:
         """Probability that the log loss at `compute` lies below its argument (m,): of the law, or
-        of one more run's."""
+        of one more such point's (`Mixture.scatter`)."""
         weight, floor, mean, deviation = self._components(compute)
         weight = weight / weight.sum()
         centre = np.logaddexp(np.log(floor + 1e-300), mean)
@@ -101,7 +107,7 @@ class Mixture:
     def quantiles(
         self, compute: float, levels: Sequence[float] | np.ndarray, *, run: bool = False
     ) -> np.ndarray:
-        """Quantiles of the loss at `compute`: of the law, or of one more run's."""
+        """Quantiles of the loss at `compute`: of the law, or of one more such point's."""
         wanted = np.asarray(levels, dtype=float)
         below = self.distribution(compute, run=run)
         middle = sum(self.shares[name] * mean for name, mean in self.means(compute).items())
@@ -233,10 +239,13 @@ def thinned(
     return mean @ x, mean @ y, None if noise is None else noise @ mean.T
 
 
-def mix(compute: np.ndarray, loss: np.ndarray, noise: np.ndarray | None = None) -> Mixture:
+def mix(
+    compute: np.ndarray, loss: np.ndarray, noise: np.ndarray | None = None, unit: str = "MACs"
+) -> Mixture:
     """Weigh the forms on points (n,) and hold out what lies above each of several origins.
 
-    noise: (R, n) draws of log-loss noise, where it is known.
+    noise: (R, n) draws of log-loss noise, where it is known. unit: of `compute`, which may be
+    "parameters" or "tokens" as well.
     """
     x, y, noise = thinned(np.asarray(compute, float), np.asarray(loss, float), noise)
     whole = _weigh(x, y, noise)
@@ -249,7 +258,8 @@ def mix(compute: np.ndarray, loss: np.ndarray, noise: np.ndarray | None = None) 
     distinct = np.arange(1, len(tops) + 1)
     span = (x[tops - 1] - x[0]) / np.log(10)
     tops = tops[(distinct >= ENOUGH - known) & (span >= WINDOW)]
-    reach, why = _reach(x, tops, known)
+    most, larger, _ = WORDS.get(unit, BUDGETS)
+    reach, why = _reach(x, tops, known, unit)
     if not len(tops):
         nothing = {name: (float("nan"),) * (1 + len(DISTANCES)) for name in PRIOR}
         return replace(whole, reach=reach, why=why, scores=nothing)
@@ -275,9 +285,9 @@ def mix(compute: np.ndarray, loss: np.ndarray, noise: np.ndarray | None = None) 
         low, high = window.quantiles(whole.ends[1], tails, run=True)
         reach = 0.0
         why = (
-            f"the loss at the largest compute, {np.exp(y[-1]):.4g}, lies outside the "
+            f"the loss at the {most}, {np.exp(y[-1]):.4g}, lies outside the "
             f"{SURPRISE:.0%} interval that the rest predict for it, {low:.4g} to {high:.4g}: the "
-            "curve may have broken there; add a larger budget, or repeat that one"
+            f"curve may have broken there; add a {larger}, or repeat that one"
         )
     scores = {
         name: tuple(float(np.sqrt(np.mean(np.square(e)))) if e else float("nan") for e in one)
@@ -290,7 +300,7 @@ def mix(compute: np.ndarray, loss: np.ndarray, noise: np.ndarray | None = None) 
 
 
 def _within(mixture: Mixture, compute: float, log_loss: float, level: float) -> bool:
-    """Whether one more run's interval holds the loss."""
+    """Whether the interval of one more such point holds the loss."""
     below = mixture.distribution(compute, run=True)(np.array([log_loss]))[0]
     return bool((1 - level) / 2 <= below <= (1 + level) / 2)
 
@@ -306,7 +316,7 @@ def _targets(x: np.ndarray, top: int) -> list[int | None]:
     return out
 
 
-def _reach(x: np.ndarray, tops: np.ndarray, known: bool) -> tuple[float, str]:
+def _reach(x: np.ndarray, tops: np.ndarray, known: bool, unit: str) -> tuple[float, str]:
     """Decades beyond the data that its own windows support, and why no more.
 
     Two windows (one, where the noise is known and is no guess of the same few residuals) must have
@@ -322,5 +332,5 @@ def _reach(x: np.ndarray, tops: np.ndarray, known: bool) -> tuple[float, str]:
     distance = float(x[-1] - x[tops[needed - 1] - 1]) / np.log(10)
     return SLACK * distance, (
         f"data follow on {needed} window{'s' * (needed > 1)} of {least} points or more for "
-        f"{distance:.2f} decades; add smaller or larger budgets"
+        f"{distance:.2f} decades; add {WORDS.get(unit, BUDGETS)[2]}"
     )

@@ -31,7 +31,11 @@ class Status:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A law's value with two intervals: of the law itself, and of the loss of one more run."""
+    """A law's value with two intervals: of the law itself, and of the loss of one more such point.
+
+    A point is what the law was fitted to: one run, or what is expected of several (as at the best
+    size of a budget), which scatters less than one run does.
+    """
 
     compute: float
     loss: float
@@ -108,7 +112,7 @@ class PowerLaw:
     @cached_property
     def mixture(self) -> Mixture | None:
         """All forms, weighed on the same points; None where one form was asked for."""
-        return mix(self.compute, self.loss, self.draws) if self.chosen else None
+        return mix(self.compute, self.loss, self.draws, self.unit) if self.chosen else None
 
     @property
     def decades(self) -> float:
@@ -133,7 +137,7 @@ class PowerLaw:
         return float(np.sqrt(np.mean([h.error**2 for h in self.holdout])))
 
     def predict(self, compute: float, *, level: float | None = None) -> Prediction:
-        """Loss at `compute` with the interval of the law and of one more run's loss there.
+        """Loss at `compute` with the interval of the law and of one more such point's there.
 
         Where the form was not asked for, of the mixture of all forms (analysis/mixture.py), whose
         median the loss is; `refused` says why where the data support none so far away.
@@ -150,7 +154,7 @@ class PowerLaw:
         curves = np.log(e + np.exp(log_a + b * x))
         here = float(np.log(self(compute)))
         low, high = bca(curves, here, None, level)
-        # Noise of a further run, by quantiles of the normal: deterministic, no extra draw.
+        # Noise of a further point, by quantiles of the normal: deterministic, no extra draw.
         n = len(curves)
         order = np.random.default_rng(0).permutation(n)
         extra = self.noise * stats.norm.ppf((order + 0.5) / n)

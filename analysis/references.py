@@ -58,6 +58,7 @@ class Reference:
     x: str = "compute"
     interval: tuple[float, float] | None = None  # of b, when the source states one
     note: str = ""
+    fitted: tuple[float, float] | None = None  # smallest and largest x, where the source tells it
 
     def __call__(self, x: float) -> float:
         """Loss at x in this law's own unit."""
@@ -66,6 +67,14 @@ class Reference:
     @property
     def form(self) -> str:
         return "saturating" if self.e else "power"
+
+    @property
+    def fitted_macs(self) -> tuple[float, float] | None:
+        """MACs between which a law of compute was fitted; None: not known, or of something else."""
+        if self.x != "compute" or self.fitted is None:
+            return None
+        low, high = (convert(c, self.unit, "MACs") for c in self.fitted)
+        return low, high
 
     def coefficient(self, unit: str) -> float:
         """a for compute in another unit."""
@@ -79,10 +88,13 @@ class Reference:
         return f"{self.name}: L = {floor}{self.a:.4g} {symbol}^{self.b:g} [{self.unit}]"
 
 
-def _scaled(name: str, scale: float, exponent: float, e: float, x: str, source: str) -> Reference:
+def _scaled(
+    name: str, scale: float, exponent: float, e: float, x: str, source: str,
+    fitted: tuple[float, float] | None = None,
+) -> Reference:  # fmt: skip
     """Henighan's and Kaplan's notation: L = E + (x / scale)^exponent."""
     unit = {"compute": "PF-days", "parameters": "non-embedding parameters", "tokens": "tokens"}[x]
-    return Reference(name, exponent, scale**-exponent, unit, source, e, x)
+    return Reference(name, exponent, scale**-exponent, unit, source, e, x, fitted=fitted)
 
 
 _HENIGHAN = "Henighan et al. 2020, arXiv 2010.14701, Table 1"
@@ -99,19 +111,23 @@ _HENIGHAN_ROWS = {
 
 REFERENCES: dict[str, Reference] = {
     "gpt3": Reference(
-        "GPT-3", -0.048, 2.57, "PF-days", "Brown et al. 2020, arXiv 2005.14165, Figure 3.1"
+        "GPT-3", -0.048, 2.57, "PF-days", "Brown et al. 2020, arXiv 2005.14165, Figure 3.1",
+        fitted=(1e-6, 3.64e3),  # from the end of that figure's axis to its largest model, Table D.1
     ),
     "toto": Reference(
-        "Toto", -0.0378, 7.32, "million MACs", "arXiv 2501.05453, section 4.5: L = 7.32 C^-0.0378",
+        "Toto", -0.0378, 7.32, "million MACs", "arXiv 2501.05453, section 4.9: L = 7.32 C^-0.0378",
+        fitted=(2.57e7, 1.055e11),  # the markers of figure 9, digitised
         note="printed 'in MACs'; the figure's line is the printed law only with C in 10^6 MACs, "
         "and its axis reads best as forward MACs of one 256-token image times optimizer steps",
     ),
     "toto-training": Reference(
         "Toto (training compute)", -0.0378, 3.19, "PF-days",
         "arXiv 2501.05453, figure 9 re-read: axis x 4096 images x 3 (forward and backward)",
+        fitted=(7.3e-3, 30.0),
         note="an inference about the axis, not stated by the authors",
     ),
-    "kaplan": _scaled("Kaplan L(C_min)", 3.1e8, -0.050, 0.0, "compute", _KAPLAN),
+    # "Eight orders of magnitude" of compute; their ends are those of figure 13's axis.
+    "kaplan": _scaled("Kaplan L(C_min)", 3.1e8, -0.050, 0.0, "compute", _KAPLAN, (1e-8, 1.0)),
     "kaplan-n": _scaled("Kaplan L(N)", 8.8e13, -0.076, 0.0, "parameters", _KAPLAN),
     "kaplan-d": _scaled("Kaplan L(D)", 5.4e13, -0.095, 0.0, "tokens", _KAPLAN),
     **{

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from analysis import choices, figures, figures_law, isoflop
+from analysis import choices, figures, figures_compare, figures_law, isoflop
 from analysis.cells import cells
-from analysis.frontier import fit_frontier
+from analysis.frontier import BESIDE, fit_frontier
 from analysis.laws import NotIdentified
 from analysis.page import Column, figure, table
+from analysis.references import REFERENCES
 from analysis.style import budget_text, count_text, escape, exponent_text, number_text, readable
 from scaling.results import loss_unit
 
@@ -169,7 +170,7 @@ def trust_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
         body
         + _prediction(rows, study_law)
         + _forms(study_law)
-        + _published(study_law)
+        + _published(study_law, loss_unit(rows.tokenizer))
         + "<details><summary>The same as the command line prints it</summary>"
         f"<pre>{escape(study_law.summary())}</pre></details>"
     )
@@ -247,8 +248,20 @@ def _held_out(law: PowerLaw, macs: set[float]) -> float:
     return 100 * float(np.sqrt(np.mean(np.square(errors)))) if errors else float("nan")
 
 
-def _published(study_law: StudyLaw) -> str:
+def _published(study_law: StudyLaw, unit: str) -> str:
     """The pure exponent beside published ones."""
+    known = [REFERENCES[name] for name in BESIDE]
+    points = figures_compare.comparison_points({"this study": study_law}, known)
+    text = (
+        "Above: the law, and the slopes of published ones where they were fitted, if that is near; "
+        "their height means nothing. Below: exponents with their intervals. Those of GPT-3 and of "
+        "Toto were published without one."
+    )
+    drawn = figure(
+        "published", "The exponent beside published ones.", text,
+        figures_compare.comparison_figure(points, unit=unit), points,
+        alt=f"Chart: loss against compute, and exponents beside each other. {text}",
+    )  # fmt: skip
     records = [
         {
             "law": c.other,
@@ -267,7 +280,7 @@ def _published(study_law: StudyLaw) -> str:
         Column("conclusion", "what may be concluded", kind="wrap"),
     ]
     caption = f"The pure exponent, {exponent_text(study_law.pure.b)}, beside published ones."
-    return table(pd.DataFrame(records), columns, caption=caption)
+    return drawn + table(pd.DataFrame(records), columns, caption=caption)
 
 
 # --- other analysts

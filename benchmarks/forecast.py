@@ -2,11 +2,13 @@
 
     python benchmarks/forecast.py FOLDER      # of the tables named in TABLES
 
-The points of a table's frontier up to 1, 1.25, 1.5 ... decades (at least five) are fitted with
-`analysis.laws.fit`, which then predicts the frontier's point nearest to .5, 1 and 1.5 decades above
-(within a quarter of a decade's half). Per distance: how many were refused for want of data, the
-share of the rest inside the 95% interval of one more run, the median width of that interval and
-the median error, both of log loss. A table that is not there is said and skipped.
+The runs up to a table's frontier points at 1, 1.25, 1.5 ... decades (at least five points) are
+fitted as `scaling fit` fits them (`analysis.frontier.fit_frontier`: budgets, bins of a cloud, or
+the envelope), and the law predicts the point of the whole table's frontier that is nearest to .5,
+1 and 1.5 decades above (within .13, or half of what its points lie apart). Per distance: how many
+were refused for want of data, the share of the rest inside the 95% interval of one more such point,
+the median width of that interval and the median error, both of log loss. A table that is not there,
+or has no law, is said and skipped.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.frontier import frontier
-from analysis.laws import NotIdentified, fit
+from analysis.frontier import fit_frontier
+from analysis.laws import NotIdentified
 from analysis.tables import read
 
 DISTANCES = (0.5, 1.0, 1.5)
-NEAR = 0.13  # decades around a distance within which a point counts
+NEAR = 0.13  # decades around a distance within which a point counts; in a wider grid half a step
 STEP = 0.25  # decades between the ends of two beginnings
 FEWEST = 5  # points of a beginning
 # File: columns that its header does not tell, and the column by whose values it is split.
@@ -45,8 +47,8 @@ TABLES: dict[str, tuple[dict[str, Any], str | None]] = {
 }
 
 
-def frontiers(folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, compute and loss of the frontier of every table that is there."""
+def tables(folder: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Name and rows of every table that is there, or of each of its parts."""
     for name, (columns, split) in TABLES.items():
         path = folder / name
         if not path.exists():
@@ -55,11 +57,7 @@ def frontiers(folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         table = pd.read_json(path) if path.suffix == ".json" else pd.read_csv(path)
         parts = [(name, table)] if split is None else list(table.groupby(split))
         for part, rows in parts:
-            found, _ = read(rows, **columns)
-            method = "budget" if (found["budget_macs"] > 0).any() else "envelope"
-            points = frontier(found, method=method)
-            label = name if split is None else f"{name}, {part}"
-            yield label, points["macs_total"].to_numpy(float), points["val_loss"].to_numpy(float)
+            yield name if split is None else f"{name}, {part}", read(rows, **columns)[0]
 
 
 def beginnings(decades: np.ndarray) -> list[int]:
@@ -69,25 +67,34 @@ def beginnings(decades: np.ndarray) -> list[int]:
     return [int(k) for k in counts if k >= FEWEST and decades[k - 1] >= 1 - 1e-9]
 
 
-def forecasts(compute: np.ndarray, loss: np.ndarray, resamples: int) -> Iterator[dict]:
+def forecasts(name: str, rows: pd.DataFrame, resamples: int) -> Iterator[dict]:
     """One row per beginning and distance."""
+    try:
+        whole = fit_frontier(rows, resamples=resamples)
+    except NotIdentified as refusal:
+        print(f"skipped: {name} has no law: {refusal}")
+        return
+    compute, loss = (whole.points[c].to_numpy(float) for c in ("macs_total", "val_loss"))
+    name = f"{name} ({whole.method})"
     decades = np.log10(compute / compute[0])
+    near = max(NEAR, float(np.median(np.diff(decades))) / 2)
     for count in beginnings(decades):
         targets = []
         for distance in DISTANCES:
             apart = np.abs(decades - decades[count - 1] - distance)
-            if apart.min() <= NEAR:
+            if apart.min() <= near:
                 targets.append((distance, int(apart.argmin())))
         if not targets:
             continue
         try:
-            law = fit(compute[:count], loss[:count], resamples=resamples)
+            law = fit_frontier(whole.smaller(rows, count), resamples=resamples).law
         except NotIdentified as refusal:
-            yield from ({"distance": d, "refused": str(refusal)} for d, _ in targets)
+            yield from ({"table": name, "distance": d, "refused": str(refusal)} for d, _ in targets)
             continue
         for distance, target in targets:
             ahead = law.predict(float(compute[target]))
             yield {
+                "table": name,
                 "distance": distance,
                 "span": decades[count - 1],
                 "refused": ahead.refused,
@@ -103,21 +110,21 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=200, help="of the laws' exponents")
     options = parser.parse_args()
     rows = [
-        {"table": name, **row}
-        for name, compute, loss in frontiers(options.folder)
-        for row in forecasts(compute, loss, options.resamples)
+        row
+        for name, table in tables(options.folder)
+        for row in forecasts(name, table, options.resamples)
     ]
     if not rows:
         print(f"no table of {len(TABLES)} in {options.folder}: nothing was forecast")
         return
     found = pd.DataFrame(rows)
     found["given"] = found["refused"].eq("")
-    print(f"{'':52s}decades  forecasts  refused  inside   width   error")
+    print(f"{'':62s}decades  forecasts  refused  inside   width   error")
     for distance, at in found.groupby("distance"):
         for name, some in [*at.groupby("table"), ("all", at)]:
             given = some[some["given"]]
             print(
-                f"{name:52s}{distance:7.1f} {len(some):10d} {1 - some['given'].mean():8.0%} "
+                f"{name:62s}{distance:7.1f} {len(some):10d} {1 - some['given'].mean():8.0%} "
                 f"{given['inside'].sum():4.0f}/{len(given):<3d} {given['width'].median():7.2%} "
                 f"{given['error'].abs().median():7.2%}"
             )

@@ -18,7 +18,16 @@ from typing import Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 
-from scaling.commands import isoflop, judging, keeping, models, probes, reading, tokens  # noqa: E402
+from scaling.commands import (  # noqa: E402
+    comparing,
+    isoflop,
+    judging,
+    keeping,
+    models,
+    probes,
+    reading,
+    tokens,
+)
 from scaling.errors import UserError  # noqa: E402
 
 app = typer.Typer(
@@ -143,7 +152,8 @@ def plan(
     for line in plan_tokens.lines(study_config, costs):
         tell(line)
     if page is not None:
-        outputs.write("scaling plan", page, plan_tokens.page(config, page, told))
+        text = outputs.signed("scaling plan", plan_tokens.page(config, page, told))
+        outputs.write("scaling plan", page, text)
     folder = out / study_config.study
     _say(f"disk: {_bytes(disk_bytes(study_config, costs))}; free: {_bytes(free_bytes(folder))}")
     over = over_budget(launch, costs)
@@ -234,7 +244,7 @@ app.command()(keeping.sync)
 app.command()(keeping.doctor)
 app.command()(reading.fit)
 app.command()(isoflop.isoflop)
-app.command()(reading.compare)
+app.command()(comparing.compare)
 app.command()(reading.transfer)
 app.command()(judging.audit)
 app.command()(judging.choices)

@@ -231,10 +231,8 @@ class RunLock:
     def _put(self, descriptor: int, beat: int) -> None:
         record = {
             "host": socket.gethostname(),
-            "pid": os.getpid(),
             "job": os.environ.get("SLURM_JOB_ID"),
-            "machine": machine(),
-            "started": _started(os.getpid()),
+            **process(),
             "token": self._token,
             "beat": f"{beat:012d}",  # of one length, so that it is overwritten in place
         }
@@ -286,6 +284,25 @@ def machine() -> str:
         return f"{boot.read_text().strip()} {os.readlink(space)}"
     except OSError:
         return socket.gethostname()
+
+
+def process() -> dict[str, Any]:
+    """By which this process is known again: the machine, the number, when it began."""
+    return {"machine": machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def gone(record: dict[str, Any]) -> bool:
+    """Whether the process of a record (`process`) has surely ended: seen on its own machine."""
+    pid, started = record.get("pid"), record.get("started")
+    if record.get("machine") != machine() or not isinstance(started, str):
+        return False
+    try:
+        os.kill(int(pid or 0), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, TypeError):
+        return False
+    return _started(int(pid or 0)) not in (None, started)
 
 
 def _flock(descriptor: int) -> bool | None:

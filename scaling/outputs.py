@@ -3,7 +3,8 @@
 How it knows: each folder holds a record, a line of JSON for everything that was written there, with
 the command and the content's SHA-256. A file is the command's own while it is what that command
 wrote under that name. One that was there before, that another command made or that was edited since
-is not; it is named before any work is done, and never touched.
+is not; it is named before any work is done, and never touched. A page that is kept where no record
+goes along (in git) says in its first line who made it, and the SHA-256 of the rest (`signed`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ STUDY = "scaling study"  # makes what lies at the top of a study's folder, as do
 GENERATE = "scaling generate"
 GENERATED = "generated"  # of a study: the folder of its continued clips
 MOST = 8  # files that a message names
+MARK = "<!-- made by `{maker}`; SHA-256 of what follows: {sha256} -->\n"
 Line = tuple[str, str, str]  # maker, name, sha256
 
 
@@ -72,6 +74,21 @@ def write(maker: str, path: Path, data: bytes | str) -> None:
     files.write(path, payload)
 
 
+def signed(maker: str, page: str) -> str:
+    """A page of Markdown or HTML with a first line by which it is known, unless it was edited."""
+    return MARK.format(maker=maker, sha256=hashlib.sha256(page.encode()).hexdigest()) + page
+
+
+def _is_signed(maker: str, path: Path) -> bool:
+    start = MARK.split("{sha256}", maxsplit=1)[0].format(maker=maker).encode()
+    with open(path, "rb") as file:
+        first = file.readline(len(MARK) + len(maker) + 64)
+        if not first.startswith(start):
+            return False
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return first == MARK.format(maker=maker, sha256=sha256).encode()
+
+
 def wrote(maker: str, folder: Path) -> bool:
     """Whether something there was ever written by `maker`."""
     return any(one == maker for one, _, _ in _lines(folder))
@@ -106,6 +123,8 @@ def _content(path: Path) -> str | None:
 def _is_made(maker: str, path: Path, held: str | None, known: set[Line]) -> bool:
     if held is None:
         return False
+    if _is_signed(maker, path):
+        return True
     if not (path.parent / RECORD).exists():
         return maker == _maker_before(path.parent)
     return (maker, path.name, held) in known

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from scaling import outputs, plan, results, track
+from scaling import outputs, plan, results, scratch, track
 from scaling.config import LrConfig, RunConfig, StudyConfig, variants
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
@@ -76,7 +76,10 @@ def study(
         outputs.begin(folder)
     try:
         with RunLock(folder, "driver.lock"):
-            return _study(config, folder, say, detach)
+            scratch.tidy(folder)
+            law = _study(config, folder, say, detach)
+            scratch.sweep(folder / "jobs")  # all went well: nothing is to be read of killed drivers
+            return law
     except Detached as left:
         say(
             f"{left.jobs} jobs are in Slurm, {left.new} of them new, and go on by themselves. See "

@@ -24,7 +24,7 @@ import torch
 from models.macs import forward_macs, parameter_counts
 from models.memory import check_fits
 from models.parametrization import build, optimizer
-from scaling import checkpoint, files
+from scaling import checkpoint, files, scratch
 from scaling.checkpoint import STOP, Interrupted, StopFlag
 from scaling.config import RunConfig
 from scaling.data import feed
@@ -63,6 +63,7 @@ def train(
         def begin() -> list[Row] | None:
             run_dir.mkdir(parents=True, exist_ok=True)
             held.enter_context(RunLock(run_dir))
+            scratch.drop_half_files(run_dir)
             return read_run(run_dir)
 
         try:

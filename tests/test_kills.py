@@ -1,6 +1,7 @@
 """`kill -9` at ten random moments of a study, then the same command: the same table to the last
 digit, no run done twice, no process left behind."""
 
+import contextlib
 import os
 import random
 import signal
@@ -22,8 +23,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_kills_at_random_moments(undisturbed: pd.DataFrame, tmp_path: Path, seed: int) -> None:
-    """`kill -9` of the driver or of a job, five times a seed; then the same command."""
+def test_kills_at_random_moments(
+    undisturbed: pd.DataFrame, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`kill -9` of the driver, of a job or of all, five times a seed; then the same command."""
+    system = tmp_path / "t"
+    system.mkdir()
+    monkeypatch.setenv("TMPDIR", str(system))
     draw = random.Random(seed)
     for kill in range(5):
         driver = subprocess.Popen(
@@ -35,10 +41,16 @@ def test_kills_at_random_moments(undisturbed: pd.DataFrame, tmp_path: Path, seed
         if kill % 2 and (jobs := descendants(driver.pid)):
             os.kill(draw.choice(jobs), signal.SIGKILL)
             time.sleep(draw.uniform(0, 2))
+        everyone = descendants(driver.pid) if kill % 2 == 0 else []
         driver.kill()
+        for job in everyone:  # so that none is left to clean up behind the driver
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(job, signal.SIGKILL)
         driver.wait()
         no_process_left(tmp_path)
     run(tmp_path)
+    assert not list(system.glob("scaling-*")) and not list((tmp_path / "tiny" / "jobs").glob("*"))
+    assert not list((tmp_path / "tiny").rglob(".*.tmp"))
     pd.testing.assert_frame_equal(table(tmp_path), undisturbed, check_exact=True)
     trained = [p for p in (tmp_path / "tiny" / "runs").iterdir() if (p / "rows.json").exists()]
     assert {p.name for p in trained} == set(table(tmp_path).run_id)

@@ -229,6 +229,22 @@ def test_a_record_among_media(clips: Path, tmp_path: Path) -> None:
 
 
 class TestRecord:
+    def test_a_signed_page_is_its_makers_without_a_record(self, tmp_path: Path) -> None:
+        path = tmp_path / "page.md"
+        path.write_text(outputs.signed("x", "# A page\n"))
+        outputs.claim("x", path)
+        with pytest.raises(UserError, match=r"page\.md is there and not as `y` made it"):
+            outputs.claim("y", path)
+        outputs.write("x", path, outputs.signed("x", "# Another\n"))
+        for edited in (path.read_text() + "mine\n", "mine\n" + path.read_text(), "# Another\n"):
+            path.write_text(edited)
+            with pytest.raises(UserError, match="not as `x` made it"):
+                outputs.claim("x", path)
+        path.unlink()
+        path.symlink_to("elsewhere")
+        with pytest.raises(UserError):
+            outputs.claim("x", path)
+
     def test_what_is_ours(self, tmp_path: Path) -> None:
         path = tmp_path / "new" / "a.csv"
         outputs.write("x", path, "1")

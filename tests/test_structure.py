@@ -17,7 +17,7 @@ HOMES = {
     "mlflow": {"scaling/track.py"},
 }
 
-READ_BY_ANALYSIS = {"results", "errors", "optimum", "outputs", "data.tokens"}
+READ_BY_ANALYSIS = {"results", "errors", "optimum", "outputs", "scratch", "data.tokens"}
 # What the modules of scaling/ and its rooms may not know of.
 CLOSED = {
     "scaling": {"commands", "cli"},

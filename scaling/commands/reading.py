@@ -1,8 +1,7 @@
-"""Commands that read rows: fit, compare, report. Imports are lazy."""
+"""Commands that read rows: fit, transfer, report. Imports are lazy."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +14,6 @@ from scaling.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
-    from analysis.power_law import PowerLaw
 
 SourceArg = Annotated[
     str,
@@ -165,9 +162,18 @@ def fit(
         file = figure and figure.with_stem(f"{figure.stem}-{k + 1}")
         _fit_rows(part.reset_index(drop=True), form, of, method, at, file, seed)
     if not surface and of == "compute":
-        first, *others = parts
-        for other in others:
-            _compare_rows(first, parts[first], other, parts[other], seed)
+        _say_differences(parts, table["metric"], seed)
+
+
+def _say_differences(parts: dict[str, pd.DataFrame], metric: str | None, seed: int) -> None:
+    """How the law of each group differs from the first's."""
+    from analysis.frontier import fit_frontier
+    from scaling.commands.comparing import Arm, say_difference, unit_of
+
+    arms = [Arm(name, rows, fit_frontier(rows, seed=seed)) for name, rows in parts.items()]
+    for other in arms[1:]:
+        print(f"\n{other.name}: {other.law.pure}")
+        say_difference(arms[0], other, seed, unit_of(other.rows, metric))
 
 
 def _fit_rows(
@@ -282,139 +288,6 @@ def _fit_quality(source: Path, metric: str, form: str, at: float | None, seed: i
             print(f"{name}: no law: {law}")
     if not any(isinstance(law, StudyLaw) for _, law in laws):
         raise UserError(f"{source}: the data determine no law of {metric} (reasons above)")
-
-
-@reads_tables
-def compare(
-    source: SourceArg,
-    more: Annotated[
-        list[str] | None, typer.Argument(help="Further laws or studies, after --to.")
-    ] = None,
-    to: Annotated[
-        list[str] | None,
-        typer.Option("--to", help="A published law by name, or another study."),
-    ] = None,
-    figure: FigureOption = None,
-    seed: SeedOption = 0,
-    *,
-    table: TableOptions,
-    groups: str | None = None,
-) -> None:
-    """Compare exponents with published laws or other studies: interval, test, what it may mean.
-
-    Example: `scaling compare studies/quickstart --to gpt3 toto henighan-video`
-
-    Example: `scaling compare studies/a --to studies/b --figure both.html`
-    """
-    from analysis import figures_law
-    from analysis.compare import exponents
-    from analysis.frontier import fit_frontier
-    from analysis.references import reference
-    from analysis.tables.files import parted
-
-    if figure is not None:
-        drawn_files("scaling compare", figure, source, *(to or ()), *(more or ()))
-    rows = read(source, **table)
-    arms: dict[str, pd.DataFrame] = {}
-    if groups is not None:
-        parts = rows.groupby("by")
-        arms = {f"{groups} = {v}": part.reset_index(drop=True) for v, part in parts}
-        source, rows = next(iter(arms.items()))
-        arms.pop(source)
-    study = fit_frontier(rows, seed=seed)
-    curves: dict[str, Any] = {source: study.law}
-    print(f"{source}: {study.pure}")
-    if study.saturating is not None:
-        print(f"{source}, above a floor: {study.saturating}")
-    _say_bend(source, study.law)
-    for other, theirs in arms.items():
-        curves[other] = _compare_rows(source, rows, other, theirs, seed)
-    for other in [*(to or []), *(more or [])] or ([] if arms else ["gpt3", "toto"]):
-        if "://" in other or parted(other)[0].exists():
-            theirs = read(other, **_units(table))
-            curves[other] = _compare_rows(source, rows, other, theirs, seed)
-            continue
-        published = reference(other)
-        # An exponent above a floor is set beside one above a floor.
-        floor = published.form == "saturating" and study.saturating is not None
-        law = study.saturating if floor and study.saturating is not None else study.pure
-        print(f"\n{exponents(law, published)}\n  source: {published.source}")
-        if published.note:
-            print(f"  note: {published.note}")
-        curves[published.name] = published
-    if figure is not None:
-        points = figures_law.comparison_points(curves)
-        draw("scaling compare", figures_law.comparison_figure(points), points, figure)
-
-
-def _say_bend(name: str, law: PowerLaw) -> None:
-    """Where a curve bends, its exponent is one of the range that it was fitted to."""
-    if law.mixture is not None and (local := law.mixture.local()):
-        print(f"{name} bends: {local}; its one exponent is an average over that range")
-
-
-def _units(table: TableOptions) -> TableOptions:
-    """What was said of one table, for another of the same columns; groups are the first one's."""
-    return {name: value for name, value in table.items() if name != "by"}
-
-
-def _compare_rows(
-    source: str, rows: pd.DataFrame, other: str, theirs_rows: pd.DataFrame, seed: int
-) -> Any:
-    """Print how two studies differ; returns the other's law."""
-    from analysis.compare import compute_multiplier, exponents
-    from analysis.frontier import fit_frontier
-    from scaling.results import loss_unit, predicted
-
-    ours, its = (fit_frontier(one, seed=seed) for one in (rows, theirs_rows))
-    law, theirs = ours.law, its.law
-    print(f"\n{other}: {its.pure}\n{exponents(ours.pure, its.pure)}")
-    _say_bend(other, theirs)
-    unit, condition = (
-        loss_unit(rows.get("tokenizer", ())),
-        "if both were trained on the same tokens",
-    )
-    tokenizers = [
-        set(map(predicted, one["tokenizer"])) for one in (rows, theirs_rows) if "tokenizer" in one
-    ]
-    if len(tokenizers) == 2 and tokenizers[0] != tokenizers[1]:
-        scale, their_scale = _bits_per_pixel(source, rows), _bits_per_pixel(other, theirs_rows)
-        if scale is None or their_scale is None:
-            print("  tokenizers differ and their data are not at hand: no common unit of loss")
-            return theirs
-        law, theirs_bits = (
-            fit_frontier(one.assign(val_loss=one["val_loss"] * bits), seed=seed).law
-            for one, bits in ((rows, scale), (theirs_rows, their_scale))
-        )
-        unit = "bits/pixel"
-        condition = "as far as both tokenizers keep the same detail (see reconstruction PSNR)"
-    else:
-        theirs_bits = theirs
-    loss = float(max(law.loss.min(), theirs_bits.loss.min()))
-    try:
-        times, low, high = compute_multiplier(law, theirs_bits, loss)
-    except ValueError as refusal:
-        print(f"  no multiplier of compute at equal loss: {refusal}")
-        return theirs
-    print(
-        f"  at {loss:.4f} {unit} {other} needs {times:.3g}x the compute of {source} "
-        f"[{low:.3g}, {high:.3g}], {condition}"
-    )
-    return theirs
-
-
-def _bits_per_pixel(source: str, rows: pd.DataFrame) -> float | None:
-    """Bits per pixel of one nat per token, from the study's own data; None without them."""
-    from analysis.references import bits_per_pixel
-    from scaling.results import TOKEN_UNIT, loss_unit
-
-    if loss_unit(rows["tokenizer"]) != TOKEN_UNIT or "data_key" not in rows:
-        return None
-    index = Path(source) / "data" / str(rows["data_key"].iloc[0]) / "index.json"
-    if not index.exists():
-        return None
-    about = json.loads(index.read_text())
-    return float(bits_per_pixel(1.0, about["tokens_per_frame"], about["size"] ** 2))
 
 
 @reads_tables

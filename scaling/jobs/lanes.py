@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -25,6 +24,7 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+from scaling import scratch
 from scaling.checkpoint import STOP
 from scaling.errors import UserError
 from scaling.jobs.launch import (
@@ -53,8 +53,9 @@ class Lanes:
     def __init__(self, folder: Path, function: Function, parallel: int, threads: int) -> None:
         self._folder, self._function = new_folder(folder), function
         self._parallel, self._threads = parallel, threads
+        scratch.sign(self._folder)
         # A folder that only this user can enter; Unix socket names are limited to ~100 characters.
-        self._address = str(Path(tempfile.mkdtemp(prefix="scaling-")) / "driver")
+        self._address = str(scratch.make() / "driver")
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(self._address)
         self._server.listen(parallel)

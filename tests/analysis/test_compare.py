@@ -1,9 +1,10 @@
 """Exponents side by side: the test is honest, and says what may not be concluded."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from analysis.compare import compute_multiplier, exponents
+from analysis.compare import compute_multiplier, exponents, levels_differ
 from analysis.laws import fit
 from analysis.references import REFERENCES, SURFACES, Reference, convert, macs_per, reference
 
@@ -118,3 +119,30 @@ def test_published_laws_agree_with_themselves() -> None:
         reference("gpt5")
     with pytest.raises(ValueError, match="law of parameters"):
         reference("kaplan-n").coefficient("FLOPs")
+
+
+def test_levels_are_compared_only_where_they_may_be() -> None:
+    def rows(**columns: str) -> pd.DataFrame:
+        return pd.DataFrame({"val_loss": [3.0, 2.9]}).assign(**columns)
+
+    one = rows(tokenizer="t", data_key="d")
+    assert levels_differ([one, one.copy()]) == ""
+    assert levels_differ([one, rows(tokenizer="u", data_key="e")]) == "tokenizers and data differ"
+    assert levels_differ([one, rows(tokenizer="x > t", data_key="d")]) == "", (
+        "the same is predicted"
+    )
+    assert "nothing tells" in levels_differ([one, rows(tokenizer="t")])
+    assert levels_differ([rows(), rows()], parts_of_one=True) == ""
+    assert "context" in levels_differ([rows(context="1"), rows(context="2")], parts_of_one=True)
+    assert levels_differ([rows()]) == ""
+
+
+def test_where_published_laws_were_fitted() -> None:
+    low, high = reference("toto").fitted_macs or (0, 0)
+    assert (low, high) == pytest.approx((2.57e13, 1.055e17))
+    training = reference("toto-training").fitted_macs or (0, 0)
+    assert training == pytest.approx((3 * 4096 * low, 3 * 4096 * high), rel=0.01)
+    low, high = reference("kaplan").fitted_macs or (0, 0)
+    assert high / low == pytest.approx(1e8)
+    assert reference("kaplan-n").fitted_macs is None, "a law of parameters"
+    assert "section 4.9" in reference("toto").source

@@ -27,12 +27,14 @@ def test_the_variable_and_the_loss_are_enough(variable: str) -> None:
     found = fit_variable(rows, variable)
     assert found.law.form == "saturating" and found.law.ci["b"][0] < -0.22 < found.law.ci["b"][1]
     said = found.summary()
+    more = {"params": "smaller or larger models", "tokens": "shorter or longer runs"}
     for words in ("not chosen   L(", "form         error on held-out", "curvature    the curve",
                   "held out     the most", "does not say how many"):  # fmt: skip
         assert words in said
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["selected"] == "saturating"
     with pytest.raises(ValueError, match="no column for"):
         read(table(variable=variable))
+    assert f"add {more[variable]}" in said and "budget" not in said
     other = "tokens" if variable == "params" else "params"
     with pytest.raises(ValueError, match=r"no column for (tokens|parameters)"):
         read(table(variable=variable), of=other)

@@ -130,7 +130,7 @@ def test_user_text_is_text(page: _Page) -> None:
     assert "</script><script>alert(1)</script>" in page.text, "the config is shown as it is"
     assert "<b>a</b>.mp4" in page.text and "cl<i>ps" in page.text
     assert not [attrs for tag, attrs in page.tags if tag == "i"]
-    assert [tag for tag, _ in page.tags].count("script") == 8 + 3, "8 figures, colours, 2 scripts"
+    assert [tag for tag, _ in page.tags].count("script") == 9 + 3, "9 figures, colours, 2 scripts"
 
 
 def test_each_figure_has_its_data(page: _Page, rows: pd.DataFrame, study_law: StudyLaw) -> None:
@@ -141,7 +141,7 @@ def test_each_figure_has_its_data(page: _Page, rows: pd.DataFrame, study_law: St
     }
     assert set(files) == {
         "rate.csv", "compute.csv", "isoflop.csv", "residuals.csv", "holdout.csv", "prediction.csv",
-        "specifications.csv", "influence.csv",
+        "specifications.csv", "influence.csv", "published.csv",
     }  # fmt: skip
     drawn = figures.run_points(rows)
     table = pd.read_csv(io.StringIO(files["compute.csv"]))

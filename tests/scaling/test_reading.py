@@ -144,10 +144,48 @@ def test_compare_with_published_laws(run: Run, rows_csv: Path, tmp_path: Path) -
     for b, reference in ((law.pure.b, -0.048), (law.pure.b, -0.0378), (law.saturating.b, -0.14)):
         assert f"difference {b - reference:+.4f}" in said
     assert "not comparable, that is a law of parameters" in said
-    curves = pd.read_csv(tmp_path / "c.points.csv")
-    assert set(curves["law"]) == {str(rows_csv), "GPT-3", "Toto", "Henighan video"}
-    gpt3 = curves[curves["law"] == "GPT-3"].iloc[0]
-    assert gpt3["loss"] == pytest.approx(2.57 * (gpt3["macs_total"] / 4.32e19) ** -0.048)
+    points = pd.read_csv(tmp_path / "c.points.csv")
+    assert set(points["law"]) == {"rows.csv", "GPT-3", "Toto", "Henighan video"}
+    assert "section 4.9" in said and "Kaplan L(N): a law of parameters" in said
+    assert "GPT-3: fitted to 4.3e+13 to 1.6e+23 MACs, out of view" in said
+    assert "Henighan video: what compute it was fitted to is not recorded" in said
+
+
+def test_compare_names_all_that_is_wrong_before_it_reads(rows_csv: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        CliRunner().invoke(app, ["compare", str(rows_csv), "--to", "gtp3", "gpt3", "gpt3",
+                                 "nowhere.csv", str(rows_csv)], catch_exceptions=False)  # fmt: skip
+    said = str(refused.value)
+    assert "gtp3: no study or file, and no published law; did you mean 'gpt3'?" in said
+    assert "nowhere.csv: no study or file" in said and "henighan-video" in said
+    assert "gpt3: given twice" in said and f"{rows_csv}: given twice" in said
+
+
+def test_compare_of_several_tables_and_one_without_a_law(run: Run, tmp_path: Path) -> None:
+    for k, name in enumerate(("a", "b", "c", "short")):
+        rows = simulated_rows(seed=k).assign(tokenizer="ours", data_key="d" if k else "other")
+        if name == "short":
+            rows = rows[~(rows["budget_macs"] > 1e11)]
+        (tmp_path / name).mkdir()
+        rows.to_csv(tmp_path / name / "rows.csv", index=False)
+    a, b, c, short = (tmp_path / name / "rows.csv" for name in ("a", "b", "c", "short"))
+    said = run("compare", b, "--to", a, short, c, "toto", "--figure", tmp_path / "f.html")
+    assert said.count("difference ") == 3 and f"{short}: no law: " in said
+    assert "there are 3" in said and "data differ: each is drawn over its own law's loss" in said
+    assert said.count("no multiplier of compute at equal loss: data differ") == 1
+    assert f"{c} needs" in said, "these two have the same data"
+    points = pd.read_csv(tmp_path / "f.points.csv")
+    names = {"a/rows.csv", "b/rows.csv", "c/rows.csv"}
+    assert set(points["law"]) == names | {"Toto"}
+    starts = points[points["kind"] == "curve"].groupby("law")["height"].first()
+    assert starts[list(names)].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_compare_of_one_without_a_law_has_nothing_to_compare(run: Run, tmp_path: Path) -> None:
+    rows = simulated_rows()
+    rows[~(rows["budget_macs"] > 1e11)].to_csv(tmp_path / "short.csv", index=False)
+    with pytest.raises(UserError, match=r"short\.csv: no law: (.|\n)*nothing is left to compare"):
+        run("compare", tmp_path / "short.csv", "--to", "gpt3")
 
 
 def folder_of(tmp_path: Path, name: str, scale: float, tokenizer: str, per_frame: int) -> Path:
@@ -249,6 +287,12 @@ def test_groups_of_one_table_are_compared_as_two_files_are(
         re.findall(r"needs (\S+)x the compute of .*(\[.*\])", said) for said in (apart, together)
     ]
     assert times[0] and times[0] == times[1]
+    run("compare", tmp_path / "both.csv", *flags, "--by", "optimizer", "--figure",
+        tmp_path / "by.html")  # fmt: skip
+    drawn = pd.read_csv(tmp_path / "by.points.csv")
+    assert set(drawn["law"]) == {"optimizer = a", "optimizer = b"}
+    curves = drawn[drawn["kind"] == "curve"]
+    assert (curves["height"] == curves["loss"]).all(), "groups of one table share a level"
     fitted = run("fit", tmp_path / "both.csv", *flags, "--by", "optimizer")
     assert f"optimizer = a: {len(foreign)} rows" in fitted and times[0] == re.findall(
         r"needs (\S+)x the compute of .*(\[.*\])", fitted
