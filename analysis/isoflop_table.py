@@ -14,7 +14,11 @@ from analysis.cells import WEIGHT, cells, positive, seed_means
 from analysis.laws import NotIdentified, usable
 from analysis.smooth import GRID, Smooth, describe
 
+<<<<<<< HEAD
 ERROR = "a standard error of the loss"
+=======
+SAME_RATIO = 1e-3  # of log MACs per parameter and token, between budgets: one size's cost
+>>>>>>> main
 NEAR = 2.0  # times a parabola's window: within it cells describe the smooth loss
 
 
@@ -148,12 +152,7 @@ def _table(
     designs = designs.assign(weight=weight)
     grid = Grid.of(designs) if cost == "budget_macs" else None
     log_n = np.log(designs["params"].to_numpy(float))
-    costs = np.log(designs["macs_total"] / (designs["params"] * designs["tokens"]))
-    mean = costs.groupby(log_n).mean()
-
-    def per_token(at: np.ndarray) -> np.ndarray:
-        return np.interp(at, mean.index.to_numpy(float), mean.to_numpy())
-
+    per_token = _cost_of_size(designs)
     centre = _centre(designs, grid)
     near = _near(np.abs(log_n - centre), grid, NEAR * window)
     try:
@@ -171,6 +170,25 @@ def _table(
         )
     kept = np.unique(smooth.cells["place"].to_numpy())
     return Table(designs, grid, per_token, smooth, kept, "", notes)
+
+
+def _cost_of_size(designs: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
+    """Log of the MACs per parameter and token as a function of log N.
+
+    Where sizes come at several budgets and cost the same at each, that is what they cost, and
+    between them it is interpolated. Elsewhere each value stands for itself, with what rounding the
+    columns (tokens of "0.18B") did to it, and a curve through all of them does not follow that.
+    """
+    log_n = np.log(designs["params"].to_numpy(float))
+    costs = np.log(designs["macs_total"] / (designs["params"] * designs["tokens"]))
+    by = costs.groupby(log_n)
+    mean = by.mean()
+    at_sizes = mean.index.to_numpy(float)
+    if by.size().median() >= 2 and (by.max() - by.min()).max() < SAME_RATIO:
+        return lambda at: np.interp(at, at_sizes, mean.to_numpy())
+    curve = np.polynomial.Polynomial.fit(log_n, costs, min(2, len(mean) - 1))
+    low, high = at_sizes[[0, -1]]
+    return lambda at: curve(np.clip(at, low, high))
 
 
 def _centre(designs: pd.DataFrame, grid: Grid | None) -> np.ndarray:

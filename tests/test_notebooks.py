@@ -23,7 +23,7 @@ from tests.shell import HANGS, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PATIENT = {"timeout": HANGS, "startup_timeout": HANGS}
+PATIENT: dict[str, Any] = {"timeout": HANGS, "startup_timeout": HANGS}
 ON_A_STUDY = ["01_lr_transfer", "02_scaling_law"]
 
 
