@@ -14,11 +14,8 @@ from analysis.cells import WEIGHT, cells, positive, seed_means
 from analysis.laws import NotIdentified, usable
 from analysis.smooth import GRID, Smooth, describe
 
-<<<<<<< HEAD
 ERROR = "a standard error of the loss"
-=======
 SAME_RATIO = 1e-3  # of log MACs per parameter and token, between budgets: one size's cost
->>>>>>> main
 NEAR = 2.0  # times a parabola's window: within it cells describe the smooth loss
 
 
