@@ -88,7 +88,7 @@ def _log_of_one_run(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
     raise ValueError(
         "the log of one run of Hugging Face's Trainer (log_history): a law needs several runs. "
         "Make a table with a row a run: its parameters (model.num_parameters()), the last "
-        "num_input_tokens_seen or total_flos, and the last eval_loss"
+        "num_input_tokens_seen, and the last eval_loss"
     )
 
 

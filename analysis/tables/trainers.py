@@ -13,6 +13,11 @@ import pandas as pd
 import yaml
 
 STATE, METRICS = "trainer_state.json", "metrics.csv"
+# Seen with transformers 5.24 (findings/transformers_total_flos.sh).
+TOTAL_FLOS = (
+    "total_flos is the Trainer's 6 N D, with N without embeddings, and without the output layer "
+    "where that shares the embedding's weights: small models cost more than it says"
+)
 LATE = 0.98  # of a run's steps: an evaluation before that is not of its end
 
 
@@ -73,6 +78,8 @@ def _states(folder: Path, paths: list[Path]) -> tuple[list[pd.DataFrame], list[s
         if not any(key.startswith("eval_") for key in row):
             notes.append(f"run {name!r} has no evaluation at its last steps")
         rows.append(pd.DataFrame([row]))
+    if any(row["total_flos"].notna().any() for row in rows):
+        notes.append(TOTAL_FLOS)
     return rows, notes
 
 

@@ -420,6 +420,7 @@ def test_folders_of_the_hugging_face_trainer(tmp_path: Path) -> None:
     assert notes[-1].startswith("not used")
     assert any("1 runs end before their learning rate has decayed" in n for n in notes)
     assert any("30 runs, a folder each" in n for n in notes)
+    assert any("small models cost more than it says" in n for n in notes)
 
 
 def test_folders_of_the_hugging_face_trainer_that_lack_something(tmp_path: Path) -> None:
