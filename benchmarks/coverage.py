@@ -14,6 +14,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -183,7 +184,7 @@ def frontiers() -> dict[str, Callable[[int], dict[str, Quantity]]]:
     kinds = {}
     budgets = (np.geomspace(1e17, 1e20, 8) / 2).tolist()
     for noise in (0.002, 0.005, 0.01):
-        single = dict(budgets=budgets, run_noise=0.0, point_noise=noise)
+        single: dict[str, Any] = dict(budgets=budgets, run_noise=0.0, point_noise=noise)
         for sizes, factor in (
             (2, 2.0),
             (7, 3.0),
@@ -203,7 +204,7 @@ def frontiers() -> dict[str, Callable[[int], dict[str, Quantity]]]:
             EPOCH, named=False, sizes=4, around=10.0, run_noise=0.0, point_noise=noise,
             budgets=(np.geomspace(1e17, 1e20, 40) / 2).tolist(),
         )  # fmt: skip
-        half = dict(run_noise=noise / 2**0.5, point_noise=noise / 2**0.5)
+        half: dict[str, Any] = dict(run_noise=noise / 2**0.5, point_noise=noise / 2**0.5)
         kinds[f"frontier, trunks 8 x 6, {noise:.1%}"] = predictions(
             TRUTH, sizes=8, budgets=6, **half
         )
