@@ -74,7 +74,15 @@ def test_figures_are_drawn(browser: Browser, url: str) -> None:
         "[...document.querySelectorAll('.plot')].map(p => "
         "[p.id, p.querySelectorAll('svg .scatterlayer .trace path').length])"
     )
-    law = {"compute", "residuals", "holdout", "prediction", "specifications", "influence"}
+    law = {
+        "compute",
+        "residuals",
+        "holdout",
+        "prediction",
+        "specifications",
+        "influence",
+        "published",
+    }
     assert {name for name, _ in marks} == {"rate", "isoflop"} | law
     assert all(count >= 1 for _, count in marks) and dict(marks)["compute"] > 40
 
