@@ -13,7 +13,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
 
 
-SLOW = ("test_kills.py", "test_study.py", "test_cli.py")
+SLOW = (
+    "test_kills.py",
+    "test_study.py",
+    "test_locks.py",
+    "test_probe.py",
+    "test_launch.py",
+    "test_cli.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
