@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from analysis import audit_law, audit_runs
-from analysis.audit_case import Case, Finding, Found
-from analysis.frontier import StudyLaw, fit_frontier
-from analysis.laws import NotIdentified
-from analysis.next import first_runs
+from scaling.analysis import audit_law, audit_runs
+from scaling.analysis.audit_case import Case, Finding, Found
+from scaling.analysis.frontier import StudyLaw, fit_frontier
+from scaling.analysis.laws import NotIdentified
+from scaling.analysis.next import first_runs
+from scaling.errors import UserError
 
 ORDER = ("weighty", "slight", "fine")
 AHEAD = 3.0  # the next run may cost so many times the largest one
@@ -103,7 +104,7 @@ def _next(rows: pd.DataFrame, at: float | None, study: StudyLaw | None, seed: in
     try:
         budget = AHEAD * float(pd.to_numeric(rows["macs_total"]).max())
         plan = first_runs(rows, budget, at, study, seed)
-    except ValueError as refusal:
+    except UserError as refusal:
         return f"none can be chosen: {refusal}"
     designs = "; ".join(
         ("" if run.seeds == 1 else f"{run.seeds} x ") + _design(run)

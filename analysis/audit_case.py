@@ -8,8 +8,8 @@ from functools import cached_property
 
 import pandas as pd
 
-from analysis.cells import exclude
-from analysis.frontier import StudyLaw
+from scaling.analysis.cells import exclude
+from scaling.analysis.frontier import StudyLaw
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Case:
     """What the questions are put to."""
 
     rows: pd.DataFrame
-    notes: tuple[str, ...]  # of analysis.tables.read; () of the tool's own studies
+    notes: tuple[str, ...]  # of scaling.analysis.tables.read; () of the tool's own studies
     at: float | None  # MACs that are to be predicted
     study: StudyLaw | None
     refusal: str

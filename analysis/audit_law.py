@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis import choices
-from analysis.audit_case import Case, Finding, Found
-from analysis.frontier import BY_BUDGET, doubts, fit_frontier, lucky, overfitting
-from analysis.isoflop import fit_rows
-from analysis.laws import NotIdentified
+from scaling.analysis import choices
+from scaling.analysis.audit_case import Case, Finding, Found
+from scaling.analysis.frontier import BY_BUDGET, doubts, fit_frontier, lucky, overfitting
+from scaling.analysis.isoflop import fit_rows
+from scaling.analysis.laws import NotIdentified
 
 RESAMPLES = 500  # of the law without the largest budget
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.audit_case import Case, Finding, Found
-from analysis.frontier import PASSES
+from scaling.analysis.audit_case import Case, Finding, Found
+from scaling.analysis.frontier import PASSES
 from scaling.results import TOKEN_UNIT, loss_unit
 
 SIZES = ("params", "tokens")

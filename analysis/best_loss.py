@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.cells import WEIGHT
-from analysis.laws import NotIdentified
-from analysis.smooth import Smooth, describe
+from scaling.analysis.cells import WEIGHT
+from scaling.analysis.laws import NotIdentified
+from scaling.analysis.smooth import Smooth, describe
 
 NEAR = 0.1  # log loss above its budget's best within which a cell describes the smooth loss
 MOST = 2000  # cells that describe it; of more, evenly chosen ones

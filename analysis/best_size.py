@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import Akima1DInterpolator
 
-from analysis.frontier import lower_hull
+from scaling.analysis.frontier import lower_hull
 
 MIN_SIZES = 4  # a parabola through three points is exact
 NEAREST = 5  # sizes that a window holds at least, where a budget has so many

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from scaling.errors import UserError
+
 FEW = 20
 MANY = 1000  # runs beyond which limits replace eigenvalues and resamples
 
@@ -148,7 +150,7 @@ def bca(
     (Hall 1988, the symmetric percentile method). It always holds the estimate.
     """
     if not np.isfinite(samples).all():
-        raise ValueError(
+        raise UserError(
             f"{(~np.isfinite(samples)).sum()} of {len(samples)} resamples gave no finite value; "
             "an interval cannot be stated"
         )

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from analysis.laws import usable
+from scaling.analysis.laws import usable
+from scaling.errors import UserError
 
 
 def _impossible(values: pd.Series) -> pd.Series:
@@ -69,9 +70,9 @@ def exclude(
     unused = () if of == "compute" else tuple(c for c in costs if c != of)
     missing = [c for c in NEEDED if c not in rows.columns and c not in unused]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"the table has no column {', '.join(missing)}: give rows of a study, or read another "
-            "table with analysis.tables.read"
+            "table with scaling.analysis.tables.read"
         )
     rows = rows.copy()
     for column in (*costs, "val_loss"):
@@ -126,7 +127,7 @@ def seed_means(table: pd.DataFrame) -> pd.DataFrame:
 def weighted(
     rows: pd.DataFrame, column: str | None, *, budgets: bool = False, of: str = "compute"
 ) -> pd.DataFrame:
-    """The rows with a column's values as their weights, if one is named. Raises ValueError as
+    """The rows with a column's values as their weights, if one is named. Raises UserError as
     `positive`, of the rows that `exclude` leaves."""
     if column is None:
         return rows
@@ -139,9 +140,9 @@ def weighted(
 
 def positive(rows: pd.DataFrame, column: str, what: str) -> np.ndarray:
     """A column of positive finite numbers, one for each of these rows, all of which count. Raises
-    ValueError, naming the first row without one, where it is none."""
+    UserError, naming the first row without one, where it is none."""
     if column not in rows.columns:
-        raise ValueError(
+        raise UserError(
             f"no column {column!r} for {what}; the table has "
             f"{', '.join(map(repr, rows.columns[:40]))}"
         )
@@ -151,7 +152,7 @@ def positive(rows: pd.DataFrame, column: str, what: str) -> np.ndarray:
         bad[:] = True
     if bad.any():
         first = rows.astype(object).iloc[int(np.argmax(bad))]
-        raise ValueError(
+        raise UserError(
             f"column {column!r} is {first[column]!r} for run {first['run_id']!r} ({bad.sum()} such "
             f"of {len(values)} rows that count): {what} is a positive number; give one for every "
             "run, or leave the column away"
@@ -160,10 +161,10 @@ def positive(rows: pd.DataFrame, column: str, what: str) -> np.ndarray:
 
 
 def refuse_floor(e: float | None, kept: pd.DataFrame) -> None:
-    """Raise ValueError where a pinned floor is not below the loss of every row that counts."""
+    """Raise UserError where a pinned floor is not below the loss of every row that counts."""
     least = kept["val_loss"].min()
     if e is not None and len(kept) and not 0 <= e < least:
-        raise ValueError(
+        raise UserError(
             f"E pinned at {e:g} is not in [0, {least:.5g}), the lowest loss of the rows that "
             "count: no run is below the floor; pin it lower, or leave it free"
         )

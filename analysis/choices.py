@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.cells import exclude
-from analysis.frontier import BY_BUDGET, METHODS, auto_method, frontier
-from analysis.laws import DELTA, NotIdentified
-from analysis.solver import best, log_law
+from scaling.analysis.cells import exclude
+from scaling.analysis.frontier import BY_BUDGET, METHODS, auto_method, frontier
+from scaling.analysis.laws import DELTA, NotIdentified
+from scaling.analysis.solver import best, log_law
 
 CORNERS = {"1%": DELTA, "0.1%": 1e-3, "squares": np.inf}
 ITERATIONS = 60  # of a fit; one that has not arrived by then is not identified

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.bootstrap import bca
-from analysis.laws import PowerLaw
-from analysis.references import Reference
+from scaling.analysis.bootstrap import bca
+from scaling.analysis.laws import PowerLaw
+from scaling.analysis.references import Reference
+from scaling.errors import UserError
 from scaling.results import predicted
 
 
@@ -127,10 +128,10 @@ def compute_multiplier(
     """Compute that `other` needs for `loss` over what `law` needs, with interval.
 
     Both laws must be of the same data, tokenizer and unit (checked for the unit only). Raises
-    ValueError when a law does not reach the loss.
+    UserError when a law does not reach the loss.
     """
     if law.unit != other.unit:
-        raise ValueError(f"units differ ({law.unit}, {other.unit}): convert one law first")
+        raise UserError(f"units differ ({law.unit}, {other.unit}): convert one law first")
 
     def log_compute(samples: np.ndarray, centre: float) -> np.ndarray:
         e, log_a, b = samples.T
@@ -139,7 +140,7 @@ def compute_multiplier(
 
     def point(one: PowerLaw) -> float:
         if loss <= one.e or one.b >= 0:
-            raise ValueError(f"loss {loss:g} is not reached by {one}")
+            raise UserError(f"loss {loss:g} is not reached by {one}")
         return float(np.log((loss - one.e) / one.a) / one.b)
 
     estimate = point(other) - point(law)
@@ -148,7 +149,7 @@ def compute_multiplier(
     ours = law.samples[: len(theirs)]
     draws = log_compute(theirs, other.centre) - log_compute(ours, law.centre)
     if np.isnan(draws).mean() > (1 - level) / 2:
-        raise ValueError(
+        raise UserError(
             f"loss {loss:g} lies below the floor of {np.isnan(draws).mean():.0%} of the resamples: "
             "choose a loss that both laws surely reach"
         )

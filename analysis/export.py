@@ -18,8 +18,9 @@ from urllib.parse import unquote_to_bytes
 
 from plotly.offline import get_plotlyjs
 
-from analysis.page import POLICY
 from scaling import scratch
+from scaling.analysis.page import POLICY
+from scaling.errors import UserError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -68,7 +69,7 @@ def write_png(
 ) -> Path:
     """Draw a figure into a PNG of `width * scale` x `height * scale` pixels; returns the path.
 
-    `height` None: the figure's own. Raises ValueError when no browser is found or it fails.
+    `height` None: the figure's own. Raises UserError when no browser is found or it fails.
     """
     return _write(figure, path, "png", width, height, scale)
 
@@ -76,7 +77,7 @@ def write_png(
 def write_svg(
     figure: go.Figure, path: Path, *, width: int = 960, height: int | None = None
 ) -> Path:
-    """Draw a figure into an SVG; returns the path. Raises ValueError as `write_png` does."""
+    """Draw a figure into an SVG; returns the path. Raises UserError as `write_png` does."""
     return _write(figure, path, "svg", width, height, 1)
 
 
@@ -85,7 +86,7 @@ def _write(
 ) -> Path:
     browser = find_browser()
     if browser is None:
-        raise ValueError(
+        raise UserError(
             f"{path.name}: no Chromium or Chrome found to draw it (looked at $BROWSER_PATH = "
             f"{os.environ.get('BROWSER_PATH', '')!r} and for {', '.join(_NAMES)}). Install one "
             f"(Debian: apt-get install chromium) or save the figure from report.html"
@@ -104,7 +105,7 @@ def _write(
         command += ["--virtual-time-budget=30000", "--dump-dom", source.as_uri()]
         done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ValueError(f"{path.name}: {browser} did not draw it ({error})") from None
+        raise UserError(f"{path.name}: {browser} did not draw it ({error})") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     dom = done.stdout.decode("utf-8", "replace")
@@ -112,7 +113,7 @@ def _write(
     if found is None:
         said = re.search(r"<body>(failed:[^<]*)", dom)
         reason = said[1] if said else done.stderr.decode("utf-8", "replace")[-300:]
-        raise ValueError(f"{path.name}: {browser} did not draw it ({reason.strip()})")
+        raise UserError(f"{path.name}: {browser} did not draw it ({reason.strip()})")
     content = found[1].removeprefix(";base64,")
     if content.startswith(","):
         image = unquote_to_bytes(content[1:])

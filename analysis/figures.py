@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
-from analysis.style import (
+from scaling.analysis.style import (
     CROSS,
     DASHES,
     LAW,
@@ -34,7 +34,7 @@ from scaling.results import TOKEN_UNIT
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.laws import PowerLaw
+    from scaling.analysis.laws import PowerLaw
 
 DRAWN_POINTS = 3000  # points of one kind in a figure, at most; above it they are thinned
 LEGEND_SIZES = 24  # more than that are drawn by half decades of parameters

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.figures import drawn_points, law_points
-from analysis.style import (
+from scaling.analysis.figures import drawn_points, law_points
+from scaling.analysis.style import (
     DASHES,
     GRID,
     INK,
@@ -32,12 +32,13 @@ from analysis.style import (
     number_text,
     shades,
 )  # fmt: skip
+from scaling.errors import UserError
 from scaling.results import TOKEN_UNIT
 
 if TYPE_CHECKING:
-    from analysis.frontier import StudyLaw
-    from analysis.power_law import PowerLaw
-    from analysis.references import Reference
+    from scaling.analysis.frontier import StudyLaw
+    from scaling.analysis.power_law import PowerLaw
+    from scaling.analysis.references import Reference
 
 MARGIN = 0.7  # decades around the fitted laws in which published ones are shown
 LEAST = 0.3  # decades of a published law that show a slope
@@ -67,10 +68,10 @@ def comparison_points(
         kind "exponent": b, b_low, b_high (NaN: not published), e (the floor, 0 without),
         macs_from, macs_to (what it was fitted to; NaN: not known), bend_from, bend_to (local
         exponents at both ends where the curve bends, else NaN), drawn (a curve of it is shown).
-    Raises ValueError without a study.
+    Raises UserError without a study.
     """
     if not studies:
-        raise ValueError("no fitted law: a comparison needs one, for its range of compute")
+        raise UserError("no fitted law: a comparison needs one, for its range of compute")
     parts, curves = [], []
     for name, study in studies.items():
         law = study.law

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.figures import add_law, drawn_points, law_points
-from analysis.style import (
+from scaling.analysis.figures import add_law, drawn_points, law_points
+from scaling.analysis.style import (
     CROSS,
     LAW,
     PAPER,
@@ -29,7 +29,7 @@ from analysis.style import (
 from scaling.results import TOKEN_UNIT
 
 if TYPE_CHECKING:
-    from analysis.laws import PowerLaw
+    from scaling.analysis.laws import PowerLaw
 
 SHOWN = 24  # lines of the influence figure, at most
 REACH = 1.5  # beyond the sizes tried, the factor of parameters that the isoFLOP figure shows
@@ -39,7 +39,7 @@ def isoflop_points(table: pd.DataFrame) -> pd.DataFrame:
     """The decayed points of each budget, thinned to what a page can draw.
 
     Args:
-        table: of `analysis.cells.cells`.
+        table: of `scaling.analysis.cells.cells`.
     Returns columns budget_macs, size, params, macs_total, tokens, val_loss, run_id.
     """
     columns = ["budget_macs", "size", "params", "macs_total", "tokens", "val_loss", "run_id"]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.style import (
+from scaling.analysis.style import (
     DASHES,
     LAW,
     SOFT,
@@ -19,6 +19,7 @@ from analysis.style import (
     number_text,
     shades,
 )  # fmt: skip
+from scaling.errors import UserError
 
 RANKS = 300  # points of an n-gram curve, at most
 
@@ -83,7 +84,7 @@ def position_points(loss_T: np.ndarray, tokens_per_frame: int) -> pd.DataFrame:
     """
     loss_T = np.asarray(loss_T, float)
     if loss_T.ndim != 1 or tokens_per_frame < 1 or len(loss_T) < tokens_per_frame:
-        raise ValueError(
+        raise UserError(
             f"losses of shape {loss_T.shape} with {tokens_per_frame} tokens a frame: want one loss "
             "a position, and at least one whole frame"
         )
@@ -132,7 +133,7 @@ def ngram_points(counts: Mapping[str, tuple[np.ndarray, float]]) -> pd.DataFrame
         sorted_counts = np.sort(np.asarray(occurrences, float))[::-1]
         sorted_counts = sorted_counts[sorted_counts > 0]
         if not len(sorted_counts):
-            raise ValueError(f"{name}: no n-gram occurs; give the counts of encoded frames")
+            raise UserError(f"{name}: no n-gram occurs; give the counts of encoded frames")
         distinct = len(sorted_counts)
         rank = np.unique(np.geomspace(1, distinct, RANKS).round().astype(int))
         share = sorted_counts / sorted_counts.sum()

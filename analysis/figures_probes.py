@@ -8,8 +8,8 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.figures import add_law
-from analysis.style import (
+from scaling.analysis.figures import add_law
+from scaling.analysis.style import (
     INK,
     LAW,
     SOFT,

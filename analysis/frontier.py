@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis import compare
-from analysis.best_loss import BestLoss, best_loss
-from analysis.cells import (
+from scaling.analysis import compare
+from scaling.analysis.best_loss import BestLoss, best_loss
+from scaling.analysis.cells import (
     DESIGN,
     WEIGHT,
     cells,
@@ -27,7 +27,7 @@ from analysis.cells import (
     seed_means,
     weighted,
 )
-from analysis.laws import (
+from scaling.analysis.laws import (
     DELTA,
     MIN_DECADES,
     RESAMPLES,
@@ -39,8 +39,9 @@ from analysis.laws import (
     curvature,
     select,
 )
-from analysis.power_law import conditions
-from analysis.references import REFERENCES
+from scaling.analysis.power_law import conditions
+from scaling.analysis.references import REFERENCES
+from scaling.errors import UserError
 
 OVERFIT = 0.005  # relative rise of the validation loss; less is noise
 PASSES = 4  # arXiv 2305.16264: up to here repeated data are nearly as good as fresh ones
@@ -51,7 +52,7 @@ BIN, BINS, BIN_RUNS = 0.25, 12, 4  # decades, bins at most, runs of a bin at lea
 SCATTER = 0.2  # of log loss around the pure law; published frontiers scatter by a hundredth
 ALONE = ("parameters", "tokens")  # units of laws that are not of compute
 BESIDE = ("gpt3", "toto")  # published laws that a study's is set beside: pure exponents too
-COMPARABLE = "bits per pixel are (analysis.references.bits_per_pixel)"
+COMPARABLE = "bits per pixel are (scaling.analysis.references.bits_per_pixel)"
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def binned(rows: pd.DataFrame) -> pd.DataFrame:
 def _frontier(rows: pd.DataFrame, method: str) -> tuple[pd.DataFrame, BestLoss | None]:
     """The points, and what their errors follow from, where the runs tell it."""
     if method not in METHODS:
-        raise ValueError(f"method is {method!r}: choose one of {', '.join(METHODS)}")
+        raise UserError(f"method is {method!r}: choose one of {', '.join(METHODS)}")
     budgets = method in BY_BUDGET
     if method == "binned":
         rows, budgets = binned(rows), True
@@ -430,8 +431,8 @@ def fit_frontier(
     suffice, else "envelope". form: "select" (by held-out error), or "power" / "saturating" when
     the form is decided beforehand. e: pins the floor E (0: the pure law). weights: a column in
     proportion to 1 / variance of the rows' losses, such as how many runs each is the mean of.
-    Raises NotIdentified (a ValueError) when even the pure law cannot be determined: fewer than
-    three budgets, under a decade of compute, a constant loss; ValueError on a floor that is not
+    Raises NotIdentified (a UserError) when even the pure law cannot be determined: fewer than
+    three budgets, under a decade of compute, a constant loss; UserError on a floor that is not
     below every loss, or weights that are none.
     """
     if method == "auto":

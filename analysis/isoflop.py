@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.best_size import (
+from scaling.analysis.best_size import (
     MIN_SIZES,
     NEAREST,
     Grid,
@@ -39,12 +39,13 @@ from analysis.best_size import (
     parabolas,
     window,
 )
-from analysis.cells import WEIGHT, cells
-from analysis.isoflop_table import NEAR, Draws, Table, draws_of, table_of
-from analysis.laws import NotIdentified
-from analysis.parametric import fit_parametric
-from analysis.parametric_law import NO_NOISE, ParametricLaw
-from analysis.size_law import METHODS, OF, SizeLaw, side_by_side
+from scaling.analysis.cells import WEIGHT, cells
+from scaling.analysis.isoflop_table import NEAR, Draws, Table, draws_of, table_of
+from scaling.analysis.laws import NotIdentified
+from scaling.analysis.parametric import fit_parametric
+from scaling.analysis.parametric_law import NO_NOISE, ParametricLaw
+from scaling.analysis.size_law import METHODS, OF, SizeLaw, side_by_side
+from scaling.errors import UserError
 
 WINDOW = 8.0  # factor of the centre within which a parabola takes sizes
 MIN_BUDGETS = 3  # a line through two points is exact
@@ -100,7 +101,7 @@ def size_laws(
 ) -> list[SizeLaw]:  # fmt: skip
     """N* = k C^p and D* = k C^p by each of the methods, of METHODS, in turn.
 
-    rows: of a study, or of `analysis.tables.read`. window: factor of the parabola's window,
+    rows: of a study, or of `scaling.analysis.tables.read`. window: factor of the parabola's window,
     infinite for every size of a budget. errors: column of standard errors of `val_loss`; without
     it the noise is inferred from seeds and from what the smooth loss leaves.
     Raises NotIdentified when no row is left; a single method's refusal is its law's `refused`.
@@ -108,7 +109,7 @@ def size_laws(
     _check(window, level, resamples)
     for method in methods:
         if method not in METHODS:
-            raise ValueError(f"method is {method!r}: choose of {', '.join(METHODS)}")
+            raise UserError(f"method is {method!r}: choose of {', '.join(METHODS)}")
     table = table_of(rows, window=window, errors=errors)
     draws = draws_of(table, resamples, seed)
     out: list[SizeLaw] = []
@@ -124,7 +125,7 @@ def size_laws(
 
 def _check(window: float, level: float, resamples: int) -> None:
     if not window > 1 or not 0 < level < 1 or resamples < 100:
-        raise ValueError(
+        raise UserError(
             f"window {window}, level {level}, resamples {resamples}: want a factor above 1, "
             "0 < level < 1 and at least 100 resamples"
         )

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from analysis.best_size import NEAREST, SAME_COST, Grid, best_runs, frontier_sizes, line
-from analysis.cells import WEIGHT, cells, positive, seed_means
-from analysis.laws import NotIdentified, usable
-from analysis.smooth import GRID, Smooth, describe
+from scaling.analysis.best_size import NEAREST, SAME_COST, Grid, best_runs, frontier_sizes, line
+from scaling.analysis.cells import WEIGHT, cells, positive, seed_means
+from scaling.analysis.laws import NotIdentified, usable
+from scaling.analysis.smooth import GRID, Smooth, describe
+from scaling.errors import UserError
 
 ERROR = "a standard error of the loss"
 SAME_RATIO = 1e-3  # of log MACs per parameter and token, between budgets: one size's cost
@@ -24,14 +25,14 @@ def with_budgets(rows: pd.DataFrame, within: float) -> pd.DataFrame:
 
     within: a factor, such as 1.5; sorted by compute, a budget takes what costs at most that much
     more than its cheapest row.
-    Raises ValueError for a factor that is none, or where no row has usable compute.
+    Raises UserError for a factor that is none, or where no row has usable compute.
     """
     if not 1 < within < 10:
-        raise ValueError(f"within is {within:g}: give a factor above 1 and below 10, e.g. 1.5")
+        raise UserError(f"within is {within:g}: give a factor above 1 and below 10, e.g. 1.5")
     macs = pd.to_numeric(rows["macs_total"], errors="coerce").to_numpy(float)
     fine = usable(macs, "compute")
     if not fine.any():
-        raise ValueError("no row has usable compute, by which budgets are told")
+        raise UserError("no row has usable compute, by which budgets are told")
     key, first, count = np.full(len(rows), -1), 0.0, -1
     for i in np.argsort(np.where(fine, macs, np.inf), kind="stable")[: fine.sum()]:
         if macs[i] > first * within:
@@ -105,7 +106,7 @@ def table_of(rows: pd.DataFrame, *, window: float, errors: str | None = None) ->
 
     window: factor of the best sizes' line within which a parabola takes sizes. errors: column of
     the standard errors of `val_loss`.
-    Raises NotIdentified when no row is left, ValueError on standard errors that are none.
+    Raises NotIdentified when no row is left, UserError on standard errors that are none.
     """
     named = "budget_macs" in rows.columns and usable(_number(rows, "budget_macs"), "compute").any()
     single = cells(rows, budgets=bool(named))

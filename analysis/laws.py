@@ -1,6 +1,6 @@
 """Laws of one variable: L = a C^b and L = E + a C^b, fitted, judged and refused.
 
-    law = fit(macs, loss)            # PowerLaw, or a ValueError that says what is missing
+    law = fit(macs, loss)            # PowerLaw, or a UserError that says what is missing
     law(1e15), law.b, law.ci["b"], law.status, law.predict(1e15)
 
 The fit minimises Huber's loss of log-loss residuals. log C is centred, so that log a and b are
@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from analysis.bootstrap import FEW, MANY, bca, cluster_weights, components, effective, widen
-from analysis.mixture import BUDGETS, WORDS
-from analysis.power_law import Holdout, PowerLaw, SaturatingLaw, Status
-from analysis.solver import (
+from scaling.analysis.bootstrap import FEW, MANY, bca, cluster_weights, components, effective, widen
+from scaling.analysis.mixture import BUDGETS, WORDS
+from scaling.analysis.power_law import Holdout, PowerLaw, SaturatingLaw, Status
+from scaling.analysis.solver import (
     best,
     cluster_sums,
     condition_number,
@@ -28,6 +28,7 @@ from analysis.solver import (
     log_law,
     one_step,
 )
+from scaling.errors import UserError
 
 DELTA = 0.01
 RESAMPLES = 4000
@@ -42,7 +43,7 @@ HELD = {"parameters": "larger models", "tokens": "longer runs"}  # by unit
 E_BOUND = 1e-3  # E below this share of the smallest loss is the bound E = 0
 
 
-class NotIdentified(ValueError):
+class NotIdentified(UserError):
     """The points cannot determine the law; the message says why and what would."""
 
 
@@ -56,14 +57,14 @@ def usable(values, kind: str) -> np.ndarray:
 def checked(
     compute, loss, names: tuple[str, str] = ("compute", "loss")
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Finite positive float arrays of one length, or a ValueError naming the first bad value."""
+    """Finite positive float arrays of one length, or a UserError naming the first bad value."""
     try:
         compute = np.asarray(compute, dtype=float).ravel()
         loss = np.asarray(loss, dtype=float).ravel()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{' and '.join(names)} must be numbers: {error}") from None
+        raise UserError(f"{' and '.join(names)} must be numbers: {error}") from None
     if len(compute) != len(loss):
-        raise ValueError(
+        raise UserError(
             f"{len(compute)} values of {names[0]} but {len(loss)} of {names[1]}: give as many"
         )
     for name, values in zip(names, (compute, loss), strict=True):
@@ -71,7 +72,7 @@ def checked(
         bad = ~usable(values, "loss" if name == "loss" else "compute")
         if bad.any():
             first = int(np.argmax(bad))
-            raise ValueError(
+            raise UserError(
                 f"{name}[{first}] is {values[first]:g} ({bad.sum()} such of {len(values)}): {name} "
                 f"must be finite and positive, {low:g} to {high:g}; drop those rows, and count them"
             )
@@ -93,7 +94,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 0 < self.level < 1 or not self.delta > 0 or self.resamples < 100:
-            raise ValueError(
+            raise UserError(
                 f"level {self.level}, delta {self.delta}, resamples {self.resamples}: "
                 "want 0 < level < 1, delta > 0 and at least 100 resamples"
             )
@@ -106,10 +107,10 @@ class Options:
 
 
 def relative(weights: Sequence[float] | np.ndarray, count: int) -> np.ndarray:
-    """Weights (count,) over their mean. Raises ValueError where they are none."""
+    """Weights (count,) over their mean. Raises UserError where they are none."""
     given = np.asarray(weights, dtype=float)
     if given.shape != (count,) or not (np.isfinite(given) & (given > 0)).all():
-        raise ValueError(f"weights of {count} points: give as many positive finite numbers")
+        raise UserError(f"weights of {count} points: give as many positive finite numbers")
     return given / given.mean()
 
 
@@ -136,7 +137,7 @@ def fit(
     correlated. noise: (R, n) draws of log-loss noise, when the caller knows it better than the
     residuals do (analysis/frontier.py does). weights: (n,) positive, in proportion to 1 / variance
     of log loss, such as the number of runs that a point is the mean of.
-    Raises NotIdentified when the points cannot determine the law, ValueError on bad input.
+    Raises NotIdentified when the points cannot determine the law, UserError on bad input.
     """
     options = Options(groups, noise, weights, delta, level, resamples, seed, unit)
     if e is None and form == "saturating":  # without the pure law, which `select` fits beside it
@@ -156,9 +157,9 @@ def select(
     """
     options = options or Options()
     if form not in FORMS:
-        raise ValueError(f"form is {form!r}: choose one of {', '.join(FORMS)}")
+        raise UserError(f"form is {form!r}: choose one of {', '.join(FORMS)}")
     if form == "power" and e:
-        raise ValueError(
+        raise UserError(
             f"a pure power law has no E, but E = {e:g}: choose the form saturating, or none"
         )
     pure = _fit(compute, loss, 0.0, "power", options)
@@ -233,7 +234,7 @@ def _fit(compute, loss, pin: float | None, form: str, options: Options) -> Power
     free = 3 if pin is None else 2
     _require(compute, loss, free, form, options.unit)
     if pin is not None and not 0 <= pin < loss.min():
-        raise ValueError(
+        raise UserError(
             f"pinned E = {pin:g} is not in [0, smallest loss {loss.min():.4g}): "
             "the law cannot pass below its own floor"
         )
@@ -301,7 +302,7 @@ def _resample(
     index = np.arange(n)
     if options.groups is not None:
         if len(options.groups) != n:
-            raise ValueError(f"{len(options.groups)} groups for {n} points: give one per point")
+            raise UserError(f"{len(options.groups)} groups for {n} points: give one per point")
         index = np.unique(np.asarray(options.groups).astype(str)[order], return_inverse=True)[1]
     clusters, root = int(index.max()) + 1, np.sqrt(given)
     worth = effective(clusters, given)
@@ -312,7 +313,7 @@ def _resample(
     if options.noise is not None:
         noise = np.asarray(options.noise, dtype=float)
         if noise.ndim != 2 or noise.shape[1] != n or not np.isfinite(noise).all():
-            raise ValueError(f"noise has shape {noise.shape}: want (resamples, {n}), all finite")
+            raise UserError(f"noise has shape {noise.shape}: want (resamples, {n}), all finite")
         targets = log_law(estimate[None], x) + noise[:, order]
         how = "noise of the study's runs drawn anew, frontier recomputed"
         return refit(targets, np.ones_like(targets)), None, how

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.special import ndtr
 
-from analysis.forms import EXACT, Form, noise_models, weighed
+from scaling.analysis.forms import EXACT, Form, noise_models, weighed
 
 # Prior probabilities. Simple first: on a pure law the interval is to stay near the pure law's own.
 PRIOR = {"pure": 0.6, "floor": 0.17, "two powers": 0.08, "break": 0.1, "drift": 0.05}

@@ -17,15 +17,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.best_loss import best_loss
-from analysis.cells import cells, seed_means
-from analysis.design import Candidates, Plan, choose
-from analysis.frontier import StudyLaw, fit_frontier
-from analysis.isoflop import fit_rows, minima
-from analysis.laws import NotIdentified
-from analysis.parametric_law import ParametricLaw
-from analysis.power_law import PowerLaw
-from analysis.solver import log_jacobian
+from scaling.analysis.best_loss import best_loss
+from scaling.analysis.cells import cells, seed_means
+from scaling.analysis.design import Candidates, Plan, choose
+from scaling.analysis.frontier import StudyLaw, fit_frontier
+from scaling.analysis.isoflop import fit_rows, minima
+from scaling.analysis.laws import NotIdentified
+from scaling.analysis.parametric_law import ParametricLaw
+from scaling.analysis.power_law import PowerLaw
+from scaling.analysis.solver import log_jacobian
+from scaling.errors import UserError
 
 RUNS = (8, 12, 16, 24, 32, 48, 64)  # tried in turn until the budget is spent
 SPENT = 0.8  # share of the budget that counts as spent
@@ -79,11 +80,11 @@ def next_runs(
     to be predicted; None: the exponent is to be narrowed. runs: at most so many; None: as many of
     RUNS as spend the budget. futures: simulated studies of the interval to expect; 0: none is said.
     study: of `fit_frontier`, where it is at hand.
-    Raises NotIdentified when the rows have no law, ValueError on a budget that buys nothing.
+    Raises NotIdentified when the rows have no law, UserError on a budget that buys nothing.
     """
     for name, value in (("budget", budget), ("target", target)):
         if value is not None and not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} is {value!r}: give a positive number of MACs")
+            raise UserError(f"{name} is {value!r}: give a positive number of MACs")
     model = _model(rows, budget, target, study, seed)
     return _plan(rows, model, budget, target, RUNS if runs is None else (runs,), futures, seed)
 
@@ -105,7 +106,7 @@ def _plan(
     """The plan of the first of `most_runs` that spends the budget, or the last."""
     units = model.units
     if not (units.cost <= budget).any():
-        raise ValueError(
+        raise UserError(
             f"a budget of {budget:.3g} MACs affords no run that helps; the cheapest costs "
             f"{units.cost.min():.3g}"
         )
@@ -115,7 +116,7 @@ def _plan(
         if units.cost[chosen].sum() >= SPENT * budget:
             break
     if not chosen:
-        raise ValueError(f"{most} runs are too few: a new budget takes {units.count.min()}")
+        raise UserError(f"{most} runs are too few: a new budget takes {units.count.min()}")
     picked = pd.concat([model.designs[model.designs["unit"] == unit] for unit in chosen])
     expected, refused = _expected(rows, model, picked, target, futures, seed)
     key = ["budget_macs", "size", "params", "tokens", "macs_total"]

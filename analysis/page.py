@@ -16,7 +16,7 @@ from urllib.parse import quote
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from analysis.style import DARK, escape
+from scaling.analysis.style import DARK, escape
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

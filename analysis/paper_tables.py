@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.quality import half_width, read_quality, scored_by_others
+from scaling.analysis.quality import half_width, read_quality, scored_by_others
 
 # arXiv 2501.05453: top-1 on ImageNet, in percent.
 PAPER = {

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.laws import E_BOUND, MIN_DECADES, NotIdentified, checked, relative
-from analysis.parametric_law import EXACT, Optimum, ParametricLaw, SurfaceStatus, interval
-from analysis.surface import Minimum, Objective, minimum
-from analysis.surface_resample import Resampled, resample
+from scaling.analysis.laws import E_BOUND, MIN_DECADES, NotIdentified, checked, relative
+from scaling.analysis.parametric_law import EXACT, Optimum, ParametricLaw, SurfaceStatus, interval
+from scaling.analysis.surface import Minimum, Objective, minimum
+from scaling.analysis.surface_resample import Resampled, resample
+from scaling.errors import UserError
 
 __all__ = ["LOSSES", "Optimum", "ParametricLaw", "SurfaceStatus", "fit_parametric"]
 
@@ -61,21 +62,21 @@ def fit_parametric(
     in proportion to 1 / variance of log loss. groups: run ids, resampled whole. noise: (R, points)
     draws of log-loss noise, when the caller knows it better. per_token, unit: compute =
     per_token n d, e.g. 6 FLOPs or 3 MACs.
-    Raises NotIdentified when the runs cannot determine the law, ValueError on bad input.
+    Raises NotIdentified when the runs cannot determine the law, UserError on bad input.
     """
     if loss_kind not in LOSSES:
-        raise ValueError(f"loss_kind is {loss_kind!r}: choose one of {', '.join(LOSSES)}")
+        raise UserError(f"loss_kind is {loss_kind!r}: choose one of {', '.join(LOSSES)}")
     corner, log, below = LOSSES[loss_kind]
     corner = delta if delta is not None else corner
     if not corner > 0 or not 0 < level < 1 or resamples < 100 or not per_token > 0:
-        raise ValueError(
+        raise UserError(
             f"delta {corner}, level {level}, resamples {resamples}, per_token {per_token}: want "
             "positive numbers, 0 < level < 1 and at least 100 resamples"
         )
     n, loss = checked(n, loss, names=("n", "loss"))
     d, loss = checked(d, loss, names=("d", "loss"))
     if e is not None and not 0 <= e < loss.min():
-        raise ValueError(
+        raise UserError(
             f"E pinned at {e:g} is not in [0, {loss.min():.5g}), the lowest loss: no run is below "
             "the floor; pin it lower, or leave it free"
         )
@@ -96,7 +97,7 @@ def fit_parametric(
     index = np.arange(len(loss))
     if groups is not None:
         if len(groups) != len(loss):
-            raise ValueError(f"{len(groups)} groups for {len(loss)} points: give one per point")
+            raise UserError(f"{len(groups)} groups for {len(loss)} points: give one per point")
         index = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
     other = resample(objective, estimate, index, noise, resamples, seed)
     bound = _refuse_resamples(objective, other, loss, level)

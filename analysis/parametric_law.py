@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from analysis.bootstrap import bca
-from analysis.laws import NotIdentified
-from analysis.power_law import Prediction, distance, one_more
+from scaling.analysis.bootstrap import bca
+from scaling.analysis.laws import NotIdentified
+from scaling.analysis.power_law import Prediction, distance, one_more
+from scaling.errors import UserError
 
 NAMES = ("E", "A", "B", "alpha", "beta")
 FEW_STARTS = 0.2  # of the starts; on sound tables most reach the best minimum
@@ -178,7 +179,7 @@ class ParametricLaw:
     def optimum(self, compute: float) -> Optimum:
         """Size, tokens and loss that the law expects of the best run of a budget."""
         if not (np.isfinite(compute) and compute > 0):
-            raise ValueError(f"compute is {compute!r}: give a positive number of {self.unit}")
+            raise UserError(f"compute is {compute!r}: give a positive number of {self.unit}")
         log_nd = np.log(compute / self.per_token)
 
         def outcome(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -215,7 +216,7 @@ class ParametricLaw:
         there; `decades` by which n or d, whichever is farther, lies beyond those of the runs."""
         for name, value in (("parameters", n), ("tokens", d)):
             if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"{name} are {value!r}: give a positive number")
+                raise UserError(f"{name} are {value!r}: give a positive number")
         e, a, b, alpha, beta = self.samples.T
         loss = np.exp(e) + np.exp(a - alpha * np.log(n)) + np.exp(b - beta * np.log(d))
         here = float(self(n, d))
@@ -284,7 +285,7 @@ class ParametricLaw:
     def overtraining(self) -> tuple[float, float, float]:
         """(a, b, eta) of L = E + (a M^eta + b M^-eta) C^-eta, M = D / N; for a tied law only."""
         if not self.tied:
-            raise ValueError("alpha and beta differ: fit with tied=True for the over-training law")
+            raise UserError("alpha and beta differ: fit with tied=True for the over-training law")
         eta = self.alpha / 2
         scale = self.per_token**eta
         return self.a * scale, self.b * scale, eta

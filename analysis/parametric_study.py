@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.cells import DESIGN, SIZES, cells, exclude, refuse_floor, weighted
-from analysis.frontier import SCATTER, warnings_for
-from analysis.isoflop import fit_rows
-from analysis.laws import NotIdentified
-from analysis.parametric_law import ParametricLaw
-from analysis.power_law import conditions
-from analysis.variable import judged, none_left
+from scaling.analysis.cells import DESIGN, SIZES, cells, exclude, refuse_floor, weighted
+from scaling.analysis.frontier import SCATTER, warnings_for
+from scaling.analysis.isoflop import fit_rows
+from scaling.analysis.laws import NotIdentified
+from scaling.analysis.parametric_law import ParametricLaw
+from scaling.analysis.power_law import conditions
+from scaling.analysis.variable import judged, none_left
 
 SEVERAL = 3  # runs of one size and length that differ in their settings: a sweep, not repeats
 REPEATS = "each counts as a run of its own"
@@ -82,7 +82,7 @@ def fit_surface(
     """L(N, D) of all decayed points of a study (rows as of analysis/frontier.py), in MACs.
 
     tied: alpha = beta, the over-training law. e, weights: of `analysis.frontier.fit_frontier`.
-    options: of `analysis.parametric.fit_parametric`.
+    options: of `scaling.analysis.parametric.fit_parametric`.
     Raises NotIdentified, with what else is wrong with the rows, when they do not determine it.
     """
     rows = weighted(rows, weights)

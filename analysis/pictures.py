@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from scaling.errors import UserError
+
 GAP = 1  # pixels between frames
 
 
@@ -19,12 +21,12 @@ def contact_sheet(rows: Sequence[np.ndarray]) -> Image.Image:
         rows: uint8 arrays (T, H, W, 3) of one shape, e.g. an original and its reconstruction, or a
             video, its masks and their overlay. Gaps are transparent.
     Raises:
-        ValueError: no row, another type, or shapes that differ.
+        UserError: no row, another type, or shapes that differ.
     """
     shapes = {np.shape(row) for row in rows}
     wrong = [np.asarray(row).dtype for row in rows if np.asarray(row).dtype != np.uint8]
     if len(shapes) != 1 or wrong or len(next(iter(shapes))) != 4:
-        raise ValueError(
+        raise UserError(
             f"rows of shapes {sorted(map(str, shapes))}, other types {sorted(map(str, wrong))}: a "
             f"sheet takes uint8 clips (frames, height, width, 3) of one shape"
         )
@@ -66,7 +68,7 @@ def overlay(frames: np.ndarray, masks: np.ndarray, opacity: float = 0.55) -> np.
         frames: uint8 (T, H, W, 3). masks: integers (T, H, W), 0 is background, k is object k.
     """
     if frames.shape[:-1] != masks.shape or not 0 <= opacity <= 1:
-        raise ValueError(
+        raise UserError(
             f"frames {frames.shape}, masks {masks.shape}, opacity {opacity}: want one mask a "
             "frame, of its height and width, and an opacity from 0 to 1"
         )

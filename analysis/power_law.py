@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from analysis.bootstrap import bca
-from analysis.mixture import Mixture, mix
+from scaling.analysis.bootstrap import bca
+from scaling.analysis.mixture import Mixture, mix
+from scaling.errors import UserError
 
 if TYPE_CHECKING:
-    from analysis.parametric_law import ParametricLaw
+    from scaling.analysis.parametric_law import ParametricLaw
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class PowerLaw:
         median the loss is; `refused` says why where the data support none so far away.
         """
         if not (np.isfinite(compute) and compute > 0):
-            raise ValueError(f"compute is {compute!r}: give a positive number of {self.unit}")
+            raise UserError(f"compute is {compute!r}: give a positive number of {self.unit}")
         level = level or self.level
         top, bottom = self.compute.max(), self.compute.min()
         decades = float(np.log10(compute / np.clip(compute, bottom, top)))

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.frontier import StudyLaw, fit_frontier
-from analysis.laws import RESAMPLES, NotIdentified
+from scaling.analysis.frontier import StudyLaw, fit_frontier
+from scaling.analysis.laws import RESAMPLES, NotIdentified
 from scaling.errors import UserError
 
 LEVEL = 0.95

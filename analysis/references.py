@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scaling.errors import UserError
+
 MACS_PER_FLOP = 0.5
 MACS_PER_PF_DAY = 4.32e19  # 1 PF-day = 8.64e19 FLOPs
 UNITS = {"MACs": 1.0, "FLOPs": MACS_PER_FLOP, "PF-days": MACS_PER_PF_DAY}
@@ -25,10 +27,10 @@ def macs_per(unit: str, *, mfu: float | None = None) -> float:
     device = unit.removesuffix(" hours")
     if device != unit and device in PEAK_FLOPS:
         if mfu is None or not 0 < mfu <= 1:
-            raise ValueError(f"{unit}: give mfu, the share of peak reached, in (0, 1]; got {mfu}")
+            raise UserError(f"{unit}: give mfu, the share of peak reached, in (0, 1]; got {mfu}")
         return PEAK_FLOPS[device] * 3600 * mfu * MACS_PER_FLOP
     known = [*UNITS, *(f"{d} hours" for d in PEAK_FLOPS)]
-    raise ValueError(f"unknown unit of compute {unit!r}: choose one of {', '.join(known)}")
+    raise UserError(f"unknown unit of compute {unit!r}: choose one of {', '.join(known)}")
 
 
 def convert(value: float, unit: str, to: str, *, mfu: float | None = None) -> float:
@@ -79,7 +81,7 @@ class Reference:
     def coefficient(self, unit: str) -> float:
         """a for compute in another unit."""
         if self.x != "compute":
-            raise ValueError(f"{self.name} is a law of {self.x}: its coefficient has no conversion")
+            raise UserError(f"{self.name} is a law of {self.x}: its coefficient has no conversion")
         return self.a * convert(1.0, unit, self.unit) ** self.b
 
     def __str__(self) -> str:
@@ -184,5 +186,5 @@ PORIAN_STEPS: tuple[tuple[str, float], ...] = (
 def reference(name: str) -> Reference:
     """Look a published law up by its short name."""
     if name not in REFERENCES:
-        raise ValueError(f"unknown reference {name!r}: choose one of {', '.join(REFERENCES)}")
+        raise UserError(f"unknown reference {name!r}: choose one of {', '.join(REFERENCES)}")
     return REFERENCES[name]

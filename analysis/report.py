@@ -14,14 +14,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from analysis import figures, transfer
-from analysis.page import ASSETS, figure, head, page
-from analysis.report_audit import audit_section
-from analysis.report_data import config_section, data_section, position_section, runs_section
-from analysis.report_law import choices_section, isoflop_section, specified, trust_section
-from analysis.report_probes import probe_files, probe_sections
-from analysis.report_transfer import transfer_section
-from analysis.style import (
+from scaling import outputs
+from scaling.analysis import figures, transfer
+from scaling.analysis.page import ASSETS, figure, head, page
+from scaling.analysis.report_audit import audit_section
+from scaling.analysis.report_data import (
+    config_section,
+    data_section,
+    position_section,
+    runs_section,
+)
+from scaling.analysis.report_law import choices_section, isoflop_section, specified, trust_section
+from scaling.analysis.report_probes import probe_files, probe_sections
+from scaling.analysis.report_transfer import transfer_section
+from scaling.analysis.style import (
     count_text,
     escape,
     exponent_text,
@@ -29,11 +35,11 @@ from analysis.style import (
     power_of_two_text,
     readable,
 )
-from scaling import outputs
+from scaling.errors import UserError
 from scaling.results import POSITIONS, loss_unit
 
 if TYPE_CHECKING:
-    from analysis.frontier import StudyLaw
+    from scaling.analysis.frontier import StudyLaw
 
 OF_THE_LADDER = ("compute", "audit", "isoflop", "trust", "choices")
 
@@ -61,10 +67,10 @@ def write_report(
         data_dir: the token data (index.json, manifest.csv, samples.npz, shards); None: that part
             says so.
     Raises:
-        ValueError: `rows` is empty.
+        UserError: `rows` is empty.
     """
     if rows.empty:
-        raise ValueError("the study has no rows yet: nothing to report; see `scaling status`")
+        raise UserError("the study has no rows yet: nothing to report; see `scaling status`")
     path, positions = study_dir / "report.html", study_dir / POSITIONS
     study = str(rows.study.iloc[0])
     opening = head(study, _digest(rows, study_law, config_text, refusal, data_dir, positions))

@@ -1,4 +1,4 @@
-"""The part of the report that asks what a referee would: `analysis.audit`, as a table."""
+"""The part of the report that asks what a referee would: `scaling.analysis.audit`, as a table."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis.audit import Audit, audit
-from analysis.page import Column, table
-from analysis.style import escape, readable
+from scaling.analysis.audit import Audit, audit
+from scaling.analysis.page import Column, table
+from scaling.analysis.style import escape, readable
 
 if TYPE_CHECKING:
-    from analysis.frontier import StudyLaw
+    from scaling.analysis.frontier import StudyLaw
 
 
 def audit_section(

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis import figures_model, pictures
-from analysis.page import Column, figure, table
-from analysis.style import count_text, escape, number_text, power_of_two_text
+from scaling.analysis import figures_model, pictures
+from scaling.analysis.page import Column, figure, table
+from scaling.analysis.style import count_text, escape, number_text, power_of_two_text
 from scaling.data.tokens import ngrams
 from scaling.errors import UserError
 from scaling.results import loss_unit

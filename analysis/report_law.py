@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from analysis import choices, figures, figures_compare, figures_law, isoflop
-from analysis.cells import cells
-from analysis.frontier import BESIDE, fit_frontier
-from analysis.laws import NotIdentified
-from analysis.page import Column, figure, table
-from analysis.references import REFERENCES
-from analysis.style import budget_text, count_text, escape, exponent_text, number_text, readable
+from scaling.analysis import choices, figures, figures_compare, figures_law, isoflop
+from scaling.analysis.cells import cells
+from scaling.analysis.frontier import BESIDE, fit_frontier
+from scaling.analysis.laws import NotIdentified
+from scaling.analysis.page import Column, figure, table
+from scaling.analysis.references import REFERENCES
+from scaling.analysis.style import (
+    budget_text,
+    count_text,
+    escape,
+    exponent_text,
+    number_text,
+    readable,
+)
 from scaling.results import loss_unit
 
 if TYPE_CHECKING:
-    from analysis.frontier import StudyLaw
-    from analysis.laws import PowerLaw
+    from scaling.analysis.frontier import StudyLaw
+    from scaling.analysis.laws import PowerLaw
 
 RESAMPLES = 1000  # of the intervals that only this page shows
 CELLS = 2000  # decayed points that the three approaches are applied to, at most

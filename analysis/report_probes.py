@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import figures, pictures
-from analysis.figures_probes import frame_loss_figure, layer_figure, quality_figure
-from analysis.frontier import StudyLaw
-from analysis.page import Column, figure, table
-from analysis.paper_tables import paper_table, title_of, variant_points
-from analysis.quality import (
+from scaling.analysis import figures, pictures
+from scaling.analysis.figures_probes import frame_loss_figure, layer_figure, quality_figure
+from scaling.analysis.frontier import StudyLaw
+from scaling.analysis.page import Column, figure, table
+from scaling.analysis.paper_tables import paper_table, title_of, variant_points
+from scaling.analysis.quality import (
     best_layers,
     davis_best,
     davis_difference,
@@ -28,7 +28,8 @@ from analysis.quality import (
     read_quality,
     scored_by_others,
 )  # fmt: skip
-from analysis.style import escape, number_text, readable
+from scaling.analysis.style import escape, number_text, readable
+from scaling.errors import UserError
 
 SEQUENCES = 4  # film strips, at most
 CLIPS = 4  # generated clips, at most
@@ -83,9 +84,7 @@ def probe_section(study_dir: Path, rows: pd.DataFrame) -> str:
     return "".join(parts)
 
 
-def _law_figure(
-    key: str, what: str, errors: pd.DataFrame, law: StudyLaw | ValueError | None
-) -> str:
+def _law_figure(key: str, what: str, errors: pd.DataFrame, law: StudyLaw | UserError | None) -> str:
     curve = None
     if isinstance(law, StudyLaw):
         curve = figures.law_points(law.law, law.law.compute.min(), law.law.compute.max())

@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 
-from analysis import transfer
-from analysis.page import Column, figure, table
-from analysis.style import count_text, power_of_two_text
+from scaling.analysis import transfer
+from scaling.analysis.page import Column, figure, table
+from scaling.analysis.style import count_text, power_of_two_text
 
 
 def transfer_section(points: pd.DataFrame, unit: str) -> str:

@@ -27,11 +27,12 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from analysis.frontier import StudyLaw
-from analysis.parametric_law import NAMES, Optimum, ParametricLaw, SurfaceStatus
-from analysis.parametric_study import StudySurface
-from analysis.power_law import PowerLaw, Prediction, SaturatingLaw, Status, conditions
-from analysis.variable import VariableLaw
+from scaling.analysis.frontier import StudyLaw
+from scaling.analysis.parametric_law import NAMES, Optimum, ParametricLaw, SurfaceStatus
+from scaling.analysis.parametric_study import StudySurface
+from scaling.analysis.power_law import PowerLaw, Prediction, SaturatingLaw, Status, conditions
+from scaling.analysis.variable import VariableLaw
+from scaling.errors import UserError
 
 FORMAT = "scaling law"
 VERSION = 1
@@ -133,20 +134,20 @@ def _finite(value: Any) -> Any:
 def load(path: Path) -> SavedLaw:
     """The law of a file that `text` wrote.
 
-    Raises ValueError, in a sentence, where there is none: no such file, no JSON, another format, a
+    Raises UserError, in a sentence, where there is none: no such file, no JSON, another format, a
     newer version, or a value that is missing or of a wrong kind.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError among them
-        raise ValueError(
+        raise UserError(
             f"{path}: not the JSON of a law, or a part of it is lost: save it again with "
             "`scaling fit ... --save`"
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(
+        raise UserError(
             f"{path}: not a law that was saved by `scaling fit ... --save` or by a study of this "
             f'version (its "format" would be "{FORMAT}"): save it again, or `scaling report` the '
             "study"
@@ -154,14 +155,14 @@ def load(path: Path) -> SavedLaw:
     version = content.get("version")
     if type(version) is not int or version != VERSION:
         newer = type(version) is int and version > VERSION
-        raise ValueError(
+        raise UserError(
             f"{path}: a law of version {version!r}, and this is a tool of version {VERSION}: "
             + ("read it with a newer one" if newer else "save it again")
         )
     try:
         return _law(content)
     except _Wrong as wrong:
-        raise ValueError(
+        raise UserError(
             f"{path}: {wrong}: the file is damaged or was edited; save it again"
         ) from None
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from scaling.errors import UserError
+
 MACS_PER_PARAMETER_TOKEN = 3.0
 MORE = 6  # designs tried for a given width
 
@@ -94,7 +96,7 @@ def study(
     for name, value in dict(run_noise=run_noise, point_noise=point_noise, mistuned=mistuned,
                             outliers=outliers, short_warmup=short_warmup).items():  # fmt: skip
         if not (np.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} is {value}: must be finite and not negative")
+            raise UserError(f"{name} is {value}: must be finite and not negative")
     rng = np.random.default_rng(seed)
     if isinstance(budgets, int):
         macs = first_macs * np.geomspace(1, 10**decades, budgets)
@@ -102,7 +104,7 @@ def study(
         macs = np.sort(np.asarray(budgets, dtype=float))
     if around is not None:
         if not isinstance(sizes, int) or not around > 1:
-            raise ValueError(
+            raise UserError(
                 f"around is {around:g}, sizes {sizes}: give a factor above 1 and a number of sizes"
             )
         own = truth.n_opt(macs) * np.geomspace(1 / around, around, sizes)[:, None]
@@ -170,8 +172,8 @@ class Power:
 
 def power(truth: Truth = TRUTH, *, studies: int = 50, seed: int = 0, **design) -> Power:
     """Simulate `studies` of one design (arguments of `study`) and fit the pure law to each."""
-    from analysis.frontier import fit_frontier
-    from analysis.laws import NotIdentified
+    from scaling.analysis.frontier import fit_frontier
+    from scaling.analysis.laws import NotIdentified
 
     widths, covered, refused, reason = [], [], 0, ""
     table = study(truth, seed=seed, **design)
@@ -207,9 +209,9 @@ def designs(
     of a run. Returns sizes, budgets, and the fields of `Power`.
     """
     if width is not None and not width > 0:
-        raise ValueError(f"width is {width:g}: give the positive width of an interval")
+        raise UserError(f"width is {width:g}: give the positive width of an interval")
     if not noise >= 0:
-        raise ValueError(f"noise is {noise:g}: give a standard deviation of log loss, 0 or more")
+        raise UserError(f"noise is {noise:g}: give a standard deviation of log loss, 0 or more")
     out = []
     for _ in range(MORE if width is not None else 1):
         found = power(
@@ -228,7 +230,7 @@ def truth_of(rows: pd.DataFrame) -> tuple[Truth, float]:
 
     Raises NotIdentified when L(N, D) is not identified in them.
     """
-    from analysis.isoflop import fit_rows
+    from scaling.analysis.isoflop import fit_rows
 
     law = fit_rows(rows, resamples=200)
     # Their cost of a parameter and token is taken into D, since a truth costs 3 MACs.

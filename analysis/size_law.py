@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from analysis.laws import NotIdentified
-from analysis.parametric_law import ParametricLaw
+from scaling.analysis.laws import NotIdentified
+from scaling.analysis.parametric_law import ParametricLaw
+from scaling.errors import UserError
 
 METHODS = {
     "best run": "1 best run of each budget",
@@ -41,7 +42,7 @@ class SizeLaw:
         """Parameters, or tokens, at a budget."""
         macs = np.asarray(macs, float)
         if not (np.isfinite(macs) & (macs > 0)).all():
-            raise ValueError(f"macs is {macs}: give a positive number of MACs")
+            raise UserError(f"macs is {macs}: give a positive number of MACs")
         with np.errstate(over="ignore", under="ignore"):
             return np.exp(self._log(macs))
 
@@ -158,7 +159,7 @@ def _line(row: dict, of: str) -> str:
 
 
 def minima_text(minima: pd.DataFrame) -> str:
-    """`analysis.isoflop.minima` as text: a line a budget and method."""
+    """`scaling.analysis.isoflop.minima` as text: a line a budget and method."""
     lines = []
     for budget, group in minima.groupby("budget_macs"):
         first = group.iloc[0]

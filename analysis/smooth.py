@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.bootstrap import Noise, components
-from analysis.cells import WEIGHT
-from analysis.laws import LIMITS, NotIdentified
+from scaling.analysis.bootstrap import Noise, components
+from scaling.analysis.cells import WEIGHT
+from scaling.analysis.laws import LIMITS, NotIdentified
 
 KAPPA = 0.2
 # Powers of N^-KAPPA and of D^-KAPPA, and the runs, cells and sizes that they need. Runs that serve

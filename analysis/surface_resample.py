@@ -14,8 +14,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from analysis.bootstrap import FEW, MANY, Noise, cluster_weights, components, effective, widen
-from analysis.surface import ITERATIONS, ROWS, Objective, continuation, newton
+from scaling.analysis.bootstrap import (
+    FEW,
+    MANY,
+    Noise,
+    cluster_weights,
+    components,
+    effective,
+    widen,
+)
+from scaling.analysis.surface import ITERATIONS, ROWS, Objective, continuation, newton
+from scaling.errors import UserError
 
 LARGE = 500  # points beyond which a resample is a linear step from the estimate
 NODES = 128  # points whose fitted values stand for the law's
@@ -44,9 +53,9 @@ def resample(
     rng = np.random.default_rng(seed)
     clusters, count = int(index.max()) + 1, len(index)
     if noise is not None and (noise.ndim != 2 or noise.shape[1] != count):
-        raise ValueError(f"noise has shape {noise.shape}: want (resamples, {count})")
+        raise UserError(f"noise has shape {noise.shape}: want (resamples, {count})")
     if noise is not None and not np.isfinite(noise).all():
-        raise ValueError("noise holds values that are not finite: every draw must be a number")
+        raise UserError("noise holds values that are not finite: every draw must be a number")
     worth = effective(clusters, objective.each(1))
     anew = noise is not None or worth < FEW
     if anew:

@@ -16,8 +16,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from scipy import stats
 
-from analysis import figures
-from analysis.style import PAPER, SYMBOLS, base_figure, shades, superscript
+from scaling.analysis import figures
+from scaling.analysis.style import PAPER, SYMBOLS, base_figure, shades, superscript
 from scaling.optimum import Trial, drift, optimum
 from scaling.results import TOKEN_UNIT
 

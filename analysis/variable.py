@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.cells import cells, exclude, of_points, refuse_floor, seed_means, weighted
-from analysis.frontier import doubts, warnings_for
-from analysis.laws import DELTA, RESAMPLES, NotIdentified, Options, curvature, select
-from analysis.power_law import PowerLaw, SaturatingLaw, conditions
+from scaling.analysis.cells import cells, exclude, of_points, refuse_floor, seed_means, weighted
+from scaling.analysis.frontier import doubts, warnings_for
+from scaling.analysis.laws import DELTA, RESAMPLES, NotIdentified, Options, curvature, select
+from scaling.analysis.power_law import PowerLaw, SaturatingLaw, conditions
+from scaling.errors import UserError
 
 MIN_RANKED = 8  # points below which a rank correlation says nothing
 UNITS = {"params": "parameters", "tokens": "tokens"}
@@ -106,12 +107,12 @@ def fit_variable(
     """L(N) or L(D): the smallest loss (mean over seeds) of each size, or number of tokens.
 
     rows: as of analysis/frontier.py, without compute and the other variable where the table has
-    none. variable: "params" or "tokens". form: of `analysis.laws.select`. e, weights: of
-    `analysis.frontier.fit_frontier`.
-    Raises NotIdentified when even the pure law cannot be determined, ValueError on bad input.
+    none. variable: "params" or "tokens". form: of `scaling.analysis.laws.select`. e, weights: of
+    `scaling.analysis.frontier.fit_frontier`.
+    Raises NotIdentified when even the pure law cannot be determined, UserError on bad input.
     """
     if variable not in UNITS:
-        raise ValueError(f"variable is {variable!r}: choose params or tokens")
+        raise UserError(f"variable is {variable!r}: choose params or tokens")
     rows = weighted(rows, weights, of=variable)
     kept, excluded = exclude(rows, budgets=False, of=variable)
     if kept.empty:

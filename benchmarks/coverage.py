@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.compare import compute_multiplier
-from analysis.frontier import fit_frontier
-from analysis.isoflop import fit_rows, size_laws
-from analysis.laws import NotIdentified, fit
-from analysis.power_law import PowerLaw
-from analysis.simulate import (
+from scaling.analysis.compare import compute_multiplier
+from scaling.analysis.frontier import fit_frontier
+from scaling.analysis.isoflop import fit_rows, size_laws
+from scaling.analysis.laws import NotIdentified, fit
+from scaling.analysis.power_law import PowerLaw
+from scaling.analysis.simulate import (
     MACS_PER_PARAMETER_TOKEN,
     PURE,
     TRUTH,
@@ -31,7 +31,7 @@ from analysis.simulate import (
     frontier_exponent,
     study,
 )
-from analysis.size_law import METHODS, OF
+from scaling.analysis.size_law import METHODS, OF
 
 Quantity = tuple[float, float, float, float]  # truth, estimate, low, high
 RESAMPLES = 1000

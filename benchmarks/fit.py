@@ -35,8 +35,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 
-from analysis.parametric import fit_parametric
-from analysis.surface import Objective, continuation, newton, starts
+from scaling.analysis.parametric import fit_parametric
+from scaling.analysis.surface import Objective, continuation, newton, starts
 
 DELTA = 1e-3
 HOFFMANN = np.array(
@@ -110,10 +110,10 @@ def peer_autograd(data, indices):
 
 def many_rows(count: int) -> None:
     """Seconds from a CSV of `count` runs to its law and its figures."""
-    from analysis import figures
-    from analysis.frontier import fit_frontier
-    from analysis.simulate import study
-    from analysis.tables import read
+    from scaling.analysis import figures
+    from scaling.analysis.frontier import fit_frontier
+    from scaling.analysis.simulate import study
+    from scaling.analysis.tables import read
 
     rows = study(sizes=60, budgets=60, decades=4, trunks=False, seeds=-(-count // 1150), reach=4.0)
     rows = rows.sample(count, random_state=0)
@@ -146,7 +146,7 @@ def many_rows(count: int) -> None:
 ONE_FIT = """
 import json, sys, time
 import numpy as np
-from analysis.parametric import fit_parametric
+from scaling.analysis.parametric import fit_parametric
 data = np.load(sys.argv[1])
 fit_parametric(*data[:, :60], resamples=100)  # touch the code once
 start = time.process_time()

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.frontier import fit_frontier
-from analysis.laws import NotIdentified
-from analysis.tables import read
+from scaling.analysis.frontier import fit_frontier
+from scaling.analysis.laws import NotIdentified
+from scaling.analysis.tables import read
 
 DISTANCES = (0.5, 1.0, 1.5)
 NEAR = 0.13  # decades around a distance within which a point counts; in a wider grid half a step

@@ -40,10 +40,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.family import FAMILY, ModelConfig
-from models.macs import forward_macs, parameter_counts
-from models.memory import device_bytes, peak_bytes, training_bytes
-from models.parametrization import build, optimizer
+from scaling.models.family import FAMILY, ModelConfig
+from scaling.models.macs import forward_macs, parameter_counts
+from scaling.models.memory import device_bytes, peak_bytes, training_bytes
+from scaling.models.parametrization import build, optimizer
 from scaling.plan import sample_tokens
 
 DEFAULT = {

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.family import ModelConfig
+from scaling.errors import UserError
+from scaling.models.family import ModelConfig
 
 # With narrower heads a CPU's attention is faster in float32: the backward pass of its bfloat16
 # kernel takes 1.4 times as long at a head of 16 (1024 positions), and is the faster from 32 on.
@@ -37,7 +38,7 @@ def view(config: ModelConfig, start: int, T: int, device: torch.device) -> View:
     """The view of positions start, ..., start + T - 1 on everything up to them."""
     if config.attention == "full":
         if start:
-            raise ValueError(
+            raise UserError(
                 f"model {config.name!r} attends in both directions (attention: full), so earlier "
                 "positions change with every new one; generate with causal or prefix attention"
             )

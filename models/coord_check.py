@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.family import ModelConfig
-from models.parametrization import build, optimizer
+from scaling.errors import UserError
+from scaling.models.family import ModelConfig
+from scaling.models.parametrization import build, optimizer
 
 FLAT = 0.1  # the largest slope of log2 scale against log2 width that passes
 
@@ -65,7 +66,7 @@ def coord_check(
     updates. Heads, depth and the feed-forward's proportion are those of `config`.
     """
     if len(set(widths)) < 2 or steps < 1:
-        raise ValueError(
+        raise UserError(
             f"widths {list(widths)}, {steps} steps: a slope over width after an update needs at "
             "least 2 widths and 1 step"
         )
@@ -75,7 +76,7 @@ def coord_check(
     for width in widths:
         d_ff, rest = divmod(config.d_ff * width, config.d)
         if rest:
-            raise ValueError(
+            raise UserError(
                 f"width {width}: a feed-forward of {config.d_ff} at width {config.d} has no whole "
                 f"counterpart; choose widths that are multiples of {config.d // 4}"
             )

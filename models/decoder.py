@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.family import ModelConfig
-from models.loss import patch_loss, token_loss
+from scaling.errors import UserError
+from scaling.models.family import ModelConfig
+from scaling.models.loss import patch_loss, token_loss
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Decoder(nn.Module, ABC):
         """Embedded inputs (B, T, d) and the position of the first of them."""
         start, T = (cache.length if cache else 0), inputs.shape[1]
         if start + T > self.config.context:
-            raise ValueError(
+            raise UserError(
                 f"{start + T} positions are more than the context of {self.config.name!r} "
                 f"({self.config.context}); shorten the sequence or build with a larger context"
             )

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import gcd
 
+from scaling.errors import UserError
+
 SPECIAL_TOKENS = 4  # pad, video start, video end, image start: codes are offset past them
 PAPER_CONTEXT = 16 * 256 + 1  # 16 frames of 16x16 tokens, a start token in front
 
@@ -68,48 +70,48 @@ class ModelConfig:
         ):
             value = getattr(self, key)
             if value not in allowed:
-                raise ValueError(
+                raise UserError(
                     f"model {self.name!r}: {key} is {value!r}; "
                     f"it must be one of {', '.join(allowed)}"
                 )
         for key in ("d", "layers", "heads", "kv_heads", "d_ff", "vocab", "context", "base_width"):
             if getattr(self, key) < 1:
-                raise ValueError(
+                raise UserError(
                     f"model {self.name!r}: {key} is {getattr(self, key)}; it must be at least 1"
                 )
         if self.d % self.heads:
-            raise ValueError(
+            raise UserError(
                 f"model {self.name!r}: width {self.d} is not divisible by {self.heads} heads; "
                 f"use a width that is a multiple of {2 * self.heads}"
             )
         if self.family == "toto" and self.head_dim % 2:
-            raise ValueError(
+            raise UserError(
                 f"model {self.name!r}: width {self.d} over {self.heads} heads gives a head of "
                 f"{self.head_dim}, and rotary positions need an even one; "
                 f"use a width that is a multiple of {2 * self.heads}"
             )
         if self.heads % self.kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"model {self.name!r}: {self.heads} heads cannot share {self.kv_heads} key-value "
                 "heads evenly; use a divisor of the number of heads"
             )
         if self.patch_inputs < 0 or self.patch_targets < 0 or self.state < 1:
-            raise ValueError(
+            raise UserError(
                 f"model {self.name!r}: patch_inputs {self.patch_inputs} and patch_targets "
                 f"{self.patch_targets} must not be negative, state {self.state} at least 1"
             )
         if self.tied and (self.patch_inputs or self.patch_targets):
-            raise ValueError(
+            raise UserError(
                 f"model {self.name!r}: tied shares one matrix between reading and predicting "
                 "tokens; with patches, set tied to false"
             )
         if self.family == "mamba" and self.attention != "causal":
-            raise ValueError(
+            raise UserError(
                 f"model {self.name!r}: mamba has no attention, so attention is 'causal', "
                 f"not {self.attention!r}"
             )
         if not 0 <= self.prefix <= self.context or (self.prefix and self.attention != "prefix"):
-            raise ValueError(
+            raise UserError(
                 f"model {self.name!r}: prefix is {self.prefix}; it lies between 0 and the context "
                 f"({self.context}) and is used with attention: prefix only"
             )
@@ -152,7 +154,7 @@ class ModelConfig:
         shared = gcd(self.heads, self.kv_heads)
         d_ff = self.d_ff * d / self.d
         if abs(d_ff - round(d_ff)) > 0.01 * d_ff:
-            raise ValueError(
+            raise UserError(
                 f"model {self.name!r}: a feed-forward of {self.d_ff} at width {self.d} is "
                 f"{d_ff:.2f} at the muP base width {d}, more than 1% from a whole number; make "
                 f"d_ff a multiple of {self.d // gcd(self.d, d)}"
@@ -184,7 +186,7 @@ def size(
     have their own rule: gpt2 4 d, mamba an inner width of 2 d.
     """
     if d % 4:
-        raise ValueError(
+        raise UserError(
             f"width {d} is not a multiple of 4, and d_ff = 11 d / 4 must be whole; "
             f"the nearest width is {max(4, round(d / 4) * 4)}"
         )

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.decoder import Cache, Decoder
+from scaling.errors import UserError
+from scaling.models.decoder import Cache, Decoder
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def generate(
     kept = (room - 1) * tokens_per_frame  # of a full window; the last frame is being drawn
     _check(model, prompt, frames, tokens_per_frame, kept)
     if temperature < 0 or (top_k is not None and top_k < 1) or not 0 < (top_p or 1) <= 1:
-        raise ValueError(
+        raise UserError(
             f"temperature {temperature}, top_k {top_k}, top_p {top_p}: temperature is at least 0, "
             "top_k at least 1, top_p above 0 and at most 1"
         )
@@ -66,24 +67,24 @@ def generate(
 def _check(model: Decoder, prompt: Tensor, frames: int, tokens_per_frame: int, kept: int) -> None:
     config = model.config
     if config.patch_inputs or config.patch_targets:
-        raise ValueError(f"model {config.name!r} works on patches; only tokens can be drawn")
+        raise UserError(f"model {config.name!r} works on patches; only tokens can be drawn")
     if config.attention == "full":
-        raise ValueError(
+        raise UserError(
             f"model {config.name!r} attends in both directions (attention: full), so it does not "
             "predict what follows; generate with causal or prefix attention"
         )
     if kept < 0:
-        raise ValueError(
+        raise UserError(
             f"a frame of {tokens_per_frame} tokens and the start token do not fit the context of "
             f"{config.name!r} ({config.context})"
         )
     if frames < 1 or prompt.ndim != 2 or (prompt.shape[1] - 1) % tokens_per_frame:
-        raise ValueError(
+        raise UserError(
             f"a prompt of shape {tuple(prompt.shape)} and {frames} frames to draw: a prompt is a "
             f"start token and whole frames of {tokens_per_frame} tokens, and at least one is drawn"
         )
     if config.prefix > 1 + min(kept, prompt.shape[1] - 1):
-        raise ValueError(
+        raise UserError(
             f"model {config.name!r} reads the first {config.prefix} positions in both directions; "
             f"the prompt has {prompt.shape[1]} and a full window keeps {1 + kept}: give more frames"
         )

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import View, attend, key_value_cache, view
-from models.decoder import Cache, Decoder
-from models.family import ModelConfig
+from scaling.models.attention import View, attend, key_value_cache, view
+from scaling.models.decoder import Cache, Decoder
+from scaling.models.family import ModelConfig
 
 NORM_EPS = 1e-5
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scaling.errors import UserError
+
 CHUNK_LOGITS = 2**26  # float32 logits held at once: 256 MiB
 PATCH_EPS = 1e-6
 
@@ -55,7 +57,7 @@ def normalise_patches(patches_BTP: Tensor) -> Tensor:
 
 def _check(reduction: str) -> None:
     if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction is {reduction!r}; it must be 'mean' or 'none'")
+        raise UserError(f"reduction is {reduction!r}; it must be 'mean' or 'none'")
 
 
 def _chunk_rows(head_Vd: Tensor) -> int:

@@ -6,7 +6,8 @@ two products for each of the forward's). Look-ups, norms, rotary positions and s
 
 from __future__ import annotations
 
-from models.family import FAMILY, MAMBA_CONV, PRINTED_PARAMETERS, ModelConfig
+from scaling.errors import UserError
+from scaling.models.family import FAMILY, MAMBA_CONV, PRINTED_PARAMETERS, ModelConfig
 
 
 def attended_pairs(config: ModelConfig, positions: int) -> int:
@@ -90,7 +91,7 @@ def models_table(names: list[str] | None = None) -> list[dict[str, object]]:
     """
     unknown = sorted(set(names or ()) - set(FAMILY))
     if unknown:
-        raise ValueError(f"unknown size {', '.join(unknown)}; the sizes are {', '.join(FAMILY)}")
+        raise UserError(f"unknown size {', '.join(unknown)}; the sizes are {', '.join(FAMILY)}")
     rows = []
     for name in names or FAMILY:
         config = FAMILY[name]

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.decoder import Cache, Decoder
-from models.family import MAMBA_CONV, ModelConfig
+from scaling.models.decoder import Cache, Decoder
+from scaling.models.family import MAMBA_CONV, ModelConfig
 
 NORM_EPS = 1e-5
 

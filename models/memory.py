@@ -13,10 +13,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from models.family import ModelConfig
-from models.loss import CHUNK_LOGITS
-from models.macs import parameter_counts
-from models.parametrization import CLASSES
+from scaling.errors import UserError
+from scaling.models.family import ModelConfig
+from scaling.models.loss import CHUNK_LOGITS
+from scaling.models.macs import parameter_counts
+from scaling.models.parametrization import CLASSES
 
 
 def training_bytes(
@@ -59,7 +60,7 @@ def check_fits(
     recompute: bool = False,
     shards: int = 1,
 ) -> None:
-    """Raises ValueError where a training step needs more memory than the device has."""
+    """Raises UserError where a training step needs more memory than the device has."""
     has = device_bytes(device)
     # Tracing takes a second: not for a model that is far from the limit, even counted generously.
     per_position = config.layers * (40 * config.d + 20 * config.d_ff) + 8 * config.vocab
@@ -74,7 +75,7 @@ def check_fits(
     remedies = [] if batch == 1 else ["fewer sequences at a time (accumulate gradients)"]
     remedies += [] if recompute else ["activation checkpointing"]
     remedies += ["more devices (FSDP)", "a smaller model or context"]
-    raise ValueError(
+    raise UserError(
         f"{config.name} with {batch} sequences of {config.context} positions needs "
         f"{total / 1e9:.1f} GB ({parts}) and the device has {has / 1e9:.1f} GB; "
         f"use {', or '.join(remedies)}"

@@ -19,7 +19,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
-from models.decoder import Decoder
+from scaling.errors import UserError
+from scaling.models.decoder import Decoder
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 MODES = ("ddp", "fsdp")
@@ -38,14 +39,14 @@ def start() -> torch.device:
     ):
         value = os.environ.get(name, os.environ.get(slurm))
         if value is None:
-            raise ValueError(
+            raise UserError(
                 f"neither {name} nor {slurm} is set; "
                 "start the ranks with torchrun or as Slurm tasks"
             )
         os.environ[name] = value
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
-            raise ValueError(f"{name} is not set; it names the host and port where ranks meet")
+            raise UserError(f"{name} is not set; it names the host and port where ranks meet")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -62,7 +63,7 @@ def distribute(model: Decoder, mode: str) -> Loss:
     `model` stays what is saved, evaluated and clipped.
     """
     if mode not in MODES:
-        raise ValueError(f"parallel mode is {mode!r}; it must be one of {', '.join(MODES)}")
+        raise UserError(f"parallel mode is {mode!r}; it must be one of {', '.join(MODES)}")
     if mode == "ddp":
         return DistributedDataParallel(_LossOf(model))
     for block in model.layers:

@@ -17,11 +17,12 @@ import mup
 import torch
 from torch import nn
 
-from models.decoder import Decoder
-from models.family import ModelConfig
-from models.gpt2 import GPT2
-from models.mamba import Mamba
-from models.toto import Toto
+from scaling.errors import UserError
+from scaling.models.decoder import Decoder
+from scaling.models.family import ModelConfig
+from scaling.models.gpt2 import GPT2
+from scaling.models.mamba import Mamba
+from scaling.models.toto import Toto
 
 CLASSES: dict[str, Callable[[ModelConfig], Decoder]] = {"toto": Toto, "gpt2": GPT2, "mamba": Mamba}
 EMBEDDING_STD = 1.0
@@ -58,7 +59,7 @@ def optimizer(
     a factor only (LambdaLR): an absolute rate (CosineAnnealingLR's eta_min) erases the scaling.
     """
     if isinstance(lr, torch.Tensor):
-        raise ValueError(f"the learning rate is a tensor ({lr!r}); muP's groups need a float")
+        raise UserError(f"the learning rate is a tensor ({lr!r}); muP's groups need a float")
     config = config_of(model)
     attach_infshapes(model, config)
     by_setting: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -78,7 +79,7 @@ def config_of(model: nn.Module) -> ModelConfig:
     """The config that `model` was built from."""
     config = getattr(model, "config", None)
     if not isinstance(config, ModelConfig):
-        raise ValueError(f"{type(model).__name__} has no config; give the model that build() made")
+        raise UserError(f"{type(model).__name__} has no config; give the model that build() made")
     return config
 
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scaling.errors import UserError
+
 KINDS = ("average", "attention", "grid", "cross")
 LINEAR = ("average", "grid")  # of states that are averaged, whatever the labels
 MLP_RATIO = 4
@@ -51,7 +53,7 @@ class Heads(nn.Module):
     side: tokens on the side of a frame.
     windows: of which the tokens are, one after another. The model read each by itself and cannot
     tell which it was, so a head that attends has a learned bias for each.
-    Raises ValueError for another kind.
+    Raises UserError for another kind.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Heads(nn.Module):
     ) -> None:
         super().__init__()
         if kind not in KINDS:
-            raise ValueError(f"head {kind!r}: choose one of {', '.join(KINDS)}")
+            raise UserError(f"head {kind!r}: choose one of {', '.join(KINDS)}")
         self.kind, self.heads = kind, heads if d % heads == 0 else 1
         self.side, self.grid = side, grid_of(kind, side, d)
         seeds = [int(np.random.SeedSequence((seed, i)).generate_state(1)[0]) for i in layers]
@@ -209,7 +211,7 @@ def file_scores(
             summed = scores_LBC.new_zeros(len(scores_LBC), files, scores_LBC.shape[-1])
         summed.index_add_(1, file.to(scores_LBC.device), scores_LBC)
     if summed is None:
-        raise ValueError("no row to score: give at least one")
+        raise UserError("no row to score: give at least one")
     return summed / torch.bincount(file_N, minlength=files).to(summed.device)[:, None]
 
 

@@ -1,1 +1,3 @@
-"""Running a study: media to tokens to runs to rows."""
+"""Raw clips in, a power law with honest error bars out."""
+
+__version__ = "0.1.0"

@@ -11,13 +11,16 @@ sys.path[:] = search_path.ours(sys.path)  # before anything is imported that a u
 os.environ.update(search_path.variables())
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before anything can import MLflow
 
+import platform  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
+import traceback  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 
+from scaling import __version__  # noqa: E402
 from scaling.commands import (  # noqa: E402
     comparing,
     isoflop,
@@ -56,6 +59,22 @@ SetOption = Annotated[
     ),
 ]
 STUDIES = Path("studies")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"scaling {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Say it and end."),
+    ] = False,
+) -> None:
+    """Raw clips in, a power law with honest error bars out."""
 
 
 def _config(path: Path, overrides: list[str] | None) -> Any:
@@ -290,32 +309,32 @@ def _note(text: str) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one clear message and exit code 2, never a traceback."""
+    """Entry point: a user's mistake is one clear message and exit code 2; a traceback is a bug."""
     usage_error: Any = typer.BadParameter.__bases__[0]  # typer carries its own copy of click
     try:
         code = app(standalone_mode=False)
     except usage_error as error:
         error.show()
         sys.exit(2)
-    except ValueError as error:
-        # UserError, and the plain ValueError of models/ and analysis/. A library's own kind of
-        # ValueError (a singular matrix, bytes that do not decode) is a bug: show where.
-        ours = type(error).__module__.split(".")[0] in ("scaling", "models", "analysis")
-        if not (ours or type(error) is ValueError):
-            raise
-        _note(f"error: {error}")
-        sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()  # `scaling status | head`
         sys.exit(0)
-    except OSError as error:  # a library that writes (Optuna's journal) meets a full disk too
-        from scaling.files import storage_error
+    except Exception as error:
+        told: Exception = error
+        if isinstance(error, OSError):  # a library that writes (Optuna's journal) meets a full disk
+            from scaling.files import storage_error
 
-        told = storage_error(error, Path(error.filename or "the study's folder"))
-        if not isinstance(told, UserError):
-            raise
-        _note(f"error: {told}")
-        sys.exit(2)
+            told = storage_error(error, Path(error.filename or "the study's folder"))
+        if isinstance(told, UserError):
+            _note(f"error: {told}")
+            sys.exit(2)
+        traceback.print_exc()
+        _note(
+            f"\nThis is a fault of scaling {__version__} (Python {platform.python_version()}), "
+            "not of what you gave; what is finished is kept. Please report it where you got "
+            "scaling from, with the lines above."
+        )
+        sys.exit(1)
     if code == 130:  # typer's answer to Ctrl-C
         _note("interrupted; what is finished is kept, and the same command continues")
     sys.exit(code if isinstance(code, int) else 0)

@@ -24,9 +24,9 @@ from pydantic import (
     model_validator,
 )
 
-from models.family import FAMILY, ModelConfig
 from scaling import yaml_file
 from scaling.errors import UserError, did_you_mean
+from scaling.models.family import FAMILY, ModelConfig
 
 SCHEMA = 1  # version of the run directory and of the rows; part of every run's identity
 

@@ -87,9 +87,9 @@ def read_json(path: Path, kind: type[T]) -> T:
     try:
         value = json.loads(path.read_text())
     except RecursionError:
-        raise ValueError("it is nested without end") from None
+        raise UserError("it is nested without end") from None
     if not isinstance(value, kind):
-        raise ValueError(f"it holds a {type(value).__name__}, not a {kind.__name__}")
+        raise UserError(f"it holds a {type(value).__name__}, not a {kind.__name__}")
     return value
 
 

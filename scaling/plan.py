@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.family import FAMILY, SPECIAL_TOKENS, ModelConfig, size
-from models.macs import forward_macs, parameter_counts
 from scaling.config import LaunchConfig, LrConfig, RunConfig, StudyConfig, variants
 from scaling.errors import UserError
+from scaling.models.family import FAMILY, SPECIAL_TOKENS, ModelConfig, size
+from scaling.models.macs import forward_macs, parameter_counts
 from scaling.schedule import segments
 
 MIN_STEPS_PER_WARMUP = 2  # a budget shorter than this many warm-ups is not a point on a frontier
@@ -235,7 +235,7 @@ USABLE = 0.9  # of a GPU's memory: the allocator's fragments and the libraries t
 
 def rank_bytes(run: RunConfig, ranks: int) -> int:
     """Memory of one of several ranks that share a run's batch, and its weights too with FSDP."""
-    from models.memory import training_bytes
+    from scaling.models.memory import training_bytes
 
     need = training_bytes(
         run.model,
@@ -281,7 +281,7 @@ def measure_step_seconds(model: ModelConfig, batch: int, precision: str, threads
     """Seconds of one training step here: median of 3 on random data, after a warm-up."""
     import torch
 
-    from models.parametrization import build, optimizer
+    from scaling.models.parametrization import build, optimizer
 
     before = torch.get_num_threads()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -446,9 +446,9 @@ def sample_tokens(sequences: int = 8) -> tuple[Any, int]:
     """Built-in video as token ids (B, T + 1), and the vocabulary: real structure, no files."""
     import torch
 
-    from models.tokenizers.codebook import Codebook, cut
     from scaling.data import leaves
     from scaling.data.shards import sequence
+    from scaling.models.tokenizers.codebook import Codebook, cut
 
     frames = leaves.clips(0, 0, 64, frames=4, size=16)
     codebook = Codebook.fit(cut(frames.reshape(-1, 16, 16, 3), 4), 256, 0)

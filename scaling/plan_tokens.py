@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from models.macs import forward_macs
 from scaling.config import StudyConfig, TokenizerConfig, variants
 from scaling.data import shards
+from scaling.models.macs import forward_macs
 from scaling.plan import Cost, context, data_of, ladder_model, ladder_runs
 
 PAPER_FPS = 30.0  # frames a second of video; Table 2 of the paper counts its hours with it
@@ -135,9 +135,9 @@ def encoder_macs(config: TokenizerConfig, size: int) -> tuple[int, str]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from models.tokenizers import train, weights
-    from models.tokenizers.dvae import DVAE
-    from models.tokenizers.vqgan import PUBLISHED, VQGAN
+    from scaling.models.tokenizers import train, weights
+    from scaling.models.tokenizers.dvae import DVAE
+    from scaling.models.tokenizers.vqgan import PUBLISHED, VQGAN
 
     model: DVAE | VQGAN
     with torch.device("meta"):

@@ -43,10 +43,10 @@ def count() -> int:
 
 @cache
 def join() -> Ranks:
-    """Meet the other ranks; once per process. Raises ValueError where the launcher's are amiss."""
+    """Meet the other ranks; once per process. Raises UserError where the launcher's are amiss."""
     if count() == 1:
         return Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    from models import parallel
+    from scaling.models import parallel
 
     device = parallel.start()
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -268,7 +268,7 @@ def restore(
     if shards := saved.pop("shards", None):
         from torch.distributed.checkpoint.api import CheckpointException
 
-        from models import parallel
+        from scaling.models import parallel
 
         try:
             parallel.load(run_dir / shards["folder"], model, optimizer)
@@ -306,7 +306,7 @@ def _save_shards(
 ) -> dict[str, Any]:
     from torch.distributed.checkpoint.api import CheckpointException
 
-    from models import parallel
+    from scaling.models import parallel
 
     folder = ranks.by_first(lambda: checkpoint.new_shards(path))
     try:
@@ -340,6 +340,4 @@ def _portable(error: Exception | None) -> Exception | None:
     """An exception that other ranks can unpickle and act on."""
     if error is None or isinstance(error, (RunBusy, UserError)):
         return error
-    if isinstance(error, ValueError):
-        return ValueError(str(error))
     return RuntimeError(f"{type(error).__name__}: {error}")

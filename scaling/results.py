@@ -131,7 +131,7 @@ def read_run(run_dir: Path) -> list[Row] | None:
     try:
         rows = files.read_json(path, list)
         if not rows or not all(isinstance(row, dict) for row in rows):
-            raise ValueError("it holds no rows")
+            raise UserError("it holds no rows")
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:

@@ -1,8 +1,8 @@
 """Where Python looks for modules: never in the folder that a user happens to stand in.
 
-`python -m` and `python -c` look there first. A `models/`, `analysis/` or random.py of the user's
-would be run in place of ours or Python's own, here and in every worker. Imports little: what is
-imported before the path is set right may already be somebody else's.
+`python -m` and `python -c` look there first. A `scaling/` or random.py of the user's would be run
+in place of ours or Python's own, here and in every worker. Imports little: what is imported before
+the path is set right may already be somebody else's.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import os
 import site
 from collections.abc import Iterable
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # our packages are found here
-NAMES = ("scaling", "models", "analysis")
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # our package is found here
+NAME = "scaling"
 
 
 def ours(entries: Iterable[str]) -> list[str]:
     """`entries` of a search path without those that would give others' modules in place of ours.
 
     Left out are the current folder and, but for Python's own folders, those with modules of our
-    names. Unless we are installed among Python's own, our place is the first.
+    name. Unless we are installed among Python's own, our place is the first.
     """
     own = {os.path.realpath(p) for p in (*site.getsitepackages(), site.getusersitepackages())}
     own.add(os.path.realpath(os.path.dirname(os.__file__)))
@@ -33,7 +33,7 @@ def _others(entry: str, root: str) -> bool:
     if there == root:
         return False
     relative = not os.path.isabs(entry) and os.path.isdir(there)  # else an import hook's mark
-    held = [os.path.join(there, name + kind) for name in NAMES for kind in ("", ".py")]
+    held = [os.path.join(there, NAME + kind) for kind in ("", ".py")]
     return relative or there == _here() or any(map(os.path.exists, held))
 
 

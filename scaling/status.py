@@ -56,7 +56,7 @@ def _plan(folder: Path) -> dict[str, Any]:
     try:
         plan = files.read_json(folder / "plan.json", dict)
         if not all(entry.keys() >= ENTRY for entry in plan["runs"]):
-            raise ValueError("a run in it is not described")
+            raise UserError("a run in it is not described")
         return {"schema": SCHEMA, "later_macs": 0} | plan
     except FileNotFoundError:
         return {"schema": SCHEMA, "later_macs": 0, "runs": []}

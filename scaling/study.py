@@ -33,7 +33,7 @@ from scaling.study_file import load_study
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.frontier import StudyLaw
+    from scaling.analysis.frontier import StudyLaw
     from scaling.sweep import SweepResult
 
 Say = Callable[[str], None]
@@ -187,7 +187,7 @@ def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
             f"run the same command again, which trains only what is missing:\n{errors}"
         )
     if config.transfer:
-        from analysis.transfer import series_points, verdict_lines
+        from scaling.analysis.transfer import series_points, verdict_lines
 
         unit = results.loss_unit(table.tokenizer)
         say("\n".join(verdict_lines(series_points(table), unit)))
@@ -386,9 +386,9 @@ def fit_law(
     if config.ladder is None or config.variants:
         outputs.remove(outputs.STUDY, folder / "law.json")
         return None, "The study compares choices, each at one budget." if config.variants else ""
-    from analysis import saved_law
-    from analysis.frontier import fit_frontier
-    from analysis.laws import NotIdentified
+    from scaling.analysis import saved_law
+    from scaling.analysis.frontier import fit_frontier
+    from scaling.analysis.laws import NotIdentified
 
     try:
         law = fit_frontier(
@@ -412,8 +412,8 @@ def report(
     refusal: str,
 ) -> Path:
     """report.html, written again only when what it shows has changed."""
-    from analysis.paper_tables import paper_table
-    from analysis.report import write_report
+    from scaling.analysis.paper_tables import paper_table
+    from scaling.analysis.report import write_report
 
     if (beside := paper_table(folder)) is not None:
         _write_if_changed(folder / "paper_table.csv", beside.to_csv(index=False))

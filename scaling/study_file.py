@@ -20,7 +20,7 @@ from scaling.config import ProbeConfig, Section, StudyConfig, varied
 from scaling.errors import UserError, did_you_mean
 
 SectionT = TypeVar("SectionT", bound=Section)
-SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"  # in a checkout and in a wheel
+SWEEPS = (Path(__file__).parent / "sweeps").resolve()  # in a checkout and in a wheel
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:

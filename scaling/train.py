@@ -21,9 +21,6 @@ from typing import Any
 
 import torch
 
-from models.macs import forward_macs, parameter_counts
-from models.memory import check_fits
-from models.parametrization import build, optimizer
 from scaling import checkpoint, files, scratch
 from scaling.checkpoint import STOP, Interrupted, StopFlag
 from scaling.config import RunConfig
@@ -32,6 +29,9 @@ from scaling.data.shards import TokenData
 from scaling.device import autocast, compiles, device_name, gemm_peak_macs
 from scaling.errors import UserError
 from scaling.files import RunBusy, RunLock
+from scaling.models.macs import forward_macs, parameter_counts
+from scaling.models.memory import check_fits
+from scaling.models.parametrization import build, optimizer
 from scaling.ranks import Ranks, join, load, restore, save
 from scaling.results import POSITIONS, SOURCE_PREFIX, Row, dumps, loss_unit, read_run
 from scaling.schedule import WINDOW_STEPS, evaluation_steps, position, rate, segments
@@ -55,7 +55,7 @@ def train(
         Interrupted: `stop` was set; the state is saved and the same call continues.
         UserError: an impossible schedule, a directory of another run, damaged data, a batch that
             does not divide among the ranks.
-        ValueError: a model that does not fit the device, ranks that cannot meet.
+        UserError: a model that does not fit the device, ranks that cannot meet.
     """
     ranks = join()
     with ranks.together(), ExitStack() as held:
@@ -110,7 +110,7 @@ def _train(
         model.compile()
     loss_of: Any = model.loss
     if ranks.size > 1:
-        from models.parallel import distribute
+        from scaling.models.parallel import distribute
 
         loss_of = distribute(model, run.parallel)
     unsynchronised = getattr(loss_of, "no_sync", nullcontext)  # DDP: gradients travel once a step

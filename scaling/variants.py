@@ -15,10 +15,10 @@ from typing import Any
 
 import pandas as pd
 
-from models.probes import Recipe
 from scaling import files, outputs
 from scaling.config import StudyConfig, variants
 from scaling.errors import UserError
+from scaling.models.probes import Recipe
 from scaling.representations import finetune, probe
 from scaling.representations.labelled import Labelled, read_labelled
 from scaling.representations.probe import Views

@@ -195,8 +195,8 @@ def test_a_limit_in_gpu_hours_takes_a_speed() -> None:
 
 
 def test_gpus_follow_from_the_size() -> None:
-    from models.family import FAMILY
     from scaling.config import LaunchConfig, RunConfig
+    from scaling.models.family import FAMILY
     from scaling.plan import gpus_of, rank_bytes
 
     def run(size: str, parallel: str = "fsdp", batch: int = 64) -> RunConfig:

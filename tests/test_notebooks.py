@@ -11,8 +11,8 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from analysis.frontier import fit_frontier
 from scaling import plan
+from scaling.analysis.frontier import fit_frontier
 from scaling.config import StudyConfig
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.tokenizers.codebook import Codebook
 from scaling import outputs
 from scaling.cli import app, main
 from scaling.errors import UserError
+from scaling.models.tokenizers.codebook import Codebook
 from scaling.representations.weights import trained_runs
 from scaling.study import OWN, PROBED, REPORTED, STATE
 from tests.report.conftest import simulated_rows

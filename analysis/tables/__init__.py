@@ -21,7 +21,7 @@ says which column became what and what was left out, and an ambiguity is an erro
     reading    all of it in order
 """
 
-from analysis.tables.nominal import budgets
-from analysis.tables.reading import read
+from scaling.analysis.tables.nominal import budgets
+from scaling.analysis.tables.reading import read
 
 __all__ = ["budgets", "read"]

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterable
 import numpy as np
 import pandas as pd
 
-from analysis.tables.units import Name, parse_name
+from scaling.analysis.tables.units import Name, parse_name
+from scaling.errors import UserError
 
 WORDS = {
     "n": "parameters (N)", "d": "tokens (D)", "c": "compute (C)", "loss": "loss", "run": "run id",
@@ -146,7 +147,7 @@ class Table:
         near = [c for c in self.frame.columns if str(c).strip().lower() == given.strip().lower()]
         if len(near) == 1:
             return near[0]
-        raise ValueError(
+        raise UserError(
             f"no column {given!r} for {WORDS.get(role, role)}; the table has "
             f"{listed(self.frame.columns)}"
         )
@@ -288,14 +289,14 @@ def choose_loss(
         if kind == "some validation" and len(columns) > 1 and not same(columns):
             if found["plain"]:
                 columns = [*found["plain"], *columns]
-            raise ValueError(_several("loss", columns))
+            raise UserError(_several("loss", columns))
         if kind == "plain" and len(columns) > 1 and not same(columns):
             exact = [c for c in columns if table.plain(c) == "loss" and not table.names[c].path]
             if len(exact) != 1:
-                raise ValueError(_several("loss", columns))
+                raise UserError(_several("loss", columns))
             columns = exact
         elif len(columns) > 1 and not same(columns):
-            raise ValueError(_several("loss", columns))
+            raise UserError(_several("loss", columns))
         column = columns[0]
         others = [c for k in found for c in found[k] if c != column]
         why = "" if not others else f", not {listed(others, 3)}"
@@ -320,8 +321,8 @@ def _several(role: str, columns: list[str]) -> str:
     )
 
 
-def several(role: str, columns: list[str]) -> ValueError:
-    return ValueError(_several(role, columns))
+def several(role: str, columns: list[str]) -> UserError:
+    return UserError(_several(role, columns))
 
 
 def listed(columns: Iterable[object], most: int = 20) -> str:

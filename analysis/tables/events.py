@@ -14,8 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.tables.columns import TESTING, TRAINING, VALIDATION, listed, loss_kind
-from analysis.tables.units import parse_name
+from scaling.analysis.tables.columns import TESTING, TRAINING, VALIDATION, listed, loss_kind
+from scaling.analysis.tables.units import parse_name
+from scaling.errors import UserError
 
 FILES = "*tfevents*"
 SPLITS = VALIDATION | TRAINING | TESTING  # Keras: logs/RUN/train, logs/RUN/validation
@@ -31,11 +32,11 @@ def read_events(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """Scalars and hyper-parameters of every run below a folder, and notes.
 
     Columns run (its folder), step, the scalars by their tags, and hparams/NAME. A scalar that is
-    written once and is no loss holds for the whole run. Raises ValueError without TensorBoard,
+    written once and is no loss holds for the whole run. Raises UserError without TensorBoard,
     without scalars, or for files that it does not read.
     """
     if importlib.util.find_spec("tensorboard") is None:
-        raise ValueError(
+        raise UserError(
             "TensorBoard's logs are read by tensorboard, which is not installed: pip install "
             "tensorboard; or download the scalars as CSV from its page"
         )
@@ -62,9 +63,9 @@ def read_events(folder: Path) -> tuple[pd.DataFrame, list[str]]:
         name = run.name if run == folder else str(run.relative_to(folder))
         parts.append(part.assign(run=name, **settings[run]))
     if not parts:
-        raise ValueError(f"TensorBoard's logs of {len(places)} folders, without any scalars")
+        raise UserError(f"TensorBoard's logs of {len(places)} folders, without any scalars")
     if len(parts) == 1:
-        raise ValueError(
+        raise UserError(
             f"TensorBoard's log of one run, {parts[0]['run'].iloc[0]!r}: a law needs several; give "
             "the folder that holds a folder for each"
         )
@@ -100,7 +101,7 @@ def _load(place: Path) -> tuple[dict[str, pd.Series], dict[str, Any]]:
     try:
         log.Reload()
     except Exception as error:  # of protobuf, of many types
-        raise ValueError(f"{place}: event files that TensorBoard does not read: {error}") from None
+        raise UserError(f"{place}: event files that TensorBoard does not read: {error}") from None
     points: dict[str, list[tuple[int, float]]] = {}
     for tag in log.Tags()[reader.SCALARS]:
         points[tag] = [(one.step, one.value) for one in log.Scalars(tag)]

@@ -23,8 +23,9 @@ from typing import Any, cast
 
 import pandas as pd
 
-from analysis.tables import events, trainers, trials
-from analysis.tables.columns import listed
+from scaling.analysis.tables import events, trainers, trials
+from scaling.analysis.tables.columns import listed
+from scaling.errors import UserError
 
 HEAD = 1 << 16  # bytes looked at to find the delimiter
 LARGEST = 1 << 30  # bytes of a file that is read whole: JSON, Markdown
@@ -45,7 +46,7 @@ INSTEAD = {
 
 
 def load(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The table as it is in the file, and notes. Raises ValueError for what is no table.
+    """The table as it is in the file, and notes. Raises UserError for what is no table.
 
     source: a frame, or a path; behind a # the sheet of a spreadsheet or the study of a storage.
     """
@@ -60,10 +61,10 @@ def load(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     index = [c for c in table.columns if re.fullmatch(r"(Unnamed: \d+|index|)", c)]
     table = table.drop(columns=index)
     if table.empty:
-        raise ValueError("the table has no rows")
+        raise UserError("the table has no rows")
     if table.columns.duplicated().any():
         twice = table.columns[table.columns.duplicated()][0]
-        raise ValueError(f"two columns are called {twice!r}: rename one")
+        raise UserError(f"two columns are called {twice!r}: rename one")
     return table, notes
 
 
@@ -83,9 +84,9 @@ def _file(path: Path, part: str) -> tuple[pd.DataFrame, list[str]]:
     packed = next((s for s in suffixes[-1:] if s in OPENERS), "")
     kind = next((s for s in reversed(suffixes) if s not in OPENERS), "")
     if kind in INSTEAD:
-        raise ValueError(f"{path}: {INSTEAD[kind]}")
+        raise UserError(f"{path}: {INSTEAD[kind]}")
     if path.is_file() and "tfevents" in path.name:
-        raise ValueError(
+        raise UserError(
             f"{path}: TensorBoard's log of one run: give the folder that holds the runs' folders"
         )
     try:
@@ -100,11 +101,11 @@ def _file(path: Path, part: str) -> tuple[pd.DataFrame, list[str]]:
         if head.startswith(trials.SQLITE):
             return trials.read_database(path, part), []
         if kind in (".db", ".sqlite", ".sqlite3"):
-            raise ValueError("no SQLite database inside, whatever its name says")
+            raise UserError("no SQLite database inside, whatever its name says")
         if head[:4] == b"PAR1":
             return _parquet(path), []
         if head[:2] == b"PK" and zipfile.is_zipfile(path):
-            raise ValueError("a zip archive: give the table in it")
+            raise UserError("a zip archive: give the table in it")
         encoding = _encoding(head)
         text = head.decode(encoding, errors="replace").lstrip("\ufeff\n\r\t ")
         if trials.is_journal(text):
@@ -115,10 +116,10 @@ def _file(path: Path, part: str) -> tuple[pd.DataFrame, list[str]]:
             return _markdown(_whole(path, packed, encoding)), []
         return _delimited(path, packed, encoding, text)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except (ValueError, OSError, EOFError, csv.Error, lzma.LZMAError) as error:
         said = " ".join(str(error).split())
-        raise ValueError(f"{path}: not a table of runs ({said})") from None
+        raise UserError(f"{path}: not a table of runs ({said})") from None
 
 
 def is_folder(path: Path) -> bool:
@@ -131,7 +132,7 @@ def _folder(path: Path) -> tuple[pd.DataFrame, list[str]]:
         return trainers.read_runs(path)
     if events.is_folder(path):
         return events.read_events(path)
-    raise ValueError("a folder without logs of runs: give a table, or a study's folder")
+    raise UserError("a folder without logs of runs: give a table, or a study's folder")
 
 
 def _encoding(head: bytes) -> str:
@@ -154,7 +155,7 @@ def _whole(path: Path, packed: str, encoding: str) -> str:
     with OPENERS.get(packed, open)(path, "rb") as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
-        raise ValueError("more than 1 GiB: save it as Parquet or CSV")
+        raise UserError("more than 1 GiB: save it as Parquet or CSV")
     return cast(str, data.decode(encoding, errors="replace")).removeprefix("\ufeff")
 
 
@@ -168,7 +169,7 @@ def _delimited(path: Path, packed: str, encoding: str, text: str) -> tuple[pd.Da
     comments = [line for line in lines if line.startswith("#")]
     body = [line for line in lines if line.strip() and not line.startswith("#")]
     if not body:
-        raise ValueError("no lines")
+        raise UserError("no lines")
     delimiter = _delimiter(body)
     header = next(csv.reader([body[0]], delimiter=delimiter if len(delimiter) == 1 else " "))
     names: list[str] | None = None
@@ -179,13 +180,13 @@ def _delimited(path: Path, packed: str, encoding: str, text: str) -> tuple[pd.Da
         names = [n.strip() for n in found] if len(found) == len(header) else None
         header = names or header
     if all(_number(cell) for cell in header if cell.strip()):
-        raise ValueError(
+        raise UserError(
             f"its first line, {body[0][:60]!r}, has numbers only: it needs column names"
         )
     named = [h.strip() for h in header if h.strip()]
     if len(set(named)) < len(named):
         twice = next(h for h in named if named.count(h) > 1)
-        raise ValueError(f"two columns are called {twice!r}: rename one")
+        raise UserError(f"two columns are called {twice!r}: rename one")
     options: dict[str, Any] = {"sep": delimiter, "encoding": encoding, "low_memory": False}
     if names is not None:
         options |= {"names": names, "header": None}
@@ -229,13 +230,13 @@ def _delimiter(lines: list[str]) -> str:
 
 
 def _longer(lines: list[str], delimiter: str, width: int) -> bool:
-    """Whether lines end in a delimiter that the header lacks. Raises ValueError for more cells
+    """Whether lines end in a delimiter that the header lacks. Raises UserError for more cells
     than names: which is which would be a guess."""
     if len(delimiter) > 1:
         return False
     rows = [row for row in csv.reader(lines[1:50], delimiter=delimiter) if len(row) > width]
     if any(cell.strip() for row in rows for cell in row[width:]):
-        raise ValueError(f"its lines have more cells than the {width} names of the first line")
+        raise UserError(f"its lines have more cells than the {width} names of the first line")
     return bool(rows)
 
 
@@ -262,27 +263,27 @@ def _number(text: str) -> bool:
 
 def _parquet(path: Path) -> pd.DataFrame:
     if importlib.util.find_spec("pyarrow") is None:
-        raise ValueError("Parquet needs pyarrow: pip install pyarrow, or save it as CSV")
+        raise UserError("Parquet needs pyarrow: pip install pyarrow, or save it as CSV")
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(str(error)) from None
+        raise UserError(str(error)) from None
 
 
 def _excel(path: Path, part: str) -> pd.DataFrame:
     """The sheet of that name, else the one that has cells."""
     if path.suffix.lower() != ".xlsx":
-        raise ValueError("a spreadsheet of an old or another kind: save it as .xlsx or CSV")
+        raise UserError("a spreadsheet of an old or another kind: save it as .xlsx or CSV")
     if importlib.util.find_spec("openpyxl") is None:
-        raise ValueError("a spreadsheet needs openpyxl: pip install openpyxl, or save it as CSV")
+        raise UserError("a spreadsheet needs openpyxl: pip install openpyxl, or save it as CSV")
     if not zipfile.is_zipfile(path):
-        raise ValueError("no .xlsx inside, whatever its name says: save it as CSV")
+        raise UserError("no .xlsx inside, whatever its name says: save it as CSV")
     sheets = pd.read_excel(path, sheet_name=None)
     full = {name: sheet for name, sheet in sheets.items() if not sheet.empty}
     if part and part not in full:
-        raise ValueError(f"no sheet {part!r} with rows; it has {listed(full)}")
+        raise UserError(f"no sheet {part!r} with rows; it has {listed(full)}")
     if not part and len(full) != 1:
-        raise ValueError(
+        raise UserError(
             f"sheets {listed(full)}: name one after the file, as in {path}#{next(iter(full), '')}"
         )
     name = part or next(iter(full))
@@ -293,7 +294,7 @@ def _excel(path: Path, part: str) -> pd.DataFrame:
     cells = pd.read_excel(path, sheet_name=name, header=None).dropna(axis="columns", how="all")
     rows = cells.index[cells.notna().all(axis="columns")]
     if not len(rows) or not all(isinstance(cell, str) for cell in cells.loc[rows[0]]):
-        raise ValueError(f"sheet {name!r}: no row that names all columns; save the table as CSV")
+        raise UserError(f"sheet {name!r}: no row that names all columns; save the table as CSV")
     body = cells.loc[rows[0] + 1 :].dropna(how="all").set_axis(list(cells.loc[rows[0]]), axis=1)
     return body.reset_index(drop=True).infer_objects()
 
@@ -306,11 +307,11 @@ def _json(text: str) -> pd.DataFrame:
     except json.JSONDecodeError as error:
         lines = [line for line in text.splitlines() if line.strip()]
         if len(lines) < 2:
-            raise ValueError(f"JSON: {error}") from None
+            raise UserError(f"JSON: {error}") from None
         try:
             held = [json.loads(line) for line in lines]
         except json.JSONDecodeError as of_line:
-            raise ValueError(f"neither JSON nor JSON lines: {of_line}") from None
+            raise UserError(f"neither JSON nor JSON lines: {of_line}") from None
     return _frame(held)
 
 
@@ -327,7 +328,7 @@ def _frame(held: Any) -> pd.DataFrame:
         if len(records) == 1:
             return _frame(next(iter(records.values())))
         if len(records) > 1:
-            raise ValueError(
+            raise UserError(
                 f"several lists of records, {listed(records)}: save the runs' one alone"
             )
         if lists and len({len(v) for v in lists.values()}) == 1:
@@ -339,10 +340,10 @@ def _frame(held: Any) -> pd.DataFrame:
                 return pd.DataFrame(mappings).reset_index(drop=True)
             if all(isinstance(v, dict) for v in mappings.values()):  # run -> its numbers
                 return pd.json_normalize([{"run": k, **v} for k, v in mappings.items()])
-        raise ValueError("JSON that is no list of runs: a list of objects, one a run, is read")
+        raise UserError("JSON that is no list of runs: a list of objects, one a run, is read")
     if isinstance(held, list) and held and all(isinstance(row, dict) for row in held):
         return pd.json_normalize(held)
-    raise ValueError("JSON that is no list of runs: a list of objects, one a run, is read")
+    raise UserError("JSON that is no list of runs: a list of objects, one a run, is read")
 
 
 def _markdown(text: str) -> pd.DataFrame:
@@ -355,12 +356,12 @@ def _markdown(text: str) -> pd.DataFrame:
             blocks.append([])
     tables = [b for b in blocks if len(b) > 2 and re.fullmatch(r"\|?[\s:|-]+\|?", b[1])]
     if len(tables) != 1:
-        raise ValueError(f"{len(tables)} Markdown tables: give a file with one")
+        raise UserError(f"{len(tables)} Markdown tables: give a file with one")
     rows = [_row(line) for line in tables[0]]
     header, body = rows[0], rows[2:]
     ragged = [i for i, row in enumerate(body) if len(row) != len(header)]
     if ragged:
-        raise ValueError(f"line {ragged[0] + 3} of the table has another number of cells")
+        raise UserError(f"line {ragged[0] + 3} of the table has another number of cells")
     table = pd.DataFrame(body, columns=[re.sub(r"[*`]", "", h).strip() for h in header])
     return table.replace("", None)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from scaling.errors import UserError
+
 TAKEN = "every row is taken for a finished run whose learning rate has decayed"
 BRANCHES = (
     "several rows of one run stand at nominal budgets and are taken for decayed points of their "
@@ -94,7 +96,7 @@ def reduce(points: Points, told: bool | None) -> tuple[np.ndarray, np.ndarray, l
     """(rows kept, whether the rate has decayed at each of them, notes).
 
     told: True, the table is a history; False, every row is a run of its own; None, find out.
-    Raises ValueError where rows may be a history and runs cannot be told apart.
+    Raises UserError where rows may be a history and runs cannot be told apart.
     """
     count = len(points.loss)
     everything = np.arange(count)
@@ -174,7 +176,7 @@ def _ask_whether_history(
         apart = by.diff().groupby(seen["key"])
         if by.size().median() >= 4 and (apart.std() / apart.mean()).median() < EVEN:
             return
-    raise ValueError(
+    raise UserError(
         f"{several} names of runs stand in several rows of one size that differ in their "
         "training: are these evaluations of one run (--history: the last of each counts), or runs "
         "that share a name (--no-history: every row is a finished run)?"
@@ -327,7 +329,7 @@ def _close_together(points: Points, usable: np.ndarray) -> list[str]:
 def _refuse_unknown_runs(points: Points, usable: np.ndarray, told: bool | None) -> None:
     """A history without names of runs cannot be told from runs of several lengths."""
     if told is True:
-        raise ValueError("--history: no column names the runs; give it with --run")
+        raise UserError("--history: no column names the runs; give it with --run")
     if points.step is None:
         return
     if points.planned is not None and _reached(points, np.flatnonzero(usable)).all():
@@ -337,10 +339,10 @@ def _refuse_unknown_runs(points: Points, usable: np.ndarray, told: bool | None) 
     steps = frame.groupby("n")["step"].nunique() if points.n is not None else None
     if points.n is None:
         if frame["step"].nunique() > 1:
-            raise ValueError(_UNKNOWN)
+            raise UserError(_UNKNOWN)
         return
     if steps is not None and len(steps) and (steps > 1).mean() > 0.2:
-        raise ValueError(_UNKNOWN)
+        raise UserError(_UNKNOWN)
 
 
 _UNKNOWN = (

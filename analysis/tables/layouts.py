@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.tables.columns import listed
-from analysis.tables.losses import HIGHEST_LOSS
+from scaling.analysis.tables.columns import listed
+from scaling.analysis.tables.losses import HIGHEST_LOSS
+from scaling.errors import UserError
 
 PIVOT = 3  # columns of compute that make a table of losses by size and budget
 PIVOT_RANGE = (1e9, 1e30)
@@ -26,7 +27,7 @@ class Layout:
 def adapt(frame: pd.DataFrame, asked: set[str]) -> Layout:
     """The table with a row a run or a row an evaluation, and the columns its layout tells.
 
-    asked: roles whose columns the caller named; they are not touched. Raises ValueError for a
+    asked: roles whose columns the caller named; they are not touched. Raises UserError for a
     layout that cannot give a law, with what to export instead.
     """
     frame = _unfolded(frame)
@@ -67,7 +68,7 @@ def _panel(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
     if len(ends) < 2 or not any(" - " in str(c) for c in ends):
         return None
     runs = [c for c in frame.columns if " - " in str(c) and c not in ends]
-    raise ValueError(
+    raise UserError(
         f"the export of a Weights & Biases panel: curves of {len(runs)} runs over "
         f"{str(frame.columns[0])!r}, without their parameters, tokens or compute. Export the "
         "table of runs instead (the project's page, Runs, Export as CSV, with columns of "
@@ -85,7 +86,7 @@ def _log_of_one_run(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
     )
     if not single:
         return None
-    raise ValueError(
+    raise UserError(
         "the log of one run of Hugging Face's Trainer (log_history): a law needs several runs. "
         "Make a table with a row a run: its parameters (model.num_parameters()), the last "
         "num_input_tokens_seen, and the last eval_loss"
@@ -129,7 +130,7 @@ def _optuna(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
     if not any(c.startswith(("params_", "user_attrs_", "datetime_")) for c in names):
         return None
     if len(objectives) > 1 and "loss" not in asked:
-        raise ValueError(
+        raise UserError(
             f"Optuna's trials of several objectives, {listed(objectives)}: name the one that is "
             f"the loss (loss=..., or --loss on the command line), as in --loss {objectives[0]}"
         )
@@ -152,7 +153,7 @@ def _refuse_accuracy(values: pd.Series, name: str) -> None:
     if values.isna().all() or 1 < values.median() <= HIGHEST_LOSS:
         return
     of = "lies below 1" if values.median() <= 1 else f"is {values.median():.3g} in the middle row"
-    raise ValueError(
+    raise UserError(
         f"Optuna's objective {name!r} {of}: a loss, or an accuracy? Say --loss {name} "
         "for the first; for the second rename it, as in accuracy, and give --metric accuracy"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.tables.columns import (
+from scaling.analysis.tables.columns import (
     HIGHER,
     TRAINING,
     WORDS,
@@ -14,15 +14,16 @@ from analysis.tables.columns import (
     loss_kind,
     several,
 )
-from analysis.tables.quantities import Quantity, middle_of
-from analysis.tables.units import Name, numbers, parse_name
+from scaling.analysis.tables.quantities import Quantity, middle_of
+from scaling.analysis.tables.units import Name, numbers, parse_name
+from scaling.errors import UserError
 
 HIGHEST_LOSS = 15.0  # nats: log of a vocabulary of three million
 PERCENT = 1.5  # an accuracy whose largest value is above this is in percent
 
 
 def read_loss(table: Table, given: str | None, metric: str | None) -> tuple[Quantity, list[str]]:
-    """The loss, or 1 - a metric, with notes. Raises ValueError where there is none."""
+    """The loss, or 1 - a metric, with notes. Raises UserError where there is none."""
     if metric is not None:
         return _read_metric(table, metric)
 
@@ -35,19 +36,19 @@ def read_loss(table: Table, given: str | None, metric: str | None) -> tuple[Quan
         column, notes, why = _other_measure(table), [], ""
     name = table.names.get(column)
     if name is None:
-        raise ValueError(f"column {column!r} is empty: there is no number in it")
+        raise UserError(f"column {column!r} is empty: there is no number in it")
     kind = loss_kind(name) or "nats"
     if kind == "higher":
-        raise ValueError(
+        raise UserError(
             f"column {column!r} grows as models get better, so it is no loss: --metric {column!r} "
             f"fits a law of 1 - it"
         )
     cells = numbers(table.frame[column], thousands=False)
     if not np.isfinite(cells.values).any():
         first = str(table.frame[column].dropna().iloc[0])
-        raise ValueError(f"column {column!r} holds no numbers (its first value is {first!r})")
+        raise UserError(f"column {column!r} holds no numbers (its first value is {first!r})")
     if cells.percent and kind == "nats":
-        raise ValueError(
+        raise UserError(
             f"column {column!r} has {cells.percent} cells in percent, which a loss is not: write "
             "them as plain numbers, or name another column (loss=..., or --loss on the command "
             "line)"
@@ -63,7 +64,7 @@ def read_loss(table: Table, given: str | None, metric: str | None) -> tuple[Quan
         quantity.values = values * np.log(2)
         quantity.notes.append(f"bits: x ln 2, nats per {_per(name)}")
     elif given is None and middle_of(values) > HIGHEST_LOSS:
-        raise ValueError(
+        raise UserError(
             f"column {column!r} is {middle_of(values):.3g} in the middle row, more than a loss in "
             f"nats per token can be: is it a perplexity or a sum? --loss {column!r} takes it as "
             "it is"
@@ -107,7 +108,7 @@ def _other_measure(table: Table) -> str:
     if _is_letter_loss(table):
         return "L"
     if measures := [*kinds["higher"], *kinds["lower"]]:
-        raise ValueError(
+        raise UserError(
             f"no column for loss: the table has {listed(table.frame.columns)}; --metric "
             f"{measures[0]!r} fits a law of "
             + ("1 - it" if kinds["higher"] else "it")
@@ -115,11 +116,11 @@ def _other_measure(table: Table) -> str:
         )
     for column in table.frame.columns[table.empty]:
         if loss_kind(parse_name(column)) == "nats":
-            raise ValueError(f"column {column!r} is empty: there is no number in it")
+            raise UserError(f"column {column!r} is empty: there is no number in it")
     said = missing(table, "loss")
     if any({"lr"} & set(name.everything) for name in table.names.values()):
         said += "; best learning rates by width are read by `scaling transfer`"
-    raise ValueError(said)
+    raise UserError(said)
 
 
 def _is_letter_loss(table: Table) -> bool:
@@ -146,7 +147,7 @@ def _read_metric(table: Table, metric: str) -> tuple[Quantity, list[str]]:
     if kind in ("nats", "bits", "perplexity"):
         return read_loss(table, column, None)
     if kind is None:
-        raise ValueError(
+        raise UserError(
             f"--metric {metric!r}: is it better high or low? Names with one of "
             f"{', '.join(sorted(HIGHER)[:6])} ... are read as better high; rename the column so, "
             f"or give --loss {metric!r} where low is better"
@@ -155,7 +156,7 @@ def _read_metric(table: Table, metric: str) -> tuple[Quantity, list[str]]:
     values = cells.values
     share = values / 100 if cells.percent or np.nanmax(values) > PERCENT else values
     if kind == "higher" and not (np.nanmin(share) >= 0 and np.nanmax(share) <= 1):
-        raise ValueError(
+        raise UserError(
             f"--metric {metric!r}: values from {np.nanmin(values):.3g} to {np.nanmax(values):.3g} "
             "are no shares of 1 or of 100: a law of 1 - it has no meaning"
         )

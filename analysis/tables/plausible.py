@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.references import UNITS, macs_per
-from analysis.tables.columns import WORDS
-from analysis.tables.quantities import FEWEST, TRAINING, Quantity, middle_of, says_total
+from scaling.analysis.references import UNITS, macs_per
+from scaling.analysis.tables.columns import WORDS
+from scaling.analysis.tables.quantities import FEWEST, TRAINING, Quantity, middle_of, says_total
+from scaling.errors import UserError
 
 PER_PARAMETER = (1e-3, 1e7)  # tokens per parameter of any run
 ONE_PASS = 1e14  # MACs that one forward pass may cost
@@ -42,7 +43,7 @@ def check(
             compute.unit = "MACs"
         else:
             said = "" if ratio is None else f" ({middle:.3g} per parameter and token)"
-            raise ValueError(
+            raise UserError(
                 f"column {compute.column!r} does not say whether it counts FLOPs or MACs{said}: "
                 f"give compute_unit, one of {', '.join(UNITS)}"
             )
@@ -104,7 +105,7 @@ def _check_count(quantity: Quantity, role: str, flag: str) -> None:
     middle = middle_of(quantity.values)
     what = WORDS[role].split(" (")[0]
     if middle < FEWEST[role]:
-        raise ValueError(
+        raise UserError(
             f"column {quantity.column!r} has {middle:.3g} {what} in the middle row: are they in "
             f"millions or billions? Give {flag}, one of K, M, B, T ('' if they are single "
             f"{what}), or another column with --{role}"
@@ -117,7 +118,7 @@ def _check_pair(
     middle = middle_of(ratio)
     explicit = scales.get("n") is not None or scales.get("d") is not None
     if not explicit and np.isfinite(middle) and not PER_PARAMETER[0] <= middle <= PER_PARAMETER[1]:
-        raise ValueError(
+        raise UserError(
             f"{middle:.3g} tokens per parameter in the middle row, which no training has: are "
             f"columns {chosen['n'].column!r} and {chosen['d'].column!r} in the units that they "
             "seem? Say with params_in and tokens_in, one of K, M, B, T ('' for single ones)"
@@ -132,14 +133,14 @@ def _check_ratio(ratio: np.ndarray, given: bool) -> None:
     middle = float(np.median(ratio))
     low, high = COSTS_GIVEN if given else COSTS
     if not low <= middle <= high and len(ratio) > 1:
-        raise ValueError(
+        raise UserError(
             f"compute is {middle:.3g} MACs per parameter and token, where training costs about 3: "
             "are tokens or parameters in millions or billions (tokens_in, params_in), do the "
             "parameters count others than those that cost (--n), or is the unit of compute another "
             f"one (compute_unit, one of {', '.join(UNITS)})?"
         )
     if ratio.max() / ratio.min() > 1e4:
-        raise ValueError(
+        raise UserError(
             f"MACs per parameter and token range from {ratio.min():.3g} to {ratio.max():.3g}: the "
             "rows mix units; convert them to one first"
         )
@@ -152,7 +153,7 @@ def _check_name(compute: Quantity, ratio: np.ndarray) -> None:
         return
     for named, factor, held, of in (("MACs", 2.0, "FLOPs", "6"), ("FLOPs", 0.5, "MACs", "3")):
         if compute.unit == named and np.quantile(np.abs(times / factor - 1), 0.9) < NAMED:
-            raise ValueError(
+            raise UserError(
                 f"column {compute.column!r} says {named}, but holds {of} N D, which is training in "
                 f"{held}: give compute_unit, {held} (or {named}, if it is right)"
             )
@@ -165,7 +166,7 @@ def _check_alone(
     compute = chosen["c"]
     middle = middle_of(compute.values)
     if np.isfinite(middle) and not MACS[0] <= middle <= MACS[1] and compute_unit is None:
-        raise ValueError(
+        raise UserError(
             f"column {compute.column!r} has {middle:.3g} MACs of compute in the middle row, which "
             "no training has: give compute_unit (PF-days?), or write its unit into its name, as "
             f"in {compute.column + ' (1e18 FLOPs)'!r}"
@@ -173,7 +174,7 @@ def _check_alone(
     alone = "n" not in chosen and "d" not in chosen
     small = compute.factor != 1.0 and middle < ONE_PASS
     if alone and small and compute_unit is None and not says_total(compute):
-        raise ValueError(
+        raise UserError(
             f"column {compute.column!r} has {middle:.3g} MACs in the middle row: of all training, "
             "or of one forward pass? Write total or train into its name, or say compute_unit"
         )
@@ -186,7 +187,7 @@ def _check_alone(
         pair = implied / chosen[role].values if role == "n" else chosen[role].values / implied
         ratio = middle_of(pair)
         if np.isfinite(ratio) and not PER_PARAMETER[0] <= ratio <= PER_PARAMETER[1]:
-            raise ValueError(
+            raise UserError(
                 f"columns {compute.column!r} and {chosen[role].column!r} imply {ratio:.3g} tokens "
                 "per parameter (compute / 6 N D FLOPs), which no training has: is one of them in "
                 "other units (compute_unit, params_in, tokens_in; or the unit in the column's "

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.tables.columns import WORDS, Table
-from analysis.tables.files import load
-from analysis.tables.losses import missing
-from analysis.tables.plausible import check
-from analysis.tables.quantities import TRAINING, read_quantities
-from analysis.tables.reading import count_line
+from scaling.analysis.tables.columns import WORDS, Table
+from scaling.analysis.tables.files import load
+from scaling.analysis.tables.losses import missing
+from scaling.analysis.tables.plausible import check
+from scaling.analysis.tables.quantities import TRAINING, read_quantities
+from scaling.analysis.tables.reading import count_line
+from scaling.errors import UserError
 
 NEEDED = {"compute": ("c",), "params": ("n",), "tokens": ("d",), "both": ("n", "d")}
 PLACES = {"c": "macs_total", "n": "params", "d": "tokens"}
@@ -27,10 +28,10 @@ def read_points(
 
     of: what the law is of, a key of NEEDED. For one of compute, compute that no column gives is
     that of training, 3 N D MACs; for one of both, compute alone stands for the best run of that
-    budget. The other arguments are those of `analysis.tables.read`.
+    budget. The other arguments are those of `scaling.analysis.tables.read`.
     Returns macs_total, params and tokens, those that the law takes, and `refused`: why a row is no
     point, as its cells are no positive numbers.
-    Raises ValueError on a table that has none of these columns or cannot be read without guessing.
+    Raises UserError on a table that has none of these columns or cannot be read without guessing.
     """
     frame, notes = load(source)
     table = Table(frame)
@@ -46,7 +47,7 @@ def read_points(
         roles = ("c",)
     for role in roles:
         if role not in found:
-            raise ValueError(missing(table, role))
+            raise UserError(missing(table, role))
     notes += [count_line(role, found[role]) for role in roles]
     out = pd.DataFrame({PLACES[role]: found[role].values for role in roles})
     refused = np.full(len(out), "", dtype=object)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from analysis.references import macs_per
-from analysis.tables.columns import (
+from scaling.analysis.references import macs_per
+from scaling.analysis.tables.columns import (
     WORDS,
     Table,
     agree,
@@ -16,7 +16,8 @@ from analysis.tables.columns import (
     listed,
     several,
 )
-from analysis.tables.units import SCALES, Cells, Name, numbers, parse_name
+from scaling.analysis.tables.units import SCALES, Cells, Name, numbers, parse_name
+from scaling.errors import UserError
 
 FEWEST = {"n": 1000.0, "d": 10_000.0}  # below any run's: the unit is asked for
 SAMPLE = 100_000  # rows that a median is taken of
@@ -42,7 +43,7 @@ def read_quantities(
 ) -> tuple[dict[str, Quantity], list[str]]:  # fmt: skip
     """Parameters, tokens and compute (those that there are), by role "n", "d", "c".
 
-    given: columns by role, None where they are to be found. Raises ValueError where several
+    given: columns by role, None where they are to be found. Raises UserError where several
     columns could be meant and nothing tells them apart. Compute may be without a unit, and counts
     in thousands of themselves: analysis/tables/plausible.py sees to that.
     """
@@ -79,23 +80,23 @@ def _read(
 ) -> Quantity:
     name = table.names.get(column) or Table(table.frame[[column]]).names.get(column)
     if name is None:
-        raise ValueError(f"column {column!r} is empty: there is no number in it")
+        raise UserError(f"column {column!r} is empty: there is no number in it")
     cells = numbers(table.frame[column], thousands=True)
     if not np.isfinite(cells.values).any():
         first = str(table.frame[column].dropna().iloc[0])
-        raise ValueError(f"column {column!r} holds no numbers (its first value is {first!r})")
+        raise UserError(f"column {column!r} holds no numbers (its first value is {first!r})")
     factor = name.factor
     if scale is not None:
         if scale.lower() not in SCALES:
             what = WORDS[role].split(" (")[0]
-            raise ValueError(f"{what} in {scale!r}: choose one of K, M, B, T")
+            raise UserError(f"{what} in {scale!r}: choose one of K, M, B, T")
         factor = SCALES[scale.lower()]
     with np.errstate(over="ignore", invalid="ignore"):
         values = cells.values
         if name.log in ("log10", "ln", "log2"):
             values = {"log10": 10.0, "ln": np.e, "log2": 2.0}[name.log] ** values
         elif name.log:
-            raise ValueError(
+            raise UserError(
                 f"column {column!r} seems to be a logarithm; of which base? Rename it log10_... or "
                 "ln_..., or give a column of the plain numbers"
             )
@@ -129,7 +130,7 @@ def _to_macs(quantity: Quantity, name: Name, compute_unit: str | None) -> None:
 def macs_in(unit: str) -> tuple[float, bool]:
     """MACs in one unit, "GFLOPs" and "1e18 FLOPs" among them, and whether it has a factor.
 
-    Raises ValueError for an unknown one.
+    Raises UserError for an unknown one.
     """
     try:
         return macs_per(unit), "day" in unit.lower()

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.tables import columns as names
-from analysis.tables.columns import Table, listed
-from analysis.tables.files import load
-from analysis.tables.histories import Points, carried, highest, join_sparse, reduce
-from analysis.tables.layouts import Layout, adapt
-from analysis.tables.losses import missing, read_loss
-from analysis.tables.nominal import SAME_BUDGET, budgets, mark_budgets, part_namesakes
-from analysis.tables.plausible import check
-from analysis.tables.quantities import TRAINING, Quantity, nominal, read_quantities
-from analysis.tables.settings import fresh, grid, mixes, mixture_notes, repeated, searched
-from analysis.tables.states import condition, state_columns, statuses
-from analysis.tables.trials import refuse_several
-from analysis.tables.units import numbers
+from scaling.analysis.tables import columns as names
+from scaling.analysis.tables.columns import Table, listed
+from scaling.analysis.tables.files import load
+from scaling.analysis.tables.histories import Points, carried, highest, join_sparse, reduce
+from scaling.analysis.tables.layouts import Layout, adapt
+from scaling.analysis.tables.losses import missing, read_loss
+from scaling.analysis.tables.nominal import SAME_BUDGET, budgets, mark_budgets, part_namesakes
+from scaling.analysis.tables.plausible import check
+from scaling.analysis.tables.quantities import TRAINING, Quantity, nominal, read_quantities
+from scaling.analysis.tables.settings import fresh, grid, mixes, mixture_notes, repeated, searched
+from scaling.analysis.tables.states import condition, state_columns, statuses
+from scaling.analysis.tables.trials import refuse_several
+from scaling.analysis.tables.units import numbers
+from scaling.errors import UserError
 from scaling.results import COLUMNS
 
 UNREAD = 5  # cells that are no numbers, named at most
@@ -47,7 +48,7 @@ def read(
     the column `by` of the result. metric: a column to fit a law of 1 - it (an accuracy). of: what
     the law will be of; for "params" or "tokens" that column and the loss are enough. keep: further
     columns, taken over as they are and for nothing else.
-    Raises ValueError on a table that cannot be read without guessing.
+    Raises UserError on a table that cannot be read without guessing.
     """
     frame, notes = load(source)
     if where is not None:
@@ -56,7 +57,7 @@ def read(
     given = {"n": n, "d": d, "c": c, "loss": loss, "run": run}
     if set(COLUMNS) <= set(frame.columns):
         if budget_column not in (None, "budget_macs"):
-            raise ValueError(
+            raise UserError(
                 f"--budget-column {budget_column!r}: these are rows of a study, whose budgets are "
                 "in their column 'budget_macs'; leave it out"
             )
@@ -87,9 +88,9 @@ def read(
     notes += more
     alone = {"params": "n", "tokens": "d"}.get(of)
     if alone is not None and alone not in found and "c" not in found:
-        raise ValueError(missing(table, alone))
+        raise UserError(missing(table, alone))
     if alone is None and "c" not in found and not {"n", "d"} <= set(found):
-        raise ValueError(missing(table, "c" if "n" not in found else "d"))
+        raise UserError(missing(table, "c" if "n" not in found else "d"))
     status, told = statuses(table, finished_if)
     finished = np.ones(len(frame), bool) if status is None else status == "finished"
     _carry(frame, quality, found, run_column, step)
@@ -119,9 +120,9 @@ def read(
     notes += _settle(table, out, found, run_column is not None, by)
     for name in keep:
         if name not in frame.columns:
-            raise ValueError(f"no column {name!r}; the table has {listed(frame.columns, 40)}")
+            raise UserError(f"no column {name!r}; the table has {listed(frame.columns, 40)}")
         if name in out and not out[name].equals(frame[name]):
-            raise ValueError(
+            raise UserError(
                 f"column {name!r} is asked for as it is, and its name is that of a quantity which "
                 "is read from it or from another column: rename it"
             )
@@ -144,7 +145,7 @@ def read(
 def _where(frame: pd.DataFrame, where: str) -> tuple[pd.DataFrame, str]:
     good = condition(frame, where, "--where")
     if not good.any():
-        raise ValueError(f"--where {where!r}: no row of {len(frame)} is left")
+        raise UserError(f"--where {where!r}: no row of {len(frame)} is left")
     return frame[good].reset_index(
         drop=True
     ), f"where {where}: {int(good.sum())} of {len(frame)} rows"
@@ -266,7 +267,7 @@ def _refuse_unread(frame: pd.DataFrame, read: list[Quantity], counts: np.ndarray
                     said.append(f"{text!r} in column {str(quantity.column)!r}, row {row + 1}")
     if said:
         more = f" and {total - len(said)} more" if total > len(said) else ""
-        raise ValueError(
+        raise UserError(
             f"{total} cells are no numbers: {'; '.join(said)}{more}. Write plain numbers there (or "
             "leave the cell empty where there is none), or leave the rows out with --where"
         )
@@ -275,13 +276,13 @@ def _refuse_unread(frame: pd.DataFrame, read: list[Quantity], counts: np.ndarray
 def _refuse_nothing(out: pd.DataFrame, of: str, finished: np.ndarray) -> None:
     """Rows of which none has what a law needs are the table's, not the law's, to explain."""
     if not finished.any():
-        raise ValueError(
+        raise UserError(
             f"none of {len(out)} rows finished, by the columns of states: --finished-if names the "
             "words of finished runs"
         )
     place = {"c": "macs_total", "n": "params", "d": "tokens"}[of]
     if not np.isfinite(out.loc[finished, ["val_loss", place]]).all(axis=1).any():
-        raise ValueError(
+        raise UserError(
             f"no row has both a loss and {names.WORDS[of]}: they stand in different rows, and "
             "which belong together cannot be told; write them into one row a run"
         )

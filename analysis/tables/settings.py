@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.tables.columns import (
+from scaling.analysis.tables.columns import (
     BATCH,
     EPOCHS,
     LR,
@@ -20,7 +20,8 @@ from analysis.tables.columns import (
     Table,
     listed,
 )
-from analysis.tables.units import numbers
+from scaling.analysis.tables.units import numbers
+from scaling.errors import UserError
 
 FRESH = 1.01  # epochs up to here count as one: the last batch rarely ends with the data
 SINGLE = 1e6  # a column of unique tokens with such numbers counts single ones
@@ -100,7 +101,7 @@ def repeated(table: Table, tokens: np.ndarray, scale: float) -> tuple[np.ndarray
         with np.errstate(divide="ignore", invalid="ignore"):
             times = np.where(unique > 0, tokens / unique, np.nan)
         if np.isfinite(times).any() and float(np.nanmedian(times)) > MOST_PASSES:
-            raise ValueError(
+            raise UserError(
                 f"column {column!r} gives {float(np.nanmedian(times)):.3g} passes over the data in "
                 "the middle row, which no run has: write its unit into its name, as in "
                 f"{column + ' (B)'!r}"

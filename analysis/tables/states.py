@@ -11,7 +11,8 @@ import re
 import numpy as np
 import pandas as pd
 
-from analysis.tables.columns import Table, listed
+from scaling.analysis.tables.columns import Table, listed
+from scaling.errors import UserError
 
 # Weights & Biases, MLflow, Ray, Slurm (and its short codes), Neptune, Optuna, SageMaker, Airflow,
 # Comet, ClearML, Kubernetes, Azure ML, Vertex, LSF, HTCondor.
@@ -62,7 +63,7 @@ def statuses(table: Table, finished_if: str | None) -> tuple[np.ndarray | None, 
 
     A run is finished when every column that speaks of its state says so. finished_if: words of the
     column of states, or a condition on columns, in place of what is known here.
-    Raises ValueError for a word that is not known.
+    Raises UserError for a word that is not known.
     """
     frame = table.frame
     if finished_if is not None:
@@ -148,7 +149,7 @@ def _read(
         known = [word for word, meaning in shown.items() if meaning == "finished"]
         example = ",".join(known) or max(unknown, key=lambda word: unknown[word])
         counts = ", ".join(f"{word!r} ({count} rows)" for word, count in list(unknown.items())[:8])
-        raise ValueError(
+        raise UserError(
             f"column {column!r} says of runs {counts}: is a run with it finished? Name the words "
             f"of finished runs: --finished-if {example!r}, several apart by commas; or a "
             f"condition, --finished-if '{column} == ...'"
@@ -175,12 +176,12 @@ def _decided(table: Table, text: str) -> tuple[np.ndarray, list[str]]:
             count = int(words.isin(wanted).sum())
             return out, [f"state: column {str(column)!r}, finished is {text} ({count} rows)"]
     if not columns:
-        raise ValueError(
+        raise UserError(
             f"--finished-if {text!r}: the table has no column of states; give a condition on one "
             f"of {listed(frame.columns)}, as in --finished-if 'exit == 0'"
         )
     held = frame[columns[0]].dropna().astype(str).unique()
-    raise ValueError(
+    raise UserError(
         f"--finished-if {text!r}: no row has it; column {str(columns[0])!r} holds {listed(held, 8)}"
     )
 
@@ -188,10 +189,10 @@ def _decided(table: Table, text: str) -> tuple[np.ndarray, list[str]]:
 def condition(frame: pd.DataFrame, text: str, flag: str) -> np.ndarray:
     """Rows for which a condition on columns holds, as `DataFrame.eval` reads it.
 
-    Raises ValueError with what is wrong and an example.
+    Raises UserError with what is wrong and an example.
     """
     if "@" in text or "__" in text or re.search(r"\.\w+\s*\(", text):
-        raise ValueError(
+        raise UserError(
             f"{flag} {text!r}: conditions are comparisons of columns joined by and, or, not; as in "
             f"{flag} 'seed == 1 and optimizer == \"adamw\"'"
         )
@@ -200,12 +201,12 @@ def condition(frame: pd.DataFrame, text: str, flag: str) -> np.ndarray:
         kept = pd.Series(good, index=frame.index) if hasattr(good, "__len__") else None
     except Exception as error:  # of pandas' parser and of comparisons, of many types
         said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"{flag} {text!r}: {said[:200]}. The columns are {listed(frame.columns)}; one with "
             f"spaces or signs stands in backticks: {flag} '`val loss` < 4'"
         ) from None
     if kept is None or kept.dtype != bool:
         if kept is not None and kept.isin([True, False]).all():
             return kept.to_numpy(bool)
-        raise ValueError(f"{flag} {text!r}: no condition; write one as in {flag} 'seed == 1'")
+        raise UserError(f"{flag} {text!r}: no condition; write one as in {flag} 'seed == 1'")
     return kept.to_numpy()

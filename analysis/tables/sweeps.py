@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.tables import columns as names
-from analysis.tables.columns import Table, listed
-from analysis.tables.files import load
-from analysis.tables.histories import highest
-from analysis.tables.layouts import adapt
-from analysis.tables.losses import read_loss
-from analysis.tables.settings import mixes
-from analysis.tables.states import condition, statuses
-from analysis.tables.trials import refuse_several
-from analysis.tables.units import numbers
+from scaling.analysis.tables import columns as names
+from scaling.analysis.tables.columns import Table, listed
+from scaling.analysis.tables.files import load
+from scaling.analysis.tables.histories import highest
+from scaling.analysis.tables.layouts import adapt
+from scaling.analysis.tables.losses import read_loss
+from scaling.analysis.tables.settings import mixes
+from scaling.analysis.tables.states import condition, statuses
+from scaling.analysis.tables.trials import refuse_several
+from scaling.analysis.tables.units import numbers
+from scaling.errors import UserError
 
 AXES = {
     "width": {"width", "d", "dmodel", "dim", "modeldim", "hiddensize", "hidden", "nembd",
@@ -46,13 +47,13 @@ def read_sweep(
     loss, lr, width, run: columns, where they cannot be told; width may be of layers. by: a column
     that parts the runs into sweeps. history: False, every row is a run, whatever its step; else the
     last row of a run that has a loss counts, at the run's highest rate.
-    Raises ValueError for a table without rates or sizes.
+    Raises UserError for a table without rates or sizes.
     """
     frame, notes = load(source)
     if where is not None:
         good = condition(frame, where, "--where")
         if not good.any():
-            raise ValueError(f"--where {where!r}: no row of {len(frame)} is left")
+            raise UserError(f"--where {where!r}: no row of {len(frame)} is left")
         frame = frame[good].reset_index(drop=True)
     refuse_several(frame, where, by)
     layout = adapt(frame, asked={"loss"} if loss is not None else set())
@@ -68,7 +69,7 @@ def read_sweep(
     if loss is None and not any(losses.values()) and lr is None:
         return _best_rates(frame, axis, sizes, rates), [*notes, f"best rates: {listed(rates)}"]
     if len(rates) != 1:
-        raise ValueError(
+        raise UserError(
             f"columns {listed(rates)} could all be the learning rate; name one with --lr"
         )
     quality, more = read_loss(table, loss, None)
@@ -99,7 +100,7 @@ def read_sweep(
     points.loc[~np.isfinite(points["val_loss"]), "val_loss"] = np.nan
     members = points.groupby(SWEEP[:2], dropna=False)["member"].transform("nunique")
     if not (members > 1).any():
-        raise ValueError(
+        raise UserError(
             f"one {axis} in each sweep of column {column!r}: whether the best rate moves takes at "
             "least two"
         )
@@ -110,7 +111,7 @@ def read_sweep(
 def _last(points: pd.DataFrame, named: bool) -> tuple[pd.DataFrame, list[str]]:
     """The last row of each run with a loss, where rows are evaluations, and what is said of it.
 
-    A run is a name at one size; without names (`named`), a rate at one size. Raises ValueError
+    A run is a name at one size; without names (`named`), a rate at one size. Raises UserError
     where neither tells runs apart.
     """
     sweep = points.groupby(SWEEP, dropna=False).ngroup().to_numpy()
@@ -122,7 +123,7 @@ def _last(points: pd.DataFrame, named: bool) -> tuple[pd.DataFrame, list[str]]:
     start, end = -highest(-step, of), highest(step, of)
     # Of one size, all rates are there from the first step, unless they are those of the moment.
     if not named and (start > -highest(-step, sweep)).mean() > LATER:
-        raise ValueError(
+        raise UserError(
             "the table has several steps of one size, other rates at other steps, but no column "
             "that names the runs: evaluations along runs, at the rate of the moment? Name the runs "
             "with --run COLUMN; or say --no-history where every row is a finished run"
@@ -170,7 +171,7 @@ def _size(table: Table, given: str | None) -> tuple[str, str]:
     for axis in ("width", "depth"):
         if varying[axis]:
             return axis, varying[axis][0]
-    raise ValueError(
+    raise UserError(
         f"no column of widths (or layers): the table has {listed(table.frame.columns)}; name one "
         "with --width"
     )
@@ -182,7 +183,7 @@ def _members(column: pd.Series, name: str) -> np.ndarray:
     values = pd.to_numeric(text, errors="coerce").to_numpy(float)
     if np.isnan(values).any():
         first = column[np.isnan(values)].iloc[0]
-        raise ValueError(f"column {name!r} holds {first!r}, which is no width")
+        raise UserError(f"column {name!r} holds {first!r}, which is no width")
     return values.astype(int)
 
 
@@ -197,7 +198,7 @@ def _rate_columns(table: Table, given: str | None) -> list[str]:
     ]  # fmt: skip
     found = list(dict.fromkeys(found))
     if not found:
-        raise ValueError(
+        raise UserError(
             f"no column for learning rate: the table has {listed(table.frame.columns)}; name one "
             "with --lr"
         )
@@ -214,7 +215,7 @@ def _log2(column: pd.Series, name: str) -> np.ndarray:
         return values / np.log10(2)
     usable = values[np.isfinite(values)]
     if len(usable) and not ((usable >= CONSTANT[0]) & (usable <= CONSTANT[1])).all():
-        raise ValueError(
+        raise UserError(
             f"column {name!r} runs from {usable.min():.3g} to {usable.max():.3g}: no learning "
             "rates. Logarithms are read where the name begins with log2 or log10"
         )
@@ -237,7 +238,7 @@ def _best_rates(
         )  # fmt: skip
     points = pd.concat(parts, ignore_index=True).dropna(subset="log2_lr")
     if points.empty or (points.groupby("parametrization")["member"].nunique() < 2).all():
-        raise ValueError("best rates of fewer than two sizes: whether they move cannot be told")
+        raise UserError("best rates of fewer than two sizes: whether they move cannot be told")
     return points
 
 

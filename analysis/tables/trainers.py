@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from scaling.errors import UserError
+
 STATE, METRICS = "trainer_state.json", "metrics.csv"
 # Seen with transformers 5.24 (findings/transformers_total_flos.sh).
 TOTAL_FLOS = (
@@ -28,7 +30,7 @@ def is_folder(path: Path) -> bool:
 
 def read_runs(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """A row for each of Hugging Face's runs, or Lightning's rows with the run that they are of;
-    and notes. Raises ValueError for fewer than two runs that can be read."""
+    and notes. Raises UserError for fewer than two runs that can be read."""
     if paths := sorted(folder.rglob(STATE)):
         found, notes = _states(folder, paths)
         whose = "Hugging Face's Trainer (trainer_state.json)"
@@ -37,7 +39,7 @@ def read_runs(folder: Path) -> tuple[pd.DataFrame, list[str]]:
         whose = "Lightning (metrics.csv)"
     if len(found) < 2:
         said = f" ({'; '.join(notes)})" if notes else ""
-        raise ValueError(
+        raise UserError(
             f"logs of {whose} of {len(found)} runs: a law needs several; give the folder that "
             f"holds a folder for each{said}"
         )

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis.tables.columns import listed
+from scaling.analysis.tables.columns import listed
+from scaling.errors import UserError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -45,7 +46,7 @@ def read_journal(path: Path, study: str = "") -> pd.DataFrame:
     try:
         storage = JournalStorage(JournalFileBackend(str(path)))
     except (KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
-        raise ValueError(
+        raise UserError(
             f"Optuna's journal, which the installed Optuna does not read ({type(error).__name__}: "
             f"{error}): {_remedy()}"
         ) from None
@@ -55,7 +56,7 @@ def read_journal(path: Path, study: str = "") -> pd.DataFrame:
 def read_database(path: Path, study: str = "") -> pd.DataFrame:
     """The trials of an SQLite database of Optuna's, as `read_journal`.
 
-    Raises ValueError for another program's, or of a version that the installed Optuna does not
+    Raises UserError for another program's, or of a version that the installed Optuna does not
     read.
     """
     from optuna.storages import RDBStorage
@@ -67,7 +68,7 @@ def read_database(path: Path, study: str = "") -> pd.DataFrame:
         try:
             storage = RDBStorage(f"sqlite:///{copy}")
         except (RuntimeError, AssertionError, SQLAlchemyError):
-            raise ValueError(
+            raise UserError(
                 f"a storage of Optuna {maker}, whose tables the installed Optuna does not read: "
                 f"{_remedy()}, or upgrade a copy of it (optuna storage upgrade --storage "
                 "sqlite:///COPY)"
@@ -124,10 +125,10 @@ def _copied(path: Path, copy: Path) -> str:
                 (maker,) = here.execute("select library_version from version_info").fetchone()
                 return str(maker)
     except (sqlite3.Error, TypeError) as error:
-        raise ValueError(f"a database that SQLite does not read: {error}") from None
+        raise UserError(f"a database that SQLite does not read: {error}") from None
     if tables >= MLFLOW:
-        raise ValueError(f"MLflow's database: give its address, sqlite:///{path}#EXPERIMENT")
-    raise ValueError(
+        raise UserError(f"MLflow's database: give its address, sqlite:///{path}#EXPERIMENT")
+    raise UserError(
         f"a database with {listed(sorted(tables), 8)}, neither Optuna's nor MLflow's: save the "
         "table of runs as CSV"
     )
@@ -139,7 +140,7 @@ def _trials(storage: BaseStorage, study: str) -> pd.DataFrame:
 
     there = {one.study_name: one for one in storage.get_all_studies()}
     if study and study not in there:
-        raise ValueError(f"no study {study!r}; it holds {listed(there)}")
+        raise UserError(f"no study {study!r}; it holds {listed(there)}")
     parts = []
     for name in [study] if study else there:
         part = optuna.load_study(study_name=name, storage=storage).trials_dataframe()
@@ -151,7 +152,7 @@ def _trials(storage: BaseStorage, study: str) -> pd.DataFrame:
         own = {k: v for k, v in own.items() if k not in part and isinstance(v, (int, float, str))}
         parts.append(part.assign(**own, **{STUDY: name}))
     if not parts:
-        raise ValueError(f"Optuna's studies {listed(there)} have no trials")
+        raise UserError(f"Optuna's studies {listed(there)} have no trials")
     kept = [part.dropna(axis="columns", how="all") for part in parts]  # else of no type
     table = pd.concat(kept, ignore_index=True)
     table.attrs["studies"] = len(parts)
@@ -159,12 +160,12 @@ def _trials(storage: BaseStorage, study: str) -> pd.DataFrame:
 
 
 def refuse_several(frame: pd.DataFrame, where: str | None, by: str | None) -> None:
-    """Raise ValueError for trials of several studies of which nobody said that they belong
+    """Raise UserError for trials of several studies of which nobody said that they belong
     together."""
     if frame.attrs.get("studies", 1) < 2 or by == STUDY or re.search(rf"\b{STUDY}\b", where or ""):
         return
     names = list(frame[STUDY].unique())
-    raise ValueError(
+    raise UserError(
         f"a storage of {len(names)} studies, {listed(names, 8)}: name one after the file, as in "
         f"FILE#{names[0]}, or those that are one law's, as in --where \"{STUDY} in "
         f'{names[:2]}"; --by {STUDY} fits a law for each'

@@ -14,6 +14,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from scaling.errors import UserError
+
 _CHUNK = 8192  # patches scored together
 _BATCH = 16384  # patches of a k-means step
 _PASSES = 12  # over the patches; fewer, but at least 3, when there are more than _SEEN / 12
@@ -37,11 +39,11 @@ class Codebook:
 
         `patches_MD` is uint8 (M, 3 P^2), from `cut`. The same patches and seed give the same bytes.
         A code that wins no patch during a pass is moved onto a patch that is badly served.
-        Raises ValueError when there are fewer distinct patches than codes.
+        Raises UserError when there are fewer distinct patches than codes.
         """
         patch = _side(patches_MD.shape[1])
         if not 2 <= codes <= 65_532:
-            raise ValueError(
+            raise UserError(
                 f"codes={codes}: a codebook has 2 to 65,532 codes (tokens are 16 bits wide and 4 "
                 "values are taken by specials)."
             )
@@ -82,9 +84,9 @@ class Codebook:
         n, length = codes_NL.shape
         grid = round(length**0.5)
         if grid * grid != length:
-            raise ValueError(f"{length} codes a frame are not a square grid.")
+            raise UserError(f"{length} codes a frame are not a square grid.")
         if codes_NL.size and int(codes_NL.max()) >= self.codes:
-            raise ValueError(f"code {int(codes_NL.max())} is not below {self.codes}.")
+            raise UserError(f"code {int(codes_NL.max())} is not below {self.codes}.")
         p = self.patch
         tiles = self.centroids_KD[codes_NL].reshape(n, grid, grid, p, p, 3)
         return tiles.transpose(0, 1, 3, 2, 4, 5).reshape(n, grid * p, grid * p, 3)
@@ -97,11 +99,11 @@ class Codebook:
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
-        """Read what `save` wrote; ValueError for a file of something else."""
+        """Read what `save` wrote; UserError for a file of something else."""
         with safe_open(path, framework="numpy") as file:
             meta = file.metadata() or {}
             if meta.get("kind") != "codebook" or "centroids" not in file.keys():  # noqa: SIM118
-                raise ValueError(
+                raise UserError(
                     f"{path} is not a codebook: it has no tensor 'centroids' with the metadata "
                     "kind=codebook. Give a file that `Codebook.save` wrote."
                 )
@@ -113,9 +115,9 @@ def cut(frames_NHWC: np.ndarray, patch: int) -> np.ndarray:
     """Patches uint8 (N * H/P * W/P, 3 P^2), raster order, of uint8 frames (N, H, W, 3)."""
     n, h, w, channels = frames_NHWC.shape
     if frames_NHWC.dtype != np.uint8 or channels != 3:
-        raise ValueError(f"frames must be uint8 (N, H, W, 3), not {frames_NHWC.dtype}, {channels}.")
+        raise UserError(f"frames must be uint8 (N, H, W, 3), not {frames_NHWC.dtype}, {channels}.")
     if h % patch or w % patch:
-        raise ValueError(
+        raise UserError(
             f"a frame of {h} x {w} px cannot be cut into patches of {patch} px; use a patch that "
             "divides the size."
         )
@@ -133,7 +135,7 @@ def psnr(mean_squared_error: float) -> float:
 def _side(values: int) -> int:
     side = round((values / 3) ** 0.5)
     if 3 * side * side != values:
-        raise ValueError(f"{values} values are no square RGB patch (3 P^2).")
+        raise UserError(f"{values} values are no square RGB patch (3 P^2).")
     return side
 
 
@@ -164,7 +166,7 @@ def _plus_plus(sample_MD: np.ndarray, codes: int, rng: np.random.Generator) -> n
     """k-means++ start: each next centroid is drawn with probability ~ its squared distance."""
     distinct = len(np.unique(sample_MD, axis=0))
     if distinct < codes:
-        raise ValueError(
+        raise UserError(
             f"only {distinct} distinct patches for {codes} codes. Use fewer codes, or fit on more "
             "frames (tokenizer.fit_frames)."
         )

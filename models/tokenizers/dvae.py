@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from scaling.errors import UserError
+
 _EPS = 0.1  # pixels are squeezed into [eps, 1 - eps] (logit-Laplace, appendix A.3 of the paper)
 _BATCH = 8  # frames at once in encode and decode
 
@@ -75,7 +77,7 @@ class DVAE(nn.Module):
     ) -> None:
         super().__init__()
         if width % 4:
-            raise ValueError(f"width={width}: a dVAE needs a width divisible by 4.")
+            raise UserError(f"width={width}: a dVAE needs a width divisible by 4.")
         self.codes, self.patch = codes, 2 ** (groups - 1)
         gain = 1 / (groups * blocks) ** 2
         widths = [width * 2**g for g in range(groups)]
@@ -108,12 +110,12 @@ class DVAE(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor]) -> "DVAE":
-        """The model whose names and shapes are those of `weights`, strictly; else ValueError."""
+        """The model whose names and shapes are those of `weights`, strictly; else UserError."""
         try:
             out, width = weights["encoder.blocks.output.conv.w"], weights["encoder.blocks.input.w"]
             decoder_in = weights["decoder.blocks.input.w"]
         except KeyError as error:
-            raise ValueError(
+            raise UserError(
                 f"these weights are no dVAE with encoder and decoder: {error} is missing. Convert "
                 "both published files together: scaling tokenizer convert encoder.pkl decoder.pkl."
             ) from None
@@ -121,7 +123,7 @@ class DVAE(nn.Module):
         groups = len({name[2] for name in names})
         blocks = len({name[3] for name in names})
         if not groups or not blocks:
-            raise ValueError("these weights are no dVAE: encoder.blocks.group_* is missing.")
+            raise UserError("these weights are no dVAE: encoder.blocks.group_* is missing.")
         model = cls(out.shape[0], width.shape[0], groups, blocks, decoder_in.shape[0])
         load_strictly(model, weights, "dVAE")
         return model
@@ -167,7 +169,7 @@ class DVAE(nn.Module):
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Copy `weights` into `model`; ValueError that names what is missing, too much or misshapen."""
+    """Copy `weights` into `model`; UserError that names what is missing, too much or misshapen."""
     own = model.state_dict()
     wrong = [f"missing {name}" for name in own if name not in weights]
     wrong += [f"unexpected {name}" for name in weights if name not in own]
@@ -178,7 +180,7 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], what: str) ->
     ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise ValueError(
+        raise UserError(
             f"the checkpoint is of another architecture than this {what}: "
             f"{'; '.join(wrong[:4])}{more}. Give a checkpoint with the published names and shapes."
         )
@@ -190,9 +192,9 @@ def images_of(frames_NHWC: np.ndarray, patch: int) -> Tensor:
     """Float images (N, 3, H, W) in [0, 1] of uint8 frames; checks that patches divide them."""
     height, width, channels = frames_NHWC.shape[1:]
     if frames_NHWC.dtype != np.uint8 or channels != 3:
-        raise ValueError(f"frames must be uint8 (N, H, W, 3), not {frames_NHWC.dtype}, {channels}.")
+        raise UserError(f"frames must be uint8 (N, H, W, 3), not {frames_NHWC.dtype}, {channels}.")
     if height % patch or width % patch:
-        raise ValueError(
+        raise UserError(
             f"a frame of {height} x {width} px is no whole number of {patch} px codes; use a size "
             f"that {patch} divides."
         )
@@ -206,10 +208,10 @@ def frames_of(images_NCHW: Tensor) -> np.ndarray:
 
 
 def square_grid(codes_NL: np.ndarray, codes: int) -> np.ndarray:
-    """(N, h, w) of (N, h * w); ValueError when it is no square or a code is out of range."""
+    """(N, h, w) of (N, h * w); UserError when it is no square or a code is out of range."""
     side = round(codes_NL.shape[1] ** 0.5)
     if side * side != codes_NL.shape[1]:
-        raise ValueError(f"{codes_NL.shape[1]} codes a frame are not a square grid.")
+        raise UserError(f"{codes_NL.shape[1]} codes a frame are not a square grid.")
     if codes_NL.size and int(codes_NL.max()) >= codes:
-        raise ValueError(f"code {int(codes_NL.max())} is not below {codes}.")
+        raise UserError(f"code {int(codes_NL.max())} is not below {codes}.")
     return codes_NL.reshape(-1, side, side)

@@ -5,7 +5,8 @@ Shapes: N frames, L = H/P * W/P patches of a frame, D = 3 P^2 values of a patch.
 
 import numpy as np
 
-from models.tokenizers.codebook import cut
+from scaling.errors import UserError
+from scaling.models.tokenizers.codebook import cut
 
 _EPS = 1e-6  # as in MAE; a flat patch becomes zeros
 
@@ -32,7 +33,7 @@ def frames(patches_NLD: np.ndarray) -> np.ndarray:
     n, length, dims = patches_NLD.shape
     grid, side = round(length**0.5), round((dims / 3) ** 0.5)
     if grid * grid != length or 3 * side * side != dims:
-        raise ValueError(f"{length} patches of {dims} values are no square grid of RGB squares.")
+        raise UserError(f"{length} patches of {dims} values are no square grid of RGB squares.")
     tiles = np.rint(np.clip(patches_NLD, 0, 1) * 255).astype(np.uint8)
     tiles = tiles.reshape(n, grid, grid, side, side, 3).transpose(0, 1, 3, 2, 4, 5)
     return tiles.reshape(n, grid * side, grid * side, 3)

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.tokenizers.dvae import DVAE
-from models.tokenizers.vqgan import VQGAN, Architecture, Attention, ResBlock
+from scaling.errors import UserError
+from scaling.models.tokenizers.dvae import DVAE
+from scaling.models.tokenizers.vqgan import VQGAN, Architecture, Attention, ResBlock
 
 State = dict[str, Any]  # of a training between two steps
 Progress = Callable[[int, int, float], None]  # step, steps, loss
@@ -43,7 +44,7 @@ def forget(state: Callable[[], State]) -> None:
 
 
 def small_vqgan(codes: int, patch: int, width: int) -> VQGAN:
-    """The untrained model of `train_vqgan`. Raises ValueError for a patch that is no power of 2."""
+    """The untrained model of `train_vqgan`. Raises UserError for a patch that is no power of 2."""
     # Most arithmetic is at the finest resolutions: no wider than 2 there, 4 where it costs little.
     # Vectors of 4 values, as in LDM: few codes fill more dimensions badly.
     multipliers = tuple(min(2**i, 4 if i > 2 else 2) for i in range(_levels(patch)))
@@ -58,7 +59,7 @@ def small_vqgan(codes: int, patch: int, width: int) -> VQGAN:
 
 
 def small_dvae(codes: int, patch: int, width: int) -> DVAE:
-    """The untrained model of `train_dvae`. Raises ValueError for a patch that is no power of 2."""
+    """The untrained model of `train_dvae`. Raises UserError for a patch that is no power of 2."""
     return DVAE(codes, width, _levels(patch), 2, max(32, width))
 
 
@@ -220,7 +221,7 @@ def _logit_laplace(out_N6HW: Tensor, images_NCHW: Tensor) -> Tensor:
 def _levels(patch: int) -> int:
     levels = patch.bit_length()
     if patch < 2 or 2 ** (levels - 1) != patch:
-        raise ValueError(f"patch={patch}: a learned tokenizer halves the side; use 2, 4, 8, 16.")
+        raise UserError(f"patch={patch}: a learned tokenizer halves the side; use 2, 4, 8, 16.")
     return levels
 
 

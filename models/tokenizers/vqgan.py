@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.tokenizers.dvae import frames_of, images_of, load_strictly, square_grid
+from scaling.errors import UserError
+from scaling.models.tokenizers.dvae import frames_of, images_of, load_strictly, square_grid
 
 _BATCH = 4  # frames at once in encode and decode
 
@@ -210,13 +211,13 @@ class VQGAN(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor]) -> "VQGAN":
-        """The model whose names and shapes are those of `weights`, strictly; else ValueError."""
+        """The model whose names and shapes are those of `weights`, strictly; else UserError."""
         try:
             codes, embed = weights["quantize.embedding.weight"].shape
             latent = weights["encoder.conv_out.weight"].shape[0]
             width = weights["encoder.conv_in.weight"].shape[0]
         except (KeyError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"these weights are no VQGAN ({error}). Give a taming-transformers VQGAN or a "
                 "latent-diffusion VQ checkpoint (its KL models have no codes)."
             ) from None
@@ -228,7 +229,7 @@ class VQGAN(nn.Module):
         ]
         blocks = 1 + max((int(p[4]) for p in parts if p[3] == "block"), default=-1)
         if not outputs or 0 in outputs or blocks < 1 or any(o % width for o in outputs):
-            raise ValueError("these weights are no VQGAN: encoder.down.* is not as published.")
+            raise UserError("these weights are no VQGAN: encoder.down.* is not as published.")
         attention = sorted({int(p[2]) for p in parts if p[3] == "attn"})
         multipliers = tuple(o // width for o in outputs)
         arch = Architecture(codes, embed, latent, width, multipliers, blocks, tuple(attention))

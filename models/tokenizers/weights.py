@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.tokenizers.codebook import Codebook
-from models.tokenizers.dvae import DVAE
-from models.tokenizers.vqgan import VQGAN
+from scaling.errors import UserError
+from scaling.models.tokenizers.codebook import Codebook
+from scaling.models.tokenizers.dvae import DVAE
+from scaling.models.tokenizers.vqgan import VQGAN
 
 
 class Tokenizer(Protocol):
@@ -38,7 +39,7 @@ class Tokenizer(Protocol):
 def load(path: Path) -> Any:
     """The tokenizer in a file: Codebook, DVAE or VQGAN, by the names of its tensors.
 
-    Raises ValueError for a file that is none, or of another architecture.
+    Raises UserError for a file that is none, or of another architecture.
     """
     weights = read_weights(path)
     if set(weights) == {"centroids"}:
@@ -48,7 +49,7 @@ def load(path: Path) -> Any:
     if "quantize.embedding.weight" in weights:
         return VQGAN.from_weights(weights)
     some = ", ".join(list(weights)[:3]) or "nothing"
-    raise ValueError(
+    raise UserError(
         f"{path} holds no known tokenizer (it has {some} ...). Known: a codebook, a dVAE with the "
         "prefixes encoder. and decoder., a VQGAN of taming-transformers or latent-diffusion."
     )
@@ -58,25 +59,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or a plain state_dict; no code in the file is run.
 
     A Lightning checkpoint's `state_dict` is unpacked, and its `loss.*` (discriminator, LPIPS) left
-    out. Raises ValueError with the remedy for anything else.
+    out. Raises UserError with the remedy for anything else.
     """
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} cannot be read as safetensors: {error}.") from error
+            raise UserError(f"{path} cannot be read as safetensors: {error}.") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is a pickle that would run code when it is opened (a whole module, as OpenAI "
             "publishes the dVAE), so it is not opened. If you trust its origin, convert it once: "
             f"scaling tokenizer convert {path.name} OUT.safetensors --run-code-in-pickle"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read as PyTorch weights: {error}.") from error
+        raise UserError(f"{path} cannot be read as PyTorch weights: {error}.") from error
     return _tensors(content, path)
 
 
@@ -102,7 +103,7 @@ def convert(sources: Sequence[Path], target: Path, *, run_code_in_pickle: bool =
                 half = "encoder." if weights["blocks.input.w"].shape[1] == 3 else "decoder."
                 name = half + name
             if name in merged:
-                raise ValueError(f"{name} is in more than one of {[s.name for s in sources]}.")
+                raise UserError(f"{name} is in more than one of {[s.name for s in sources]}.")
             merged[name] = tensor.contiguous()
     if not any(name.endswith("centroids") for name in merged):
         _check(merged, target)
@@ -122,11 +123,11 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} holds {type(content).__name__}, not a state_dict of tensors.")
+        raise UserError(f"{path} holds {type(content).__name__}, not a state_dict of tensors.")
     kept = {
         str(name): value for name, value in content.items() if not str(name).startswith("loss.")
     }
     wrong = [name for name, value in kept.items() if not isinstance(value, Tensor)]
     if wrong or not kept:
-        raise ValueError(f"{path}: {wrong[:3]} are no tensors; give a plain state_dict.")
+        raise UserError(f"{path}: {wrong[:3]} are no tensors; give a plain state_dict.")
     return kept

@@ -55,10 +55,10 @@ def isoflop(
 
     files = () if out is None else (out / "size_laws.csv", out / "minima.csv")
     outputs.claim(COMMAND, *files, inputs=() if "://" in source else [Path(source)])
-    from analysis import isoflop as sizes
-    from analysis.cells import weighted
-    from analysis.isoflop_table import with_budgets
-    from analysis.size_law import minima_text, summary
+    from scaling.analysis import isoflop as sizes
+    from scaling.analysis.cells import weighted
+    from scaling.analysis.isoflop_table import with_budgets
+    from scaling.analysis.size_law import minima_text, summary
 
     kept = tuple(one for one in (errors, weights) if one is not None)
     rows = weighted(read(source, keep=kept, **table), weights)

@@ -17,7 +17,7 @@ def models(
 
     Example: `scaling models a1 a6 table15-a6 1b`
     """
-    from models.macs import models_table
+    from scaling.models.macs import models_table
 
     head = f"{'size':12}{'d':>6}{'layers':>7}{'heads':>6}{'FFN':>7}{'vocab':>7}"
     head += f"{'params':>15}{'non-emb.':>15}{'matmul+head':>15}"
@@ -60,11 +60,11 @@ def coord_check(
 
     import pandas as pd
 
-    from analysis.figures_model import coordinate_figure, coordinate_points
-    from models.coord_check import coord_check as check
-    from models.family import size
     from scaling import outputs
+    from scaling.analysis.figures_model import coordinate_figure, coordinate_points
     from scaling.errors import UserError
+    from scaling.models.coord_check import coord_check as check
+    from scaling.models.family import size
     from scaling.plan import sample_tokens
 
     command, table = "scaling coord-check", out.with_suffix(".points.csv")

@@ -11,7 +11,7 @@ from scaling.commands.table_options import TableOptions, reads_points
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
-    from analysis.saved_law import SavedLaw
+    from scaling.analysis.saved_law import SavedLaw
 
 COMMAND = "scaling predict"
 
@@ -51,7 +51,7 @@ def predict(
         if out.suffix != ".csv":
             raise UserError(f"--out {out}: end it in .csv")
         outputs.claim(COMMAND, out, inputs=[law, *([points] if points is not None else [])])
-    from analysis.saved_law import load
+    from scaling.analysis.saved_law import load
 
     saved = load(law)
     print(saved)
@@ -63,8 +63,8 @@ def predict(
 
 def _predict_table(saved: SavedLaw, points: Path, table: TableOptions, out: Path | None) -> None:
     """Print, and write, what the law says of every row."""
-    from analysis.tables.points import read_points
     from scaling import outputs
+    from scaling.analysis.tables.points import read_points
 
     rows, notes = read_points(points, saved.of, **table)
     for note in notes:

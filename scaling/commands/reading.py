@@ -58,10 +58,10 @@ def read(
     **columns: Any,
 ) -> pd.DataFrame:
     """Rows of a study, or of anyone's runs in a file or an MLflow server; prints how the latter
-    were read. of, keep: of analysis.tables.read. columns: the other keyword arguments of
-    analysis.tables.read. group: only the rows of this value of the column `by`, without
+    were read. of, keep: of scaling.analysis.tables.read. columns: the other keyword arguments of
+    scaling.analysis.tables.read. group: only the rows of this value of the column `by`, without
     printing."""
-    from analysis.tables import read as read_table
+    from scaling.analysis.tables import read as read_table
 
     table = _table(source)
     given = {name: value for name, value in columns.items() if value is not None}
@@ -83,8 +83,8 @@ def read(
 
 def _table(source: str | Path) -> pd.DataFrame | Path:
     """This tool's rows as a frame, a file of other rows as its path."""
-    from analysis.tables.files import is_folder, parted
-    from analysis.tables.trials import is_database
+    from scaling.analysis.tables.files import is_folder, parted
+    from scaling.analysis.tables.trials import is_database
     from scaling.results import COLUMNS, frame, load
 
     path, part = parted(source)
@@ -224,7 +224,7 @@ def _say_differences(
     parts: dict[str, pd.DataFrame], metric: str | None, seed: int, options: dict[str, Any]
 ) -> None:
     """How the law of each group differs from the first's."""
-    from analysis.frontier import fit_frontier
+    from scaling.analysis.frontier import fit_frontier
     from scaling.commands.comparing import Arm, say_difference, unit_of
 
     arms = [
@@ -247,7 +247,7 @@ def _claim_law(path: Path, source: str) -> None:
 
 def _criterion(loss_kind: str | None, delta: float | None) -> dict[str, Any]:
     """The options of what a fit minimises."""
-    from analysis.parametric import LOSSES
+    from scaling.analysis.parametric import LOSSES
 
     if loss_kind is not None and loss_kind not in LOSSES:
         raise UserError(f"--loss-kind {loss_kind}: choose one of {', '.join(LOSSES)}")
@@ -268,10 +268,10 @@ def _fit_rows(
     """Fit, print, draw and save one law. chosen: the options of the fits. bewares: of the table."""
     form, of, method = (chosen[name] for name in ("form", "of", "method"))
     options = {name: v for name, v in chosen.items() if name not in ("form", "of", "method")}
-    from analysis import figures, saved_law
-    from analysis.frontier import StudyLaw, fit_frontier
-    from analysis.parametric_study import StudySurface, fit_surface
-    from analysis.variable import VariableLaw, fit_variable
+    from scaling.analysis import figures, saved_law
+    from scaling.analysis.frontier import StudyLaw, fit_frontier
+    from scaling.analysis.parametric_study import StudySurface, fit_surface
+    from scaling.analysis.variable import VariableLaw, fit_variable
     from scaling.results import loss_unit
 
     found: StudyLaw | VariableLaw | StudySurface
@@ -294,8 +294,8 @@ def _fit_rows(
     if at is not None:
         print(found.prediction(at))
     if form == "parametric" and not options.keys() - {"seed"} and rows["budget_macs"].notna().any():
-        from analysis.isoflop import approaches, rule
-        from analysis.size_law import summary
+        from scaling.analysis.isoflop import approaches, rule
+        from scaling.analysis.size_law import summary
 
         print(f"{summary(approaches(rows, seed=chosen['seed']))}\n  {rule()}")
     if save is not None:
@@ -332,8 +332,8 @@ def drawn_files(command: str, path: Path, *sources: str) -> Path:
 
 def draw(command: str, figure: go.Figure, points: pd.DataFrame, path: Path) -> None:
     """A figure as HTML, PNG or SVG, by the file's ending, and its data beside it as CSV."""
-    from analysis.export import write_png, write_svg
     from scaling import outputs
+    from scaling.analysis.export import write_png, write_svg
 
     data = drawn_files(command, path)
     if path.suffix == ".html":
@@ -351,8 +351,8 @@ def draw(command: str, figure: go.Figure, points: pd.DataFrame, path: Path) -> N
 
 def _fit_quality(source: Path, metric: str, form: str, at: float | None, seed: int) -> None:
     """Print a law per data set and head; a refusal of all is the user's to mend."""
-    from analysis.frontier import StudyLaw
-    from analysis.quality import quality_laws
+    from scaling.analysis.frontier import StudyLaw
+    from scaling.analysis.quality import quality_laws
 
     if not source.is_dir():
         raise UserError(f"{source}: --metric {metric} reads a study's folder")
@@ -385,8 +385,8 @@ def transfer(
 
     Example: `scaling transfer sweep.csv --by parametrization`
     """
-    from analysis import transfer as of_sweeps
-    from analysis.tables.sweeps import read_sweep
+    from scaling.analysis import transfer as of_sweeps
+    from scaling.analysis.tables.sweeps import read_sweep
 
     if figure is not None:
         drawn_files("scaling transfer", figure, source)
@@ -434,7 +434,7 @@ def report(
     law = pipeline.fit_law(config, folder, table, lambda _: None)
     data_dir = folder / "data" / str(table["data_key"].iloc[0])
     page = pipeline.report(config, folder, data_dir, table, *law)
-    from analysis.paper_tables import paper_table
+    from scaling.analysis.paper_tables import paper_table
 
     if (beside := paper_table(folder)) is not None:
         for row in beside.itertuples():

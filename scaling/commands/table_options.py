@@ -24,7 +24,7 @@ def _option(text: str, *names: str) -> Any:
     return Annotated[str | None, typer.Option(*names, help=text, rich_help_panel=PANEL)]
 
 
-# The keyword arguments of analysis.tables.read.
+# The keyword arguments of scaling.analysis.tables.read.
 OPTIONS: dict[str, Any] = {
     "loss": _option("Column of the loss, in nats.", "--loss"),
     "n": _option("Column of the parameters.", "--n"),
@@ -80,7 +80,7 @@ def reads_tables(command: Callable[..., None]) -> Callable[..., None]:
 
 def reads_points(command: Callable[..., None]) -> Callable[..., None]:
     """The command with those of OPTIONS that a table without losses needs (of
-    analysis.tables.points) in place of its parameter `table`."""
+    scaling.analysis.tables.points) in place of its parameter `table`."""
     names = ("n", "d", "c", "compute_unit", "tokens_in", "params_in")
     return _taking({name: OPTIONS[name] for name in names}, command, command)
 

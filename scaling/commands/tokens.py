@@ -102,9 +102,9 @@ def convert(
     Example: `scaling tokenizer convert encoder.pkl decoder.pkl dvae.safetensors
     --run-code-in-pickle`
     """
-    from models.tokenizers.weights import convert as run_convert
-    from models.tokenizers.weights import load
     from scaling import outputs
+    from scaling.models.tokenizers.weights import convert as run_convert
+    from scaling.models.tokenizers.weights import load
 
     for source in sources:
         if not source.is_file():

@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from models.tokenizers.codebook import Codebook
 from scaling import files
 from scaling.data import shards
 from scaling.data.fit_tokenizer import Kept, Progress, fit, silent
 from scaling.data.join import Joiner, part_path
 from scaling.data.sources import Reader, Source, Unit, survey, unusable
 from scaling.errors import UserError
+from scaling.models.tokenizers.codebook import Codebook
 
 Work = Callable[[list[Unit]], int]
 Mapper = Callable[[Work, Sequence[list[Unit]]], Iterable[int]]
@@ -202,7 +202,7 @@ def _tokenizer(path: Path) -> Any:
             return Codebook.load(path)  # without torch, whose import takes longer than the work
     import torch
 
-    from models.tokenizers.weights import load
+    from scaling.models.tokenizers.weights import load
 
     loaded = load(path)
     return loaded.to("cuda") if torch.cuda.is_available() else loaded
@@ -313,14 +313,12 @@ class _Encoder:
             weights = getattr(self.config, "weights", None)
             try:
                 if weights is not None:
-                    from models.tokenizers.weights import load
+                    from scaling.models.tokenizers.weights import load
 
                     load(Path(weights).expanduser()).save(temporary)
                 else:
                     fit(self.config, self.reader, kept, self.progress).save(temporary)
-            except ValueError as error:
-                if isinstance(error, UserError):
-                    raise
+            except UserError as error:
                 raise UserError(f"tokenizer: {error}") from error
             files.settle(temporary, path)
             Kept.drop(kept)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.family import ModelConfig
-from models.tokenizers.codebook import cut
 from scaling.data.shards import TokenData
+from scaling.models.family import ModelConfig
+from scaling.models.tokenizers.codebook import cut
 
 Pair: TypeAlias = tuple[Tensor, Tensor]  # inputs and targets: int64 (B, T) or uint8 (B, T, P)
 

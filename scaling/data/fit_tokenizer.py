@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from models.tokenizers.codebook import Codebook, cut, psnr
 from scaling import checkpoint
 from scaling.data.sources import Reader, Source, Unit, survey, unusable
+from scaling.models.tokenizers.codebook import Codebook, cut, psnr
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
@@ -69,7 +69,7 @@ def _fit(
     if config.kind == "codebook":
         progress("fit the codebook", 0, len(frames))
         return Codebook.fit(cut(frames, config.patch), config.codes, reader.seed)
-    from models.tokenizers import train
+    from scaling.models.tokenizers import train
 
     learn = train.train_dvae if config.kind == "dvae" else train.train_vqgan
     settings = {name: getattr(config, name) for name in ("codes", "patch", "width", "steps")}

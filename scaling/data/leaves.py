@@ -11,6 +11,8 @@ Clip i of a stream is a pure function of (seed, stream, i): no state, no end.
 
 import numpy as np
 
+from scaling.errors import UserError
+
 STREAMS = ("train", "validation")  # each has its own random key: no clip is in both
 
 DISCS = 40
@@ -43,12 +45,12 @@ def clips(
 ) -> np.ndarray:
     """Clips start .. start + count - 1 of a stream, uint8 (N, T, H, W, 3) with H = W = `size` px.
 
-    Raises ValueError for an unknown stream or a count below 1.
+    Raises UserError for an unknown stream or a count below 1.
     """
     if stream not in STREAMS:
-        raise ValueError(f"stream {stream!r} is unknown; use one of {', '.join(STREAMS)}.")
+        raise UserError(f"stream {stream!r} is unknown; use one of {', '.join(STREAMS)}.")
     if start < 0 or count < 1 or frames < 1 or size < 4:
-        raise ValueError(
+        raise UserError(
             f"start={start}, count={count}, frames={frames}, size={size}: start must be at least "
             "0, count and frames at least 1, size at least 4 px."
         )

@@ -21,6 +21,7 @@ from av.stream import Disposition
 from PIL import Image, ImageOps
 
 from scaling.data import packets
+from scaling.errors import UserError
 from scaling.outputs import RECORD
 
 VIDEO_SUFFIXES = frozenset(
@@ -69,7 +70,7 @@ _HELD = 64 << 20  # bytes: the packets of a smaller file stay in memory, so that
 _SAMPLE = 1 << 20  # bytes read at the head, middle and tail of a large file to identify it
 
 
-class MediaError(ValueError):
+class MediaError(UserError):
     """One file cannot be used; the message is the reason, without the file's name."""
 
 

@@ -25,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from models.decoder import Decoder
-from models.propagation import PROTOCOLS, Protocol, propagate
-from models.tokenizers.codebook import cut
 from scaling import files, outputs
 from scaling.data import shards
 from scaling.errors import UserError
+from scaling.models.decoder import Decoder
+from scaling.models.propagation import PROTOCOLS, Protocol, propagate
+from scaling.models.tokenizers.codebook import cut
 from scaling.progress import teller
 from scaling.representations.davis_measures import evaluate
 from scaling.representations.features import seen, with_start

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from scaling.errors import UserError
+
 TOLERANCE = 0.008  # of the image diagonal
 BINS = 4  # of a sequence, for the decay
 
@@ -75,16 +77,16 @@ def evaluate(masks_THW: np.ndarray, truth_THW: np.ndarray) -> list[dict[str, flo
 
     Masks hold 0 for background and k for object k; the objects are those of the first frame. The
     first frame, which is given, and the last one do not count (the toolkit's semi-supervised rule).
-    Raises ValueError for shapes that differ, fewer than three frames, or no object.
+    Raises UserError for shapes that differ, fewer than three frames, or no object.
     """
     if masks_THW.shape != truth_THW.shape or len(truth_THW) < 3:
-        raise ValueError(
+        raise UserError(
             f"masks {masks_THW.shape}, truth {truth_THW.shape}: want equal shapes and at least "
             "three frames"
         )
     objects = [int(k) for k in np.unique(truth_THW[0]) if k not in (0, 255)]
     if not objects:
-        raise ValueError("the first frame marks no object; its mask is what is carried on")
+        raise UserError("the first frame marks no object; its mask is what is carried on")
     rows = []
     for k in objects:
         pairs = [(m == k, t == k) for m, t in zip(masks_THW[1:-1], truth_THW[1:-1], strict=True)]

@@ -30,13 +30,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.decoder import Decoder
-from models.loss import token_loss
-from models.parametrization import build, optimizer
-from models.probes import KINDS, Heads, Recipe
 from scaling import checkpoint, files, outputs
 from scaling.config import Tuning
 from scaling.errors import UserError
+from scaling.models.decoder import Decoder
+from scaling.models.loss import token_loss
+from scaling.models.parametrization import build, optimizer
+from scaling.models.probes import KINDS, Heads, Recipe
 from scaling.progress import teller
 from scaling.representations.features import with_start
 from scaling.representations.labelled import Labelled, draw_split, read_labelled

@@ -25,7 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.probes import (
+from scaling import files, outputs
+from scaling.data import media, shards
+from scaling.data.shards import read_index
+from scaling.errors import UserError
+from scaling.files import RunBusy, RunLock
+from scaling.models.probes import (
     KINDS,
     LINEAR,
     Heads,
@@ -35,11 +40,6 @@ from models.probes import (
     top_accuracy,
     train_heads,
 )
-from scaling import files, outputs
-from scaling.data import media, shards
-from scaling.data.shards import read_index
-from scaling.errors import UserError
-from scaling.files import RunBusy, RunLock
 from scaling.progress import teller
 from scaling.representations.features import Features, seen, write_features
 from scaling.representations.labelled import Labelled, draw_split, read_labelled, usable

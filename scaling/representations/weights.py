@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.decoder import Decoder
-from models.parametrization import build, optimizer
 from scaling import checkpoint
 from scaling.config import RunConfig
 from scaling.data.shards import read_index
 from scaling.errors import UserError, did_you_mean
+from scaling.models.decoder import Decoder
+from scaling.models.parametrization import build, optimizer
 from scaling.results import Row, finished_runs, read_run
 
 WEIGHTS = ("trained", "random")
@@ -63,7 +63,7 @@ class TrainedRun:
                 f"{self.folder}: {why}. Remove the run's folder and run the study again to train it"
             )
         if shards := state.get("shards"):
-            from models import parallel
+            from scaling.models import parallel
 
             optim = optimizer(model, lr=self.run.lr, weight_decay=self.run.weight_decay)
             parallel.load(self.folder / shards["folder"], model, optim)
@@ -150,7 +150,7 @@ def open_tokenizer(data_dir: Path) -> tuple[Any, dict[str, Any]]:
 
     from safetensors import safe_open
 
-    from models.tokenizers.codebook import Codebook
+    from scaling.models.tokenizers.codebook import Codebook
 
     index = read_index(data_dir)
     path = data_dir / index["tokenizer"]["file"]
@@ -168,7 +168,7 @@ def open_tokenizer(data_dir: Path) -> tuple[Any, dict[str, Any]]:
     with safe_open(path, framework="numpy") as file:
         if set(file.keys()) == {"centroids"}:
             return Codebook.load(path), index
-    from models.tokenizers.weights import load
+    from scaling.models.tokenizers.weights import load
 
     return load(path), index
 

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from analysis.audit import QUESTIONS, Audit, audit
-from analysis.audit_case import Case, Finding
-from analysis.frontier import fit_frontier
-from analysis.laws import NotIdentified
-from analysis.report_audit import audit_table
-from analysis.simulate import PURE, TRUTH, Truth, study
-from analysis.tables import read
+from scaling.analysis.audit import QUESTIONS, Audit, audit
+from scaling.analysis.audit_case import Case, Finding
+from scaling.analysis.frontier import fit_frontier
+from scaling.analysis.laws import NotIdentified
+from scaling.analysis.report_audit import audit_table
+from scaling.analysis.simulate import PURE, TRUTH, Truth, study
+from scaling.analysis.tables import read
 from scaling.cli import app
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.choices import (
+from scaling.analysis.choices import (
     CHOICES,
     CORNERS,
     alike_text,
@@ -12,10 +12,10 @@ from analysis.choices import (
     specifications,
     spread,
 )
-from analysis.frontier import METHODS, fit_frontier, frontier
-from analysis.laws import NotIdentified
-from analysis.simulate import PURE, study
-from analysis.tables import read
+from scaling.analysis.frontier import METHODS, fit_frontier, frontier
+from scaling.analysis.laws import NotIdentified
+from scaling.analysis.simulate import PURE, study
+from scaling.analysis.tables import read
 
 
 @pytest.fixture(scope="module")

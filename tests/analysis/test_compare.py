@@ -4,9 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.compare import compute_multiplier, exponents, levels_differ
-from analysis.laws import fit
-from analysis.references import REFERENCES, SURFACES, Reference, convert, macs_per, reference
+from scaling.analysis.compare import compute_multiplier, exponents, levels_differ
+from scaling.analysis.laws import fit
+from scaling.analysis.references import (
+    REFERENCES,
+    SURFACES,
+    Reference,
+    convert,
+    macs_per,
+    reference,
+)
 
 MACS = np.geomspace(1e12, 1e15, 16)
 

@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.cells import weighted
-from analysis.frontier import fit_frontier
-from analysis.isoflop import size_laws
-from analysis.laws import NotIdentified, fit
-from analysis.mixture import mix
-from analysis.parametric import fit_parametric
-from analysis.parametric_study import fit_surface
-from analysis.simulate import TRUTH, study
-from analysis.variable import fit_variable
+from scaling.analysis.cells import weighted
+from scaling.analysis.frontier import fit_frontier
+from scaling.analysis.isoflop import size_laws
+from scaling.analysis.laws import NotIdentified, fit
+from scaling.analysis.mixture import mix
+from scaling.analysis.parametric import fit_parametric
+from scaling.analysis.parametric_study import fit_surface
+from scaling.analysis.simulate import TRUTH, study
+from scaling.analysis.variable import fit_variable
 
 FLOOR = 1.7
 

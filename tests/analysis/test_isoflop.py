@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.best_size import MIN_SIZES, Grid, frontier_sizes, interpolated
-from analysis.isoflop import AT_BUDGETS, approaches, fit_rows, minima, size_laws
-from analysis.isoflop_table import table_of, with_budgets
-from analysis.laws import NotIdentified
-from analysis.simulate import TRUTH, Truth, study
-from analysis.size_law import METHODS, minima_text, summary
-from analysis.tables import read
+from scaling.analysis.best_size import MIN_SIZES, Grid, frontier_sizes, interpolated
+from scaling.analysis.isoflop import AT_BUDGETS, approaches, fit_rows, minima, size_laws
+from scaling.analysis.isoflop_table import table_of, with_budgets
+from scaling.analysis.laws import NotIdentified
+from scaling.analysis.simulate import TRUTH, Truth, study
+from scaling.analysis.size_law import METHODS, minima_text, summary
+from scaling.analysis.tables import read
 
 QUIET: dict[str, Any] = dict(run_noise=0.0, point_noise=1e-5)
 EPOCH = Truth(e=1.8172, a=477.83, alpha=0.34731, b=2143.42, beta=0.36717)
@@ -91,7 +91,7 @@ def test_interpolation_finds_the_minimum_of_akima_s_curve() -> None:
 
 
 def test_the_frontier_of_many_resamples_is_that_of_each() -> None:
-    from analysis.frontier import lower_hull
+    from scaling.analysis.frontier import lower_hull
 
     rng = np.random.default_rng(1)
     log_c = np.sort(rng.integers(0, 12, 40)).astype(float)

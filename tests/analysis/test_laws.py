@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from analysis import solver
-from analysis.laws import NotIdentified, Options, PowerLaw, SaturatingLaw, curvature, fit, select
+from scaling.analysis import solver
+from scaling.analysis.laws import (
+    NotIdentified,
+    Options,
+    PowerLaw,
+    SaturatingLaw,
+    curvature,
+    fit,
+    select,
+)
 
 
 def points(n: int = 8, e: float = 0.0, noise: float = 0.0, decades: float = 2.0, seed: int = 0):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import forms
-from analysis.laws import fit, select
-from analysis.mixture import PRIOR, SLACK, mix
+from scaling.analysis import forms
+from scaling.analysis.laws import fit, select
+from scaling.analysis.mixture import PRIOR, SLACK, mix
 
 BUDGETS = np.geomspace(1e16, 1e19, 10)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.frontier import StudyLaw
-from analysis.laws import NotIdentified
-from analysis.quality import (
+from scaling.analysis.frontier import StudyLaw
+from scaling.analysis.laws import NotIdentified
+from scaling.analysis.quality import (
     best_layers,
     davis_difference,
     difference,

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import saved_law
-from analysis.frontier import fit_frontier
-from analysis.parametric_law import ParametricLaw
-from analysis.parametric_study import fit_surface
-from analysis.power_law import PowerLaw
-from analysis.simulate import TRUTH, study
-from analysis.tables.points import read_points
-from analysis.variable import fit_variable
+from scaling.analysis import saved_law
+from scaling.analysis.frontier import fit_frontier
+from scaling.analysis.parametric_law import ParametricLaw
+from scaling.analysis.parametric_study import fit_surface
+from scaling.analysis.power_law import PowerLaw
+from scaling.analysis.simulate import TRUTH, study
+from scaling.analysis.tables.points import read_points
+from scaling.analysis.variable import fit_variable
 
 KINDS: dict[str, Callable[[pd.DataFrame], Any]] = {
     "select": lambda rows: fit_frontier(rows, resamples=200),

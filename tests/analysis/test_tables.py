@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.frontier import fit_frontier, frontier
-from analysis.simulate import study
-from analysis.tables import budgets, read
+from scaling.analysis.frontier import fit_frontier, frontier
+from scaling.analysis.simulate import study
+from scaling.analysis.tables import budgets, read
 
 
 @pytest.fixture(scope="module")

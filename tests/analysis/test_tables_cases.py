@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.cells import exclude
-from analysis.frontier import fit_frontier
-from analysis.isoflop import fit_rows
-from analysis.tables import read
+from scaling.analysis.cells import exclude
+from scaling.analysis.frontier import fit_frontier
+from scaling.analysis.isoflop import fit_rows
+from scaling.analysis.tables import read
 
 BASE = pd.read_csv(Path(__file__).parent / "base_runs.csv")
 PLAIN = BASE.rename(columns={"N": "params", "D": "tokens"})[["params", "tokens", "loss"]]

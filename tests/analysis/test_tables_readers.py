@@ -14,8 +14,8 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
-from analysis.tables import read
-from analysis.tables.sweeps import read_sweep
+from scaling.analysis.tables import read
+from scaling.analysis.tables.sweeps import read_sweep
 from scaling.commands.reading import read as of_command
 from tests.analysis.test_tables_cases import BASE, LOST, PLAIN, counted, history, same_runs
 
@@ -160,7 +160,7 @@ def sweep(held: Any, drift: float) -> None:
 
 
 def test_a_sweep_by_optuna_says_whether_its_optimum_moves(tmp_path: Path) -> None:
-    from analysis.transfer import verdict_lines
+    from scaling.analysis.transfer import verdict_lines
 
     path = tmp_path / "journal.log"
     sweep(storage(path), 0.0)

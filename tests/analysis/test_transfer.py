@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import transfer
+from scaling.analysis import transfer
 
 RATES = range(-9, -2)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.tokenizers.dvae import DVAE
-from models.tokenizers.weights import load
 from scaling.data.shards import read_index
+from scaling.models.tokenizers.dvae import DVAE
+from scaling.models.tokenizers.weights import load
 from tests.data.clips import write_video
 from tests.data.test_encode import noise
 from tests.shell import HANGS

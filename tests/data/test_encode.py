@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.tokenizers.codebook import Codebook
 from scaling.data import encode, join, leaves
 from scaling.data.encode import Mapper, prepare
 from scaling.data.shards import SPECIALS, TokenData
 from scaling.errors import UserError
+from scaling.models.tokenizers.codebook import Codebook
 from tests.data.clips import write_video
 
 

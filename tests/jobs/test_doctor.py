@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from models.family import FAMILY
 from scaling import track
 from scaling.config import RunConfig
 from scaling.doctor import examine
 from scaling.errors import UserError
 from scaling.files import RunLock
 from scaling.jobs import squeue
+from scaling.models.family import FAMILY
 from scaling.status import write_plan
 
 RUN = RunConfig(

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from models.family import FAMILY
 from scaling.config import SCHEMA, RunConfig
 from scaling.errors import UserError
 from scaling.jobs.squeue import Entry
+from scaling.models.family import FAMILY
 from scaling.status import check_schema, clock, run_states, text, write_plan
 
 RUNS = [

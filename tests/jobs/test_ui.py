@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
-from analysis.export import find_browser
 from scaling import track
+from scaling.analysis.export import find_browser
 from scaling.errors import UserError
 from tests.jobs.test_track import row, write
 from tests.report.browser import Browser

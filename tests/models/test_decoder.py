@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import rope_tables, rotate
-from models.decoder import Decoder
-from models.family import ModelConfig, size
-from models.mamba import selective_scan
-from models.parametrization import build
+from scaling.models.attention import rope_tables, rotate
+from scaling.models.decoder import Decoder
+from scaling.models.family import ModelConfig, size
+from scaling.models.mamba import selective_scan
+from scaling.models.parametrization import build
 
 TOTO = size(32, 2, 2, vocab=50, context=24)
 GPT2 = size(32, 2, 2, vocab=50, context=24, family="gpt2", positions="learned")
@@ -161,7 +161,7 @@ def test_sequential_scan() -> None:
 @pytest.mark.parametrize("targets", [48, 0])
 def test_patches(targets: int) -> None:
     """Patches in, the next normalised patch (or token) out; it learns."""
-    from models.parametrization import optimizer
+    from scaling.models.parametrization import optimizer
 
     config = replace(TOTO, patch_inputs=48, patch_targets=targets)
     model, random = build(config, seed=0), torch.Generator().manual_seed(3)

@@ -4,8 +4,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from models.family import FAMILY, PRINTED_PARAMETERS, ModelConfig, size
-from models.macs import models_table, parameter_counts
+from scaling.models.family import FAMILY, PRINTED_PARAMETERS, ModelConfig, size
+from scaling.models.macs import models_table, parameter_counts
 
 TINY = size(32, 2, 2, vocab=100, context=64)
 
@@ -40,7 +40,7 @@ def test_shapes_of_the_paper() -> None:
 
 def test_figure_9_ratios() -> None:
     """MACs a token relative to a1, as in the paper.s Figure 9 (one frame of attention)."""
-    from models.macs import forward_macs
+    from scaling.models.macs import forward_macs
 
     def macs(name: str) -> float:
         return sum(forward_macs(FAMILY[name], 256).values())

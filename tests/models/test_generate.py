@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.decoder import Decoder
-from models.family import ModelConfig, size
-from models.generate import generate
+from scaling.models.decoder import Decoder
+from scaling.models.family import ModelConfig, size
+from scaling.models.generate import generate
 from tests.models.test_decoder import randomised
 
 PER_FRAME = 2

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import models.loss
-from models.loss import normalise_patches, patch_loss, token_loss
+import scaling.models.loss
+from scaling.models.loss import normalise_patches, patch_loss, token_loss
 
 
 @pytest.mark.parametrize("chunk", [2**26, 500])
@@ -13,7 +13,7 @@ from models.loss import normalise_patches, patch_loss, token_loss
 def test_token_loss_equals_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, chunk: int, bf16: bool
 ) -> None:
-    monkeypatch.setattr(models.loss, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(scaling.models.loss, "CHUNK_LOGITS", chunk)
     random = torch.Generator().manual_seed(0)
     x = torch.randn(3, 17, 16, generator=random, requires_grad=True)
     head = torch.randn(50, 16, generator=random, requires_grad=True)
@@ -43,7 +43,7 @@ def test_logits_are_never_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest tensor of a loss over 16k ids is a chunk of logits or the head itself."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    monkeypatch.setattr(models.loss, "CHUNK_LOGITS", 2**16)
+    monkeypatch.setattr(scaling.models.loss, "CHUNK_LOGITS", 2**16)
     largest = 0
 
     class Watch(TorchDispatchMode):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.family import FAMILY, ModelConfig, size
-from models.macs import attended_pairs, forward_macs, parameter_counts
-from models.parametrization import CLASSES
+from scaling.models.family import FAMILY, ModelConfig, size
+from scaling.models.macs import attended_pairs, forward_macs, parameter_counts
+from scaling.models.parametrization import CLASSES
 
 TOTO = size(64, 3, 4, vocab=97, context=300)
 GPT2 = size(64, 3, 4, vocab=97, context=300, family="gpt2")

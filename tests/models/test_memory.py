@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.family import FAMILY, ModelConfig, size
-from models.memory import check_fits, device_bytes, peak_bytes, training_bytes
-from models.parametrization import build
+from scaling.models.family import FAMILY, ModelConfig, size
+from scaling.models.memory import check_fits, device_bytes, peak_bytes, training_bytes
+from scaling.models.parametrization import build
 
 CASES = {
     "toto": size(32, 3, 2, vocab=60, context=50),
@@ -71,10 +71,11 @@ def test_a_peak_is_of_the_process_itself() -> None:
     """Whoever starts a program hands its own ru_maxrss on to it, however small that is."""
     code = """
 import resource, sys
-import models.memory, numpy as np
-first = models.memory.peak_bytes()
+import numpy as np
+from scaling.models.memory import peak_bytes
+first = peak_bytes()
 np.ones(25_000_000)
-print(first, models.memory.peak_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(first, peak_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
     held = np.ones(125_000_000)  # 1 GB
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

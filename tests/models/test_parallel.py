@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from models import parallel
-from models.family import FAMILY
-from models.parametrization import build, optimizer
+from scaling.models import parallel
+from scaling.models.family import FAMILY
+from scaling.models.parametrization import build, optimizer
 from tests.ports import meeting_port
 
 STEPS = 20

@@ -6,9 +6,9 @@ import mup
 import pytest
 import torch
 
-from models.coord_check import coord_check
-from models.family import FAMILY, ModelConfig, size
-from models.parametrization import build, infshapes, optimizer
+from scaling.models.coord_check import coord_check
+from scaling.models.family import FAMILY, ModelConfig, size
+from scaling.models.parametrization import build, infshapes, optimizer
 
 BASE = size(64, 2, 4, vocab=97, context=48)
 WIDE = size(256, 2, 4, vocab=97, context=48)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.decoder import Decoder
-from models.family import ModelConfig, size
-from models.parametrization import build
+from scaling.models.decoder import Decoder
+from scaling.models.family import ModelConfig, size
+from scaling.models.parametrization import build
 
 TOLERANCE = 1e-5
 Get = Callable[[str], Tensor]

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.probes import (
+from scaling.models.probes import (
     KINDS,
     Heads,
     Recipe,

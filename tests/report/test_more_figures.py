@@ -7,9 +7,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from analysis import figures_law, figures_model
-from analysis.frontier import cells
-from analysis.style import DARK
+from scaling.analysis import figures_law, figures_model
+from scaling.analysis.frontier import cells
+from scaling.analysis.style import DARK
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import figures
-from analysis.frontier import StudyLaw, fit_frontier
-from analysis.report import _compute_section, write_report
-from analysis.report_data import run_table
-from analysis.style import number_text
+from scaling.analysis import figures
+from scaling.analysis.frontier import StudyLaw, fit_frontier
+from scaling.analysis.report import _compute_section, write_report
+from scaling.analysis.report_data import run_table
+from scaling.analysis.style import number_text
 from scaling.outputs import RECORD
 
 CONFIG = "study: simulated\ndata:\n  note: '</script><script>alert(1)</script>'\n"

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import choices, isoflop
-from analysis.frontier import StudyLaw, binned, fit_frontier
-from analysis.report import POSITIONS
-from analysis.report_data import config_section, position_section
-from analysis.report_law import RESAMPLES, choices_section, isoflop_section, trust_section
-from analysis.style import exponent_text
+from scaling.analysis import choices, isoflop
+from scaling.analysis.frontier import StudyLaw, binned, fit_frontier
+from scaling.analysis.report import POSITIONS
+from scaling.analysis.report_data import config_section, position_section
+from scaling.analysis.report_law import RESAMPLES, choices_section, isoflop_section, trust_section
+from scaling.analysis.style import exponent_text
 from tests.report.conftest import simulated_rows
 
 

@@ -13,10 +13,15 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from analysis.frontier import fit_frontier
-from analysis.quality import davis_best, davis_points, probe_points
-from analysis.report import write_report
-from analysis.report_probes import davis_section, generated_section, probe_section, tuned_section
+from scaling.analysis.frontier import fit_frontier
+from scaling.analysis.quality import davis_best, davis_points, probe_points
+from scaling.analysis.report import write_report
+from scaling.analysis.report_probes import (
+    davis_section,
+    generated_section,
+    probe_section,
+    tuned_section,
+)
 from tests.analysis.test_quality import table
 from tests.report.conftest import simulated_rows
 from tests.shell import HANGS, plain

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis import style
+from scaling.analysis import style
 
 # --- colours
 

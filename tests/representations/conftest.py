@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from models.family import size
 from scaling.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
+from scaling.models.family import size
 from scaling.train import train
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.family import size
-from models.memory import peak_bytes
-from models.parametrization import build
-from models.probes import LINEAR, Heads, Recipe, file_scores, grid_of, train_heads
+from scaling.models.family import size
+from scaling.models.memory import peak_bytes
+from scaling.models.parametrization import build
+from scaling.models.probes import LINEAR, Heads, Recipe, file_scores, grid_of, train_heads
 from scaling.representations.features import Features, write_features
 
 FILES, TOKENS, WIDTH, LAYERS = 1500, 256, 64, 2

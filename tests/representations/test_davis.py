@@ -12,10 +12,10 @@ import yaml
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from models.propagation import DINO, Protocol, propagate
 from scaling.commands.probes import represent
 from scaling.config import Tuning
 from scaling.errors import UserError
+from scaling.models.propagation import DINO, Protocol, propagate
 from scaling.representations import davis, permanence
 from scaling.representations.davis_measures import (
     boundary,

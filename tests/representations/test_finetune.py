@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from models.family import size
-from models.parametrization import build
-from models.probes import Heads
 from scaling.config import Tuning
 from scaling.errors import UserError
+from scaling.models.family import size
+from scaling.models.parametrization import build
+from scaling.models.probes import Heads
 from scaling.representations import finetune as module
 from scaling.representations.finetune import (
     batch_of,

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from models.family import size
-from models.parametrization import build
-from models.probes import Recipe
 from scaling.config import Tuning
 from scaling.errors import UserError
+from scaling.models.family import size
+from scaling.models.parametrization import build
+from scaling.models.probes import Recipe
 from scaling.representations import permanence
 from scaling.representations.features import with_start, write_features
 from scaling.representations.labelled import draw_split, read_labelled

@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 import torch
 
-from models.parametrization import build
-from models.probes import Recipe
 from scaling import files
 from scaling.data.shards import TokenData
 from scaling.errors import UserError
 from scaling.files import RunLock
+from scaling.models.parametrization import build
+from scaling.models.probes import Recipe
 from scaling.representations import features, probe
 from scaling.representations.probe import Views
 from scaling.representations.weights import open_tokenizer, trained_runs

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from models.family import size
-from models.parametrization import build
 from scaling import checkpoint
 from scaling.errors import UserError
+from scaling.models.family import size
+from scaling.models.parametrization import build
 from scaling.representations.sample import continue_clip, losses
 from scaling.representations.weights import trained_runs
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.paper_tables import PAPER, paper_table, title_of
-from analysis.quality import half_width
-from analysis.report_probes import variants_section
+from scaling.analysis.paper_tables import PAPER, paper_table, title_of
+from scaling.analysis.quality import half_width
+from scaling.analysis.report_probes import variants_section
 from scaling.config import variants
 from scaling.errors import UserError
 from scaling.plan import ladder_runs, study_cost

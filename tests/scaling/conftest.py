@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.family import size
 from scaling.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
+from scaling.models.family import size
 
 
 @pytest.fixture(scope="session")

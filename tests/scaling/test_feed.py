@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from models.tokenizers.codebook import Codebook
 from scaling import plan
 from scaling.checkpoint import Interrupted, StopFlag
 from scaling.config import DataConfig, RunConfig, SourceConfig, StudyConfig, TokenizerConfig
@@ -15,6 +14,7 @@ from scaling.data import feed
 from scaling.data.encode import prepare
 from scaling.data.shards import SPECIALS, TokenData
 from scaling.errors import UserError
+from scaling.models.tokenizers.codebook import Codebook
 from scaling.results import loss_unit
 from scaling.study_file import load_study
 from scaling.train import train

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from analysis.simulate import TRUTH, study
+from scaling.analysis.simulate import TRUTH, study
 from scaling.cli import app, main
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from models.tokenizers.dvae import DVAE
 from scaling import outputs
 from scaling.config import TokenizerConfig
+from scaling.models.tokenizers.dvae import DVAE
 from scaling.plan import study_cost
 from scaling.plan_tokens import encoder_macs, lines
 from scaling.study_file import load_study

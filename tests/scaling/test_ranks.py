@@ -15,13 +15,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-import models.memory
-from models.parametrization import build, optimizer
+import scaling.models.memory
 from scaling import checkpoint
 from scaling.config import RunConfig, TrainConfig
 from scaling.device import COMPILE_MACS, compiles, gemm_peak_macs
 from scaling.errors import UserError
 from scaling.files import RunLock
+from scaling.models.parametrization import build, optimizer
 from scaling.ranks import restore
 from scaling.results import Row
 from scaling.train import train
@@ -40,8 +40,8 @@ def quiet(text: str) -> None:
 @pytest.fixture(scope="module")
 def short(data_dir: Path) -> RunConfig:
     """Two budgets on one trunk, 20 steps along the plan's longest path."""
-    from models.family import size
     from scaling.data.shards import TokenData
+    from scaling.models.family import size
 
     data = TokenData.open(data_dir)
     return RunConfig(
@@ -286,8 +286,8 @@ def test_memory_is_counted_per_forward_pass(
     short: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = replace(short, batch=64, budgets_steps=(1,), budgets_macs=(1.0,), schedule="cosine")
-    need = models.memory.training_bytes(run.model, 16)
-    monkeypatch.setattr(models.memory, "device_bytes", lambda device: sum(need.values()))
+    need = scaling.models.memory.training_bytes(run.model, 16)
+    monkeypatch.setattr(scaling.models.memory, "device_bytes", lambda device: sum(need.values()))
     with pytest.raises(ValueError, match=r"64 sequences .*accumulate gradients"):
         train(run, tmp_path / "whole", log=quiet)
     assert train(replace(run, micro_batch=16), tmp_path / "parts", log=quiet)

@@ -7,9 +7,9 @@ from threading import Event
 import pytest
 import torch
 
-from models.family import size
-from models.parametrization import build
 from scaling import files, threads
+from scaling.models.family import size
+from scaling.models.parametrization import build
 from scaling.threads import in_lanes, lanes
 from tests.shell import HANGS
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from models.family import size
 from scaling.config import DataConfig, LaunchConfig, RunConfig, SourceConfig, TokenizerConfig
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.jobs import squeue
 from scaling.jobs.launch import Job, Launcher
+from scaling.models.family import size
 from scaling.results import NOT_REPEATABLE, load, read_run
 from tests.slurm.cluster_work import until
 

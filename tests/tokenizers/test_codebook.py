@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.tokenizers.codebook import Codebook, cut, psnr
 from scaling.data import leaves
+from scaling.models.tokenizers.codebook import Codebook, cut, psnr
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.tokenizers import patch
+from scaling.models.tokenizers import patch
 
 
 @pytest.fixture

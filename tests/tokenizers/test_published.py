@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.tokenizers.dvae import DVAE
-from models.tokenizers.vqgan import PUBLISHED, VQGAN
 from scaling.data import leaves
+from scaling.models.tokenizers.dvae import DVAE
+from scaling.models.tokenizers.vqgan import PUBLISHED, VQGAN
 from tests.tokenizers import reference
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.tokenizers import train
-from models.tokenizers.codebook import Codebook, cut, psnr
 from scaling.data import leaves
 from scaling.data.fit_tokenizer import Kept
+from scaling.models.tokenizers import train
+from scaling.models.tokenizers.codebook import Codebook, cut, psnr
 
 
 def _frames(count: int, size: int, stream: str = "train") -> np.ndarray:

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.tokenizers.codebook import Codebook
-from models.tokenizers.dvae import DVAE
-from models.tokenizers.vqgan import VQGAN, Architecture
-from models.tokenizers.weights import Tokenizer, convert, load, read_weights
+from scaling.models.tokenizers.codebook import Codebook
+from scaling.models.tokenizers.dvae import DVAE
+from scaling.models.tokenizers.vqgan import VQGAN, Architecture
+from scaling.models.tokenizers.weights import Tokenizer, convert, load, read_weights
 
 SMALL = Architecture(32, 8, 4, 8, (1, 2), 1, (1,))
 
