@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from scaling.analysis.compare import compute_multiplier
-from scaling.analysis.frontier import fit_frontier
-from scaling.analysis.isoflop import fit_rows, size_laws
-from scaling.analysis.laws import NotIdentified, fit
-from scaling.analysis.power_law import PowerLaw
-from scaling.analysis.simulate import (
+from scaling.analysis.laws.compare import compute_multiplier
+from scaling.analysis.laws.fit import NotIdentified, fit
+from scaling.analysis.laws.power_law import PowerLaw
+from scaling.analysis.questions.frontier import fit_frontier
+from scaling.analysis.questions.isoflop import fit_rows, size_laws
+from scaling.analysis.questions.simulate import (
     MACS_PER_PARAMETER_TOKEN,
     PURE,
     TRUTH,
@@ -31,7 +31,7 @@ from scaling.analysis.simulate import (
     frontier_exponent,
     study,
 )
-from scaling.analysis.size_law import METHODS, OF
+from scaling.analysis.questions.size_law import METHODS, OF
 
 Quantity = tuple[float, float, float, float]  # truth, estimate, low, high
 RESAMPLES = 1000
@@ -117,7 +117,7 @@ def surface(truth: Truth, **design) -> Callable[[int], dict[str, Quantity]]:
 def best_sizes(
     truth: Truth, methods: Sequence[str] = tuple(METHODS), **design
 ) -> Callable[[int], dict[str, Quantity]]:
-    """N* by the methods of analysis/isoflop.py: the exponent, and in logs the value inside the
+    """N* by the methods of questions/isoflop.py: the exponent, and in logs the value inside the
     budgets and a decade beyond them; and D* there. A method's refusals are missing quantities."""
     macs = np.unique(study(truth, **design)["budget_macs"])
     inside, beyond = float(np.sqrt(macs[0] * macs[-1])), 10 * float(macs[-1])

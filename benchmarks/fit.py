@@ -11,7 +11,7 @@ Peer (Besiroglu et al. 2024, data_analysis.ipynb, written anew from the procedur
              4,500 starts; the best
   bootstrap  4,000 resamples, BFGS from Hoffmann et al.'s parameters with the gradient of
              `autograd`; also with a gradient written by hand, as a careful user of SciPy would
-Ours: analysis/surface.py. The objectives are compared row by row, so that speed is not bought with
+Ours: laws/surface.py. The objectives are compared row by row, so that speed is not bought with
 a worse fit. The published bootstrap is timed on --published resamples (the same minimiser on the
 same data), and its time is scaled to 4,000; so are the others when fewer are asked for. Times are
 CPU seconds.
@@ -35,8 +35,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 
-from scaling.analysis.parametric import fit_parametric
-from scaling.analysis.surface import Objective, continuation, newton, starts
+from scaling.analysis.laws.parametric import fit_parametric
+from scaling.analysis.laws.surface import Objective, continuation, newton, starts
 
 DELTA = 1e-3
 HOFFMANN = np.array(
@@ -110,9 +110,9 @@ def peer_autograd(data, indices):
 
 def many_rows(count: int) -> None:
     """Seconds from a CSV of `count` runs to its law and its figures."""
-    from scaling.analysis import figures
-    from scaling.analysis.frontier import fit_frontier
-    from scaling.analysis.simulate import study
+    from scaling.analysis.figures import runs as figures
+    from scaling.analysis.questions.frontier import fit_frontier
+    from scaling.analysis.questions.simulate import study
     from scaling.analysis.tables import read
 
     rows = study(sizes=60, budgets=60, decades=4, trunks=False, seeds=-(-count // 1150), reach=4.0)
@@ -146,7 +146,7 @@ def many_rows(count: int) -> None:
 ONE_FIT = """
 import json, sys, time
 import numpy as np
-from scaling.analysis.parametric import fit_parametric
+from scaling.analysis.laws.parametric import fit_parametric
 data = np.load(sys.argv[1])
 fit_parametric(*data[:, :60], resamples=100)  # touch the code once
 start = time.process_time()

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scaling.analysis.frontier import fit_frontier
-from scaling.analysis.laws import NotIdentified
+from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.questions.frontier import fit_frontier
 from scaling.analysis.tables import read
 
 DISTANCES = (0.5, 1.0, 1.5)

@@ -15,9 +15,9 @@ import time
 
 import numpy as np
 
-from scaling.analysis.laws import NotIdentified
-from scaling.analysis.next import expanded, fitted, next_runs
-from scaling.analysis.simulate import PURE, TRUTH, Truth, study
+from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.questions.next import expanded, fitted, next_runs
+from scaling.analysis.questions.simulate import PURE, TRUTH, Truth, study
 
 Kind = tuple[Truth, dict, float, float | None]  # truth, design, budget, target
 KINDS: dict[str, Kind] = {

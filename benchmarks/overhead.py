@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from scaling.config import LaunchConfig
+from scaling.config.schema import LaunchConfig
 from scaling.jobs.launch import Job, Launcher
 from scaling.results import COLUMNS, dumps, load
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scaling import files
+from scaling.storage import files
 
 PARTIAL = ".partial"  # a folder of sharded weights that is being written
 

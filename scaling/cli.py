@@ -78,7 +78,7 @@ def options(
 
 
 def _config(path: Path, overrides: list[str] | None) -> Any:
-    from scaling.study_file import load_study
+    from scaling.config.study_file import load_study
 
     return load_study(path / "study.yaml" if path.is_dir() else path, overrides or ())
 
@@ -101,7 +101,7 @@ def study(
 
     Interrupt it whenever you like: the same command continues where it stopped.
     """
-    from scaling.study import study as run_study
+    from scaling.study.pipeline import study as run_study
 
     run_study(_config(config, set_), out, say=_say, detach=detach, yes=yes)
 
@@ -123,9 +123,10 @@ def plan(
 
     Example: `scaling plan sweeps/quickstart.yaml`
     """
-    from scaling import outputs, plan_tokens
     from scaling.jobs.launch import check, resources
-    from scaling.plan import disk_bytes, free_bytes, gpu_hours, over_budget, study_cost
+    from scaling.plan import tokens as plan_tokens
+    from scaling.plan.runs import disk_bytes, free_bytes, gpu_hours, over_budget, study_cost
+    from scaling.storage import outputs
 
     if page is not None:
         outputs.claim("scaling plan", page, inputs=[config])
@@ -195,8 +196,8 @@ def encode(config: ConfigArg, out: OutOption = STUDIES, set_: SetOption = None) 
 
     Example: `scaling encode sweeps/clips.yaml --set data.sources.clips.path=~/Videos`
     """
-    from scaling.config import variants
-    from scaling.study import encode as run_encode
+    from scaling.config.schema import variants
+    from scaling.study.pipeline import encode as run_encode
 
     study_config = _config(config, set_)
     folder = out / study_config.study
@@ -215,12 +216,12 @@ def train(
 
     Example: `scaling train studies/quickstart/runs/0a1b2c3d4e5f`
     """
-    from scaling import outputs
     from scaling.checkpoint import STOP, Interrupted
-    from scaling.config import RunConfig
-    from scaling.files import RunBusy
+    from scaling.config.schema import RunConfig
     from scaling.results import POSITIONS, loss_unit
-    from scaling.train import train as run_train
+    from scaling.storage import outputs
+    from scaling.storage.files import RunBusy
+    from scaling.training.train import train as run_train
 
     path = run / "config.yaml" if run.is_dir() else run
     if not (path.parent / "lock").exists():  # nobody trained here
@@ -252,7 +253,7 @@ def ui(
 
     On a login node: `ssh -L 5000:127.0.0.1:5000 NODE` from your own machine, then that address.
     """
-    from scaling import track
+    from scaling.tracking import track
 
     track.ui(folder, port)
 
@@ -322,7 +323,7 @@ def main() -> None:
     except Exception as error:
         told: Exception = error
         if isinstance(error, OSError):  # a library that writes (Optuna's journal) meets a full disk
-            from scaling.files import storage_error
+            from scaling.storage.files import storage_error
 
             told = storage_error(error, Path(error.filename or "the study's folder"))
         if isinstance(told, UserError):

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaling import files
 from scaling.errors import UserError
+from scaling.storage import files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,7 +175,7 @@ def load(source: str | Path) -> pd.DataFrame:
     """
     text = str(source)
     if "://" in text:
-        from scaling import track
+        from scaling.tracking import track
 
         uri, _, study = text.partition("#")
         return frame(track.load_rows(uri, study))

@@ -20,11 +20,12 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-from scaling import cli, study
+from scaling import cli
+from scaling.config.study_file import load_study
 from scaling.data.shards import TokenData
-from scaling.plan import ladder_runs
+from scaling.plan.runs import ladder_runs
 from scaling.results import dumps
-from scaling.study_file import load_study
+from scaling.study import pipeline as study
 from tests.jobs.test_track import row
 
 SEED = int(os.environ.get("SCALING_BAD_SEED", "20"))

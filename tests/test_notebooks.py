@@ -11,13 +11,13 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from scaling import plan
-from scaling.analysis.frontier import fit_frontier
-from scaling.config import StudyConfig
+from scaling.analysis.questions.frontier import fit_frontier
+from scaling.config.schema import StudyConfig
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
+from scaling.plan import runs as plan
 from scaling.results import POSITIONS, load
-from scaling.train import train
+from scaling.training.train import train
 from tests.report.conftest import simulated_rows
 from tests.shell import HANGS, plain
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import outputs
 from scaling.cli import app, main
 from scaling.errors import UserError
 from scaling.models.tokenizers.codebook import Codebook
 from scaling.representations.weights import trained_runs
-from scaling.study import OWN, PROBED, REPORTED, STATE
+from scaling.storage import outputs
+from scaling.study.pipeline import OWN, PROBED, REPORTED, STATE
 from tests.report.conftest import simulated_rows
 from tests.representations.conftest import clips, study
 from tests.test_study import TINY
@@ -171,8 +171,8 @@ def test_a_clip_is_not_continued_over_itself(folder: Path, say: Say) -> None:
 
 def test_a_study_keeps_a_users_own_words(folder: Path, say: Say) -> None:
     """A study.yaml written by hand in the study's folder, and one that is edited there later."""
-    from scaling.study import check_outputs
-    from scaling.study_file import load_study
+    from scaling.config.study_file import load_study
+    from scaling.study.pipeline import check_outputs
 
     own = folder / "studies" / "tiny"
     own.mkdir(parents=True)
@@ -184,8 +184,8 @@ def test_a_study_keeps_a_users_own_words(folder: Path, say: Say) -> None:
 
 def test_a_study_that_was_broken_off_early_keeps_them_too(folder: Path) -> None:
     """Nothing of it was written yet but its lock."""
-    from scaling.study import study
-    from scaling.study_file import load_study
+    from scaling.config.study_file import load_study
+    from scaling.study.pipeline import study
 
     own = folder / "studies" / "tiny"
     own.mkdir(parents=True)
@@ -202,8 +202,8 @@ def test_a_study_that_was_broken_off_early_keeps_them_too(folder: Path) -> None:
 
 def test_a_study_goes_on_without_its_lock(tmp_path: Path) -> None:
     """Somebody took it for a leftover: the journal is the study's all the same."""
-    from scaling.study import check_outputs, describe
-    from scaling.study_file import load_study
+    from scaling.config.study_file import load_study
+    from scaling.study.pipeline import check_outputs, describe
 
     (tmp_path / "tiny.yaml").write_text(TINY)
     config, own = load_study(tmp_path / "tiny.yaml"), tmp_path / "studies" / "tiny"

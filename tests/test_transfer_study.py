@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from scaling.config.study_file import load_study
 from scaling.results import load
-from scaling.study import study
-from scaling.study_file import load_study
+from scaling.study.pipeline import study
 
 SWEEPS = """\
 study: rates

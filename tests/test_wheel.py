@@ -73,7 +73,7 @@ def test_a_source_distribution_makes_the_same_wheel(wheel: Path, tmp_path: Path)
 def test_beside_folders_of_the_same_names(installed: Path, project: Path) -> None:
     code = (
         "import models, analysis, tests, scaling\n"
-        "import scaling.analysis.frontier, scaling.models.decoder, scaling.cli\n"
+        "import scaling.analysis.questions.frontier, scaling.models.decoder, scaling.cli\n"
         "print(scaling.__file__, models.__file__)"
     )
     (project / "script.py").write_text(code)

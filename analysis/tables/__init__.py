@@ -1,4 +1,4 @@
-"""Anyone's table of runs as rows that analysis/frontier.py reads.
+"""Anyone's table of runs as rows that analysis/questions/frontier.py reads.
 
     rows, notes = read("runs.csv")                       # columns found by their names
     rows, notes = read(frame, n="Model Size", c="Training FLOP", compute_unit="FLOPs")

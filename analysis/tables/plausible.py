@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scaling.analysis.references import UNITS, macs_per
+from scaling.analysis.laws.references import UNITS, macs_per
 from scaling.analysis.tables.columns import WORDS
 from scaling.analysis.tables.quantities import FEWEST, TRAINING, Quantity, middle_of, says_total
 from scaling.errors import UserError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from scaling.analysis.references import macs_per
+from scaling.analysis.laws.references import macs_per
 from scaling.analysis.tables.columns import (
     WORDS,
     Table,

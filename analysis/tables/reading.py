@@ -37,7 +37,7 @@ def read(
     history: bool | None = None, by: str | None = None, metric: str | None = None,
     of: str = "compute", keep: Sequence[str] = (),
 ) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
-    """Rows in the columns of analysis/frontier.py, and notes on how they were read.
+    """Rows in the columns of analysis/questions/frontier.py, and notes on how they were read.
 
     source: a file (analysis/tables/files.py) or a frame. n, d, c, loss, run, budget_column: the
     columns' names, where they cannot be told. compute_unit: "MACs", "FLOPs", "PF-days", or one

@@ -1,4 +1,4 @@
-"""Anyone's learning-rate sweep as points of analysis/transfer.py: losses by rate and size, or the
+"""Anyone's learning-rate sweep as points of questions/transfer.py: losses by rate and size, or the
 best rate of each size."""
 
 from __future__ import annotations

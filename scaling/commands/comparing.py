@@ -29,9 +29,9 @@ from scaling.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scaling.analysis.frontier import StudyLaw
-    from scaling.analysis.power_law import PowerLaw
-    from scaling.analysis.references import Reference
+    from scaling.analysis.laws.power_law import PowerLaw
+    from scaling.analysis.laws.references import Reference
+    from scaling.analysis.questions.frontier import StudyLaw
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Arm:
 
     def times(self, factor: float, seed: int) -> PowerLaw:
         """The law of the losses times a factor, its floor too."""
-        from scaling.analysis.frontier import fit_frontier
+        from scaling.analysis.questions.frontier import fit_frontier
 
         options = dict(self.options)
         if "e" in options:
@@ -83,8 +83,8 @@ def compare(
 
     Example: `scaling compare studies/a --to studies/b table.csv gpt3 --figure all.html`
     """
-    from scaling.analysis.compare import exponents
-    from scaling.analysis.frontier import BESIDE
+    from scaling.analysis.laws.compare import exponents
+    from scaling.analysis.questions.frontier import BESIDE
 
     tables, published = _sorted(source, [*(to or []), *(more or [])])
     if figure is not None:
@@ -125,7 +125,7 @@ def compare(
 
 def _sorted(source: str, others: Sequence[str]) -> tuple[list[str], list[Reference]]:
     """Other studies and tables, and published laws. Raises UserError, naming all that is wrong."""
-    from scaling.analysis.references import REFERENCES
+    from scaling.analysis.laws.references import REFERENCES
     from scaling.analysis.tables.files import parted
 
     tables = [name for name in others if "://" in name or parted(name)[0].exists()]
@@ -145,7 +145,7 @@ def _sorted(source: str, others: Sequence[str]) -> tuple[list[str], list[Referen
 
 
 def _published(*names: str) -> list[Reference]:
-    from scaling.analysis.references import reference
+    from scaling.analysis.laws.references import reference
 
     return [reference(name) for name in names]
 
@@ -155,8 +155,8 @@ def _fitted(
     options: Mapping[str, Any],
 ) -> list[Arm]:  # fmt: skip
     """The law of each; one that has none is said and left out, while two are left to compare."""
-    from scaling.analysis.frontier import fit_frontier
-    from scaling.analysis.laws import NotIdentified
+    from scaling.analysis.laws.fit import NotIdentified
+    from scaling.analysis.questions.frontier import fit_frontier
 
     arms, refused = [], []
     for name, rows in tables.items():
@@ -196,7 +196,7 @@ def say_difference(ours: Arm, theirs: Arm, seed: int, unit: str) -> None:
 
     unit: of the losses.
     """
-    from scaling.analysis.compare import compute_multiplier, exponents, levels_differ
+    from scaling.analysis.laws.compare import compute_multiplier, exponents, levels_differ
     from scaling.results import predicted
 
     print(exponents(ours.compared, theirs.compared))
@@ -229,7 +229,7 @@ def say_difference(ours: Arm, theirs: Arm, seed: int, unit: str) -> None:
 
 def _bits_per_pixel(arm: Arm) -> float | None:
     """Bits per pixel of one nat per token, from the study's own data; None without them."""
-    from scaling.analysis.references import bits_per_pixel
+    from scaling.analysis.laws.references import bits_per_pixel
     from scaling.results import TOKEN_UNIT, loss_unit
 
     if loss_unit(arm.rows["tokenizer"]) != TOKEN_UNIT or "data_key" not in arm.rows:
@@ -245,8 +245,8 @@ def _draw(
     path: Path, arms: Sequence[Arm], published: Sequence[Reference], unit: str, parts_of_one: bool
 ) -> None:
     """The figure of all, and what it does not show."""
-    from scaling.analysis.compare import levels_differ
-    from scaling.analysis.figures_compare import comparison_figure, comparison_points
+    from scaling.analysis.figures.compare import comparison_figure, comparison_points
+    from scaling.analysis.laws.compare import levels_differ
 
     apart = levels_differ([arm.rows for arm in arms], parts_of_one=parts_of_one)
     names = short_names([arm.name for arm in arms])

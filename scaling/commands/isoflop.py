@@ -51,14 +51,14 @@ def isoflop(
         )
     if errors is not None and weights is not None:
         raise UserError("--errors and --weights: an error is a weight, 1 / its square; give one")
-    from scaling import outputs
+    from scaling.storage import outputs
 
     files = () if out is None else (out / "size_laws.csv", out / "minima.csv")
     outputs.claim(COMMAND, *files, inputs=() if "://" in source else [Path(source)])
-    from scaling.analysis import isoflop as sizes
-    from scaling.analysis.cells import weighted
-    from scaling.analysis.isoflop_table import with_budgets
-    from scaling.analysis.size_law import minima_text, summary
+    from scaling.analysis.questions import isoflop as sizes
+    from scaling.analysis.questions.isoflop_table import with_budgets
+    from scaling.analysis.questions.size_law import minima_text, summary
+    from scaling.analysis.tables.cells import weighted
 
     kept = tuple(one for one in (errors, weights) if one is not None)
     rows = weighted(read(source, keep=kept, **table), weights)

@@ -32,7 +32,7 @@ def audit(
 
     Example: `scaling audit table.csv --json --strict`
     """
-    from scaling.analysis.audit import audit as ask
+    from scaling.analysis.questions.audit import audit as ask
 
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
         rows = read(source, **table)
@@ -48,7 +48,7 @@ def choices(source: SourceArg, table: TableOptions) -> None:
 
     Example: `scaling choices studies/quickstart`
     """
-    from scaling.analysis.choices import alike_text, influence, specifications, spread
+    from scaling.analysis.questions.choices import alike_text, influence, specifications, spread
 
     rows = read(source, **table)
     tried = specifications(rows)
@@ -80,7 +80,7 @@ def next_runs(
 
     Example: `scaling next studies/quickstart --budget 1e13`
     """
-    from scaling.analysis.next import next_runs as plan
+    from scaling.analysis.questions.next import next_runs as plan
 
     print(plan(read(source, **table), budget, target=target, runs=runs, seed=seed))
 
@@ -111,7 +111,7 @@ def power(
 
     Example: `scaling power --sizes 6 --budgets 5 --decades 2 --noise 0.002 --width 0.004`
     """
-    from scaling.analysis.simulate import TRUTH, designs, truth_of
+    from scaling.analysis.questions.simulate import TRUTH, designs, truth_of
 
     truth, sigma, first = TRUTH, 0.002, 3e11
     if like is not None:

@@ -24,7 +24,7 @@ def status(
 
     Example: `scaling status studies/quickstart --watch`
     """
-    from scaling.status import text
+    from scaling.study.status import text
 
     while True:
         jobs, said = _slurm_jobs(folder)
@@ -39,8 +39,8 @@ def _slurm_jobs(folder: Path) -> tuple[dict[Path, Any] | None, str]:
     """The live jobs of a study that runs on Slurm; None when there is nobody to ask, and why."""
     if not (folder / "study.yaml").is_file():
         return None, ""
+    from scaling.config.study_file import load_study
     from scaling.jobs.squeue import entries
-    from scaling.study_file import load_study
 
     try:
         if load_study(folder / "study.yaml").launch.cluster != "slurm":
@@ -75,8 +75,8 @@ def cancel(folder: FolderArg) -> None:
 
     Example: `scaling cancel studies/quickstart`
     """
-    from scaling import files
-    from scaling.study_file import load_study
+    from scaling.config.study_file import load_study
+    from scaling.storage import files
 
     config = load_study(folder / "study.yaml")
     holder = None
@@ -103,9 +103,9 @@ def sync(folder: FolderArg) -> None:
 
     Example: `scaling sync studies/quickstart`
     """
-    from scaling import track
-    from scaling.files import RunBusy, RunLock
-    from scaling.study_file import load_study
+    from scaling.config.study_file import load_study
+    from scaling.storage.files import RunBusy, RunLock
+    from scaling.tracking import track
 
     config = load_study(folder / "study.yaml")
     try:
@@ -124,7 +124,7 @@ def doctor(
 
     Example: `scaling doctor studies/quickstart`
     """
-    from scaling.doctor import examine
+    from scaling.study.doctor import examine
 
     findings = examine(folder, repair=repair)
     for finding in findings:

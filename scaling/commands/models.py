@@ -60,12 +60,12 @@ def coord_check(
 
     import pandas as pd
 
-    from scaling import outputs
-    from scaling.analysis.figures_model import coordinate_figure, coordinate_points
+    from scaling.analysis.figures.model import coordinate_figure, coordinate_points
     from scaling.errors import UserError
     from scaling.models.coord_check import coord_check as check
     from scaling.models.family import size
-    from scaling.plan import sample_tokens
+    from scaling.plan.runs import sample_tokens
+    from scaling.storage import outputs
 
     command, table = "scaling coord-check", out.with_suffix(".points.csv")
     outputs.claim(command, out, table)

@@ -11,7 +11,7 @@ from scaling.commands.table_options import TableOptions, reads_points
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
-    from scaling.analysis.saved_law import SavedLaw
+    from scaling.analysis.laws.saved_law import SavedLaw
 
 COMMAND = "scaling predict"
 
@@ -37,7 +37,7 @@ def predict(
 
     Example: `scaling predict law.json points.csv --compute-unit FLOPs --out predicted.csv`
     """
-    from scaling import outputs
+    from scaling.storage import outputs
 
     if points is None and at is None:
         raise UserError("nothing to predict: give a table of points, or --at")
@@ -51,7 +51,7 @@ def predict(
         if out.suffix != ".csv":
             raise UserError(f"--out {out}: end it in .csv")
         outputs.claim(COMMAND, out, inputs=[law, *([points] if points is not None else [])])
-    from scaling.analysis.saved_law import load
+    from scaling.analysis.laws.saved_law import load
 
     saved = load(law)
     print(saved)
@@ -63,8 +63,8 @@ def predict(
 
 def _predict_table(saved: SavedLaw, points: Path, table: TableOptions, out: Path | None) -> None:
     """Print, and write, what the law says of every row."""
-    from scaling import outputs
     from scaling.analysis.tables.points import read_points
+    from scaling.storage import outputs
 
     rows, notes = read_points(points, saved.of, **table)
     for note in notes:

@@ -190,9 +190,9 @@ def finetune(
 
     Interrupt it whenever you like: the same command continues where it stopped.
     """
-    from scaling.config import Tuning
+    from scaling.config.schema import Tuning
+    from scaling.config.study_file import checked
     from scaling.representations.finetune import finetune
-    from scaling.study_file import checked
 
     tuning = checked(
         Tuning, px=px, frames=frames, stride=stride, rope_base=rope_base, attention=attention,
@@ -238,16 +238,16 @@ def represent(
     Interrupt it whenever you like: the same command continues where it stopped.
     """
     from scaling.commands.reading import report
+    from scaling.config.study_file import load_study
     from scaling.representations.davis import track
     from scaling.representations.permanence import locate
     from scaling.representations.probe import Views
     from scaling.representations.probe import probe as run_probe
     from scaling.representations.sample import continue_clip, targets
     from scaling.representations.weights import trained_runs
-    from scaling.study import OWN, PROBED, REPORTED, check_outputs
-    from scaling.study import study as run_study
-    from scaling.study_file import load_study
-    from scaling.variants import read_variants
+    from scaling.study.pipeline import OWN, PROBED, REPORTED, check_outputs
+    from scaling.study.pipeline import study as run_study
+    from scaling.study.variants import read_variants
 
     if study.is_file():
         config = load_study(study, set_ or ())

@@ -91,7 +91,7 @@ def _table(source: str | Path) -> pd.DataFrame | Path:
     if "://" in str(source) and not is_database(path):
         import pandas as pd
 
-        from scaling import track
+        from scaling.tracking import track
 
         uri, _, study = str(source).partition("#")
         if rows := track.load_rows(uri, study):
@@ -224,7 +224,7 @@ def _say_differences(
     parts: dict[str, pd.DataFrame], metric: str | None, seed: int, options: dict[str, Any]
 ) -> None:
     """How the law of each group differs from the first's."""
-    from scaling.analysis.frontier import fit_frontier
+    from scaling.analysis.questions.frontier import fit_frontier
     from scaling.commands.comparing import Arm, say_difference, unit_of
 
     arms = [
@@ -238,7 +238,7 @@ def _say_differences(
 
 def _claim_law(path: Path, source: str) -> None:
     """Raise UserError, before any work, where a law may not be written there."""
-    from scaling import outputs
+    from scaling.storage import outputs
 
     if path.suffix != ".json":
         raise UserError(f"--save {path}: end it in .json")
@@ -247,7 +247,7 @@ def _claim_law(path: Path, source: str) -> None:
 
 def _criterion(loss_kind: str | None, delta: float | None) -> dict[str, Any]:
     """The options of what a fit minimises."""
-    from scaling.analysis.parametric import LOSSES
+    from scaling.analysis.laws.parametric import LOSSES
 
     if loss_kind is not None and loss_kind not in LOSSES:
         raise UserError(f"--loss-kind {loss_kind}: choose one of {', '.join(LOSSES)}")
@@ -268,10 +268,11 @@ def _fit_rows(
     """Fit, print, draw and save one law. chosen: the options of the fits. bewares: of the table."""
     form, of, method = (chosen[name] for name in ("form", "of", "method"))
     options = {name: v for name, v in chosen.items() if name not in ("form", "of", "method")}
-    from scaling.analysis import figures, saved_law
-    from scaling.analysis.frontier import StudyLaw, fit_frontier
-    from scaling.analysis.parametric_study import StudySurface, fit_surface
-    from scaling.analysis.variable import VariableLaw, fit_variable
+    from scaling.analysis.figures import runs as figures
+    from scaling.analysis.laws import saved_law
+    from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
+    from scaling.analysis.questions.parametric_study import StudySurface, fit_surface
+    from scaling.analysis.questions.variable import VariableLaw, fit_variable
     from scaling.results import loss_unit
 
     found: StudyLaw | VariableLaw | StudySurface
@@ -294,12 +295,12 @@ def _fit_rows(
     if at is not None:
         print(found.prediction(at))
     if form == "parametric" and not options.keys() - {"seed"} and rows["budget_macs"].notna().any():
-        from scaling.analysis.isoflop import approaches, rule
-        from scaling.analysis.size_law import summary
+        from scaling.analysis.questions.isoflop import approaches, rule
+        from scaling.analysis.questions.size_law import summary
 
         print(f"{summary(approaches(rows, seed=chosen['seed']))}\n  {rule()}")
     if save is not None:
-        from scaling import outputs
+        from scaling.storage import outputs
 
         outputs.write("scaling fit", save, saved_law.text(found, bewares))
         print(f"  saved        {save}; `scaling predict {save} --at ...`")
@@ -321,7 +322,7 @@ def _refuse_unread(what: str, instead: str, **given: object) -> None:
 def drawn_files(command: str, path: Path, *sources: str) -> Path:
     """Where the data of a figure go. Raises UserError, before any work: no such kind of figure, or
     files that `command` may not replace."""
-    from scaling import outputs
+    from scaling.storage import outputs
 
     if path.suffix not in (".html", ".png", ".svg"):
         raise UserError(f"--figure {path}: end it in .html, .png or .svg")
@@ -332,8 +333,8 @@ def drawn_files(command: str, path: Path, *sources: str) -> Path:
 
 def draw(command: str, figure: go.Figure, points: pd.DataFrame, path: Path) -> None:
     """A figure as HTML, PNG or SVG, by the file's ending, and its data beside it as CSV."""
-    from scaling import outputs
-    from scaling.analysis.export import write_png, write_svg
+    from scaling.analysis.figures.export import write_png, write_svg
+    from scaling.storage import outputs
 
     data = drawn_files(command, path)
     if path.suffix == ".html":
@@ -351,8 +352,8 @@ def draw(command: str, figure: go.Figure, points: pd.DataFrame, path: Path) -> N
 
 def _fit_quality(source: Path, metric: str, form: str, at: float | None, seed: int) -> None:
     """Print a law per data set and head; a refusal of all is the user's to mend."""
-    from scaling.analysis.frontier import StudyLaw
-    from scaling.analysis.quality import quality_laws
+    from scaling.analysis.questions.frontier import StudyLaw
+    from scaling.analysis.questions.quality import quality_laws
 
     if not source.is_dir():
         raise UserError(f"{source}: --metric {metric} reads a study's folder")
@@ -385,7 +386,7 @@ def transfer(
 
     Example: `scaling transfer sweep.csv --by parametrization`
     """
-    from scaling.analysis import transfer as of_sweeps
+    from scaling.analysis.questions import transfer as of_sweeps
     from scaling.analysis.tables.sweeps import read_sweep
 
     if figure is not None:
@@ -426,15 +427,15 @@ def report(
 
     Example: `scaling report studies/quickstart`
     """
-    from scaling import study as pipeline
-    from scaling.study_file import load_study
+    from scaling.config.study_file import load_study
+    from scaling.study import pipeline
 
     pipeline.check_outputs(folder, names=pipeline.REPORTED)
     config, table = load_study(folder / "study.yaml"), read(folder)
     law = pipeline.fit_law(config, folder, table, lambda _: None)
     data_dir = folder / "data" / str(table["data_key"].iloc[0])
     page = pipeline.report(config, folder, data_dir, table, *law)
-    from scaling.analysis.paper_tables import paper_table
+    from scaling.analysis.questions.paper_tables import paper_table
 
     if (beside := paper_table(folder)) is not None:
         for row in beside.itertuples():

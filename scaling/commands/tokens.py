@@ -27,7 +27,7 @@ def tokens(
     Example: `scaling tokens studies/quickstart`
     """
     from scaling.data.tokens import ngrams, tokens_summary
-    from scaling.study import not_whole
+    from scaling.study.pipeline import not_whole
 
     for number, folder in enumerate(_token_folders(where, out)):
         about = tokens_summary(folder)
@@ -71,7 +71,7 @@ def tokens(
 def _token_folders(where: Path, out: Path) -> list[Path]:
     """The token directories of a study, or the one that is meant itself. Raises UserError."""
     if where.is_file():
-        from scaling.study_file import load_study
+        from scaling.config.study_file import load_study
 
         where = out / load_study(where).study
     if (where / "index.json").exists():
@@ -102,9 +102,9 @@ def convert(
     Example: `scaling tokenizer convert encoder.pkl decoder.pkl dvae.safetensors
     --run-code-in-pickle`
     """
-    from scaling import outputs
     from scaling.models.tokenizers.weights import convert as run_convert
     from scaling.models.tokenizers.weights import load
+    from scaling.storage import outputs
 
     for source in sources:
         if not source.is_file():
@@ -147,10 +147,10 @@ def train(
     Example: `scaling tokenizer train sweeps/clips.yaml vqgan.safetensors --set
     tokenizer.kind=vqgan`
     """
-    from scaling import outputs
+    from scaling.config.study_file import load_study
     from scaling.data.fit_tokenizer import Kept, compare
-    from scaling.progress import teller
-    from scaling.study_file import load_study
+    from scaling.storage import outputs
+    from scaling.study.progress import teller
 
     study = load_study(config / "study.yaml" if config.is_dir() else config, set_ or ())
     if study.tokenizer.kind == "codebook" or study.tokenizer.weights is not None:

@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from scaling import files
 from scaling.data import shards
 from scaling.data.fit_tokenizer import Kept, Progress, fit, silent
 from scaling.data.join import Joiner, part_path
 from scaling.data.sources import Reader, Source, Unit, survey, unusable
 from scaling.errors import UserError
 from scaling.models.tokenizers.codebook import Codebook
+from scaling.storage import files
 
 Work = Callable[[list[Unit]], int]
 Mapper = Callable[[Work, Sequence[list[Unit]]], Iterable[int]]

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from scaling import files
 from scaling.data import shards
 from scaling.data.sources import Reader, Source, Unit, rng_of, row
 from scaling.models.tokenizers.codebook import psnr
+from scaling.storage import files
 
 SAMPLE_CLIPS = 4  # clips a source in samples.npz
 MANIFEST = ("source", "split", "path", "status", "frames", "seconds", "clips", "tokens", "error")

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from scaling.data import packets
 from scaling.errors import UserError
-from scaling.outputs import RECORD
+from scaling.storage.outputs import RECORD
 
 VIDEO_SUFFIXES = frozenset(
     [

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from scaling import files
 from scaling.errors import UserError
+from scaling.storage import files
 
 VIDEO_START, END, IMAGE_START = 1, 2, 3  # 0 is never written
 SPECIALS = 4  # code c is token c + 4

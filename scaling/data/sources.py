@@ -21,7 +21,7 @@ IMAGE_CHUNK = 64  # image files of a unit
 
 
 class SourceSettings(Protocol):
-    """A source of the configuration (scaling.config.SourceConfig)."""
+    """A source of the configuration (scaling.config.schema.SourceConfig)."""
 
     @property
     def name(self) -> str: ...
@@ -121,7 +121,7 @@ def survey(number: int, settings: SourceSettings, val_fraction: float, seed: int
 class Reader:
     """Cuts clips from sources. Travels to the workers, so it holds no open file."""
 
-    data: Any  # scaling.config.DataConfig
+    data: Any  # scaling.config.schema.DataConfig
     seed: int
     sources: tuple[Source, ...]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scaling.checkpoint import STOP, Interrupted
-from scaling.config import LaunchConfig
+from scaling.config.schema import LaunchConfig
 from scaling.data.encode import Mapper, Work
 from scaling.data.sources import Unit
 from scaling.errors import UserError

@@ -24,7 +24,6 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from scaling import scratch
 from scaling.checkpoint import STOP
 from scaling.errors import UserError
 from scaling.jobs.launch import (
@@ -43,6 +42,7 @@ from scaling.jobs.launch import (
     visible_gpus,
     with_log,
 )
+from scaling.storage import scratch
 
 GRACE_SECONDS = 20.0  # from asking a run to stop (it saves at a step boundary) to killing it
 
@@ -182,7 +182,7 @@ class Lane:
             shutil.rmtree(Path(self.address).parent, ignore_errors=True)
             return
         if self.function is train:
-            import scaling.train  # noqa: F401  # torch, once; every run's process is forked warm
+            import scaling.training.train  # noqa: F401  # torch, once; every run's process is forked warm
         # Forking is safe here: this process has one thread and never computes.
         processes: Any = get_context("fork" if sys.platform == "linux" else "spawn")
         while True:

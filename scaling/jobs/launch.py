@@ -22,14 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from scaling import files, search_path
+from scaling import search_path
 from scaling.checkpoint import STOP, Interrupted
 from scaling.errors import UserError
-from scaling.files import RunBusy, storage_error
+from scaling.storage import files
+from scaling.storage.files import RunBusy, storage_error
 from scaling.threads import available_cores
 
 if TYPE_CHECKING:
-    from scaling.config import LaunchConfig, RunConfig
+    from scaling.config.schema import LaunchConfig, RunConfig
 
 RETRIES = 3  # of one job that was killed, lost its node or was interrupted
 LOG = "log.txt"  # what a run prints, in its directory
@@ -75,7 +76,7 @@ Function = Callable[["RunConfig", Path], object]
 
 def train(run: RunConfig, run_dir: Path) -> object:
     """The function that jobs call (it imports torch, hence not at the top of this module)."""
-    from scaling.train import train
+    from scaling.training.train import train
 
     return train(run, run_dir)
 

@@ -24,9 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling import files
 from scaling.checkpoint import STOP
-from scaling.config import LaunchConfig
+from scaling.config.schema import LaunchConfig
 from scaling.errors import UserError
 from scaling.jobs.launch import (
     LOG,
@@ -58,6 +57,7 @@ from scaling.jobs.squeue import (
     tasks_per_node,
     warning_seconds,
 )
+from scaling.storage import files
 
 POLL_SECONDS = 0.2  # between looks for results
 LOOK_SECONDS = 4.0  # between questions to Slurm
@@ -333,7 +333,7 @@ class ClusterJob:
         rank = join_tasks()
         to_log(self.job.run_dir, LOG if rank == 0 else f"log.{rank}.txt")
         if self.function is train:
-            import scaling.train  # noqa: F401  # torch, before its threads are set
+            import scaling.training.train  # noqa: F401  # torch, before its threads are set
         outcome = attempt(self.function, self.job, self.threads)
         if not (outcome.lost and STOP):
             return outcome

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.config import LaunchConfig
+from scaling.config.schema import LaunchConfig
 from scaling.errors import UserError
 
 RUNS = "runs.json"  # in a submission's folder: the run directory of each array task

@@ -25,13 +25,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from scaling import files, outputs
 from scaling.data import shards
 from scaling.errors import UserError
 from scaling.models.decoder import Decoder
 from scaling.models.propagation import PROTOCOLS, Protocol, propagate
 from scaling.models.tokenizers.codebook import cut
-from scaling.progress import teller
 from scaling.representations.davis_measures import evaluate
 from scaling.representations.features import seen, with_start
 from scaling.representations.weights import (
@@ -42,6 +40,8 @@ from scaling.representations.weights import (
     open_tokenizer,
     trained_runs,
 )
+from scaling.storage import files, outputs
+from scaling.study.progress import teller
 from scaling.threads import in_lanes, lanes
 
 SCHEMA = 2

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from scaling import files
 from scaling.data import shards
 from scaling.errors import UserError
 from scaling.models.decoder import Decoder
 from scaling.models.family import ModelConfig
 from scaling.models.probes import cells
 from scaling.models.tokenizers.codebook import cut
+from scaling.storage import files
 
 
 def seen(config: ModelConfig, tokenizer: Any, frames_NHWC: np.ndarray) -> np.ndarray:

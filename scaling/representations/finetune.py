@@ -30,14 +30,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from scaling import checkpoint, files, outputs
-from scaling.config import Tuning
+from scaling import checkpoint
+from scaling.config.schema import Tuning
 from scaling.errors import UserError
 from scaling.models.decoder import Decoder
 from scaling.models.loss import token_loss
 from scaling.models.parametrization import build, optimizer
 from scaling.models.probes import KINDS, Heads, Recipe
-from scaling.progress import teller
 from scaling.representations.features import with_start
 from scaling.representations.labelled import Labelled, draw_split, read_labelled
 from scaling.representations.probe import Views, encoded, open_encoded, read_rows
@@ -48,6 +47,8 @@ from scaling.representations.weights import (
     open_tokenizer,
     trained_runs,
 )
+from scaling.storage import files, outputs
+from scaling.study.progress import teller
 from scaling.threads import in_lanes
 
 COLUMNS = (

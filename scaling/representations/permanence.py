@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling import files, outputs
-from scaling.config import Tuning
+from scaling.config.schema import Tuning
 from scaling.errors import UserError
-from scaling.progress import teller
 from scaling.representations.finetune import Say, finetune
 from scaling.representations.sample import write_video
 from scaling.representations.weights import data_dir_of, open_tokenizer, trained_runs
+from scaling.storage import files, outputs
+from scaling.study.progress import teller
 
 MAKER = "scaling permanence"
 GRID = 6

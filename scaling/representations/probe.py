@@ -25,11 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from scaling import files, outputs
 from scaling.data import media, shards
 from scaling.data.shards import read_index
 from scaling.errors import UserError
-from scaling.files import RunBusy, RunLock
 from scaling.models.probes import (
     KINDS,
     LINEAR,
@@ -40,7 +38,6 @@ from scaling.models.probes import (
     top_accuracy,
     train_heads,
 )
-from scaling.progress import teller
 from scaling.representations.features import Features, seen, write_features
 from scaling.representations.labelled import Labelled, draw_split, read_labelled, usable
 from scaling.representations.weights import (
@@ -51,6 +48,9 @@ from scaling.representations.weights import (
     open_tokenizer,
     trained_runs,
 )
+from scaling.storage import files, outputs
+from scaling.storage.files import RunBusy, RunLock
+from scaling.study.progress import teller
 from scaling.threads import in_lanes, lanes
 
 SCHEMA = 2

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from scaling import files, outputs
 from scaling.data import media, shards
 from scaling.errors import UserError
 from scaling.models.decoder import Decoder
 from scaling.models.generate import generate
 from scaling.representations.weights import data_dir_of, open_tokenizer, run_in
+from scaling.storage import files, outputs
 
 SHOWN = 128  # px on the side of a frame that is written
 STRIP_FRAMES = 16

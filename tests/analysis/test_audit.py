@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from scaling.analysis.audit import QUESTIONS, Audit, audit
-from scaling.analysis.audit_case import Case, Finding
-from scaling.analysis.frontier import fit_frontier
-from scaling.analysis.laws import NotIdentified
-from scaling.analysis.report_audit import audit_table
-from scaling.analysis.simulate import PURE, TRUTH, Truth, study
+from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.questions.audit import QUESTIONS, Audit, audit
+from scaling.analysis.questions.audit_case import Case, Finding
+from scaling.analysis.questions.frontier import fit_frontier
+from scaling.analysis.questions.simulate import PURE, TRUTH, Truth, study
+from scaling.analysis.report.audit import audit_table
 from scaling.analysis.tables import read
 from scaling.cli import app
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scaling.analysis.bootstrap import bca, cluster_weights, components
+from scaling.analysis.laws.bootstrap import bca, cluster_weights, components
 
 
 def residuals(

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis.choices import (
+from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.questions.choices import (
     CHOICES,
     CORNERS,
     alike_text,
@@ -12,9 +13,8 @@ from scaling.analysis.choices import (
     specifications,
     spread,
 )
-from scaling.analysis.frontier import METHODS, fit_frontier, frontier
-from scaling.analysis.laws import NotIdentified
-from scaling.analysis.simulate import PURE, study
+from scaling.analysis.questions.frontier import METHODS, fit_frontier, frontier
+from scaling.analysis.questions.simulate import PURE, study
 from scaling.analysis.tables import read
 
 

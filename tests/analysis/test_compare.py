@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis.compare import compute_multiplier, exponents, levels_differ
-from scaling.analysis.laws import fit
-from scaling.analysis.references import (
+from scaling.analysis.laws.compare import compute_multiplier, exponents, levels_differ
+from scaling.analysis.laws.fit import fit
+from scaling.analysis.laws.references import (
     REFERENCES,
     SURFACES,
     Reference,

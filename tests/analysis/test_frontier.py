@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis.best_loss import best_loss
-from scaling.analysis.cells import cells, exclude
-from scaling.analysis.frontier import fit_frontier, frontier
-from scaling.analysis.laws import NotIdentified
-from scaling.analysis.simulate import PURE, TRUTH, Truth, frontier_exponent, study
+from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.questions.best_loss import best_loss
+from scaling.analysis.questions.frontier import fit_frontier, frontier
+from scaling.analysis.questions.simulate import PURE, TRUTH, Truth, frontier_exponent, study
 from scaling.analysis.tables import read
+from scaling.analysis.tables.cells import cells, exclude
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scaling.analysis.frontier import StudyLaw, fit_frontier
-from scaling.analysis.isoflop import approaches, minima
-from scaling.analysis.laws import PowerLaw, fit
-from scaling.analysis.parametric import ParametricLaw, fit_parametric
-from scaling.analysis.simulate import study
+from scaling.analysis.laws.fit import PowerLaw, fit
+from scaling.analysis.laws.parametric import ParametricLaw, fit_parametric
+from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
+from scaling.analysis.questions.isoflop import approaches, minima
+from scaling.analysis.questions.simulate import study
 from scaling.analysis.tables import read
 from scaling.errors import UserError
 

@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis.cells import weighted
-from scaling.analysis.frontier import fit_frontier
-from scaling.analysis.isoflop import size_laws
-from scaling.analysis.laws import NotIdentified, fit
-from scaling.analysis.mixture import mix
-from scaling.analysis.parametric import fit_parametric
-from scaling.analysis.parametric_study import fit_surface
-from scaling.analysis.simulate import TRUTH, study
-from scaling.analysis.variable import fit_variable
+from scaling.analysis.laws.fit import NotIdentified, fit
+from scaling.analysis.laws.mixture import mix
+from scaling.analysis.laws.parametric import fit_parametric
+from scaling.analysis.questions.frontier import fit_frontier
+from scaling.analysis.questions.isoflop import size_laws
+from scaling.analysis.questions.parametric_study import fit_surface
+from scaling.analysis.questions.simulate import TRUTH, study
+from scaling.analysis.questions.variable import fit_variable
+from scaling.analysis.tables.cells import weighted
 
 FLOOR = 1.7
 

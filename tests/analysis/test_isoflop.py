@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis.best_size import MIN_SIZES, Grid, frontier_sizes, interpolated
-from scaling.analysis.isoflop import AT_BUDGETS, approaches, fit_rows, minima, size_laws
-from scaling.analysis.isoflop_table import table_of, with_budgets
-from scaling.analysis.laws import NotIdentified
-from scaling.analysis.simulate import TRUTH, Truth, study
-from scaling.analysis.size_law import METHODS, minima_text, summary
+from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.questions.best_size import MIN_SIZES, Grid, frontier_sizes, interpolated
+from scaling.analysis.questions.isoflop import AT_BUDGETS, approaches, fit_rows, minima, size_laws
+from scaling.analysis.questions.isoflop_table import table_of, with_budgets
+from scaling.analysis.questions.simulate import TRUTH, Truth, study
+from scaling.analysis.questions.size_law import METHODS, minima_text, summary
 from scaling.analysis.tables import read
 
 QUIET: dict[str, Any] = dict(run_noise=0.0, point_noise=1e-5)
@@ -91,7 +91,7 @@ def test_interpolation_finds_the_minimum_of_akima_s_curve() -> None:
 
 
 def test_the_frontier_of_many_resamples_is_that_of_each() -> None:
-    from scaling.analysis.frontier import lower_hull
+    from scaling.analysis.questions.frontier import lower_hull
 
     rng = np.random.default_rng(1)
     log_c = np.sort(rng.integers(0, 12, 40)).astype(float)

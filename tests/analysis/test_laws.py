@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from scaling.analysis import solver
-from scaling.analysis.laws import (
+from scaling.analysis.laws import solver
+from scaling.analysis.laws.fit import (
     NotIdentified,
     Options,
     PowerLaw,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scaling.analysis import forms
-from scaling.analysis.laws import fit, select
-from scaling.analysis.mixture import PRIOR, SLACK, mix
+from scaling.analysis.laws import forms
+from scaling.analysis.laws.fit import fit, select
+from scaling.analysis.laws.mixture import PRIOR, SLACK, mix
 
 BUDGETS = np.geomspace(1e16, 1e19, 10)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis.cells import cells
-from scaling.analysis.design import Candidates, Plan, choose, variance
-from scaling.analysis.laws import NotIdentified
-from scaling.analysis.next import expanded, fitted, next_runs
-from scaling.analysis.simulate import PURE, TRUTH, Truth, study
+from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.questions.design import Candidates, Plan, choose, variance
+from scaling.analysis.questions.next import expanded, fitted, next_runs
+from scaling.analysis.questions.simulate import PURE, TRUTH, Truth, study
+from scaling.analysis.tables.cells import cells
 from scaling.results import load
 
 DESIGN: dict[str, Any] = dict(sizes=8, budgets=5, trunks=False, run_noise=0.0)

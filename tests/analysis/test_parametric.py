@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize, minimize_scalar
 
-from scaling.analysis import surface_resample
-from scaling.analysis.laws import NotIdentified
-from scaling.analysis.parametric import LOSSES, TIE, fit_parametric
-from scaling.analysis.parametric_law import interval, span
-from scaling.analysis.surface import Objective, continuation, minimum, newton, starts
+from scaling.analysis.laws import surface_resample
+from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.laws.parametric import LOSSES, TIE, fit_parametric
+from scaling.analysis.laws.parametric_law import interval, span
+from scaling.analysis.laws.surface import Objective, continuation, minimum, newton, starts
 
 TRUTH = dict(e=1.7, a=400.0, b=1500.0, alpha=0.34, beta=0.36)
 

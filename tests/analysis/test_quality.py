@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis.frontier import StudyLaw
-from scaling.analysis.laws import NotIdentified
-from scaling.analysis.quality import (
+from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.questions.frontier import StudyLaw
+from scaling.analysis.questions.quality import (
     best_layers,
     davis_difference,
     difference,

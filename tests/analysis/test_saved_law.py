@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis import saved_law
-from scaling.analysis.frontier import fit_frontier
-from scaling.analysis.parametric_law import ParametricLaw
-from scaling.analysis.parametric_study import fit_surface
-from scaling.analysis.power_law import PowerLaw
-from scaling.analysis.simulate import TRUTH, study
+from scaling.analysis.laws import saved_law
+from scaling.analysis.laws.parametric_law import ParametricLaw
+from scaling.analysis.laws.power_law import PowerLaw
+from scaling.analysis.questions.frontier import fit_frontier
+from scaling.analysis.questions.parametric_study import fit_surface
+from scaling.analysis.questions.simulate import TRUTH, study
+from scaling.analysis.questions.variable import fit_variable
 from scaling.analysis.tables.points import read_points
-from scaling.analysis.variable import fit_variable
 
 KINDS: dict[str, Callable[[pd.DataFrame], Any]] = {
     "select": lambda rows: fit_frontier(rows, resamples=200),

@@ -7,7 +7,15 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize_scalar
 
-from scaling.analysis.simulate import PURE, TRUTH, Truth, designs, frontier_exponent, power, study
+from scaling.analysis.questions.simulate import (
+    PURE,
+    TRUTH,
+    Truth,
+    designs,
+    frontier_exponent,
+    power,
+    study,
+)
 
 
 def test_the_best_size_is_the_minimum() -> None:

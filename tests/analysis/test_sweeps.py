@@ -4,8 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scaling.analysis.questions.transfer import (
+    best_rate_lines,
+    best_rate_verdicts,
+    verdict_lines,
+    verdicts,
+)
 from scaling.analysis.tables.sweeps import read_sweep
-from scaling.analysis.transfer import best_rate_lines, best_rate_verdicts, verdict_lines, verdicts
 
 WIDTHS = (128, 256, 512, 1024, 2048)
 BEST = pd.DataFrame(

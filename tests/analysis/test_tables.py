@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis.frontier import fit_frontier, frontier
-from scaling.analysis.simulate import study
+from scaling.analysis.questions.frontier import fit_frontier, frontier
+from scaling.analysis.questions.simulate import study
 from scaling.analysis.tables import budgets, read
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis.cells import exclude
-from scaling.analysis.frontier import fit_frontier
-from scaling.analysis.isoflop import fit_rows
+from scaling.analysis.questions.frontier import fit_frontier
+from scaling.analysis.questions.isoflop import fit_rows
 from scaling.analysis.tables import read
+from scaling.analysis.tables.cells import exclude
 
 BASE = pd.read_csv(Path(__file__).parent / "base_runs.csv")
 PLAIN = BASE.rename(columns={"N": "params", "D": "tokens"})[["params", "tokens", "loss"]]

@@ -160,7 +160,7 @@ def sweep(held: Any, drift: float) -> None:
 
 
 def test_a_sweep_by_optuna_says_whether_its_optimum_moves(tmp_path: Path) -> None:
-    from scaling.analysis.transfer import verdict_lines
+    from scaling.analysis.questions.transfer import verdict_lines
 
     path = tmp_path / "journal.log"
     sweep(storage(path), 0.0)

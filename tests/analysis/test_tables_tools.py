@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scaling.analysis.questions.transfer import verdict_lines
 from scaling.analysis.tables import read
 from scaling.analysis.tables.sweeps import read_sweep
-from scaling.analysis.transfer import verdict_lines
 from tests.analysis.test_tables_cases import BASE, history, same_runs
 
 N, D, C, L = (BASE[c] for c in ("N", "D", "C", "loss"))

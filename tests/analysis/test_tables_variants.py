@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.analysis.cells import exclude
 from scaling.analysis.tables import read
+from scaling.analysis.tables.cells import exclude
 from scaling.errors import UserError
 from tests.analysis.test_tables_cases import BASE, counted
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis import transfer
+from scaling.analysis.questions import transfer
 
 RATES = range(-9, -2)
 

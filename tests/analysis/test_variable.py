@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis.laws import NotIdentified
-from scaling.analysis.parametric_study import fit_surface
-from scaling.analysis.simulate import TRUTH, study
+from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.questions.parametric_study import fit_surface
+from scaling.analysis.questions.simulate import TRUTH, study
+from scaling.analysis.questions.variable import fit_variable
 from scaling.analysis.tables import read
-from scaling.analysis.variable import fit_variable
 
 
 def table(noise: float = 0.002, variable: str = "params") -> pd.DataFrame:

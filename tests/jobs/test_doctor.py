@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from scaling import track
-from scaling.config import RunConfig
-from scaling.doctor import examine
+from scaling.config.schema import RunConfig
 from scaling.errors import UserError
-from scaling.files import RunLock
 from scaling.jobs import squeue
 from scaling.models.family import FAMILY
-from scaling.status import write_plan
+from scaling.storage.files import RunLock
+from scaling.study.doctor import examine
+from scaling.study.status import write_plan
+from scaling.tracking import track
 
 RUN = RunConfig(
     model=FAMILY["t16"],

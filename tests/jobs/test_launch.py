@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from scaling.checkpoint import STOP, Interrupted
-from scaling.config import LaunchConfig
+from scaling.config.schema import LaunchConfig
 from scaling.errors import UserError
 from scaling.jobs.launch import RETRIES, Finished, Job, Launcher, check, resources, tail
 from tests.shell import HANGS
@@ -156,7 +156,7 @@ def test_a_function_that_jobs_cannot_import_is_said_at_once(
 DRIVER = """
     from pathlib import Path
     from tests.jobs.test_launch import Job, Task, perform
-    from scaling.config import LaunchConfig
+    from scaling.config.schema import LaunchConfig
     from scaling.jobs.launch import Launcher
 
     made = [Job(Task(seconds=60), Path({tmp!r}) / f"run{{k}}") for k in range(2)]

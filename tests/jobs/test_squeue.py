@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scaling.cli import app
-from scaling.config import LaunchConfig
+from scaling.config.schema import LaunchConfig
 from scaling.errors import UserError
 from scaling.jobs.launch import Job
 from scaling.jobs.slurm import ARRAY, Placed, Slurm, verdict

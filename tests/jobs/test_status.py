@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from scaling.config import SCHEMA, RunConfig
+from scaling.config.schema import SCHEMA, RunConfig
 from scaling.errors import UserError
 from scaling.jobs.squeue import Entry
 from scaling.models.family import FAMILY
-from scaling.status import check_schema, clock, run_states, text, write_plan
+from scaling.study.status import check_schema, clock, run_states, text, write_plan
 
 RUNS = [
     RunConfig(

@@ -11,11 +11,11 @@ import numpy as np
 import optuna
 import pytest
 
-from scaling.config import LaunchConfig
+from scaling.config.schema import LaunchConfig
 from scaling.errors import UserError
 from scaling.jobs.launch import Job, Launcher
-from scaling.optimum import Trial, optimum
-from scaling.sweep import SweepResult, read_trials, repair, sweep_lr
+from scaling.study.optimum import Trial, optimum
+from scaling.study.sweep import SweepResult, read_trials, repair, sweep_lr
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from scaling import track
 from scaling.errors import UserError
 from scaling.results import COLUMNS, Row, dumps, frame, load, read_run
+from scaling.tracking import track
 
 EXAMPLE: dict[str, Any] = {
     "str": "word, 'quoted' \u00b5 2^-6",

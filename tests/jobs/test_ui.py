@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import pytest
 
-from scaling import track
-from scaling.analysis.export import find_browser
+from scaling.analysis.figures.export import find_browser
 from scaling.errors import UserError
+from scaling.tracking import track
 from tests.jobs.test_track import row, write
 from tests.report.browser import Browser
 from tests.shell import HANGS

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scaling.analysis.export import browser_command
+from scaling.analysis.figures.export import browser_command
 
 TIMEOUT_S = 120
 

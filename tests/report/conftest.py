@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from scaling import results
-from scaling.analysis.frontier import StudyLaw, fit_frontier
+from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 
 WIDTHS = (16, 32, 64, 128)
 SIZES = ((16, 2), (24, 2), (32, 3), (48, 3), (64, 4))

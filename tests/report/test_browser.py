@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scaling.analysis.export import find_browser
-from scaling.analysis.frontier import StudyLaw
-from scaling.analysis.report import write_report
+from scaling.analysis.figures.export import find_browser
+from scaling.analysis.questions.frontier import StudyLaw
+from scaling.analysis.report.study import write_report
 from tests.report.browser import Browser
 
 pytestmark = pytest.mark.skipif(

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
-from scaling.analysis.export import find_browser, write_png, write_svg
+from scaling.analysis.figures.export import find_browser, write_png, write_svg
 
 FIGURE = go.Figure(go.Scatter(x=[1, 2], y=[2, 1], name="<b>a & b</b>"), {"showlegend": True})
 needs_browser = pytest.mark.skipif(

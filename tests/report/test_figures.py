@@ -8,9 +8,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from scaling.analysis import figures
-from scaling.analysis.frontier import StudyLaw
-from scaling.analysis.style import DARK
+from scaling.analysis.figures import runs as figures
+from scaling.analysis.figures.style import DARK
+from scaling.analysis.questions.frontier import StudyLaw
 from tests.report.conftest import BEST_LOG2_LR, BUDGETS_MACS, SIZES, WIDTHS
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis.figures_compare import LEAST, MARGIN, comparison_figure, comparison_points
-from scaling.analysis.frontier import StudyLaw, fit_frontier
-from scaling.analysis.references import REFERENCES
-from scaling.analysis.style import DARK, exponent_text
+from scaling.analysis.figures.compare import LEAST, MARGIN, comparison_figure, comparison_points
+from scaling.analysis.figures.style import DARK, exponent_text
+from scaling.analysis.laws.references import REFERENCES
+from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from tests.report.conftest import simulated_rows
 
 PUBLISHED = [REFERENCES[name] for name in ("gpt3", "toto", "henighan-video", "kaplan-n")]

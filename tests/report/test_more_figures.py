@@ -7,9 +7,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from scaling.analysis import figures_law, figures_model
-from scaling.analysis.frontier import cells
-from scaling.analysis.style import DARK
+from scaling.analysis.figures import law as figures_law
+from scaling.analysis.figures import model as figures_model
+from scaling.analysis.figures.style import DARK
+from scaling.analysis.questions.frontier import cells
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scaling.analysis.pictures import OBJECTS, contact_sheet, data_uri, overlay, psnr_decibel
+from scaling.analysis.figures.pictures import (
+    OBJECTS,
+    contact_sheet,
+    data_uri,
+    overlay,
+    psnr_decibel,
+)
 
 
 def test_a_sheet_holds_every_pixel() -> None:

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis import figures
-from scaling.analysis.frontier import StudyLaw, fit_frontier
-from scaling.analysis.report import _compute_section, write_report
-from scaling.analysis.report_data import run_table
-from scaling.analysis.style import number_text
-from scaling.outputs import RECORD
+from scaling.analysis.figures import runs as figures
+from scaling.analysis.figures.style import number_text
+from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
+from scaling.analysis.report.data import run_table
+from scaling.analysis.report.study import _compute_section, write_report
+from scaling.storage.outputs import RECORD
 
 CONFIG = "study: simulated\ndata:\n  note: '</script><script>alert(1)</script>'\n"
 

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis import choices, isoflop
-from scaling.analysis.frontier import StudyLaw, binned, fit_frontier
-from scaling.analysis.report import POSITIONS
-from scaling.analysis.report_data import config_section, position_section
-from scaling.analysis.report_law import RESAMPLES, choices_section, isoflop_section, trust_section
-from scaling.analysis.style import exponent_text
+from scaling.analysis.figures.style import exponent_text
+from scaling.analysis.questions import choices, isoflop
+from scaling.analysis.questions.frontier import StudyLaw, binned, fit_frontier
+from scaling.analysis.report.data import config_section, position_section
+from scaling.analysis.report.law import RESAMPLES, choices_section, isoflop_section, trust_section
+from scaling.analysis.report.study import POSITIONS
 from tests.report.conftest import simulated_rows
 
 

@@ -13,15 +13,15 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from scaling.analysis.frontier import fit_frontier
-from scaling.analysis.quality import davis_best, davis_points, probe_points
-from scaling.analysis.report import write_report
-from scaling.analysis.report_probes import (
+from scaling.analysis.questions.frontier import fit_frontier
+from scaling.analysis.questions.quality import davis_best, davis_points, probe_points
+from scaling.analysis.report.probes import (
     davis_section,
     generated_section,
     probe_section,
     tuned_section,
 )
+from scaling.analysis.report.study import write_report
 from tests.analysis.test_quality import table
 from tests.report.conftest import simulated_rows
 from tests.shell import HANGS, plain

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scaling.analysis import style
+from scaling.analysis.figures import style
 
 # --- colours
 

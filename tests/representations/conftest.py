@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from scaling.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig
+from scaling.config.schema import DataConfig, RunConfig, SourceConfig, TokenizerConfig
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.models.family import size
-from scaling.train import train
+from scaling.training.train import train
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from scaling.commands.probes import represent
-from scaling.config import Tuning
+from scaling.config.schema import Tuning
 from scaling.errors import UserError
 from scaling.models.propagation import DINO, Protocol, propagate
 from scaling.representations import davis, permanence

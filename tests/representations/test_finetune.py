@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from scaling.config import Tuning
+from scaling.config.schema import Tuning
+from scaling.config.study_file import checked
 from scaling.errors import UserError
 from scaling.models.family import size
 from scaling.models.parametrization import build
@@ -27,7 +28,6 @@ from scaling.representations.finetune import (
     retuned,
 )
 from scaling.representations.weights import trained_runs
-from scaling.study_file import checked
 from tests.representations.conftest import write_clip
 
 QUICK = Tuning(steps=15, batch=8)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from scaling.config import Tuning
+from scaling.config.schema import Tuning
 from scaling.errors import UserError
 from scaling.models.family import size
 from scaling.models.parametrization import build

@@ -16,16 +16,16 @@ import pandas as pd
 import pytest
 import torch
 
-from scaling import files
 from scaling.data.shards import TokenData
 from scaling.errors import UserError
-from scaling.files import RunLock
 from scaling.models.parametrization import build
 from scaling.models.probes import Recipe
 from scaling.representations import features, probe
 from scaling.representations.probe import Views
 from scaling.representations.weights import open_tokenizer, trained_runs
-from scaling.train import train
+from scaling.storage import files
+from scaling.storage.files import RunLock
+from scaling.training.train import train
 from tests.representations.conftest import write_clip
 from tests.shell import HANGS
 

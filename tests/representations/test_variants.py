@@ -7,16 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis.paper_tables import PAPER, paper_table, title_of
-from scaling.analysis.quality import half_width
-from scaling.analysis.report_probes import variants_section
-from scaling.config import variants
+from scaling.analysis.questions.paper_tables import PAPER, paper_table, title_of
+from scaling.analysis.questions.quality import half_width
+from scaling.analysis.report.probes import variants_section
+from scaling.config.schema import variants
+from scaling.config.study_file import load_study
 from scaling.errors import UserError
-from scaling.plan import ladder_runs, study_cost
+from scaling.plan.runs import ladder_runs, study_cost
 from scaling.representations import finetune, probe
-from scaling.study import study as run_study
-from scaling.study_file import load_study
-from scaling.variants import read_variants
+from scaling.study.pipeline import study as run_study
+from scaling.study.variants import read_variants
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = """\

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaling.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig
+from scaling.config.schema import DataConfig, RunConfig, SourceConfig, TokenizerConfig
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.models.family import size

@@ -51,9 +51,9 @@ def main(scenarios: list[dict[str, Any]], fault: Fault | None) -> None:
     """Each scenario: {"run_dir", "looks": of this rank's stop flag}; says what came of each."""
     import torch
 
-    from scaling import ranks
-    from scaling.config import RunConfig
-    from scaling.train import train
+    from scaling.config.schema import RunConfig
+    from scaling.training import ranks
+    from scaling.training.train import train
 
     torch.set_num_threads(1)
     # What is stuck shall be ended soon; what is only slow has time to hear of it by itself.

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from scaling.config import RunConfig
+from scaling.config.schema import RunConfig
+from scaling.config.study_file import load_study
 from scaling.errors import UserError
-from scaling.study_file import load_study
 
 GOOD = """\
 study: s

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from scaling import plan
 from scaling.checkpoint import Interrupted, StopFlag
-from scaling.config import DataConfig, RunConfig, SourceConfig, StudyConfig, TokenizerConfig
+from scaling.config.schema import DataConfig, RunConfig, SourceConfig, StudyConfig, TokenizerConfig
+from scaling.config.study_file import load_study
 from scaling.data import feed
 from scaling.data.encode import prepare
 from scaling.data.shards import SPECIALS, TokenData
 from scaling.errors import UserError
 from scaling.models.tokenizers.codebook import Codebook
+from scaling.plan import runs as plan
 from scaling.results import loss_unit
-from scaling.study_file import load_study
-from scaling.train import train
+from scaling.training.train import train
 
 STUDY = """\
 study: table3

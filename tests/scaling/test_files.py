@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from scaling import files
 from scaling.errors import UserError
-from scaling.files import RunBusy, RunLock, held
+from scaling.storage import files
+from scaling.storage.files import RunBusy, RunLock, held
 from tests.shell import HANGS
 
 # What `flock` may be: shared by the cluster, within each host ("local"), or missing.
 SHIM = """
 import errno, fcntl, sys
-from scaling import files
+from scaling.storage import files
 kind, host = sys.argv[1:3]
 if kind != "shared":
     def flock(file, how):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from scaling import outputs
-from scaling.config import TokenizerConfig
+from scaling.config.schema import TokenizerConfig
+from scaling.config.study_file import load_study
 from scaling.models.tokenizers.dvae import DVAE
-from scaling.plan import study_cost
-from scaling.plan_tokens import encoder_macs, lines
-from scaling.study_file import load_study
+from scaling.plan.runs import study_cost
+from scaling.plan.tokens import encoder_macs, lines
+from scaling.storage import outputs
 from tests.shell import HANGS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from scaling.analysis.simulate import TRUTH, study
+from scaling.analysis.questions.simulate import TRUTH, study
 from scaling.cli import app, main
 
 Run = Callable[..., str]

@@ -17,14 +17,14 @@ from torch import Tensor
 
 import scaling.models.memory
 from scaling import checkpoint
-from scaling.config import RunConfig, TrainConfig
-from scaling.device import COMPILE_MACS, compiles, gemm_peak_macs
+from scaling.config.schema import RunConfig, TrainConfig
 from scaling.errors import UserError
-from scaling.files import RunLock
 from scaling.models.parametrization import build, optimizer
-from scaling.ranks import restore
 from scaling.results import Row
-from scaling.train import train
+from scaling.storage.files import RunLock
+from scaling.training.device import COMPILE_MACS, compiles, gemm_peak_macs
+from scaling.training.ranks import restore
+from scaling.training.train import train
 from tests.ports import meeting_port
 from tests.scaling.rank_work import Fault
 

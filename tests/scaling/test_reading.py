@@ -14,13 +14,13 @@ import typer
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from scaling.analysis.frontier import fit_frontier
-from scaling.analysis.isoflop import fit_rows
-from scaling.analysis.parametric_study import fit_surface
-from scaling.analysis.references import bits_per_pixel
-from scaling.analysis.simulate import TRUTH, study
+from scaling.analysis.laws.references import bits_per_pixel
+from scaling.analysis.questions.frontier import fit_frontier
+from scaling.analysis.questions.isoflop import fit_rows
+from scaling.analysis.questions.parametric_study import fit_surface
+from scaling.analysis.questions.simulate import TRUTH, study
+from scaling.analysis.questions.variable import fit_variable
 from scaling.analysis.tables import read
-from scaling.analysis.variable import fit_variable
 from scaling.cli import app
 from scaling.commands.table_options import OPTIONS
 from scaling.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling import files, scratch
+from scaling.storage import files, scratch
 
 MAKE = "import os, signal; from scaling import scratch; print(scratch.make(), flush=True); "
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"

@@ -7,9 +7,10 @@ from threading import Event
 import pytest
 import torch
 
-from scaling import files, threads
+from scaling import threads
 from scaling.models.family import size
 from scaling.models.parametrization import build
+from scaling.storage import files
 from scaling.threads import in_lanes, lanes
 from tests.shell import HANGS
 

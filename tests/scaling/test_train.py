@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from scaling.checkpoint import Interrupted, StopFlag, previous
-from scaling.config import RunConfig
+from scaling.config.schedule import position, rate, segments
+from scaling.config.schema import RunConfig
 from scaling.errors import UserError
-from scaling.files import RunBusy, RunLock
 from scaling.results import COLUMNS, NOT_REPEATABLE, POSITIONS, Row, frame, read_run
-from scaling.schedule import position, rate, segments
-from scaling.train import train
+from scaling.storage.files import RunBusy, RunLock
+from scaling.training.train import train
 from tests.shell import HANGS
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling import files
 from scaling.checkpoint import STOP, Interrupted
 from scaling.errors import UserError
-from scaling.files import RunLock
+from scaling.storage import files
+from scaling.storage.files import RunLock
 
 
 @dataclass(frozen=True)

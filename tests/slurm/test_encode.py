@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from scaling.config.study_file import load_study
 from scaling.jobs import squeue
-from scaling.study import encode
-from scaling.study_file import load_study
+from scaling.study.pipeline import encode
 from tests.data.test_encode import digest
 
 pytestmark = pytest.mark.slurm
@@ -50,8 +50,8 @@ def test_an_array_gives_the_bytes_of_one_process(own: Path) -> None:
 
 def test_a_killed_driver_leaves_jobs_that_the_next_one_takes_over(own: Path) -> None:
     code = (
-        "from pathlib import Path; from scaling.study_file import load_study\n"
-        "from scaling.study import encode\n"
+        "from pathlib import Path; from scaling.config.study_file import load_study\n"
+        "from scaling.study.pipeline import encode\n"
         f"encode(load_study(Path({str(own / 'own.yaml')!r})), Path({str(own)!r}), print)\n"
     )
     driver = subprocess.Popen([sys.executable, "-c", code])

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from scaling.config import LaunchConfig
-from scaling.doctor import examine
+from scaling.config.schema import LaunchConfig
 from scaling.errors import UserError
 from scaling.jobs import slurm, squeue
 from scaling.jobs.launch import RETRIES, Detached, Finished, Job, Launcher
-from scaling.status import ENTRY
+from scaling.study.doctor import examine
+from scaling.study.status import ENTRY
 from tests.slurm.cluster_work import Task, attempts, perform, until
 
 pytestmark = pytest.mark.slurm

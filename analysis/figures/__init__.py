@@ -1,0 +1,1 @@
+"""Figures: each from data that is made apart from it (`*_points`, then `*_figure`)."""

@@ -1,0 +1,184 @@
+"""Laws next to published laws and next to each other, with uncertainty and with what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from scaling.analysis.laws.bootstrap import bca
+from scaling.analysis.laws.fit import PowerLaw
+from scaling.analysis.laws.references import Reference
+from scaling.errors import UserError
+from scaling.results import predicted
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Exponent of `name` minus exponent of `other`, with the interval and the test of equality."""
+
+    name: str
+    other: str
+    b: float
+    b_other: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    p_least: float  # what so many resamples can tell from zero
+    verdict: str  # what the test says
+    conclusion: str  # the verdict, and what may and may not be concluded from it
+
+    @property
+    def brief(self) -> str:
+        """One line: the numbers and the verdict."""
+        sign = "<" if self.p_value <= self.p_least else "="
+        return (
+            f"{self.other}: exponent {self.b_other:+.4f}, difference {self.difference:+.4f} "
+            f"[{self.low:+.4f}, {self.high:+.4f}], p {sign} {self.p_value:.2g}: {self.verdict}"
+        )
+
+    def __str__(self) -> str:
+        rest = self.conclusion.removeprefix(self.verdict)
+        return self.brief + rest
+
+
+def exponents(law: PowerLaw, other: PowerLaw | Reference, *, name: str = "this law") -> Comparison:
+    """Test whether two exponents differ.
+
+    A published exponent without an interval is taken as exact, which the conclusion says. Two
+    fitted laws are independent studies: their resamples are paired at random.
+    """
+    samples = law.samples[:, 2]
+    if isinstance(other, PowerLaw):
+        label, b_other = f"{other.form} law over {other.decades:.1f} decades", other.b
+        rng = np.random.default_rng(0)
+        theirs = rng.choice(other.samples[:, 2], len(samples))
+    else:
+        label, b_other = other.name, other.b
+        theirs = np.full(len(samples), other.b)
+        if other.interval is not None:
+            width = other.interval[1] - other.interval[0]
+            quantiles = (np.random.default_rng(0).permutation(len(samples)) + 0.5) / len(samples)
+            theirs = theirs + stats.norm.ppf(quantiles) * width / (2 * stats.norm.ppf(0.975))
+    differences = samples - theirs
+    difference = law.b - b_other
+    low, high = bca(differences, difference, None, law.level)
+    # Resamples spread around the estimate; shifted to zero they are the law of "no difference".
+    null = differences - np.median(differences)
+    tail = (np.abs(null) >= abs(difference)).sum() + 1
+    p_value = float(tail / (len(null) + 1))
+    return Comparison(
+        name, label, law.b, b_other, float(difference), low, high, p_value, 1 / (len(null) + 1),
+        *_verdict(law, other, low, high),
+    )  # fmt: skip
+
+
+CAVEAT = (
+    "losses themselves are not comparable across data and tokenizers, and neither exponent says "
+    "which model is better"
+)
+RANGES_DIFFER = 0.5  # decades between the ends of two laws' compute, above which it is said
+
+
+def _variable(law: PowerLaw | Reference) -> str:
+    """What the law is a law of: compute, parameters or tokens."""
+    if isinstance(law, Reference):
+        return law.x
+    return law.unit if law.unit in ("parameters", "tokens") else "compute"
+
+
+def _verdict(
+    law: PowerLaw, other: PowerLaw | Reference, low: float, high: float
+) -> tuple[str, str]:
+    """The verdict, and the conclusion that begins with it."""
+    mine, theirs = _variable(law), _variable(other)
+    if mine != theirs:
+        verdict = f"not comparable, that is a law of {theirs}, this one of {mine}"
+        return verdict, verdict
+    if law.form != other.form:
+        verdict = "not comparable, one exponent is above a floor E and the other is not"
+        return verdict, (
+            f"{verdict}; the local slope of a saturating law is its exponent times (1 - E/L), so "
+            "it depends on the range"
+        )
+    if low <= 0 <= high:
+        verdict = "not separated by these data"
+    else:
+        verdict = f"here loss falls {'more' if high < 0 else 'less'} steeply with {mine}"
+    ranges = ""
+    if isinstance(other, PowerLaw) and mine == "compute":
+        ends = [(one.compute.min(), one.compute.max()) for one in (law, other)]
+        if max(abs(np.log10(a / b)) for a, b in zip(*ends, strict=True)) > RANGES_DIFFER:
+            ranges = (
+                "; their ranges of compute differ ({:.2g} to {:.2g} here, {:.2g} to {:.2g} there), "
+                "and where losses flatten the exponent does too"
+            ).format(*ends[0], *ends[1])
+    exact = isinstance(other, Reference) and other.interval is None
+    taken = "; its own uncertainty is unpublished and taken as none" if exact else ""
+    return verdict, f"{verdict}{ranges}{taken}; {CAVEAT}"
+
+
+def compute_multiplier(
+    law: PowerLaw, other: PowerLaw, loss: float, *, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Compute that `other` needs for `loss` over what `law` needs, with interval.
+
+    Both laws must be of the same data, tokenizer and unit (checked for the unit only). Raises
+    UserError when a law does not reach the loss.
+    """
+    if law.unit != other.unit:
+        raise UserError(f"units differ ({law.unit}, {other.unit}): convert one law first")
+
+    def log_compute(samples: np.ndarray, centre: float) -> np.ndarray:
+        e, log_a, b = samples.T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where((loss > e) & (b < 0), (np.log(loss - e) - log_a) / b + centre, np.nan)
+
+    def point(one: PowerLaw) -> float:
+        if loss <= one.e or one.b >= 0:
+            raise UserError(f"loss {loss:g} is not reached by {one}")
+        return float(np.log((loss - one.e) / one.a) / one.b)
+
+    estimate = point(other) - point(law)
+    rng = np.random.default_rng(0)
+    theirs = rng.permutation(other.samples)[: len(law.samples)]
+    ours = law.samples[: len(theirs)]
+    draws = log_compute(theirs, other.centre) - log_compute(ours, law.centre)
+    if np.isnan(draws).mean() > (1 - level) / 2:
+        raise UserError(
+            f"loss {loss:g} lies below the floor of {np.isnan(draws).mean():.0%} of the resamples: "
+            "choose a loss that both laws surely reach"
+        )
+    low, high = bca(draws[~np.isnan(draws)], estimate, None, level)
+    return float(np.exp(estimate)), float(np.exp(low)), float(np.exp(high))
+
+
+# What losses of one level share: column, and what differs where its values do.
+LEVELS = {
+    "tokenizer": "tokenizers", "vocab": "vocabularies", "data_key": "data", "data_mix": "data",
+    "evaluated_on": "validation data", "context": "context lengths",
+}  # fmt: skip
+TOLD = ("tokenizer", "data_key")  # without these, nothing says that two tables share a level
+
+
+def levels_differ(tables: Sequence[pd.DataFrame], *, parts_of_one: bool = False) -> str:
+    """Why the levels of these tables' losses may not be compared; empty where they may.
+
+    parts_of_one: they are groups of one table, and share what it has no column for.
+    """
+    if len(tables) < 2:
+        return ""
+    if not parts_of_one and any(c not in rows for rows in tables for c in TOLD):
+        return "nothing tells whether the tables share tokenizer and data"
+    differ = []
+    for column, what in LEVELS.items():
+        values = [set(rows[column].map(str)) for rows in tables if column in rows]
+        if column == "tokenizer":
+            values = [set(map(predicted, one)) for one in values]
+        if any(one != values[0] for one in values[1:]):
+            differ.append(what)
+    return f"{' and '.join(dict.fromkeys(differ))} differ" if differ else ""

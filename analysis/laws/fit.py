@@ -1,0 +1,453 @@
+"""Laws of one variable: L = a C^b and L = E + a C^b, fitted, judged and refused.
+
+    law = fit(macs, loss)            # PowerLaw, or a UserError that says what is missing
+    law(1e15), law.b, law.ci["b"], law.status, law.predict(1e15)
+
+The fit minimises Huber's loss of log-loss residuals. log C is centred, so that log a and b are
+nearly uncorrelated; `delta` is in log loss, i.e. a relative miss: beyond 1% a point pulls with
+constant force. Every start and every resample is one row of one vectorised Newton iteration.
+How intervals arise: analysis/laws/bootstrap.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from scaling.analysis.laws.bootstrap import (
+    FEW,
+    MANY,
+    bca,
+    cluster_weights,
+    components,
+    effective,
+    widen,
+)
+from scaling.analysis.laws.mixture import BUDGETS, WORDS
+from scaling.analysis.laws.power_law import Holdout, PowerLaw, SaturatingLaw, Status
+from scaling.analysis.laws.solver import (
+    best,
+    cluster_sums,
+    condition_number,
+    log_jacobian,
+    log_law,
+    one_step,
+)
+from scaling.errors import UserError
+
+DELTA = 0.01
+RESAMPLES = 4000
+MIN_DECADES = 1.0
+# What lies outside is a mistake of units or of columns, and would overflow in the fits.
+LIMITS = {"loss": (1e-9, 1e9), "compute": (1e-12, 1e40)}
+FORMS = ("select", "power", "saturating")
+LARGE = 500  # points beyond which a resample is one Newton step from the estimate
+DRAWS = 500  # of the noise of points of one run, for its covariance
+WINDOWS = 20  # at most so many held-out values of compute
+HELD = {"parameters": "larger models", "tokens": "longer runs"}  # by unit
+E_BOUND = 1e-3  # E below this share of the smallest loss is the bound E = 0
+
+
+class NotIdentified(UserError):
+    """The points cannot determine the law; the message says why and what would."""
+
+
+def usable(values, kind: str) -> np.ndarray:
+    """Which values are finite, positive and within LIMITS[kind]; a NaN is not."""
+    low, high = LIMITS[kind]
+    values = np.asarray(values, dtype=float)
+    return (values >= low) & (values <= high)
+
+
+def checked(
+    compute, loss, names: tuple[str, str] = ("compute", "loss")
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finite positive float arrays of one length, or a UserError naming the first bad value."""
+    try:
+        compute = np.asarray(compute, dtype=float).ravel()
+        loss = np.asarray(loss, dtype=float).ravel()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{' and '.join(names)} must be numbers: {error}") from None
+    if len(compute) != len(loss):
+        raise UserError(
+            f"{len(compute)} values of {names[0]} but {len(loss)} of {names[1]}: give as many"
+        )
+    for name, values in zip(names, (compute, loss), strict=True):
+        low, high = LIMITS["loss" if name == "loss" else "compute"]
+        bad = ~usable(values, "loss" if name == "loss" else "compute")
+        if bad.any():
+            first = int(np.argmax(bad))
+            raise UserError(
+                f"{name}[{first}] is {values[first]:g} ({bad.sum()} such of {len(values)}): {name} "
+                f"must be finite and positive, {low:g} to {high:g}; drop those rows, and count them"
+            )
+    return compute, loss
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `fit` that every form shares."""
+
+    groups: Sequence | None = None
+    noise: np.ndarray | None = None
+    weights: Sequence[float] | np.ndarray | None = None
+    delta: float = DELTA
+    level: float = 0.95
+    resamples: int = RESAMPLES
+    seed: int = 0
+    unit: str = "MACs"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1 or not self.delta > 0 or self.resamples < 100:
+            raise UserError(
+                f"level {self.level}, delta {self.delta}, resamples {self.resamples}: "
+                "want 0 < level < 1, delta > 0 and at least 100 resamples"
+            )
+
+    def of_points(self, order: np.ndarray) -> np.ndarray:
+        """The weights (n,) of points in this order, of mean 1."""
+        if self.weights is None:
+            return np.ones(len(order))
+        return relative(self.weights, len(order))[order]
+
+
+def relative(weights: Sequence[float] | np.ndarray, count: int) -> np.ndarray:
+    """Weights (count,) over their mean. Raises UserError where they are none."""
+    given = np.asarray(weights, dtype=float)
+    if given.shape != (count,) or not (np.isfinite(given) & (given > 0)).all():
+        raise UserError(f"weights of {count} points: give as many positive finite numbers")
+    return given / given.mean()
+
+
+def fit(
+    compute: Sequence[float] | np.ndarray,
+    loss: Sequence[float] | np.ndarray,
+    *,
+    form: str = "select",
+    e: float | None = None,
+    groups: Sequence | None = None,
+    noise: np.ndarray | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
+    delta: float = DELTA,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    unit: str = "MACs",
+) -> PowerLaw:
+    """Fit a law of compute (or of parameters, or tokens: `unit` names the variable).
+
+    compute, loss: (n,), positive; loss in nats. form: "power", "saturating", or "select" (the
+    pure law unless the saturating one is identified and predicts better, see `select`).
+    e: pins the irreducible loss (0: the pure law). groups: (n,) run ids; points of one run are
+    correlated. noise: (R, n) draws of log-loss noise, when the caller knows it better than the
+    residuals do (questions/frontier.py does). weights: (n,) positive, in proportion to 1 / variance
+    of log loss, such as the number of runs that a point is the mean of.
+    Raises NotIdentified when the points cannot determine the law, UserError on bad input.
+    """
+    options = Options(groups, noise, weights, delta, level, resamples, seed, unit)
+    if e is None and form == "saturating":  # without the pure law, which `select` fits beside it
+        return _fit(compute, loss, None, "saturating", options)
+    return select(compute, loss, options, form, e)[0]
+
+
+def select(
+    compute, loss, options: Options | None = None, form: str = "select", e: float | None = None
+) -> tuple[PowerLaw, PowerLaw, SaturatingLaw | None, str]:
+    """The chosen law, the pure one, the saturating one (None if refused), and the reason.
+
+    The saturating law is chosen only where it is identified (the interval of E excludes 0) and
+    its error over the expanding window is smaller on the windows that both can predict. form:
+    "power" or "saturating" when the choice is made beforehand, or e, a pinned E, which is a choice
+    too; else the chosen law predicts by the mixture of all forms (analysis/laws/mixture.py).
+    """
+    options = options or Options()
+    if form not in FORMS:
+        raise UserError(f"form is {form!r}: choose one of {', '.join(FORMS)}")
+    if form == "power" and e:
+        raise UserError(
+            f"a pure power law has no E, but E = {e:g}: choose the form saturating, or none"
+        )
+    pure = _fit(compute, loss, 0.0, "power", options)
+    if e is not None:
+        if e == 0:
+            pure = replace(pure, pinned=True)
+            return pure, pure, None, "E was pinned at 0, which is the pure law"
+        pinned = _fit(compute, loss, e, "saturating", options)
+        assert isinstance(pinned, SaturatingLaw)
+        return pinned, pure, pinned, f"E was pinned at {e:g}: every interval is conditional on it"
+    if form == "power":
+        return pure, pure, None, "the pure law was asked for"
+    try:
+        saturating = _fit(compute, loss, None, "saturating", options)
+    except NotIdentified as refusal:
+        if form == "saturating":
+            raise
+        pure = replace(pure, chosen=True, covariance=_covariance(compute, loss, options))
+        return pure, pure, None, str(refusal)
+    assert isinstance(saturating, SaturatingLaw)
+    if form == "saturating":
+        return saturating, pure, saturating, "the saturating law was asked for"
+    covariance = _covariance(compute, loss, options)
+    common = {h.compute for h in saturating.holdout} & {h.compute for h in pure.holdout}
+    if not common:
+        pure = replace(pure, chosen=True, covariance=covariance)
+        return pure, pure, saturating, "too few points to hold one out of a three-parameter fit"
+    score = [
+        float(np.sqrt(np.mean([h.error**2 for h in law.holdout if h.compute in common])))
+        for law in (pure, saturating)
+    ]
+    text = (
+        f"error on held-out {HELD.get(options.unit, 'larger compute')}: pure {score[0]:.2%}, "
+        f"saturating {score[1]:.2%} "
+        f"({len(common)} window{'s' * (len(common) > 1)})"
+    )
+    if score[1] < score[0]:
+        saturating = replace(saturating, chosen=True, covariance=covariance)
+        return saturating, pure, saturating, text
+    pure = replace(pure, chosen=True, covariance=covariance)
+    return pure, pure, saturating, text
+
+
+def _covariance(compute, loss, options: Options) -> np.ndarray | None:
+    """Covariance (n, n) of the noise of the points' log loss, sorted by compute: of the draws
+    given, or where runs have several points each of those of `components` about a quadratic; None
+    where nothing tells the noise."""
+    compute, loss = checked(compute, loss)
+    order = np.argsort(compute, kind="stable")
+    if options.noise is not None:
+        return np.cov(np.asarray(options.noise, dtype=float)[:, order].T)
+    if options.groups is None or len(np.unique(compute)) < 4:
+        return None
+    index = np.unique(np.asarray(options.groups).astype(str), return_inverse=True)[1]
+    if index.max() + 1 == len(loss):
+        return None
+    x = np.log(compute) - np.log(compute).mean()
+    root = np.sqrt(options.of_points(np.arange(len(loss))))
+    design = np.stack([np.ones_like(x), x, x**2], 1) * root[:, None]
+    inverse = np.linalg.pinv(design)
+    residual = np.log(loss) * root - design @ (inverse @ (np.log(loss) * root))
+    noise = components(design, residual, index, inverse[1])
+    draws = noise.draw(index, DRAWS, np.random.default_rng(options.seed)) / root
+    return np.cov(draws[:, order].T)
+
+
+def _fit(compute, loss, pin: float | None, form: str, options: Options) -> PowerLaw:
+    """pin: 0 for the pure law, None for a free E, else the value that E keeps."""
+    compute, loss = checked(compute, loss)
+    order = np.argsort(compute, kind="stable")
+    compute, loss = compute[order], loss[order]
+    free = 3 if pin is None else 2
+    _require(compute, loss, free, form, options.unit)
+    if pin is not None and not 0 <= pin < loss.min():
+        raise UserError(
+            f"pinned E = {pin:g} is not in [0, smallest loss {loss.min():.4g}): "
+            "the law cannot pass below its own floor"
+        )
+    centre = float(np.log(compute).mean())
+    x, y, weights = np.log(compute) - centre, np.log(loss), options.of_points(order)
+    theta, reached = best(x, y[None], weights[None], options.delta, pin)
+    estimate, gradient = theta[0], float(reached["gradient"][0])
+    if pin is None:
+        _refuse_bounds(estimate, gradient, loss)
+    fitted = log_law(estimate[None], x)[0]
+    jacobian = log_jacobian(estimate[None], x, pin)[0]
+    samples, jackknife, how = _resample(x, y, weights, estimate, jacobian, pin, order, options)
+    share = float((samples[:, 0] < E_BOUND * loss.min()).mean()) if pin is None else 0.0
+    if share > (1 - options.level) / 2:
+        raise NotIdentified(
+            f"L = E + a C^b is not identified: the {options.level:.0%} interval of E reaches 0 "
+            f"({share:.0%} of the resamples sit on that bound), so a pure power law fits as well; "
+            f"add {WORDS.get(options.unit, BUDGETS)[2]}, repeat seeds, or pin E"
+        )
+
+    def log_a(t: np.ndarray) -> np.ndarray:  # at compute 1, not at the centre
+        return t[:, 1] - t[:, 2] * centre
+
+    def interval(of) -> tuple[float, float]:
+        jack = None if jackknife is None else of(jackknife)
+        return bca(of(samples), float(of(estimate[None])[0]), jack, options.level)
+
+    low, high = np.exp(interval(log_a))
+    ci = {"a": (float(low), float(high)), "b": interval(lambda t: t[:, 2])}
+    if pin is None:
+        ci["E"] = interval(lambda t: t[:, 0])
+    residual, middle = y - fitted, np.average(y, weights=weights)
+    n, rss = len(y), float(weights @ residual**2)
+    total = float(weights @ (y - middle) ** 2)
+    fields: dict = dict(
+        a=float(np.exp(log_a(estimate[None])[0])), b=float(estimate[2]), e=float(estimate[0]),
+        unit=options.unit, level=options.level, ci=ci,
+        status=Status(
+            converged=gradient < 1e-8, gradient_norm=gradient,
+            starts=int(reached["starts"][0]), basins=int(reached["basins"][0]),
+            condition=condition_number(jacobian * np.sqrt(weights)[:, None]), bootstrap=how,
+            resamples=len(samples), at_bound_share=share,
+        ),
+        compute=compute, loss=loss, samples=samples, centre=centre, r2=1 - rss / total,
+        noise=float(np.sqrt(rss / (n - free))),
+        aic=float(n * np.log(max(rss, 1e-300) / n) + 2 * (free + 1)),
+        holdout=expanding_window(compute, loss, pin, options.delta, weights),
+        weights=None if options.weights is None else weights,
+    )  # fmt: skip
+    if form == "power":
+        return PowerLaw(**fields)
+    return SaturatingLaw(**fields, pinned=pin is not None)
+
+
+def _resample(
+    x: np.ndarray, y: np.ndarray, given: np.ndarray, estimate: np.ndarray, jacobian: np.ndarray,
+    pin: float | None, order: np.ndarray, options: Options,
+) -> tuple[np.ndarray, np.ndarray | None, str]:  # fmt: skip
+    """Refitted parameters (R, 3), leave-one-cluster-out ones (G, 3) or None, and how, in words.
+
+    given: the points' weights (n,). Times their root, the noise of all points is of one scale.
+    """
+    rng = np.random.default_rng(options.seed)
+    n, resamples, delta = len(y), options.resamples, options.delta
+    index = np.arange(n)
+    if options.groups is not None:
+        if len(options.groups) != n:
+            raise UserError(f"{len(options.groups)} groups for {n} points: give one per point")
+        index = np.unique(np.asarray(options.groups).astype(str)[order], return_inverse=True)[1]
+    clusters, root = int(index.max()) + 1, np.sqrt(given)
+    worth = effective(clusters, given)
+
+    def refit(targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return best(x, targets, weights * given, delta, pin, estimate)[0]
+
+    if options.noise is not None:
+        noise = np.asarray(options.noise, dtype=float)
+        if noise.ndim != 2 or noise.shape[1] != n or not np.isfinite(noise).all():
+            raise UserError(f"noise has shape {noise.shape}: want (resamples, {n}), all finite")
+        targets = log_law(estimate[None], x) + noise[:, order]
+        how = "noise of the study's runs drawn anew, frontier recomputed"
+        return refit(targets, np.ones_like(targets)), None, how
+    fitted = log_law(estimate[None], x)[0]
+    jacobian, residual = jacobian * root[:, None], (y - fitted) * root
+    influence = np.linalg.pinv(jacobian)[-1]  # of each point's noise on the exponent
+    if n > LARGE:
+        scores, curvatures = cluster_sums(x, y, given, index, delta, pin, estimate)
+        total = curvatures.sum(0)[None]
+        if worth < FEW:
+            spread = components(jacobian, residual, index, influence)
+            sums = np.stack([np.bincount(index, j, clusters) for j in jacobian.T], 1)
+            moved = spread.draw_sums(sums, jacobian.T @ jacobian, resamples, rng)
+            how = f"noise of {clusters} clusters drawn anew, linearised"
+            return one_step(estimate, moved, (jacobian.T @ jacobian)[None]), None, how
+        jackknife = one_step(estimate, -scores, total)
+        if clusters > MANY:  # the bootstrap's limit: normal scores, fixed curvature
+            normal = rng.standard_normal((resamples, scores.shape[1]))
+            moved = normal @ np.linalg.cholesky(scores.T @ scores).T
+            how = f"{clusters} clusters, the normal limit of drawing them with replacement"
+            return one_step(estimate, moved, total), jackknife, how
+        counts = cluster_weights(np.arange(clusters), resamples, rng)
+        hessian = np.tensordot(counts, curvatures, 1)
+        how = f"{clusters} clusters drawn with replacement, linearised"
+        return one_step(estimate, counts @ scores, hessian), jackknife, how
+    if worth < FEW:
+        noise = components(jacobian, residual, index, influence).draw(index, resamples, rng)
+        how = f"noise of {clusters} clusters drawn anew"
+        return refit(fitted + noise / root, np.ones_like(noise)), None, how
+    weights = cluster_weights(index, resamples, rng)
+    samples = refit(np.broadcast_to(y, weights.shape), weights)
+    samples = widen(samples, estimate, worth, jacobian.shape[1])
+    samples[:, 0] = np.maximum(samples[:, 0], 0)
+    drop = (index[None] != np.arange(clusters)[:, None]).astype(float)
+    how = f"{clusters} clusters drawn with replacement"
+    return samples, refit(np.broadcast_to(y, drop.shape), drop), how
+
+
+def expanding_window(
+    compute: np.ndarray, loss: np.ndarray, e: float | None = 0.0, delta: float = DELTA,
+    given: np.ndarray | None = None,
+) -> tuple[Holdout, ...]:  # fmt: skip
+    """Predict each distinct compute from all smaller ones: two or more for a law without a free E
+    (which two points determine), four or more for one with it.
+
+    compute, loss: (n,) sorted. e: 0 for the pure law, None for a free E, a number for a pin. given:
+    (n,) weights of the points.
+    """
+    given = np.ones(len(loss)) if given is None else given
+    free = 3 if e is None else 2
+    tops = np.unique(compute)
+    if len(tops) > WINDOWS:  # a cloud of runs: the windows end at evenly spaced quantiles
+        tops = tops[np.linspace(0, len(tops) - 1, WINDOWS + 1).astype(int)[1:]]
+    distinct = np.searchsorted(np.unique(compute), tops)  # values of compute below each top
+    tops = tops[distinct > free - (free == 2)]
+    x, y = np.log(compute) - np.log(compute).mean(), np.log(loss)
+    below = [int(np.searchsorted(compute, top)) for top in tops]
+    if not below:
+        return ()
+    if len(compute) <= LARGE:  # all windows at once, as weights of zero and one
+        weights = (np.arange(len(x)) < np.array(below)[:, None]) * given
+        thetas = best(x, np.tile(y, (len(below), 1)), weights, delta, e)[0]
+    else:  # so many points that a window is worth its own, shorter arrays
+        fits = [best(x[:k], y[None, :k], given[None, :k], delta, e)[0] for k in below]
+        thetas = np.concatenate(fits)
+    out = []
+    for top, k, theta in zip(tops, below, thetas, strict=True):
+        here = compute == top
+        # A law of few windows may run away; e^100 is absurd enough, and finite.
+        predicted = float(np.exp(np.clip(log_law(theta[None], x[here][:1])[0, 0], -100, 100)))
+        actual = float(np.exp(np.average(y[here], weights=given[here])))
+        out.append(Holdout(float(top), k, actual, predicted))
+    return tuple(out)
+
+
+def curvature(
+    compute, loss, weights: Sequence[float] | np.ndarray | None = None
+) -> tuple[float, float]:
+    """Quadratic coefficient of log loss in log10 compute, and its two-sided p-value (Student).
+
+    Positive: the curve flattens, as it does above a floor E (its local slope is b (1 - E/L)).
+    """
+    compute, loss = checked(compute, loss)
+    _require(compute, loss, 3, "quadratic", "MACs")
+    x = np.log10(compute / np.exp(np.log(compute).mean()))
+    root = np.sqrt(np.ones_like(x) if weights is None else relative(weights, len(x)))
+    design = np.stack([np.ones_like(x), x, x**2], 1) * root[:, None]
+    coefficient, *_ = np.linalg.lstsq(design, np.log(loss) * root, rcond=None)
+    residual = np.log(loss) * root - design @ coefficient
+    df = len(x) - 3
+    variance = residual @ residual / df * np.linalg.inv(design.T @ design)[2, 2]
+    if variance <= 0:
+        return float(coefficient[2]), float(coefficient[2] == 0)
+    t = coefficient[2] / np.sqrt(variance)
+    return float(coefficient[2]), float(2 * stats.t.sf(abs(t), df))
+
+
+def _require(compute: np.ndarray, loss: np.ndarray, free: int, form: str, unit: str) -> None:
+    what = unit if unit in ("parameters", "tokens") else "compute"
+    distinct = len(np.unique(compute))
+    if distinct <= free:
+        raise NotIdentified(
+            f"{distinct} distinct value{'s' * (distinct != 1)} of {what} for {free} parameters of "
+            f"the {form} law: any such fit is exact and says nothing; give at least {free + 1}"
+        )
+    decades = np.log10(compute.max() / compute.min())
+    if decades < MIN_DECADES - 1e-9:
+        raise NotIdentified(
+            f"{what} span{'s' * (what == 'compute')} {decades:.2f} decades: a law needs at least "
+            f"{MIN_DECADES:g}; add {WORDS.get(unit, BUDGETS)[2]}"
+        )
+    if np.ptp(np.log(loss)) < 1e-9:
+        raise NotIdentified(
+            f"the loss is the same at every value of {what}: there is nothing to fit; check the "
+            "column"
+        )
+
+
+def _refuse_bounds(theta: np.ndarray, gradient: float, loss: np.ndarray) -> None:
+    e, _, b = theta
+    if e < E_BOUND * loss.min():
+        raise NotIdentified(
+            "L = E + a C^b is not identified: the best E is the bound 0, i.e. the pure power law"
+        )
+    if b >= 0 or e > loss.min() * (1 - 1e-6) or gradient > 1e-6:
+        raise NotIdentified(
+            f"L = E + a C^b is not identified: the best fit runs away (E {e:.4g}, b {b:.4g}, "
+            f"smallest loss {loss.min():.4g}, gradient {gradient:.1g})"
+        )

@@ -1,0 +1,233 @@
+"""L(N, D) = E + A / N^alpha + B / D^beta: what size and how many tokens a budget should buy.
+
+    law = fit_parametric(params, tokens, loss)
+    law(n, d), law.ci["alpha"], law.optimum(1e21), law.status
+
+Hoffmann et al. 2022 (approach 3), fitted by laws/surface.py. With `tied` (alpha = beta) it is
+the over-training law of Gadre et al. 2024: L = E + (a M^eta + b M^-eta) C^-eta, M = D / N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from scaling.analysis.laws.fit import E_BOUND, MIN_DECADES, NotIdentified, checked, relative
+from scaling.analysis.laws.parametric_law import (
+    EXACT,
+    Optimum,
+    ParametricLaw,
+    SurfaceStatus,
+    interval,
+)
+from scaling.analysis.laws.surface import Minimum, Objective, minimum
+from scaling.analysis.laws.surface_resample import Resampled, resample
+from scaling.errors import UserError
+
+__all__ = ["LOSSES", "Optimum", "ParametricLaw", "SurfaceStatus", "fit_parametric"]
+
+# name -> corner of Huber's loss (nats of log loss, or of loss), of log loss?, weight below
+LOSSES: dict[str, tuple[float, bool, float]] = {
+    "huber": (1e-3, True, 1.0),  # Hoffmann et al. 2022
+    "squared": (np.inf, True, 1.0),
+    "l1": (1e-7, True, 1.0),  # the limit of a small corner, which Epoch's published numbers are
+    "asymmetric": (1e-7, False, 10.0),  # fits the floor of the cloud (the `chinchilla` package)
+    "linear": (np.inf, False, 1.0),  # least squares of the loss itself (Gadre et al. 2024)
+}
+TIE = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]], float)
+NO_FLOOR = 1e-300  # E of a law without one, whose logarithm exists
+NEGLIGIBLE = 1e-5  # a term that is nowhere more than this share of the loss is at its bound 0
+STEEPEST = 5.0  # an exponent beyond is a term that only the smallest runs see
+UNMOVED = 1e-4  # gradient at which no start has reached a minimum; `CONVERGED` is what all reach
+CONVERGED = 1e-7
+
+
+def fit_parametric(
+    n: Sequence[float] | np.ndarray,
+    d: Sequence[float] | np.ndarray,
+    loss: Sequence[float] | np.ndarray,
+    *,
+    loss_kind: str = "huber",
+    delta: float | None = None,
+    tied: bool = False,
+    e: float | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
+    groups: Sequence | None = None,
+    noise: np.ndarray | None = None,
+    per_token: float = 6.0,
+    unit: str = "FLOPs",
+    level: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> ParametricLaw:
+    """Fit the five parameters (four when tied) to runs of n parameters on d tokens.
+
+    n, d, loss: (points,), positive; loss in nats. loss_kind: a key of LOSSES; delta overrides its
+    corner. e: pins E (0: no floor), on which all is then conditional. weights: (points,) positive,
+    in proportion to 1 / variance of log loss. groups: run ids, resampled whole. noise: (R, points)
+    draws of log-loss noise, when the caller knows it better. per_token, unit: compute =
+    per_token n d, e.g. 6 FLOPs or 3 MACs.
+    Raises NotIdentified when the runs cannot determine the law, UserError on bad input.
+    """
+    if loss_kind not in LOSSES:
+        raise UserError(f"loss_kind is {loss_kind!r}: choose one of {', '.join(LOSSES)}")
+    corner, log, below = LOSSES[loss_kind]
+    corner = delta if delta is not None else corner
+    if not corner > 0 or not 0 < level < 1 or resamples < 100 or not per_token > 0:
+        raise UserError(
+            f"delta {corner}, level {level}, resamples {resamples}, per_token {per_token}: want "
+            "positive numbers, 0 < level < 1 and at least 100 resamples"
+        )
+    n, loss = checked(n, loss, names=("n", "loss"))
+    d, loss = checked(d, loss, names=("d", "loss"))
+    if e is not None and not 0 <= e < loss.min():
+        raise UserError(
+            f"E pinned at {e:g} is not in [0, {loss.min():.5g}), the lowest loss: no run is below "
+            "the floor; pin it lower, or leave it free"
+        )
+    free = 5 - tied - (e is not None)
+    _require_grid(n, d, loss, free, tied)
+    log_n, log_d = np.log(n), np.log(d)
+    centre = np.array([log_n.mean(), log_d.mean()])
+    relations = TIE if tied else np.eye(5)
+    objective = Objective(
+        log_n - centre[0], log_d - centre[1], np.log(loss) if log else loss, corner, log, below,
+        relations if e is None else relations[:, 1:],
+        None if weights is None else relative(weights, len(loss)),
+        None if e is None else float(np.log(max(e, NO_FLOOR))),
+    )  # fmt: skip
+    found = minimum(objective, loss)
+    estimate = found.theta
+    _refuse_minimum(objective, found, loss)
+    index = np.arange(len(loss))
+    if groups is not None:
+        if len(groups) != len(loss):
+            raise UserError(f"{len(groups)} groups for {len(loss)} points: give one per point")
+        index = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
+    other = resample(objective, estimate, index, noise, resamples, seed)
+    bound = _refuse_resamples(objective, other, loss, level)
+    _, _, hessian = objective.derivatives(estimate[None], objective.each(1), corner)
+    reduced = objective.free.T @ hessian[0] @ objective.free
+
+    def natural(t: np.ndarray) -> np.ndarray:
+        """log E, log A, log B at N = D = 1, alpha, beta."""
+        out = t.copy()
+        out[:, 1] += t[:, 3] * centre[0]
+        out[:, 2] += t[:, 4] * centre[1]
+        return out
+
+    point, draws = natural(estimate[None])[0], natural(other.samples)
+    jack = None if other.jackknife is None else natural(other.jackknife)
+    quantities = {
+        "E": lambda t: np.exp(t[:, 0]), "A": lambda t: np.exp(t[:, 1]),
+        "B": lambda t: np.exp(t[:, 2]), "alpha": lambda t: t[:, 3], "beta": lambda t: t[:, 4],
+        "size_exponent": lambda t: t[:, 4] / (t[:, 3] + t[:, 4]),
+        "loss_exponent": lambda t: -t[:, 3] * t[:, 4] / (t[:, 3] + t[:, 4]),
+    }  # fmt: skip
+    exact = float(np.abs(np.log(loss / objective.fitted(estimate))).max()) < EXACT
+    ci = {
+        name: interval(
+            name, of(draws), float(of(point[None])[0]), None if jack is None else of(jack), level
+        )
+        for name, of in quantities.items()
+        if not (tied and name == "size_exponent")  # one half, by construction
+        and not (e is not None and name == "E")
+    }
+    if exact:
+        ci = dict.fromkeys(ci, (float("nan"), float("nan")))
+    return ParametricLaw(
+        e=float(np.exp(point[0])) if e is None else float(e),
+        a=float(np.exp(point[1])), b=float(np.exp(point[2])),
+        alpha=float(point[3]), beta=float(point[4]), objective=found.value, level=level,
+        ci=ci, per_token=float(per_token), unit=unit, n=n, d=d, loss=loss, samples=draws,
+        run_index=index, loss_kind=loss_kind, tied=tied, corner=corner, pinned=e is not None,
+        weights=objective.weight,
+        status=SurfaceStatus(
+            converged=found.gradient < CONVERGED, gradient_norm=found.gradient,
+            starts=found.starts, basin_share=found.share, basins=found.basins,
+            condition=float(np.linalg.cond(reduced)), bootstrap=other.how,
+            resamples=len(draws), at_bound_share=bound, unfinished_share=other.unfinished,
+        ),
+    )  # fmt: skip
+
+
+def _require_grid(n: np.ndarray, d: np.ndarray, loss: np.ndarray, free: int, tied: bool) -> None:
+    points = len({*zip(n.tolist(), d.tolist(), strict=True)})
+    if points <= free:
+        raise NotIdentified(
+            f"{points} distinct runs for {free} parameters: any such fit is exact and says "
+            f"nothing; give at least {free + 1}"
+        )
+    for name, values in (("parameters", n), ("tokens", d)):
+        if len(np.unique(values)) < 3:
+            raise NotIdentified(
+                f"{len(np.unique(values))} distinct values of {name}: its term has a coefficient "
+                "and an exponent beside the floor, which takes at least 3"
+            )
+    decades = np.log10((n * d).max() / (n * d).min())
+    if decades < MIN_DECADES - 1e-9:
+        raise NotIdentified(
+            f"compute spans {decades:.2f} decades: a law needs at least {MIN_DECADES:g}; "
+            "add smaller or larger runs"
+        )
+    if np.ptp(np.log(loss)) < 1e-9:
+        raise NotIdentified(
+            "the loss is the same in every run: there is nothing to fit; check the column"
+        )
+    if not tied and abs(np.corrcoef(np.log(n), np.log(d))[0, 1]) > 0.999:
+        raise NotIdentified(
+            "parameters and tokens move in step in these runs (one ratio D/N): their two terms "
+            "cannot be told apart; add runs of other ratios, or fit a law of compute"
+        )
+
+
+def _refuse_minimum(objective: Objective, found: Minimum, loss: np.ndarray) -> None:
+    theta = found.theta
+    e, s2, s3 = objective.terms(theta[None])
+    f = e + s2 + s3
+    remedy = {
+        "E": "these runs show no floor; add larger models on more tokens, or fit a law of compute",
+        "A": "more parameters do not lower the loss in these runs; fit a law of tokens",
+        "B": "more tokens do not lower the loss in these runs; fit a law of parameters",
+    }
+    for name, share, least in (
+        ("E", e / loss.min(), E_BOUND), ("A", s2 / f, NEGLIGIBLE), ("B", s3 / f, NEGLIGIBLE),
+    ):  # fmt: skip
+        if share.max() < least and not (name == "E" and objective.log_e is not None):
+            raise NotIdentified(
+                f"L(N, D) is not identified: the best {name} is the bound 0, so its term (and "
+                f"exponent) says nothing: {remedy[name]}"
+            )
+    if not (0 < theta[3] < STEEPEST and 0 < theta[4] < STEEPEST):
+        raise NotIdentified(
+            f"L(N, D) is not identified: the best exponents are alpha {theta[3]:.3g} and beta "
+            f"{theta[4]:.3g}; a loss that falls with size and data has both between 0 and "
+            f"{STEEPEST:g}: check the columns, or add runs over a wider range"
+        )
+    if found.gradient > UNMOVED:
+        raise NotIdentified(
+            "L(N, D) is not identified: no start reached a minimum (gradient "
+            f"{found.gradient:.2g} per point): add runs over a wider range of sizes and tokens, or "
+            "fit a law of compute"
+        )
+
+
+def _refuse_resamples(
+    objective: Objective, other: Resampled, loss: np.ndarray, level: float
+) -> float:
+    """Share of the resamples on a bound."""
+    e, a, b, alpha, beta = other.samples.T
+    outside = float((other.samples[:, 3:].min(1) <= 0).mean())
+    if outside > (1 - level) / 2:
+        raise NotIdentified(
+            f"L(N, D) is not identified: in {outside:.0%} of the resamples alpha or beta is not "
+            "positive, so the runs do not show that the loss falls with both size and data; add "
+            "runs over a wider range, or fit a law of compute"
+        )
+    least = np.log(E_BOUND * loss.min())
+    if objective.log_e is not None:
+        e = np.full_like(e, np.inf)  # it is given, and at no bound
+    largest = np.stack([e, a - alpha * objective.u.min(), b - beta * objective.v.min()])
+    steep = (other.samples[:, 3:].max(1) > STEEPEST) | (other.samples[:, 3:].min(1) <= 0)
+    return float(((largest.min(0) < least) | steep).mean())

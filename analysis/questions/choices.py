@@ -1,0 +1,229 @@
+"""The same exponent under every reasonable analyst's choice, and without each run.
+
+A specification curve (Simonsohn, Simmons and Nelson 2020): when the exponent moves more between
+choices than its statistical interval is wide, the choices are the result.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from scaling.analysis.laws.fit import DELTA, NotIdentified
+from scaling.analysis.laws.solver import best, log_law
+from scaling.analysis.questions.frontier import BY_BUDGET, METHODS, auto_method, frontier
+from scaling.analysis.tables.cells import exclude
+
+CORNERS = {"1%": DELTA, "0.1%": 1e-3, "squares": np.inf}
+ITERATIONS = 60  # of a fit; one that has not arrived by then is not identified
+ALL_ROWS = ("envelope", "hull")
+FORMS = ("pure", "saturating")
+CHOICES = ("compute", "frontier", "corner", "points", "form")
+
+Sample = tuple[np.ndarray, np.ndarray]  # log compute, ascending, and log loss: (n,) each
+Fitted = tuple[float, float] | None  # E and b
+
+
+def specifications(rows: pd.DataFrame) -> pd.DataFrame:
+    """The exponent under every combination of choices.
+
+    compute: what is counted; frontier: how its points are found; corner: Huber's, in relative
+    loss; points: all, without the smallest budget, without the worst residual; form: pure or
+    saturating (their exponents mean different things: compare within a form).
+    Combinations that lead to the same points and the same fit are one specification: a row. Its
+    CHOICES are those of the first of them (the main one, where it is among them), `alike` says how
+    many they are and `shares` in which choices they differ ("frontier: budget, envelope").
+    Returns the columns CHOICES, b, e, points_fitted, low, high (NaN: the interval belongs to the
+    main specification), main, alike and shares; a combination that has no identified fit is left
+    out.
+    """
+    rows, _ = exclude(rows, budgets=False)
+    own = auto_method(rows)  # that of `scaling fit`
+    named = bool((rows["budget_macs"] > 0).any())
+    # Bins of compute are for rows without budgets.
+    others = [
+        m for m in METHODS if (m in BY_BUDGET or m in ALL_ROWS if named else m not in BY_BUDGET)
+    ]
+    methods = [own, *(m for m in others if m != own)]
+    found: dict[tuple[str, str], tuple] = {}  # which points a way to count and a method lead to
+    samples: dict[tuple, Sample] = {}  # several lead to the same
+    for label, compute in _conventions(rows).items():
+        for method in methods:
+            # The frontier itself depends on what is counted.
+            try:
+                points = frontier(rows.assign(macs_total=compute), method=method)
+            except NotIdentified:
+                continue
+            points = points.sort_values("macs_total", kind="stable")
+            x, y = (np.log(points[c].to_numpy(float)) for c in ("macs_total", "val_loss"))
+            found[label, method] = key = tuple(np.concatenate([x - x[0], y]).round(12).tolist())
+            samples.setdefault(key, (x, y))
+    ways = list(itertools.product(CORNERS, FORMS))
+    fits = {
+        way: dict(zip(samples, _subsets(list(samples.values()), CORNERS[way[0]], way[1]),
+                      strict=True))
+        for way in ways
+    }  # fmt: skip
+    out = []
+    for ((label, method), key), (corner, form) in itertools.product(found.items(), ways):
+        x, y = samples[key]
+        for which, fitted, kept in fits[corner, form][key]:
+            if fitted is not None:
+                e, b = fitted
+                alike = _signature(x[kept], y[kept], b, e)
+                out.append((label, method, corner, which, form, b, e, int(kept.sum()), alike))
+    table = pd.DataFrame(out, columns=[*CHOICES, "b", "e", "points_fitted", "signature"])
+    if table.empty:
+        raise NotIdentified(
+            "no combination of choices has an identified fit: the points are too few, span under a "
+            "decade of compute, or have one loss (`scaling fit` says which)"
+        )
+    main = (
+        (table["compute"] == "training MACs") & (table["frontier"] == own)
+        & (table["corner"] == "1%") & (table["points"] == "all")
+    )  # fmt: skip
+    table = table.assign(low=np.nan, high=np.nan, main=main)
+    return _distinct(table)
+
+
+def _signature(x: np.ndarray, y: np.ndarray, b: float, e: float) -> tuple:
+    """What two combinations share that are one analysis: points in order, up to a constant factor
+    of compute, and the fit's exponent and floor."""
+    points = np.concatenate([x - x[0], y]).round(6)
+    return (*points.tolist(), round(b, 7), round(e, 6))
+
+
+def _distinct(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per analysis, with `alike` and `shares`; the main one stands for those like it."""
+    out = []
+    for _, same in table.groupby(["form", "signature"], sort=False):
+        first = same.sort_values("main", ascending=False, kind="stable").iloc[0]
+        differ = [(c, same[c].unique()) for c in CHOICES if same[c].nunique() > 1]
+        shares = "; ".join(f"{c}: {', '.join(values)}" for c, values in differ)
+        out.append(first.drop("signature").to_dict() | {"alike": len(same), "shares": shares})
+    return pd.DataFrame(out)
+
+
+def spread(table: pd.DataFrame) -> pd.DataFrame:
+    """Per form: count, lowest, median and highest exponent of the distinct `specifications`."""
+    return table.groupby("form")["b"].agg(["count", "min", "median", "max"]).reset_index()
+
+
+def alike_text(table: pd.DataFrame) -> str:
+    """Which combinations of `specifications` are one analysis, the commonest kinds first; '' where
+    every combination is its own."""
+    more = table.assign(more=table["alike"] - 1).groupby("shares")["more"].sum()
+    more = more[more > 0].sort_values(ascending=False, kind="stable")
+    kinds = [f"{shares} ({count})" for shares, count in more.items()]
+    if len(kinds) > 3:
+        kinds = [*kinds[:3], f"and {len(kinds) - 3} more kinds ({more.iloc[3:].sum()})"]
+    return (
+        f"{more.sum()} lead to the points and fit of another: {'; '.join(kinds)}" if kinds else ""
+    )
+
+
+def influence(rows: pd.DataFrame, *, form: str = "pure") -> pd.DataFrame:
+    """The exponent without each run in turn, and without each budget.
+
+    Returns left_out, kind ("run" or "budget"), b, change, sorted by |change|, the largest first.
+    Only runs on the frontier move it; the others are left out of the table.
+    """
+    rows, _ = exclude(rows)
+    whole = _exponent(rows, form)
+    if whole is None:
+        raise NotIdentified("the law of all runs is not identified: there is nothing to compare")
+    points = frontier(rows)
+    sizes = {
+        run: size for size, runs in zip(points["size"], points["runs"], strict=True) for run in runs
+    }
+    parts = [(f"{size} ({run})", "run", rows["run_id"] != run) for run, size in sizes.items()]
+    parts += [
+        (f"budget {budget:.3g}", "budget", rows["budget_macs"] != budget)
+        for budget in points["budget_macs"]
+    ]
+    out = []
+    for label, kind, keep in parts:
+        b = _exponent(rows[keep], form) if keep.any() else None
+        out.append((label, kind, np.nan if b is None else b, np.nan if b is None else b - whole))
+    table = pd.DataFrame(out, columns=["left_out", "kind", "b", "change"])
+    order = table["change"].abs().sort_values(ascending=False, kind="stable").index
+    return table.loc[order].reset_index(drop=True)
+
+
+def _conventions(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Ways to count compute, as far as the columns allow."""
+    out = {"training MACs": rows["macs_total"].astype(float)}
+    if "macs_head" in rows.columns:
+        out["without the head"] = (rows["macs_total"] - rows["macs_head"]).astype(float)
+    if "macs_attention" in rows.columns:
+        out["without attention"] = (rows["macs_total"] - rows["macs_attention"]).astype(float)
+    for column, label in (
+        ("params", "3 N D, all parameters"),
+        ("params_non_embedding", "3 N D, without embeddings"),
+        ("params_matmul_head", "3 N D, matrices and head"),
+    ):
+        if column in rows.columns:
+            out[label] = (3.0 * rows[column] * rows["tokens"]).astype(float)
+    return {label: values for label, values in out.items() if (values > 0).all()}
+
+
+def _subsets(
+    samples: Sequence[Sample], delta: float, form: str
+) -> list[list[tuple[str, Fitted, np.ndarray]]]:
+    """Of each sample (points, fit, which were kept) for all points and without single ones."""
+    whole = _fits(samples, delta, form)
+    kept: list[list[tuple[str, np.ndarray]]] = []
+    for (x, y), (theta, fitted) in zip(samples, whole, strict=True):
+        kept.append([("without the smallest", x > x.min())])
+        if fitted is not None:
+            residual = np.abs(y - log_law(theta[None], x - x.mean())[0])
+            kept[-1].append(("without the worst", residual < residual.max()))
+    fewer = iter(_fits(
+        [(x[keep], y[keep]) for (x, y), parts in zip(samples, kept, strict=True)
+         for _, keep in parts],
+        delta, form,
+    ))  # fmt: skip
+    return [
+        [("all", fitted, np.ones(len(x), dtype=bool))]
+        + [(which, next(fewer)[1], keep) for which, keep in parts]
+        for (x, _), (_, fitted), parts in zip(samples, whole, kept, strict=True)
+    ]
+
+
+def _fits(samples: Sequence[Sample], delta: float, form: str) -> list[tuple[np.ndarray, Fitted]]:
+    """theta (3,) of each sample, about its mean, and (E, b), or None when it is not identified.
+
+    All are solved at once: shorter samples are filled up with points of no weight.
+    """
+    free, pin = (2, 0.0) if form == "pure" else (3, None)
+    out: list[tuple[np.ndarray, Fitted]] = [(np.full(3, np.nan), None)] * len(samples)
+    known = [
+        i for i, (x, y) in enumerate(samples)
+        if len(np.unique(x)) > free and np.ptp(x) >= np.log(10) - 1e-9 and np.ptp(y) >= 1e-9
+    ]  # fmt: skip
+    if not known:
+        return out
+    at, targets, weights = np.zeros((3, len(known), max(len(samples[i][0]) for i in known)))
+    for row, i in enumerate(known):
+        x, y = samples[i]
+        at[row, : len(x)], targets[row, : len(x)], weights[row, : len(x)] = x - x.mean(), y, 1
+    thetas, reached = best(at, targets, weights, min(delta, 1e6), pin, iterations=ITERATIONS)
+    for i, theta, gradient in zip(known, thetas, reached["gradient"], strict=True):
+        e, _, b = theta
+        floor = float(np.exp(samples[i][1].min()))
+        lost = not 1e-3 * floor < e < floor * (1 - 1e-6) or b >= 0 or gradient > 1e-6
+        out[i] = theta, None if form == "saturating" and lost else (float(e), float(b))
+    return out
+
+
+def _exponent(rows: pd.DataFrame, form: str) -> float | None:
+    try:
+        points = frontier(rows)
+    except NotIdentified:
+        return None
+    x, y = np.log(points["macs_total"].to_numpy(float)), np.log(points["val_loss"].to_numpy(float))
+    ((_, fitted),) = _fits([(x, y)], DELTA, form)
+    return None if fitted is None else fitted[1]

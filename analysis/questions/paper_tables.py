@@ -1,0 +1,134 @@
+"""A study's variants side by side, and beside the paper's table of the same choices.
+
+A variant that bears the name of a row of the paper's stands beside it. Accuracies are of other
+data, models and budgets: what may be compared is which choice wins, and by how much.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scaling.analysis.questions.quality import half_width, read_quality, scored_by_others
+
+# arXiv 2501.05453: top-1 on ImageNet, in percent.
+PAPER = {
+    "Input and target tokens (Table 3)": {
+        "VQGAN-VQGAN 16x16 16k": 61.3,
+        "VQGAN-VQGAN 16x16 1k": 61.1,
+        "dVAE-dVAE 32x32": 61.2,
+        "dVAE-dVAE 16x16": 53.2,
+        "patch-patch 16x16": 60.6,
+        "patch-dVAE 16x16": 58.5,
+    },
+    "Token resolution (Table 4)": {
+        "dVAE/16": 53.2,
+        "dVAE/32": 61.2,
+        "dVAE/16→32": 63.2,
+        "dVAE/16→32†": 64.4,
+    },
+    "Pooling (Table 5)": {"Average": 53.2, "Attention": 61.1},
+    "Architecture (Table 6)": {"LLaMA": 53.2, "GPT2": 48.5, "Mamba": 40.7},
+    "Attention in fine-tuning (A.2)": {"causal": 82.2, "full": 82.6},
+}
+KEYS = ["data", "variant"]
+
+
+def title_of(names: list[str]) -> str:
+    """The paper's table that most of the variants are named after."""
+    shared = {title: len(set(rows) & set(names)) for title, rows in PAPER.items()}
+    best = max(shared, key=lambda title: shared[title])
+    return best if shared[best] else "Variants"
+
+
+def paper_table(study: Path) -> pd.DataFrame | None:
+    """One row per data and variant, in the order of the configuration; None without variants.
+
+    Accuracies and differences in percent, with 95% intervals over seeds: `ours` (each seed at the
+    layer that the others choose), `random`: of the weights before training, `difference`: to the
+    first variant, seed by seed. `paper` and `paper_difference` are NaN where the paper has none.
+    `nats`: next-token loss a token on the test files, of variants that were fine-tuned on it.
+    """
+    table = read_quality(study, "variants")
+    if table is None:
+        return None
+    printed = PAPER.get(title_of(list(table.variant.unique())), {})
+    rows = []
+    for data, of_data in table.groupby("data", sort=False):
+        first: tuple[str, np.ndarray] | None = None
+        for name, one in of_data[of_data.weights == "trained"].groupby("variant", sort=False):
+            values, layer = _scores(one)
+            first = first or (str(name), values)
+            random = of_data[(of_data.variant == name) & (of_data.weights == "random")]
+            about = one.iloc[0]
+            sizes = {"n_train": about.n_train, "n_test": about.n_test, "split": about.split}
+            half = half_width(values, **sizes, sampling=_sampling(values, about.n_test))
+            paper = printed.get(str(name), np.nan)
+            row = {"choice": name, "paper": paper, "ours": values.mean()}
+            row |= {"low": max(0.0, values.mean() - half), "high": min(1.0, values.mean() + half)}
+            row |= {"random": _scores(random)[0].mean() if len(random) else np.nan}
+            row |= {"chance": one.chance.mean()}
+            row["paper_difference"] = paper - printed.get(first[0], np.nan)
+            shared = min(len(values), len(first[1]))  # seeds that both have
+            apart = values[:shared] - first[1][:shared]
+            both = sum(_sampling(v, about.n_test) for v in (values, first[1]))
+            half = half_width(apart, **sizes, sampling=both) if name != first[0] else 0.0
+            row |= {"difference": apart.mean(), "difference_low": apart.mean() - half}
+            row |= {"difference_high": apart.mean() + half}
+            nats = one.groupby("seed").next_token_loss.first().to_numpy(float)
+            row |= {"nats": nats.mean(), "nats_half": half_width(nats, **sizes, sampling=0.0)}
+            row["data"] = data
+            row |= {"layer": layer, "seeds": len(values), "run_at": _scale(one)}
+            rows.append(row)
+    out = pd.DataFrame(rows)
+    ours = ["ours", "low", "high", "random", "chance"]
+    ours += ["difference", "difference_low", "difference_high"]
+    out[ours] = 100 * out[ours]
+    return out
+
+
+def variant_points(study: Path) -> pd.DataFrame | None:
+    """Accuracy by layer of every data and variant: the columns that `layer_figure` draws."""
+    table = read_quality(study, "variants")
+    if table is None:
+        return None
+    rows = []
+    place = {name: i for i, name in enumerate(table.variant.unique())}
+    keys = ["data", "variant", "weights", "layer", "depth"]
+    for (data, name, weights, layer, depth), g in table.groupby(keys, sort=False):
+        values = g.sort_values("seed").top1.to_numpy()
+        half = half_width(
+            values, n_train=g.n_train.iloc[0], n_test=g.n_test.iloc[0], split=g.split.iloc[0],
+            sampling=_sampling(values, g.n_test.iloc[0]),
+        )  # fmt: skip
+        rows.append(
+            {"data": data, "size": name, "params": place[name], "weights": weights}
+            | {"layer": layer, "depth": depth, "accuracy": values.mean()}
+            | {"low": values.mean() - half, "high": values.mean() + half, "chance": g.chance.mean()}
+        )
+    return pd.DataFrame(rows)
+
+
+def _scores(one: pd.DataFrame) -> tuple[np.ndarray, int]:
+    """By seed, the accuracy at the layer that the other seeds choose; and the best layer of all."""
+    wide = one.pivot(index="seed", columns="layer", values="top1").sort_index()
+    values = wide.to_numpy(float)
+    return scored_by_others(values), int(wide.columns[values.mean(0).argmax()])
+
+
+def _sampling(values: np.ndarray, n_test: float) -> float:
+    """Variance of a mean accuracy by the choice of the test files."""
+    return float(values.mean() * (1 - values.mean()) / n_test)
+
+
+def _scale(one: pd.DataFrame) -> str:
+    """What a row was run at, in words."""
+    row = one.iloc[0]
+    side = round(row.tokens**0.5)
+    tuned = f"; fine-tuned: {row.tuned}" if isinstance(row.tuned, str) and row.tuned else ""
+    return (
+        f"{row['size']} ({row.params:,} parameters), {row.macs_total:.2g} training MACs, "
+        f"{row.tokenizer}, {row.px} px = {side} x {side} tokens, {row['head']} head{tuned}"
+    )

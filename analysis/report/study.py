@@ -1,0 +1,322 @@
+"""report.html: one self-contained page that says what a study found and how far to trust it.
+
+The page is made of what the study left behind: rows, law, configuration and the data directory. A
+part that is missing is named as missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scaling.analysis.figures import runs as figures
+from scaling.analysis.figures.style import (
+    count_text,
+    escape,
+    exponent_text,
+    number_text,
+    power_of_two_text,
+    readable,
+)
+from scaling.analysis.questions import transfer
+from scaling.analysis.report.audit import audit_section
+from scaling.analysis.report.data import (
+    config_section,
+    data_section,
+    position_section,
+    runs_section,
+)
+from scaling.analysis.report.law import choices_section, isoflop_section, specified, trust_section
+from scaling.analysis.report.page import ASSETS, figure, head, page
+from scaling.analysis.report.probes import probe_files, probe_sections
+from scaling.analysis.report.transfer import transfer_section
+from scaling.errors import UserError
+from scaling.results import POSITIONS, loss_unit
+from scaling.storage import outputs
+
+if TYPE_CHECKING:
+    from scaling.analysis.questions.frontier import StudyLaw
+
+OF_THE_LADDER = ("compute", "audit", "isoflop", "trust", "choices")
+
+
+def write_report(
+    study_dir: Path,
+    rows: pd.DataFrame,
+    study_law: StudyLaw | None,
+    *,
+    config_text: str,
+    data_dir: Path | None = None,
+    refusal: str = "",
+) -> Path:
+    """Write `study_dir`/report.html and return its path; an unchanged page is left alone.
+
+    The page names the digest of all it was made of (this code too), so that an unchanged one is
+    recognised without making it again. The loss by token position is shown when the study directory
+    holds loss_by_position.json: {"size": name, "tokens_per_frame": int, "loss": [nats]}.
+
+    Args:
+        rows: of `scaling.results.load`.
+        study_law: of `analysis.frontier.fit_frontier`; None when it was refused, with the reason
+            in `refusal`.
+        config_text: the study's configuration, shown as it is.
+        data_dir: the token data (index.json, manifest.csv, samples.npz, shards); None: that part
+            says so.
+    Raises:
+        UserError: `rows` is empty.
+    """
+    if rows.empty:
+        raise UserError("the study has no rows yet: nothing to report; see `scaling status`")
+    path, positions = study_dir / "report.html", study_dir / POSITIONS
+    study = str(rows.study.iloc[0])
+    opening = head(study, _digest(rows, study_law, config_text, refusal, data_dir, positions))
+    if _is_made_of(path, opening):
+        return path
+    choices = specified(rows, study_law)
+    sections = [
+        ("rate", "The learning rate", _rate_section(rows)),
+        ("compute", "Loss against compute", _compute_section(rows, study_law)),
+        ("isoflop", "The best size of a budget", isoflop_section(rows)),
+        ("trust", "How good the law is", trust_section(rows, study_law)),
+        (
+            "choices",
+            "Would another analyst find the same?",
+            choices_section(rows, study_law, choices),
+        ),
+        ("audit", "What a referee would ask", audit_section(rows, study_law, choices)),
+        ("position", "Loss along the sequence", position_section(positions)),
+        *probe_sections(study_dir, rows),
+        ("runs", "All runs", runs_section(rows)),
+        ("data", "The data", data_section(data_dir)),
+        ("config", "The configuration", config_section(config_text)),
+    ]
+    if not (rows.role != "lr_sweep").any():  # a study of learning rates alone
+        sections = [one for one in sections if one[0] not in OF_THE_LADDER]
+    shown = [section for section in sections if section[2]]
+    text = page(opening, _header(study, rows, study_law, refusal), shown, _footer(rows))
+    outputs.write(outputs.STUDY, path, text)
+    return path
+
+
+def _digest(
+    rows: pd.DataFrame,
+    study_law: StudyLaw | None,
+    config_text: str,
+    refusal: str,
+    data_dir: Path | None,
+    positions: Path,
+) -> str:
+    """sha256 of everything that the page shows, and of the code that shows it."""
+    digest = hashlib.sha256()
+    files = sorted(f for f in ASSETS.iterdir() if f.suffix in (".py", ".css", ".js"))
+    if data_dir is not None:
+        files += [data_dir / name for name in ("index.json", "manifest.csv", "samples.npz")]
+        files += sorted(data_dir.parent.glob("[!.]*/index.json"))  # other tokenizers'
+    for file in [*files, positions, *probe_files(positions.parent)]:
+        digest.update(f"\0{file.name}\0".encode())
+        if file.exists():
+            digest.update(file.read_bytes())
+    law = None if study_law is None else study_law.to_json()
+    described = [list(rows.columns), law, config_text, refusal]
+    digest.update(json.dumps(described).encode())
+    digest.update(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_made_of(path: Path, opening: str) -> bool:
+    """Whether the page begins like this, which names its digest."""
+    if not path.exists():
+        return False
+    expected = opening.encode()
+    with path.open("rb") as file:
+        return file.read(len(expected)) == expected
+
+
+# --- what was found
+
+
+def _header(study: str, rows: pd.DataFrame, study_law: StudyLaw | None, refusal: str) -> str:
+    title = f'<p class="kicker">Scaling-law study</p><h1>{escape(study)}</h1>'
+    if not (rows.role != "lr_sweep").any():
+        moves = "".join(
+            f"<li>{escape(readable(line))}</li>"
+            for line in transfer.verdict_lines(
+                transfer.series_points(rows), loss_unit(rows.tokenizer)
+            )
+            if not line.startswith(" ")
+        )
+        return f"{title}<ul>{moves}</ul>{_facts(rows)}"
+    if study_law is None:
+        reason = f" {escape(readable(refusal))}" if refusal else ""
+        return f'{title}<p class="warn"><b>No law was fitted.</b>{reason}</p>{_facts(rows)}'
+    law, unit = study_law.law, loss_unit(rows.tokenizer)
+    offset = f"{number_text(law.e, 4)} + " if law.e else ""
+    low, high = law.ci["b"]
+    equation = (
+        f'<p class="law"><span><var>L</var>(<var>C</var>) = {offset}{number_text(law.a, 4)} '
+        f'<var>C</var><sup class="b">{exponent_text(law.b)}</sup></span>'
+        f'<span class="unit">{unit}, <var>C</var> in {escape(law.unit)}<br>{law.level:.0%} '
+        f"interval of the exponent: {exponent_text(low)} to {exponent_text(high)}</span></p>"
+    )
+    of = "the part of the loss above the floor" if law.e else "the loss"
+    judged = "; they are too few to hold one out"
+    if law.holdout_error is not None:
+        judged = (
+            "; fitted to the smaller budgets alone, it predicts the largest with an error of "
+            f"{abs(law.holdout_error):.2%}"
+        )
+    lead = (
+        f'<p class="lead">Ten times the compute lowers {of} by {1 - 10**law.b:.1%}. The law rests '
+        f"on {len(law.compute)} points over {law.decades:.2g} decades of compute{judged}.</p>"
+    )
+    warnings = "".join(f"<li>{escape(readable(text))}</li>" for text in study_law.warnings)
+    if warnings:
+        warnings = f'<div class="warn"><p><b>Before trusting it</b></p><ul>{warnings}</ul></div>'
+    return title + equation + lead + _comparison(study_law) + warnings + _facts(rows)
+
+
+def _comparison(study_law: StudyLaw) -> str:
+    """What the law may be set beside, and what not."""
+    pure = study_law.pure
+    low, high = pure.ci["b"]
+    beside = []
+    for c in study_law.compare():
+        verdict = "do not tell" if c.low <= 0 <= c.high else "tell"
+        beside.append(
+            f"{escape(c.other)}’s {exponent_text(c.b_other)} (these data {verdict} the two apart)"
+        )
+    which = "The exponent"
+    if study_law.law.e:
+        which = (
+            "A law with a floor has an exponent of another kind. That of the pure power law of the "
+            f"same points, {exponent_text(pure.b)} with {pure.level:.0%} interval "
+            f"{exponent_text(low)} to {exponent_text(high)},"
+        )
+    return (
+        f"<p>{which} may be set beside {' and '.join(beside)}: it says how fast more compute "
+        "lowers the loss. The coefficients and the losses may not be compared: they depend on the "
+        "tokens, the vocabulary and the unit of compute, which differ.</p>"
+    )
+
+
+def _facts(rows: pd.DataFrame) -> str:
+    last = rows.sort_values("macs_total").groupby("run_id").tail(1)
+    ladder = rows[rows.role != "lr_sweep"]
+    sized = ladder if len(ladder) else rows
+    diverged = int((last.status == "diverged").sum())
+    facts = [
+        ("Runs", f"{len(last):,}", f"{diverged or 'none'} diverged"),
+        (
+            "Sizes of the ladder" if len(ladder) else "Sizes",
+            f"{sized['size'].nunique()}",
+            f"{_counts(sized.params)} parameters",
+        ),
+        ("Compute of all runs", number_text(float(last.macs_total.sum())), "training MACs"),
+        ("Tokens of a run", _counts(last.tokens), f"vocabulary of {_counts(rows.vocab)}"),
+    ]
+    items = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
+        for name, value, note in facts
+    )
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _rate_section(rows: pd.DataFrame) -> str:
+    points = figures.learning_rate_points(rows)
+    chosen = sorted(set(rows.log2_lr[rows.role != "lr_sweep"]))
+    if points.empty:
+        rates = ", ".join(power_of_two_text(c) for c in chosen)
+        return f"<p>No learning-rate sweep was run. The ladder used {rates}.</p>"
+    if points.val_loss.isna().all():
+        return "<p>Every run of the learning-rate sweep diverged: there is no optimum to show.</p>"
+    series = transfer.series_points(rows)
+    if series.groupby(transfer.GROUP).ngroups > 1:
+        return transfer_section(series, loss_unit(rows.tokenizer))
+    rate = chosen[0] if len(chosen) == 1 else None
+    best = points[points.best]
+    optima = ", ".join(
+        f"{power_of_two_text(x)} at width {d}" for d, x in zip(best.d, best.log2_lr, strict=True)
+    )
+    if len(best) > 1 and best.log2_lr.nunique() == 1:
+        optima = f"{power_of_two_text(best.log2_lr.iloc[0])} at every width"
+    text = f"Each width’s best rate is drawn large and open: {optima}."
+    if rate is not None:
+        text += f" The dashed line is the rate of the ladder, {power_of_two_text(rate)}."
+    lost = int(points.val_loss.isna().sum())
+    if lost:
+        text += f" Crosses at the upper edge: {lost} run{'s' * (lost > 1)} that diverged."
+    return figure(
+        "rate", "Loss against learning rate, by width.", text,
+        figures.learning_rate_figure(points, rate, unit=loss_unit(rows.tokenizer)), points,
+        alt=f"Line chart: final validation loss against learning rate, a line a width. {text}",
+    )  # fmt: skip
+
+
+def _compute_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
+    points, unit = figures.run_points(rows), loss_unit(rows.tokenizer)
+    if not np.isfinite(points.val_loss).any():
+        return "<p>No run of the ladder has a finite loss yet.</p>"
+    text = (
+        "Faint lines: the runs while their learning rate is high. Filled: points whose rate has "
+        "decayed, with the decay dotted. "
+    )
+    done, shown = int((rows.decayed & (rows.role != "lr_sweep")).sum()), points.kind == "decayed"
+    if shown.sum() < done:
+        text += f"{shown.sum():,} of {done:,} are drawn, the best among them. "
+    lost = int((points.kind == "diverged").sum())
+    if lost:
+        text += f"Crosses at the upper edge: {lost} run{'s' * (lost > 1)} that diverged. "
+    alt = "Chart on two logarithmic axes: validation loss against training MACs. "
+    title = "Loss against training compute."
+    if study_law is None:
+        drawn = figures.scaling_figure(points, unit=unit)
+        return figure("compute", title, text, drawn, points, alt=alt + text, wide=True)
+    law = study_law.law
+    curve = figures.law_points(law, float(law.compute.min()), float(law.compute.max()))
+    slopes = {c.other: c.b_other for c in study_law.compare()}
+    drawn = figures.scaling_figure(
+        points, frontier=study_law.points, law=curve, slopes=slopes, unit=unit
+    )
+    text += (
+        f"Circles: the frontier, to which the law is fitted, with its {law.level:.0%} interval. "
+        "The grey lines show the slopes of published laws for comparison of steepness only; their "
+        "height is arbitrary."
+    )
+    ends = [number_text(float(loss)) for loss in (curve.loss.iloc[0], curve.loss.iloc[-1])]
+    alt += f"The law falls from {ends[0]} to {ends[1]} {unit}. {text}"
+    rules = "".join(
+        f"<li>{escape(rule)}: {count:,} rows</li>" for rule, count in study_law.excluded if count
+    )
+    taken = (
+        "is the loss to expect of each budget’s best size, from the runs near it: the lowest run "
+        "alone is low by luck too"
+        if study_law.averages
+        else "takes the lowest loss of each budget"
+    )
+    left_out = (
+        f"<p>Every decayed point of the ladder competes; the frontier {taken}. Left out before "
+        "that, by rules fixed beforehand:</p>"
+        f"<ul>{rules or '<li>nothing</li>'}</ul>"
+    )
+    return figure("compute", title, text, drawn, points, alt=alt, wide=True) + left_out
+
+
+def _footer(rows: pd.DataFrame) -> str:
+    code = ", ".join(sorted({sha[:12] for sha in rows.git_sha if sha})) or "of unknown version"
+    devices = ", ".join(sorted(set(rows.device)))
+    return (
+        "<p>Compute is training multiply-accumulates (MACs): three times the forward pass, "
+        "attention counted causally, the head included, embedding look-ups zero. 1 MAC = 2 FLOPs; "
+        "1 PF-day = 8.64 × 10¹⁹ FLOPs = 4.32 × 10¹⁹ MACs. "
+        f"Code {escape(code)}. Device {escape(devices)}.</p>"
+    )
+
+
+def _counts(values: pd.Series) -> str:
+    low, high = count_text(values.min()), count_text(values.max())
+    return low if low == high else f"{low} to {high}"

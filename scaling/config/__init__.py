@@ -1,0 +1,1 @@
+"""What a study's YAML says, and a run's own config."""

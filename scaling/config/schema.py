@@ -1,0 +1,485 @@
+"""The configuration of a study and of a run: one strict schema.
+
+A study is one YAML file (`sweeps/*.yaml`), which `scaling.config.study_file` reads. A run is
+hashed by what its `RunConfig` holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from scaling.config import yaml_file
+from scaling.errors import UserError, did_you_mean
+from scaling.models.family import FAMILY, ModelConfig
+
+SCHEMA = 1  # version of the run directory and of the rows; part of every run's identity
+
+Positive = Annotated[int, Field(gt=0, le=10**15)]  # beyond it nothing here is counted exactly
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Sequences = Annotated[int, Field(gt=0, le=10**10)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Parametrization = Literal["mup", "standard", "completep"]  # completep: muP, over depth as well
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's and Optuna's generators take
+Octave = Annotated[float, Field(ge=-64, le=64)]  # log2 of a learning rate
+Switch = Annotated[  # YAML reads a bare `on` or `off` as a truth value
+    Literal["auto", "on", "off"],
+    BeforeValidator(lambda v: {True: "on", False: "off"}[v] if isinstance(v, bool) else v),
+]
+Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Section(BaseModel):
+    """A block of the configuration: no unknown keys, no silent conversion, no later change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+class SourceConfig(Section):
+    """One source of clips. `weight` is its share of the training tokens, relative to the others."""
+
+    name: Slug
+    kind: Literal["leaves", "video", "images"]
+    path: Annotated[Path, Field(strict=False)] | None = None
+    weight: PositiveFloat = 1.0
+    exhausted: Literal["repeat", "error"] = "repeat"  # when a run needs more than it holds
+
+    @model_validator(mode="after")
+    def _path_fits_kind(self) -> SourceConfig:
+        if self.kind == "leaves" and self.path is not None:
+            raise ValueError("kind 'leaves' is generated and takes no path; remove `path`")
+        if self.kind != "leaves" and self.path is None:
+            raise ValueError(f"kind '{self.kind}' needs `path:` (a folder or a file)")
+        return self
+
+
+class DataConfig(Section):
+    """What the models see. A sequence is `frames` frames of `size` x `size` pixels."""
+
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1, strict=False)]
+    frames: Positive = 16  # paper, Section 3.4
+    size: Positive = 128  # pixels; paper, Section 3.4
+    stride: Positive = 4  # every 4th frame of a video; paper, Section 3.4
+    fps: PositiveFloat | None = None  # frames a second that `stride` counts; null: the video's own
+    # Training crops are cut from the picture at up to this many times the size of the whole one.
+    zoom: Annotated[float, Field(ge=1, le=16)] = 1.0
+    pixels: bool = False  # store the frames beside the tokens: for models that see patches
+    clips_per_video: Positive = 4  # random crops in space and time of one training video
+    train_sequences: Annotated[int, Field(gt=0, le=10**10)] = (
+        4096  # of the generated source and of image folders
+    )
+    val_sequences: Annotated[int, Field(gt=0, le=10**10)] = 64  # per source, at most
+    val_fraction: Fraction = 0.1  # of the files; a file is in training or validation, never both
+
+    @field_validator("sources")
+    @classmethod
+    def _names_differ(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        names = [s.name for s in sources]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two sources share the name {', '.join(twice)}; give each its own")
+        return sources
+
+
+class TokenizerConfig(Section):
+    """How a frame becomes integers: with published weights, or with what is fitted on the study's
+    own training frames (k-means, or a small dVAE or VQGAN)."""
+
+    kind: Literal["codebook", "dvae", "vqgan"] = "codebook"
+    patch: Positive = 8  # side of a code's square, pixels
+    codes: Annotated[int, Field(ge=2, le=65_000)] = 1024  # uint16 shards
+    weights: Annotated[Path, Field(strict=False)] | None = None  # safetensors or a state_dict
+    fit_frames: Positive = 4096  # training frames that it is fitted on, without weights
+    width: Positive = 16  # of a dVAE or VQGAN without weights: channels at full resolution
+    steps: Positive = 4000  # of its training
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> TokenizerConfig:
+        if self.kind == "codebook" or self.weights is not None:
+            return self
+        if self.patch < 2 or self.patch & (self.patch - 1):
+            raise ValueError(
+                f"patch {self.patch}: a {self.kind} halves the side again and again; use 2, 4, 8 "
+                f"or 16"
+            )
+        if self.width % 8:
+            raise ValueError(
+                f"width {self.width}: a {self.kind} takes multiples of 8; use "
+                f"{-(-self.width // 8) * 8}"
+            )
+        return self
+
+
+class ModelSection(Section):
+    """What all models of the study share.
+
+    Table 3 of the paper pairs what a model reads with what it predicts: tokens with tokens (of any
+    tokenizer), patches with patches, patches with tokens. Patches are as large as a token's square.
+    """
+
+    inputs: Literal["tokens", "patches"] = "tokens"
+    targets: Literal["tokens", "patches"] = "tokens"  # patches: normalised, squared error a value
+    parametrization: Parametrization = "mup"
+    base_width: Positive = 64  # width at which muP and standard parametrisation agree
+    base_layers: Positive = 2  # depth at which CompleteP and plain muP agree
+    rope_base: PositiveFloat = 10_000.0
+
+
+class TrainConfig(Section):
+    """How every run is trained."""
+
+    batch: Positive = 8  # sequences per step
+    micro_batch: Positive | None = None  # sequences of one forward pass, over all ranks; null: all
+    recompute: bool = False  # activation checkpointing: less memory, a third more compute
+    compile: Switch = "auto"  # auto: on CUDA, and on a CPU where it pays
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # of a run on several ranks: replicate, or shard
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    cooldown: Fraction = 0.2  # share of a budget's steps over which the rate falls to zero (wsd)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    grad_clip: PositiveFloat = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, else fp32
+    evals: Annotated[int, Field(ge=0, le=10_000)] = 8  # mid-schedule evaluations, log-spaced
+    checkpoint_seconds: PositiveFloat = 30.0
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainConfig:
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} does not divide batch {self.batch}; choose a "
+                f"divisor of it"
+            )
+        return self
+
+
+class LrConfig(Section):
+    """A learning-rate sweep: powers of two over several widths at fixed depth (Figure 11).
+
+    With `depths` it goes over depth instead, at the one width. What is swept over is the axis.
+    """
+
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)]
+    layers: Positive = 2
+    depths: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # instead of `layers`
+    parametrization: Parametrization | None = None  # null: that of `model`
+    heads: Positive = 4
+    log2_min: Annotated[int, Field(ge=-64, le=64)] = -9
+    log2_max: Annotated[int, Field(ge=-64, le=64)] = -4
+    steps: Positive = 500  # of each run: muP carries a rate over width at equal steps
+    sampler: Literal["grid", "tpe", "gp"] = "grid"
+
+    @model_validator(mode="after")
+    def _range(self) -> LrConfig:
+        if self.log2_min > self.log2_max:
+            raise ValueError(f"log2_min {self.log2_min} is above log2_max {self.log2_max}")
+        wrong = [w for w in self.widths if w % (2 * self.heads)]
+        if wrong:
+            raise ValueError(
+                f"widths {wrong} do not divide into {self.heads} heads of even width (RoPE turns "
+                f"pairs); use multiples of {2 * self.heads}"
+            )
+        for name, values in (("widths", self.widths), ("depths", self.depths)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} {list(values)} repeat; list each once")
+        if self.depths and len(self.widths) > 1:
+            raise ValueError(
+                f"widths {list(self.widths)} with depths {list(self.depths)}: a sweep goes over "
+                f"one of them; give one width, or no depths"
+            )
+        return self
+
+    @property
+    def axis(self) -> Literal["width", "depth"]:
+        return "depth" if self.depths else "width"
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The widths, or the depths, that every rate is tried at."""
+        return self.depths or self.widths
+
+
+class LadderConfig(Section):
+    """The runs that the law is fitted to: sizes times compute budgets."""
+
+    sizes: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    budgets_macs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, strict=False)]
+    tokens_per_param: tuple[PositiveFloat, PositiveFloat] | None = Field(default=None, strict=False)
+    max_tokens: PositiveFloat | None = None  # that a run may see
+    seeds: Annotated[int, Field(gt=0, le=10_000)] = 1  # runs that differ in their seed alone
+    log2_lr: Octave | None = None  # skip the sweep and use this rate
+
+    @field_validator("sizes")
+    @classmethod
+    def _known(cls, sizes: tuple[str, ...]) -> tuple[str, ...]:
+        for name in sizes:
+            if name not in FAMILY:
+                hint = did_you_mean(name, FAMILY) or f"; known: {', '.join(FAMILY)}"
+                raise ValueError(f"unknown size '{name}'{hint}")
+        if len(set(sizes)) < len(sizes):
+            raise ValueError(f"sizes {list(sizes)} repeat; list each once")
+        return sizes
+
+    @field_validator("budgets_macs")
+    @classmethod
+    def _increasing(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
+        if list(budgets) != sorted(set(budgets)):
+            raise ValueError(f"budgets {list(budgets)} must increase, none twice")
+        return budgets
+
+
+class LaunchConfig(Section):
+    """Where jobs run. `slurm` is the same call as `local`; `debug` runs in this process."""
+
+    cluster: Literal["local", "slurm", "debug"] = "local"
+    parallel: Positive | None = None  # jobs at once; default: the cores (local), 64 (slurm)
+    threads: Positive | None = None  # CPU threads of a job; default: cores / parallel
+    timeout_min: Positive = 24 * 60
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus: Annotated[int, Field(ge=0, le=10_000)] = 0  # per node
+    gpu_memory_gb: PositiveFloat | None = None  # given: a run takes as few of `gpus` as it fits on
+    nodes: Positive = 1
+    mem_gb: Positive | None = None
+    extra: dict[str, Any] = Field(default_factory=dict)  # further sbatch parameters
+    max_macs: PositiveFloat | None = None  # training MACs; a study beyond it takes --yes to start
+    max_gpu_hours: PositiveFloat | None = None  # likewise
+    gpu_macs_per_second: PositiveFloat | None = None  # of one GPU in training; default: timed here
+    gpu_speed_from: str = "launch.gpu_macs_per_second"  # where that number is from; for the plan
+
+
+class TrackingConfig(Section):
+    """MLflow. Default: a SQLite file in the study's directory."""
+
+    uri: str | None = None
+
+
+class FitConfig(Section):
+    """How the law is fitted."""
+
+    form: Literal["select", "power", "saturating"] = "select"  # select: by held-out error
+    resamples: Annotated[int, Field(ge=200, le=1_000_000)] = 4000
+
+
+class ProbeConfig(Section):
+    """The head that reads a variant's hidden states, a copy for each layer; the best layer counts.
+
+    average: mean over tokens and a linear map. attention: Section 3.5. grid: a linear map of the
+    means of the frame's cells. cross: A.7.
+    """
+
+    head: Literal["average", "attention", "grid", "cross"] = "attention"
+
+
+class Tuning(Section):
+    """How a model is fine-tuned on labelled images or clips (Sections 4.2, 4.7, A.2, A.3).
+
+    By default on next tokens, while the heads learn beside it, their gradient stopped. End to end
+    it is trained by the labels alone, through one head on the last layer.
+    """
+
+    px: Positive | None = None  # side; null: of images twice that of the study, of clips the same
+    frames: Positive | None = None  # of a clip; null: as many as in a training sequence
+    stride: Positive | None = None  # frame periods between them; null: as in training
+    rope_base: PositiveFloat = 50_000.0
+    attention: Literal["causal", "prefix", "full"] = "causal"  # prefix: half of the tokens
+    end_to_end: bool = False
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9  # of the rate, a layer down
+    lr: PositiveFloat = 1e-3  # of the last layer, at the muP base width
+    head_lr: PositiveFloat = 3e-3
+    steps: Positive = 300
+    batch: Positive = 32
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Tuning:
+        if self.attention == "full" and not self.end_to_end:
+            raise ValueError(
+                "attention full sees the tokens that it would predict, so the labels must train "
+                "the model: set end_to_end, or use causal or prefix"
+            )
+        return self
+
+
+class VariantConfig(Section):
+    """One choice of a comparison: the study, with these values in place of its own."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    data: dict[str, Any] = Field(default_factory=dict)
+    tokenizer: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    ladder: dict[str, Any] = Field(default_factory=dict)
+    probe: dict[str, Any] = Field(default_factory=dict)
+    finetune: dict[str, Any] = Field(default_factory=dict)
+
+
+class StudyConfig(Section):
+    """One study: raw clips in, a power law out.
+
+    With `variants` it compares choices in place of fitting a law: each is trained at one size and
+    budget and read by a head, or fine-tuned, on labelled data (`scaling represent`).
+    """
+
+    study: Slug
+    seed: Seed = 0
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelSection = ModelSection()
+    train: TrainConfig = TrainConfig()
+    lr: LrConfig | None = None  # the sweep that gives the ladder its rate
+    transfer: Annotated[tuple[LrConfig, ...], Field(strict=False)] = ()  # sweeps to be compared
+    ladder: LadderConfig | None = None
+    probe: ProbeConfig = ProbeConfig()  # of variants
+    finetune: Tuning | None = None  # of variants; null: the probe reads the model as it is
+    variants: Annotated[tuple[VariantConfig, ...], Field(strict=False)] = ()
+    launch: LaunchConfig = LaunchConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    fit: FitConfig = FitConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> StudyConfig:
+        if self.data.size % self.tokenizer.patch:
+            raise ValueError(
+                f"data.size {self.data.size} is not a multiple of tokenizer.patch "
+                f"{self.tokenizer.patch}; choose a patch that divides the frame"
+            )
+        if "patches" in (self.model.inputs, self.model.targets) and not self.data.pixels:
+            raise ValueError(
+                "model.inputs or model.targets is patches, which are cut from stored frames; set "
+                "data.pixels: true"
+            )
+        if self.ladder is None and not self.transfer:
+            raise ValueError("nothing to train: add a `ladder:` section, or `transfer:` sweeps")
+        if self.ladder and self.lr is None and self.ladder.log2_lr is None:
+            raise ValueError(
+                "no learning rate: add an `lr:` section (a sweep) or set ladder.log2_lr"
+            )
+        if self.lr and self.lr.depths:
+            raise ValueError(
+                "lr.depths: the ladder's rate is found over widths; list a sweep over depth in "
+                "`transfer:`"
+            )
+        if self.lr and self.ladder is None:
+            raise ValueError(
+                "`lr:` gives a ladder its rate and there is no `ladder:`; move it to `transfer:`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_compared(self) -> StudyConfig:
+        if not self.variants:
+            return self
+        if self.lr or self.transfer or self.ladder is None or self.ladder.log2_lr is None:
+            raise ValueError(
+                "`variants:` are trained at given rates: set ladder.log2_lr (of each, if need be) "
+                "and leave `lr:` and `transfer:` out"
+            )
+        names = [v.name for v in self.variants]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two variants share the name {', '.join(twice)}; give each its own")
+        return self
+
+
+def variants(config: StudyConfig) -> dict[str, StudyConfig]:
+    """Name -> the study of each variant, in order; {"": the study itself} where it has none."""
+    if not config.variants:
+        return {"": config}
+    whole = json.loads(config.model_dump_json())
+    return {v["name"]: StudyConfig.model_validate(varied(whole, v)) for v in whole.pop("variants")}
+
+
+def varied(study: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
+    """A study as it was written, with a variant's values; lists are replaced whole."""
+    changes = {k: v for k, v in variant.items() if k != "name" and v}
+    return _over({k: v for k, v in study.items() if k != "variants"}, changes)
+
+
+def _over(below: Any, above: Any) -> Any:
+    if isinstance(below, dict) and isinstance(above, dict):
+        return below | {k: _over(below.get(k), v) for k, v in above.items()}
+    return above
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One training run. `run_id` hashes every field that determines its numbers."""
+
+    model: ModelConfig
+    data_key: str
+    role: str  # "lr_sweep" | "ladder" | "single"
+    lr: float  # muP base rate
+    budgets_steps: tuple[int, ...]  # optimizer steps of each decayed point, increasing
+    budgets_macs: tuple[float, ...]  # the nominal budgets that these steps spend
+    batch: int = 8  # sequences
+    schedule: str = "wsd"
+    warmup_steps: int = 50
+    cooldown: float = 0.2
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    precision: str = "fp32"
+    evals: int = 8
+    seed: int = 0
+    schema: int = SCHEMA
+    # What does not determine the numbers, or no more of them than the last digits:
+    study: str = ""
+    data_dir: str = ""
+    checkpoint_seconds: float = 30.0
+    micro_batch: int | None = None
+    recompute: bool = False
+    compile: str = "auto"
+    parallel: str = "ddp"
+
+    NOT_IDENTITY = (
+        "study", "data_dir", "checkpoint_seconds", "micro_batch", "recompute", "compile", "parallel"
+    )  # fmt: skip
+
+    @property
+    def run_id(self) -> str:
+        """First 12 hex digits of the SHA-256 of the canonical JSON of the identity fields."""
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in self.NOT_IDENTITY}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_yaml(self) -> str:
+        fields = dataclasses.asdict(self)
+        fields["budgets_steps"] = list(self.budgets_steps)
+        fields["budgets_macs"] = list(self.budgets_macs)
+        return yaml.safe_dump(fields, sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> RunConfig:
+        """Read back a run directory's config.yaml. Raises UserError when it is not one."""
+        if not path.exists():
+            raise UserError(f"{path}: no such run configuration")
+        try:
+            fields, _ = yaml_file.read(path)
+            model = ModelConfig(**fields["model"])  # refuses unknown keys, as this class does
+            return _RUN.validate_python(dataclasses.asdict(cls(**fields | {"model": model})))
+        except (TypeError, KeyError, ValueError) as error:
+            said = str(error)
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise UserError(
+                f"{path}: not a run configuration of schema {SCHEMA} ({said}); it was written by "
+                f"another version or damaged. Remove the run directory to train it again"
+            ) from None
+
+
+_RUN = TypeAdapter(RunConfig)  # the types of its fields, which a dataclass does not hold

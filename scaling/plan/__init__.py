@@ -1,0 +1,1 @@
+"""What a study will train, and what that costs."""

@@ -1,0 +1,1 @@
+"""Whole files, locks, outputs that may be replaced, temporary folders."""

@@ -1,0 +1,246 @@
+"""Is a study's directory sound? Finds what crashes, full disks and hands can leave behind.
+
+Repairs only what loses nothing, and only while no driver works on the study; everything else is
+said with its remedy. Runs need no doctor to continue: this is for looking before trusting.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaling.config.schema import SCHEMA, RunConfig
+from scaling.config.study_file import load_study
+from scaling.errors import UserError
+from scaling.results import read_run
+from scaling.storage.files import RunBusy, RunLock, held
+from scaling.study.status import check_schema, read_plan
+from scaling.tracking import track
+
+LEAST_FREE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be. `repaired` says what was done, or is empty."""
+
+    where: str
+    what: str
+    remedy: str
+    repaired: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}. {self.repaired or self.remedy}"
+
+
+def examine(study_dir: Path, *, repair: bool = False) -> list[Finding]:
+    """Everything that is wrong with a study's directory; an empty list for a sound one.
+
+    Args:
+        study_dir: the study's directory.
+        repair: mend what can be mended without loss.
+    Raises:
+        UserError: not a study's directory, or (with `repair`) a driver works on it.
+    """
+    if not (study_dir / "study.yaml").is_file():
+        raise UserError(f"{study_dir}: not a study's folder (it has no study.yaml)")
+    lock = study_dir / "driver.lock"
+    at_work = held(lock)
+    orphaned = not at_work and lock.exists() and bool(lock.read_text().strip())
+    first = [_orphaned(lock.name, repair)] if orphaned else []
+    if not repair:
+        return [*first, *_findings(study_dir, mend=False, at_work=at_work)]
+    try:
+        with RunLock(study_dir, lock.name):  # which empties it in the end
+            return [*first, *_findings(study_dir, mend=True, at_work=False)]
+    except RunBusy as busy:
+        raise UserError(f"{busy}; look without --repair, or repair when it has ended") from None
+
+
+def _orphaned(where: str, mended: bool) -> Finding:
+    remedy = "It holds nobody up: the next start takes it"
+    return Finding(where, "its holder is gone", remedy, "Emptied" if mended else "")
+
+
+def _findings(study_dir: Path, *, mend: bool, at_work: bool) -> Iterator[Finding]:
+    free = shutil.disk_usage(study_dir).free
+    if free < LEAST_FREE_BYTES:
+        yield Finding(
+            str(study_dir), f"only {free / 1e6:.0f} MB are free on its device", "Free some space"
+        )
+    planned: set[str] = set()
+    try:
+        check_schema(study_dir)
+        planned = {entry["run_id"] for entry in read_plan(study_dir)}
+    except UserError as error:
+        yield Finding("plan.json", str(error), "See there")
+    if not at_work:
+        yield from _leftovers(study_dir, "", mend)
+        yield from _journal(study_dir / "sweep.journal", mend)
+    yield from _jobs(study_dir, planned)
+    strangers = []
+    for run_dir in sorted(p for p in (study_dir / "runs").glob("*") if p.is_dir()):
+        yield from _run(run_dir, mend)
+        if planned and run_dir.name not in planned:
+            strangers.append(run_dir.name)
+    if strangers:
+        yield Finding(
+            "runs",
+            f"{len(strangers)} runs are not of the study as it is configured now "
+            f"({', '.join(strangers[:3])}{', ...' if len(strangers) > 3 else ''})",
+            "They stay out of its plan and law; remove them if you do not want them back",
+        )
+    yield from _tracking(study_dir)
+
+
+def _run(run_dir: Path, mend: bool) -> Iterator[Finding]:
+    name = f"runs/{run_dir.name}"
+    busy = held(run_dir / "lock")
+    lock = run_dir / "lock"
+    if lock.exists() and lock.read_text().strip() and not busy:
+        if mend:
+            lock.write_text("")
+        yield _orphaned(f"{name}/lock", mend)
+    if busy:
+        return  # at work: what follows may be changing
+    yield from _leftovers(run_dir, f"{name}/", mend)
+    for damaged in sorted(run_dir.glob("*.damaged")):
+        yield Finding(
+            f"{name}/{damaged.name}",
+            "a damaged file that was set aside; its predecessor was used",
+            "Remove it when it is of no use",
+        )
+    try:
+        run = RunConfig.from_yaml(run_dir / "config.yaml")
+    except UserError as error:
+        if (run_dir / "rows.json").exists() or (run_dir / "checkpoint.pt").exists():
+            yield Finding(f"{name}/config.yaml", str(error), "Remove the run's directory")
+        return
+    if run.schema != SCHEMA:
+        yield Finding(
+            name,
+            f"written with schema {run.schema}, this version writes {SCHEMA}",
+            "Its rows are not mixed with new ones; the study trains it again under a new name. "
+            "Read the old table with the version that wrote it",
+        )
+        return
+    if run.run_id != run_dir.name:
+        yield Finding(
+            f"{name}/config.yaml",
+            f"describes run {run.run_id}: it was edited, or the directory renamed",
+            f"Rename the directory to {run.run_id}, or remove it to train it again",
+        )
+    yield from _rows(run_dir, name, mend)
+
+
+def _leftovers(folder: Path, where: str, mend: bool) -> Iterator[Finding]:
+    for leftover in sorted([*folder.glob(".*.tmp"), *folder.glob(".writable.*")]):
+        repaired = ""
+        if mend:
+            leftover.unlink(missing_ok=True)
+            repaired = "Removed"
+        yield Finding(
+            f"{where}{leftover.name}", "a write that a crash cut short", "Use --repair", repaired
+        )
+
+
+def _jobs(study_dir: Path, planned: set[str]) -> Iterator[Finding]:
+    """Live cluster jobs of runs that the study has no use for any more."""
+    from scaling.jobs.squeue import RUNS, entries
+
+    submitted = any((study_dir / "jobs").glob(f"*/{RUNS}"))  # never, where a study is local
+    if not submitted or shutil.which("squeue") is None:
+        return
+
+    try:
+        live = entries(study_dir / "jobs")
+    except UserError as error:
+        yield Finding("jobs", f"Slurm was not asked ({error})", "Try again when it answers")
+        return
+    strangers = [
+        job.job_id
+        for run_dir, job in live.items()
+        if run_dir.parent.name == "runs" and run_dir.name not in planned
+    ]
+    if planned and strangers:
+        yield Finding(
+            "jobs",
+            f"{len(strangers)} live jobs train runs that are not of the study as it is configured "
+            f"now ({', '.join(strangers[:5])}{', ...' if len(strangers) > 5 else ''})",
+            f"End them: scancel {' '.join(strangers[:20])}",
+        )
+
+
+def _rows(run_dir: Path, name: str, mend: bool) -> Iterator[Finding]:
+    has_state = (run_dir / "checkpoint.pt").exists()
+    try:
+        rows = read_run(run_dir)
+    except UserError as error:
+        repaired = ""
+        if mend and has_state:
+            (run_dir / "rows.json").rename(run_dir / "rows.json.damaged")
+            repaired = "Set aside: the next run of the study rebuilds it from the checkpoint"
+        yield Finding(
+            f"{name}/rows.json",
+            str(error),
+            "Use --repair" if has_state else "Remove the directory to train the run again",
+            repaired,
+        )
+        return
+    if rows is None:
+        return
+    if any(row.get("run_id") != run_dir.name for row in rows):
+        yield Finding(f"{name}/rows.json", "holds rows of another run", "Remove the directory")
+    if not has_state:
+        yield Finding(
+            name,
+            "has rows but no checkpoint",
+            "The rows count; only a longer schedule would have to start from nothing",
+        )
+
+
+def _journal(journal: Path, mend: bool) -> Iterator[Finding]:
+    """The same rules as scaling.study.sweep, without importing Optuna."""
+    lock = journal.with_name(journal.name + ".lock")
+    if lock.exists():
+        if mend:
+            lock.unlink(missing_ok=True)
+        remedy = "The next run of the study removes it"
+        yield Finding(lock.name, "of a driver that is gone", remedy, "Removed" if mend else "")
+    if not journal.exists():
+        return
+    content = journal.read_bytes()
+    if content and not content.endswith(b"\n"):
+        whole = content.rfind(b"\n") + 1
+        repaired = ""
+        if mend:
+            with open(journal, "r+b") as file:
+                file.truncate(whole)
+            repaired = "Dropped"
+        yield Finding(
+            journal.name,
+            f"its last line ({len(content) - whole} bytes) is torn",
+            "The next run of the study drops it",
+            repaired,
+        )
+
+
+def _tracking(study_dir: Path) -> Iterator[Finding]:
+    try:
+        uri = load_study(study_dir / "study.yaml").tracking.uri
+    except UserError as error:
+        remedy = "Give the study's own file to `scaling study` again, which writes it anew"
+        yield Finding("study.yaml", str(error).splitlines()[0], remedy)
+        return
+    try:
+        missing = track.unsent(study_dir, uri)
+    except (OSError, UserError):
+        return  # plan.json, which is named above
+    if missing:
+        yield Finding(
+            "mlflow",
+            f"{len(missing)} finished runs have not been sent",
+            "Run `scaling sync`, or the study again",
+        )

@@ -1,0 +1,430 @@
+"""The pipeline: media -> tokens -> learning-rate sweep -> ladder -> rows -> law -> report.
+
+Each step's result is a file that the next one reads, and each step is skipped when its result is
+there, so the same command continues whatever was interrupted.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from scaling import results
+from scaling.config.schema import LrConfig, RunConfig, StudyConfig, variants
+from scaling.config.study_file import load_study
+from scaling.data.encode import prepare
+from scaling.data.shards import TokenData
+from scaling.errors import UserError
+from scaling.jobs.encode_jobs import on_cluster
+from scaling.jobs.launch import ROWS, Detached, Finished, Job, Launcher, check, resources
+from scaling.plan import runs as plan
+from scaling.results import read_run
+from scaling.storage import outputs, scratch
+from scaling.storage.files import RunBusy, RunLock
+from scaling.study.progress import Progress
+from scaling.study.status import check_schema, read_plan, write_plan
+from scaling.tracking import track
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scaling.analysis.questions.frontier import StudyLaw
+    from scaling.study.sweep import SweepResult
+
+Say = Callable[[str], None]
+VARIANTS = "variants.json"  # of a study: name of a variant -> ids of its runs, in order of seeds
+# What is written, and written again, at the top of a study's folder.
+REPORTED = ("law.json", "report.html", "paper_table.csv")
+OWN = (*REPORTED, "rows.csv", VARIANTS, results.POSITIONS)
+PROBED = ("probes.csv", "davis.csv", "finetune.csv", "variants.csv")
+STATE = ("plan.json", "sweep.journal", "mlflow.db", "mlflow.sent.json")  # of a study at work
+
+
+def study(
+    config: StudyConfig, out: Path, *, say: Say = print, detach: bool = False, yes: bool = False
+) -> Path | None:
+    """Take a study from its media to its report, or from wherever it stopped.
+
+    Args:
+        config: the study.
+        out: the folder of all studies; this one lives in `out / config.study`.
+        detach: on Slurm, submit the runs that can be named now and return. The next call, with or
+            without it, takes up what they left: the ladder waits for the sweep's learning rate.
+        yes: start although the plan is beyond launch.max_macs or launch.max_gpu_hours.
+    Returns:
+        The path of report.html; None when it detached from jobs.
+    Raises:
+        UserError: another driver works on the study, over its budget, jobs that Slurm would refuse,
+            unusable media, runs that failed, no law.
+    """
+    folder = out / config.study
+    check_outputs(folder, config)
+    check_schema(folder)
+    if not _complete(folder):
+        check(config.launch, folder, detach=detach)
+        guard(config, say, yes=yes)
+        track.check(config.tracking.uri, say)
+        for one in variants(config).values():
+            for run in plan.ladder_runs(one, 1.0, "", Path())[0]:
+                plan.gpus_of(config.launch, run)
+    if not (folder / "driver.lock").exists():
+        outputs.begin(folder)
+    try:
+        with RunLock(folder, "driver.lock"):
+            scratch.tidy(folder)
+            law = _study(config, folder, say, detach)
+            scratch.sweep(folder / "jobs")  # all went well: nothing is to be read of killed drivers
+            return law
+    except Detached as left:
+        say(
+            f"{left.jobs} jobs are in Slurm, {left.new} of them new, and go on by themselves. See "
+            f"`scaling status {folder} --watch`; run the same command again when they have ended"
+        )
+        return None
+    except RunBusy as busy:
+        raise UserError(
+            f"study '{config.study}': {busy}. One driver works on a study at a time; watch it with "
+            f"`scaling status {folder}`"
+        ) from None
+
+
+def check_outputs(
+    folder: Path, config: StudyConfig | None = None, names: Sequence[str] = OWN
+) -> None:
+    """Raises UserError where files in a study's folder are not its own, and would be replaced.
+
+    config: it is run, too. A study.yaml that says the same, in whatever words, stays as it is.
+    """
+    names = list(names)
+    if config is not None:
+        if not _holds(folder / "study.yaml", config):
+            names.append("study.yaml")
+        if not ((folder / "driver.lock").exists() or outputs.wrote(outputs.STUDY, folder)):
+            names += STATE  # nothing of a study is there yet
+    outputs.claim(outputs.STUDY, *(folder / name for name in names))
+
+
+def _holds(path: Path, config: StudyConfig) -> bool:
+    try:
+        return path.is_file() and load_study(path) == config
+    except UserError:
+        return False
+
+
+def _complete(folder: Path) -> bool:
+    """Whether every run planned so far is finished: then another look needs no cluster."""
+    runs = read_plan(folder)
+    return bool(runs) and all((folder / "runs" / r["run_id"] / ROWS).is_file() for r in runs)
+
+
+def guard(config: StudyConfig, say: Say, *, yes: bool) -> None:
+    """Raises UserError when the plan goes beyond the study's own limits and nobody said yes."""
+    if config.launch.max_macs is None and config.launch.max_gpu_hours is None:
+        return
+    costs, _ = plan.study_cost(config, threads=1, measure=plan.must_time(config.launch), log=say)
+    over = plan.over_budget(config.launch, costs)
+    if over and not yes:
+        raise UserError(
+            f"study '{config.study}' is over its budget: {'; '.join(over)}. Nothing was started. "
+            f"Plan a smaller study (`scaling plan` shows where it goes), raise the limit, or start "
+            f"it nevertheless with --yes"
+        )
+    for line in over:
+        say(f"over budget, started with --yes: {line}")
+
+
+def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
+    if not _holds(folder / "study.yaml", config):
+        _write_if_changed(folder / "study.yaml", describe(config))
+    choices = variants(config)
+    tokens: dict[str, TokenData] = {}
+    for name, one in choices.items():
+        tokens[name] = TokenData.open(encode(one, folder, say))
+        check_sources(one, tokens[name])
+    failed: list[Finished] = []
+    runs: list[RunConfig] = []
+    with Launcher(config.launch, folder / "jobs", detach=detach) as launcher:
+        first = next(iter(tokens.values()))
+        lr, runs = best_rate(config, folder, first, first.path, launcher, say)
+        of_variants: dict[str, list[str]] = {}
+        once: dict[str, RunConfig] = {}  # variants may share runs
+        for name, one in choices.items():
+            given = one.ladder.log2_lr if one.ladder else None
+            rate = lr if given is None else 2.0**given
+            found, left = plan.ladder_runs(one, rate, tokens[name].key, tokens[name].path)
+            for pair in left:
+                say(f"left out: {pair.size} at {pair.budget_macs:.3g} MACs: {pair.rule}")
+            of_variants[name] = [run.run_id for run in found]
+            once |= {run.run_id: run for run in found}
+        if config.variants:
+            _write_if_changed(folder / VARIANTS, json.dumps(of_variants, indent=1))
+        ladder = list(once.values())
+        runs += ladder
+        record(folder, runs)
+        # The longest first, so that no place idles at the end.
+        ladder.sort(key=plan.path_macs, reverse=True)
+        jobs = [make_job(config, folder, run) for run in ladder]
+        todo = [job for job in jobs if read_run(job.run_dir) is None]
+        if todo:
+            say(f"ladder: {len(todo)} runs to train, {len(jobs) - len(todo)} finished before")
+            with progress(folder, say):
+                for finished in launcher.map(todo):
+                    say(_outcome(finished))
+                    if finished.error:
+                        failed.append(finished)
+    table = export(folder)
+    if failed:
+        errors = "\n".join(
+            f"  {f.job.run.run_id} ({f.job.run.model.name}): {f.error}" for f in failed
+        )
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed; the others are kept. Mend the cause and "
+            f"run the same command again, which trains only what is missing:\n{errors}"
+        )
+    if config.transfer:
+        from scaling.analysis.questions.transfer import series_points, verdict_lines
+
+        unit = results.loss_unit(table.tokenizer)
+        say("\n".join(verdict_lines(series_points(table), unit)))
+    keep_positions(folder, table)
+    law = fit_law(config, folder, table, say)
+    path = report(config, folder, first.path, table, *law)
+    say(f"rows    {folder / 'rows.csv'}\nreport  {path}")
+    # Last: a tracking server that is down costs neither the law nor the report.
+    track.sync(folder, config.tracking.uri)
+    return path
+
+
+def describe(config: StudyConfig) -> str:
+    """The whole configuration, defaults included, as YAML."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+
+
+def encode(config: StudyConfig, folder: Path, say: Say) -> Path:
+    """Media to token shards; returns the data directory."""
+    last = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 5:
+            say(f"tokens: {what} {done}/{total}")
+            last = time.monotonic()
+
+    mapper = None
+    if config.launch.cluster == "slurm":
+        mapper = on_cluster(config.launch, folder)
+    data_dir = prepare(
+        config.data,
+        config.tokenizer,
+        folder / "data",
+        seed=config.seed,
+        progress=tell,
+        workers=resources(config.launch)[0],
+        mapper=mapper,
+    )
+    for line in not_whole(data_dir / "manifest.csv"):
+        say(line)
+    return data_dir
+
+
+def check_sources(config: StudyConfig, data: TokenData) -> None:
+    """Raises UserError where a run would need a source for a second time that may not repeat."""
+    ladder, _ = plan.ladder_runs(config, 1.0, data.key, data.path)
+    steps = [run.budgets_steps[-1] for run in ladder]
+    steps += [sweep.steps for sweep in plan.sweeps(config)]
+    passes = data.epochs(max(steps, default=0), config.train.batch, config.seed)
+    short = [
+        f"{source.name}: {passes[source.name]:.3g} times"
+        for source in config.data.sources
+        if source.exhausted == "error" and passes[source.name] > 1
+    ]
+    if short:
+        raise UserError(
+            f"the longest run goes through sources that may not repeat (exhausted: error): "
+            f"{'; '.join(short)}. Give them more data or a smaller weight, lower the budgets, or "
+            f"set exhausted: repeat"
+        )
+
+
+def not_whole(manifest: Path, most: int = 8) -> list[str]:
+    """Lines about the files that gave no tokens or not all of theirs; empty when all did."""
+    with open(manifest, newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["status"] != "ok" or r["error"]]
+    lines = [f"  {r['source']}: {r['path']}: {r['status']}: {r['error']}" for r in rows[:most]]
+    if rows:
+        lines.insert(0, f"tokens: {len(rows)} files were not used, or not whole (all: {manifest})")
+    return lines
+
+
+def best_rate(
+    config: StudyConfig, folder: Path, data: TokenData, data_dir: Path, launcher: Launcher, say: Say
+) -> tuple[float, list[RunConfig]]:
+    """The learning rate of the ladder (NaN: it has none), and the runs of all sweeps."""
+    given = config.ladder.log2_lr if config.ladder else None
+    lr = math.nan if given is None else 2.0**given
+    runs: list[RunConfig] = []
+    for sweep in plan.sweeps(config):
+        found, trained = run_sweep(config, sweep, folder, data, data_dir, launcher, say, runs)
+        runs += trained
+        if sweep is config.lr:
+            lr = found.best_lr
+    return lr, runs
+
+
+def run_sweep(
+    config: StudyConfig,
+    sweep: LrConfig,
+    folder: Path,
+    data: TokenData,
+    data_dir: Path,
+    launcher: Launcher,
+    say: Say,
+    before: list[RunConfig],
+) -> tuple[SweepResult, list[RunConfig]]:
+    """One learning-rate sweep and its runs; `before`: those of the sweeps before it."""
+    from scaling.study.sweep import sweep_lr
+
+    runs: dict[str, RunConfig] = {}
+    recorded = {entry["run_id"] for entry in read_plan(folder)}
+    ladder, _ = plan.ladder_runs(config, 1.0, data.key, data_dir)  # their size, not yet their rate
+    planned = plan.sweeps(config)
+    after = [
+        plan.sweep_run(config, later, member, 2.0**p, data.key, data_dir)
+        for later in planned[planned.index(sweep) + 1 :]
+        for member in later.members
+        for p in range(later.log2_min, later.log2_max + 1)
+    ]
+    later_macs = sum(map(plan.path_macs, [*after, *ladder]))
+
+    def job(member: int, lr: float) -> Job:
+        run = plan.sweep_run(config, sweep, member, lr, data.key, data_dir)
+        runs[run.run_id] = run
+        if run.run_id not in recorded:
+            record(folder, [*before, *runs.values()], later_macs=later_macs)
+            recorded.update(runs)
+        return make_job(config, folder, run)
+
+    grid = range(sweep.log2_min, sweep.log2_max + 1) if sweep.sampler == "grid" else ()
+    jobs = [job(member, 2.0**p) for member in sweep.members for p in grid]
+    todo = [j for j in jobs if read_run(j.run_dir) is None]
+    kind = sweep.parametrization or config.model.parametrization
+    if todo:
+        say(f"lr sweep over {sweep.axis}, {kind}: {len(todo)} of {len(jobs)} runs to train")
+    with progress(folder, say if todo else lambda _: None):
+        found = sweep_lr(
+            job,
+            widths=sweep.members,
+            log2_min=sweep.log2_min,
+            log2_max=sweep.log2_max,
+            launcher=launcher,
+            journal=folder / "sweep.journal",
+            sampler=sweep.sampler,
+            axis=sweep.axis,
+            each=sweep is not config.lr,
+            seed=config.seed,
+        )
+    if sweep is config.lr:
+        unit = results.PATCH_UNIT if config.model.targets == "patches" else results.TOKEN_UNIT
+        say(found.summary(unit))
+    # In the order of the trials, and also those that an earlier call trained beyond the grid.
+    runs.clear()
+    for trial in found.trials:
+        job(trial.width, 2.0**trial.log2_lr)
+    return found, list(runs.values())
+
+
+def make_job(config: StudyConfig, folder: Path, run: RunConfig) -> Job:
+    return Job(run, folder / "runs" / run.run_id, plan.gpus_of(config.launch, run))
+
+
+def record(folder: Path, runs: list[RunConfig], *, later_macs: int = 0) -> None:
+    once = list({run.run_id: run for run in runs}.values())  # two sweeps may share a run
+    write_plan(folder, once, [plan.path_macs(run) for run in once], later_macs=later_macs)
+
+
+def progress(folder: Path, say: Say) -> Progress:
+    return Progress(folder, say, live=sys.stderr.isatty())
+
+
+def _outcome(finished: Finished) -> str:
+    run = finished.job.run
+    if finished.error:
+        return f"failed   {run.run_id} {run.model.name}: {finished.error.splitlines()[0]}"
+    rows = read_run(finished.job.run_dir) or []
+    points = ", ".join(f"{r['val_loss']:.4f}" for r in rows if r["decayed"])
+    status = "diverged" if any(r["status"] == "diverged" for r in rows) else "finished"
+    unit = results.loss_unit(r["tokenizer"] for r in rows)
+    return f"{status} {run.run_id} {run.model.name}: {points} {unit}"
+
+
+def export(folder: Path) -> pd.DataFrame:
+    """rows.csv of the study's runs; written only when it changes."""
+    table = results.load(folder)
+    _write_if_changed(folder / "rows.csv", table.to_csv(index=False))
+    return table
+
+
+def keep_positions(folder: Path, table: pd.DataFrame) -> None:
+    """Beside the report: the loss by token position of the ladder's best run (Figure 10)."""
+    points = table[table.decayed & (table.role == "ladder")].sort_values("val_loss")
+    for run_id in points.run_id:
+        there = folder / "runs" / run_id / results.POSITIONS
+        if there.is_file():
+            _write_if_changed(folder / results.POSITIONS, there.read_text())
+            return
+
+
+def fit_law(
+    config: StudyConfig, folder: Path, table: pd.DataFrame, say: Say
+) -> tuple[StudyLaw | None, str]:
+    """Fit the frontier of the ladder and write law.json; or no law, and the reason."""
+    if config.ladder is None or config.variants:
+        outputs.remove(outputs.STUDY, folder / "law.json")
+        return None, "The study compares choices, each at one budget." if config.variants else ""
+    from scaling.analysis.laws import saved_law
+    from scaling.analysis.laws.fit import NotIdentified
+    from scaling.analysis.questions.frontier import fit_frontier
+
+    try:
+        law = fit_frontier(
+            table, seed=config.seed, form=config.fit.form, resamples=config.fit.resamples
+        )
+    except NotIdentified as refusal:
+        outputs.remove(outputs.STUDY, folder / "law.json")
+        say(f"no law: {refusal}")
+        return None, str(refusal)
+    _write_if_changed(folder / "law.json", saved_law.text(law))
+    say(law.summary())
+    return law, ""
+
+
+def report(
+    config: StudyConfig,
+    folder: Path,
+    data_dir: Path,
+    table: pd.DataFrame,
+    law: StudyLaw | None,
+    refusal: str,
+) -> Path:
+    """report.html, written again only when what it shows has changed."""
+    from scaling.analysis.questions.paper_tables import paper_table
+    from scaling.analysis.report.study import write_report
+
+    if (beside := paper_table(folder)) is not None:
+        _write_if_changed(folder / "paper_table.csv", beside.to_csv(index=False))
+    return write_report(
+        folder, table, law, config_text=describe(config), data_dir=data_dir, refusal=refusal
+    )
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        outputs.write(outputs.STUDY, path, text)

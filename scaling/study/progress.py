@@ -1,0 +1,89 @@
+"""A line about work that takes long, with the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+from types import TracebackType
+
+from scaling.study.status import clock, run_states
+
+
+class Progress:
+    """A line about the study's progress while work goes on: live on a terminal, else every 15 s."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None], *, live: bool) -> None:
+        self.folder, self.say, self.live = folder, say, live
+        self._stop = Event()
+        self._thread = Thread(target=self._watch, daemon=True)
+        self._begun: tuple[float, float] | None = None  # (time, MACs done) when work began
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        if self.live:
+            from rich.console import Console
+            from rich.status import Status
+
+            with Status("starting", console=Console(stderr=True)) as status:
+                while not self._stop.wait(1.0):
+                    status.update(self.line())
+        else:
+            while not self._stop.wait(15.0):
+                self.say(self.line())
+
+    def line(self) -> str:
+        """`ladder: 3/7 runs, 41% of 1.2e+13 MACs, 21.3 GMAC/s, ETA 2:10`."""
+        states = run_states(self.folder)
+        if not states:
+            return "planning"
+        role = "ladder" if any(s.role == "ladder" for s in states) else "lr sweep"
+        ended = sum(s.state in ("finished", "diverged") for s in states)
+        planned = sum(s.macs for s in states)
+        done = sum(s.macs if s.state == "diverged" else s.macs_done for s in states)
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = (now, done)
+        text = f"{role}: {ended}/{len(states)} runs, {done / planned:.0%} of {planned:.2e} MACs"
+        rate = (done - self._begun[1]) / max(1e-9, now - self._begun[0])
+        if rate > 0 and now - self._begun[0] > 3:
+            text += f", {rate / 1e9:.1f} GMAC/s, ETA {clock((planned - done) / rate)}"
+        return text
+
+
+def teller() -> Callable[[str, int, int], None]:
+    """Prints to stderr, every five seconds, how far work of counted parts is: (what, done, total).
+
+    What follows a comma in `what` is not of the work's name: the time left goes on from before.
+    """
+    last = time.monotonic()
+    begun: tuple[str, float, int] = ("", last, 0)  # the work, when it was first told of, how far
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last, begun
+        now = time.monotonic()
+        work = what.split(",")[0]
+        if work != begun[0]:
+            begun = (work, now, done)
+        if now - last > 5:
+            left = ""
+            if done > begun[2]:
+                left = f", ETA {clock((total - done) * (now - begun[1]) / (done - begun[2]))}"
+            print(f"{what} {done}/{total}{left}", file=sys.stderr, flush=True)
+            last = now
+
+    return tell

@@ -1,0 +1,405 @@
+"""The learning-rate sweep: powers of two over several widths. The one home of Optuna.
+
+One driver asks and tells; one trial is one job is one run directory. Each width is an Optuna study
+of its own (losses of different widths do not compare) in one journal file, which optuna-dashboard
+can read. The journal says what was asked; the run directories hold the results: a trial that a
+crash left open is asked of its directory again, so nothing is trained twice, and a journal that is
+lost costs nothing but its dates.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from scaling.errors import UserError
+from scaling.jobs.launch import Finished, Job
+from scaling.results import TOKEN_UNIT, read_run
+from scaling.study.optimum import NEIGHBOURHOOD, Optimum, Trial, drift, optimum, vertex_between
+
+if TYPE_CHECKING:
+    import optuna
+
+EXTENSIONS = 2  # octaves by which the grid may grow on each side when the best rate is on its edge
+ROUNDING = 4  # rates are used to a quarter of an octave: finer than any sweep can tell apart, and
+# the same on machines whose last digits differ
+
+
+class Mapper(Protocol):
+    """What the sweep needs of a Launcher."""
+
+    def map(self, jobs: Iterator[Job]) -> Iterator[Finished]: ...
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What the sweep found.
+
+    `best_lr` is the vertex of one parabola in log2(lr) through all widths (equal curvature and
+    optimum, a level for each width), to a quarter of an octave. It is fitted around the rate with
+    the lowest excess loss, averaged over the widths (excess: above the width's own best; of equals
+    the smaller), and stays within half an octave of it, below it where the next rate up diverged.
+    Without a bowl, or on the edge of the grid, that rate itself. With TPE or GP, which share no
+    rates between widths, the parabola lies around the mean of the widths' optima.
+    """
+
+    best_lr: float
+    log2_lr: float
+    low: float | None  # 95% interval of the vertex, log2; None where no parabola was used
+    high: float | None
+    trials: tuple[Trial, ...]  # by width, then rate
+    optima: tuple[Optimum, ...]  # by width
+    drift_octaves: (
+        float  # from the narrowest to the widest (`scaling.study.optimum.drift`); nan: no bowl
+    )
+    drift_half: float | None  # half its 95% interval
+    on_edge: bool  # the best rate is the first or last one tried
+    warnings: tuple[str, ...]
+    axis: str = "width"  # or "depth": what the trials' and optima's `width` is
+
+    def lowest(self, width: int) -> Trial:
+        """The trial of a width with the lowest loss."""
+        return min((t for t in self.trials if t.width == width), key=lambda t: (t.loss, t.log2_lr))
+
+    def summary(self, unit: str = TOKEN_UNIT) -> str:
+        """A line for the whole, one for each width, one for each warning; losses in `unit`."""
+        optimum = _interval(self.low, self.high, "95% ", ", ")
+        error = "" if self.drift_half is None else f" ± {self.drift_half:.2f}"
+        moved = f"drift {self.drift_octaves:+.2f}{error} octaves"
+        if math.isnan(self.drift_octaves):
+            moved = "drift not determined"
+        lines = [f"learning rate 2^{self.log2_lr:g} ({optimum}{moved})"]
+        for best in self.optima:
+            interval = _interval(best.low, best.high, " ")
+            mine = [t for t in self.trials if t.width == best.width]
+            diverged = sum(not math.isfinite(t.loss) for t in mine)
+            lines.append(
+                f"  {self.axis} {best.width}: best near 2^{best.log2_lr:.2f}{interval}, lowest "
+                f"{best.loss:.4f} {unit} of {len(mine)} rates"
+                + (f", {diverged} diverged" if diverged else "")
+            )
+        return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
+
+
+def _interval(low: float | None, high: float | None, before: str, after: str = "") -> str:
+    if low is None or high is None:
+        return ""
+    if high - low > 2 * NEIGHBOURHOOD:  # wider than what it was fitted to
+        return f"{before}(the losses do not determine it){after}"
+    return f"{before}[{low:.2f}, {high:.2f}]{after}"
+
+
+def decayed_loss(job: Job) -> float | None:
+    """Validation loss of a finished run at its (last) decayed point; None where it diverged."""
+    rows = read_run(job.run_dir)
+    if rows is None:
+        raise UserError(f"{job.run_dir}: has no rows although its job ended; run the study again")
+    losses = [r["val_loss"] for r in rows if r["decayed"] and r["status"] == "finished"]
+    return losses[-1] if losses else None
+
+
+def sweep_lr(
+    make_job: Callable[[int, float], Job],
+    widths: Sequence[int],
+    log2_min: int,
+    log2_max: int,
+    launcher: Mapper,
+    journal: Path,
+    *,
+    sampler: str = "grid",
+    axis: str = "width",
+    each: bool = False,
+    seed: int = 0,
+    read_loss: Callable[[Job], float | None] = decayed_loss,
+) -> SweepResult:
+    """Sweep the learning rate over every width; continues whatever the journal holds.
+
+    Args:
+        make_job: (width, rate) to a job; a pure function. Its run directory names the trial.
+        widths: d of the models.
+        log2_min, log2_max: ends of the grid of powers of two, both included. The grid grows by one
+            octave, at most EXTENSIONS times, on the side on whose edge the best rate lies.
+        launcher: runs the jobs.
+        journal: Optuna's journal file. The caller sees to it that one driver uses it at a time.
+        sampler: "grid", or "tpe" or "gp" (a Gaussian process): as many trials a width as the grid
+            has, continuous in log2(lr), asked in rounds of one trial a width, so that the order of
+            completion changes nothing.
+        axis: what `widths` are: "width", or "depth" (layers).
+        each: grow the grid until every width's own best rate lies inside it, not only their mean's.
+        read_loss: a finished job's loss, None where it diverged.
+    Raises:
+        UserError: a damaged journal; jobs that failed (the others are kept, and the same call
+            tries only those again); no rate without divergence at every width.
+    """
+    ends = f"2^{log2_min}..2^{log2_max}"
+    # One run's directory stands for all else that determines the numbers: trials of another
+    # configuration are another study.
+    names = {w: f"{axis} {w} {ends} {make_job(w, 2.0**log2_min).run_dir.name}" for w in widths}
+    board = Board(make_job, names, journal, seed, read_loss, axis)
+    low, high = log2_min, log2_max
+    if sampler != "grid":
+        for count in range(1, log2_max - log2_min + 2):
+            board.ask_up_to(count, low, high, launcher, sampler)
+        return read_trials(board.trials(low, high), low, high, sampler, axis)
+    while True:
+        board.grid(range(low, high + 1), launcher)
+        result = read_trials(board.trials(low, high), low, high, sampler, axis)
+        best = {result.log2_lr} if result.on_edge else set()
+        if each and low < high:
+            best |= {result.lowest(width).log2_lr for width in widths}
+        if low in best and low > log2_min - EXTENSIONS:
+            low -= 1
+        elif high in best and high < log2_max + EXTENSIONS:
+            high += 1
+        else:
+            return result
+
+
+class Board:
+    """The trials of every width, on disk."""
+
+    def __init__(
+        self,
+        make_job: Callable[[int, float], Job],
+        names: dict[int, str],
+        journal: Path,
+        seed: int,
+        read_loss: Callable[[Job], float | None],
+        axis: str,
+    ) -> None:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.make_job, self.seed, self.read_loss = make_job, seed, read_loss
+        self.axis = axis
+        path = str(journal.resolve())
+        repair(journal)
+        Path(path + ".lock").unlink(missing_ok=True)  # of a killed driver: there is only one
+        backend = JournalFileBackend(path, lock_obj=JournalFileOpenLock(path))
+        storage = optuna.storages.JournalStorage(backend)
+        there = {study.study_name for study in storage.get_all_studies()}
+        self.studies = {
+            width: (optuna.load_study if names[width] in there else optuna.create_study)(
+                storage=storage, study_name=names[width], pruner=optuna.pruners.NopPruner()
+            )
+            for width in sorted(names)
+        }
+        self.failed: dict[tuple[int, float], str] = {}
+
+    def grid(self, log2_lrs: Sequence[int], launcher: Mapper) -> None:
+        """Bring every (width, rate) to a result."""
+        from optuna.distributions import IntDistribution
+        from optuna.trial import TrialState
+
+        space = {"log2_lr": IntDistribution(min(log2_lrs), max(log2_lrs))}
+        for study in self.studies.values():
+            self._close_empty(study)
+            live = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
+            there = {_asked(t) for t in study.get_trials(deepcopy=False) if t.state in live}
+            for log2_lr in log2_lrs:
+                if log2_lr not in there:
+                    study.enqueue_trial({"log2_lr": log2_lr})
+        self._run(launcher, space, wanted=None)
+
+    def ask_up_to(
+        self, count: int, low: float, high: float, launcher: Mapper, sampler: str
+    ) -> None:
+        """Bring every width to `count` trials with a result, proposed by TPE or GP."""
+        import optuna
+
+        kind = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}[sampler]
+
+        for study in self.studies.values():
+            self._close_empty(study)
+            # A sampler made anew from the same seed would propose the same start-up points again.
+            trials = len(study.get_trials(deepcopy=False))
+            study.sampler = kind(seed=(self.seed + trials) % 2**32, n_startup_trials=4)
+        space = {"log2_lr": optuna.distributions.FloatDistribution(low, high)}
+        self._run(launcher, space, wanted=count)
+
+    def _run(self, launcher: Mapper, space: dict[str, Any], wanted: int | None) -> None:
+        """Run open trials, then waiting ones, then (with `wanted`) new ones up to that count."""
+        from optuna.trial import TrialState
+
+        open_trials: dict[Path, tuple[int, float, int]] = {}
+
+        def job(width: int, log2_lr: float, number: int) -> Job:
+            made = self.make_job(width, 2.0**log2_lr)
+            open_trials[made.run_dir] = (width, log2_lr, number)
+            return made
+
+        def jobs() -> Iterator[Job]:
+            for width, study in self.studies.items():
+                for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                    yield job(width, trial.params["log2_lr"], trial.number)
+            for width, study in self.studies.items():
+
+                def more(study: optuna.Study = study) -> bool:
+                    if wanted is None:
+                        states = (TrialState.WAITING,)
+                        return bool(study.get_trials(deepcopy=False, states=states))
+                    there = (TrialState.COMPLETE, TrialState.RUNNING)
+                    return len(study.get_trials(deepcopy=False, states=there)) < wanted
+
+                while more():
+                    asked = study.ask(fixed_distributions=space)
+                    yield job(width, asked.params["log2_lr"], asked.number)
+
+        for finished in launcher.map(jobs()):
+            width, log2_lr, number = open_trials.pop(finished.job.run_dir)
+            study = self.studies[width]
+            trial_id = study.get_trials(deepcopy=False)[number]._trial_id
+            storage = study._storage
+            if finished.error is not None:
+                self.failed[width, log2_lr] = finished.error
+                storage.set_trial_user_attr(trial_id, "error", finished.error)
+                study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+                continue
+            self.failed.pop((width, log2_lr), None)
+            loss = self.read_loss(finished.job)
+            storage.set_trial_user_attr(trial_id, "run_id", finished.job.run_dir.name)
+            storage.set_trial_user_attr(trial_id, "diverged", loss is None)
+            study.tell(number, math.inf if loss is None else loss, skip_if_finished=True)
+        if self.failed:
+            errors = [
+                f"  {self.axis} {w}, lr 2^{p:g}: {e}" for (w, p), e in sorted(self.failed.items())
+            ]
+            raise UserError(
+                f"learning-rate sweep: {len(errors)} runs failed; the others are kept. Mend the "
+                f"cause and run the same command again, which trains only what is missing:\n"
+                + "\n".join(errors)
+            )
+
+    def _close_empty(self, study: optuna.Study) -> None:
+        """A crash between opening a trial and giving it its rate leaves one that names no job."""
+        from optuna.trial import TrialState
+
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if "log2_lr" not in trial.params:
+                study.tell(trial.number, state=TrialState.FAIL)
+
+    def trials(self, low: float, high: float) -> list[Trial]:
+        """What is known within [low, high] (log2), by width and rate."""
+        from optuna.trial import TrialState
+
+        found = {
+            (width, t.params["log2_lr"]): Trial(width, t.params["log2_lr"], t.value)
+            for width, study in self.studies.items()
+            for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if t.value is not None and low <= t.params["log2_lr"] <= high
+        }
+        return [found[key] for key in sorted(found)]
+
+
+def _asked(trial: Any) -> float | None:
+    """The rate of a trial, also of one that waits in the queue."""
+    return trial.params.get("log2_lr", trial.system_attrs.get("fixed_params", {}).get("log2_lr"))
+
+
+def repair(journal: Path) -> bool:
+    """Drop a last line that a crash tore; True when there was one.
+
+    Raises UserError when a line before the last is damaged: then it was not a crash.
+    """
+    try:
+        content = journal.read_bytes()
+    except FileNotFoundError:
+        return False
+    lines = content.splitlines(keepends=True)
+    whole = 0
+    for number, line in enumerate(lines, 1):
+        try:
+            if not line.endswith(b"\n"):
+                raise ValueError
+            json.loads(line)
+        except ValueError:
+            if number < len(lines):
+                raise UserError(
+                    f"{journal}:{number}: not a line of Optuna's journal. Move the file away and "
+                    f"run the study again: finished runs are found in their directories"
+                ) from None
+            os.truncate(journal, whole)
+            return True
+        whole += len(line)
+    return False
+
+
+# ---------------------------------------------------------------- reading the trials
+
+
+def read_trials(
+    trials: Sequence[Trial], low: int, high: int, sampler: str = "grid", axis: str = "width"
+) -> SweepResult:
+    """What trials between 2^low and 2^high say.
+
+    Raises UserError when no rate has a finite loss at every width.
+    """
+    widths = sorted({t.width for t in trials})
+    by_width = {w: [t for t in trials if t.width == w] for w in widths}
+    optima = tuple(optimum(by_width[w], axis) for w in widths)
+    warnings = []
+    if sampler == "grid":
+        anchor = _lowest_mean_excess(by_width)
+        on_edge = low < high and anchor in (low, high)
+    else:
+        anchor = float(np.mean([o.log2_lr for o in optima]))
+        on_edge = min(anchor - low, high - anchor) < 0.25
+    vertex, half = (None, None) if on_edge else vertex_between(trials, anchor)
+    log2_lr = anchor
+    if vertex is not None:
+        next_up = [t.loss for t in trials if 0 < t.log2_lr - anchor <= 1]
+        highest = anchor + 0.5 if all(map(math.isfinite, next_up)) else anchor
+        rounded = round(ROUNDING * vertex) / ROUNDING
+        log2_lr = min(max(rounded, anchor - 0.5), highest)
+    if on_edge:
+        side = "log2_min" if log2_lr - low < high - log2_lr else "log2_max"
+        warnings.append(
+            f"the best learning rate, 2^{log2_lr:g}, lies on the edge of what was tried "
+            f"(2^{low:g}..2^{high:g}); move lr.{side} to be sure of it"
+        )
+    moves, moves_half = drift(trials) if len(widths) > 1 else (0.0, None)
+    if abs(moves) > 1:
+        warnings.append(
+            f"the best rate moves by {moves:+.1f} octaves from {axis} {optima[0].width} to "
+            f"{optima[-1].width}: it does not transfer well at this setting"
+        )
+    return SweepResult(
+        best_lr=2.0**log2_lr,
+        log2_lr=log2_lr,
+        low=None if vertex is None or half is None else vertex - half,
+        high=None if vertex is None or half is None else vertex + half,
+        trials=tuple(trials),
+        optima=optima,
+        drift_octaves=moves,
+        drift_half=moves_half,
+        on_edge=on_edge,
+        warnings=tuple(warnings),
+        axis=axis,
+    )
+
+
+def _lowest_mean_excess(by_width: dict[int, list[Trial]]) -> float:
+    """The rate, tried at every width, with the lowest mean loss above each width's lowest."""
+    excess: dict[float, list[float]] = {}
+    for trials in by_width.values():
+        lowest = min(t.loss for t in trials)
+        for t in trials:
+            excess.setdefault(t.log2_lr, []).append(t.loss - lowest)
+    means = {
+        p: sum(found) / len(found)
+        for p, found in excess.items()
+        if len(found) == len(by_width) and all(map(math.isfinite, found))
+    }
+    if not means:
+        raise UserError(
+            "learning-rate sweep: no rate gave a finite loss at every width; lower lr.log2_min"
+        )
+    return min(means, key=lambda p: (means[p], p))
