@@ -165,11 +165,13 @@ def minima_text(minima: pd.DataFrame) -> str:
         first = group.iloc[0]
         lines.append(f"{budget:.4g} MACs, {first['sizes']} sizes")
         for row in group.to_dict("records"):
-            text = f"  {row['method']:15s}"
-            if row["accepted"]:
+            text, reason = f"  {row['method']:15s}", row["reason"]
+            if not row["accepted"]:
+                text, reason = f"{text}no optimum: {reason}", ""
+            else:
                 text += f"N* {row['params']:.3g}"
                 if np.isfinite(row["params_low"]):
                     text += f" [{row['params_low']:.3g}, {row['params_high']:.3g}]"
                 text += f"  D* {row['tokens']:.3g}  loss {row['val_loss']:.4f}"
-            lines.append("; ".join(part for part in (text, row["reason"]) if part))
+            lines.append("; ".join(part for part in (text, reason) if part))
     return "\n".join(lines)

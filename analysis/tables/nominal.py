@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from scaling.errors import UserError
+
 SAME_BUDGET = 1.02  # costs within this factor of their neighbour are one budget
 WIDEST = 2.0  # costs of one nominal budget differ by less than this factor
-BUDGET_SIZES = 3  # sizes that share a cost make it a nominal budget
+BUDGET_SIZES = 3  # sizes that share a cost make it a nominal budget: two may be chance
 
 
 def mark_budgets(
@@ -22,15 +24,30 @@ def mark_budgets(
         label = frame[column].astype(str).where(frame[column].notna())
         usable = pd.Series(np.where(np.isfinite(macs) & (macs > 0), macs, np.nan))
         by = usable.where(counts).apply(np.log).groupby(label)
-        wide = float((by.transform("max") - by.transform("min")).max())
-        if wide <= np.log(WIDEST) or asked:
+        wide = float(np.exp((by.transform("max") - by.transform("min")).max()))
+        rows = counts & usable.notna().to_numpy()
+        alone = int((by.transform("count")[rows] == 1).sum())
+        apart = f"costs within one of its values differ by a factor {wide:.3g}"
+        if 2 * alone > rows.sum():
+            said = (
+                f"column {column!r} tells no budgets: {alone} of {rows.sum()} rows share its value "
+                "with no other"
+            )
+            if asked:
+                raise UserError(
+                    f"{said}; name the column that is equal for the runs of one budget, or the "
+                    "factor of compute within one (--within)"
+                )
+            notes.append(said)
+        elif wide <= WIDEST or asked:
             out["budget_macs"] = np.exp(by.transform("mean")).to_numpy()
             count = int(out["budget_macs"].nunique())
-            return [f"nominal budgets: column {column!r}, {count} of them"]
-        notes.append(
-            f"column {column!r} gives no budgets: costs within one of its values differ by a "
-            f"factor {np.exp(wide):.3g} (--budget-column takes it as it is)"
-        )
+            told = f"; {apart}" if wide > WIDEST else ""
+            return [f"nominal budgets: column {column!r}, {count} of them{told}"]
+        else:
+            notes.append(
+                f"column {column!r} gives no budgets: {apart} (--budget-column takes it as it is)"
+            )
     out.loc[counts, "budget_macs"] = budgets(macs[counts], params[counts])
     count = int(out["budget_macs"].nunique())
     said = f"{count} nominal budgets" if count else "no nominal budgets: use the envelope frontier"
@@ -51,7 +68,7 @@ def budgets(macs: np.ndarray, params: np.ndarray) -> np.ndarray:
 
     Where no size is known (params all NaN), each row counts as one. When most rows share their
     cost with no other size the costs are a cloud, and the few groups in it are chance: then no row
-    has a budget.
+    has a budget. Two sizes are enough where all rows have another at the same cost.
     """
     out = np.full(len(macs), np.nan)
     if np.isnan(params).all():
@@ -64,7 +81,9 @@ def budgets(macs: np.ndarray, params: np.ndarray) -> np.ndarray:
     frame = pd.DataFrame({"group": group, "macs": np.log(macs[order]), "n": params[order]})
     by = frame.groupby("group")
     narrow = by["macs"].transform("max") - by["macs"].transform("min") < 2 * np.log(SAME_BUDGET)
-    shared = ((by["n"].transform("nunique") >= BUDGET_SIZES) & narrow).to_numpy()
+    sizes = by["n"].transform("nunique")
+    all_pairs = bool(((sizes >= 2) & narrow).all())
+    shared = ((sizes >= (2 if all_pairs else BUDGET_SIZES)) & narrow).to_numpy()
     if shared.mean() < 0.5:
         return out
     out[order[shared]] = np.exp(by["macs"].transform("mean")).to_numpy()[shared]

@@ -10,6 +10,7 @@ import pytest
 from scaling.analysis.questions.frontier import fit_frontier, frontier
 from scaling.analysis.questions.simulate import study
 from scaling.analysis.tables import budgets, read
+from scaling.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +170,24 @@ def test_budgets_are_costs_that_several_sizes_share() -> None:
     cloud = 10 ** rng.uniform(10, 15, 200)
     assert np.isnan(budgets(cloud, rng.uniform(1, 5, 200))).all()
     assert np.isnan(budgets(macs, np.ones(10))).all(), "one size at a cost is no grid"
+    pairs = budgets(np.repeat([1e12, 1e13, 1e14], 2), np.tile([1.0, 2.0], 3))
+    assert len(np.unique(pairs)) == 3, "two sizes, where every cost has both"
+    assert np.isnan(budgets(np.repeat([1e12, 1e13, 1e14], 2)[:5], np.tile([1.0, 2.0], 3)[:5])).all()
+
+
+def test_a_column_of_budgets_is_shared(runs: pd.DataFrame) -> None:
+    """Labels will do; a name of each run's own tells no budget."""
+    cost = np.log10(runs["C"]).round(1)
+    labels = cost.map({c: f"budget {k}" for k, c in enumerate(sorted(cost.unique()))})
+    rows, notes = read(runs.assign(label=labels), budget_column="label")
+    assert rows["budget_macs"].nunique() == labels.nunique()
+    assert f"nominal budgets: column 'label', {labels.nunique()} of them" in notes
+    own = runs.assign(label=[f"run {k}" for k in range(len(runs))])
+    with pytest.raises(UserError, match=r"tells no budgets: \d+ of \d+ rows share"):
+        read(own, budget_column="label")
+    halves = runs.assign(label=["a", "b"] * (len(runs) // 2) + ["a"] * (len(runs) % 2))
+    _, notes = read(halves, budget_column="label")
+    assert any("costs within one of its values differ by a factor" in note for note in notes)
 
 
 def test_published_isoflops_have_nine_budgets(shared_data: Path) -> None:
