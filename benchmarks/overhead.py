@@ -18,8 +18,10 @@ import time
 from pathlib import Path
 
 from scaling.config.schema import LaunchConfig
-from scaling.jobs.launch import Job, Launcher
-from scaling.results import COLUMNS, dumps, load
+from scaling.jobs.job import Job
+from scaling.jobs.launch import Launcher
+from scaling.results import COLUMNS, dumps
+from scaling.tracking.load import load
 
 PER_RUN = 8  # rows of one run, about as many as the quickstart's
 
@@ -37,7 +39,7 @@ def resident_mb() -> float:
 
 def launch(folder: Path, config: LaunchConfig, runs: int) -> str:
     """Seconds a run, the first start included, and the driver's memory."""
-    jobs = [Job(k, folder / "runs" / f"{k:04d}") for k in range(runs)]  # type: ignore[arg-type]
+    jobs = [Job[object](k, folder / "runs" / f"{k:04d}") for k in range(runs)]
     early = 0.0
     begin = time.perf_counter()
     with Launcher(config, folder / "jobs", nothing) as launcher:

@@ -1,8 +1,7 @@
 """The row: one evaluation of one run. This schema is the contract between running and reading.
 
 A row holds identity, design, cost and outcome (columns below). Diverged runs are rows; a number
-that is missing is missing (NaN or None), never replaced. `load` reads the same frame from run
-directories, from MLflow and from a CSV.
+that is missing is missing (NaN or None), never replaced.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaling.errors import UserError
-from scaling.storage import files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,23 +120,8 @@ def frame(rows: list[Row]) -> pd.DataFrame:
     return table.sort_values(order, kind="stable").reset_index(drop=True)
 
 
-def read_run(run_dir: Path) -> list[Row] | None:
-    """The rows of a finished run directory; None while it is unfinished.
-
-    Raises UserError when the file is damaged.
-    """
-    path = run_dir / "rows.json"
-    try:
-        rows = files.read_json(path, list)
-        if not rows or not all(isinstance(row, dict) for row in rows):
-            raise UserError("it holds no rows")
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as error:
-        raise UserError(
-            f"{path}: damaged ({error}). Remove it and run the study again: the run's rows are "
-            f"rebuilt from its metrics and checkpoint"
-        ) from None
+def loads(rows: list[Row]) -> list[Row]:
+    """Rows as `dumps` wrote them, once their JSON is parsed."""
     return [{k: _number(v) for k, v in row.items()} for row in rows]
 
 
@@ -159,57 +142,8 @@ def _number(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf") else value
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Export a frame so that `load` gives it back to the last digit."""
-    files.write(path, table.to_csv(index=False))
-
-
-def load(source: str | Path) -> pd.DataFrame:
-    """Rows of a study as one frame, whatever holds them.
-
-    Args:
-        source: a study directory, a `.csv` that a study exported, or an MLflow address such as
-            `sqlite:///studies/quickstart/mlflow.db#quickstart` (after `#`: the study).
-    Raises:
-        UserError: nothing there, or not rows of this schema.
-    """
-    text = str(source)
-    if "://" in text:
-        from scaling.tracking import track
-
-        uri, _, study = text.partition("#")
-        return frame(track.load_rows(uri, study))
-    path = Path(source)
-    if path.suffix == ".csv":
-        return _read_csv(path)
-    if not (path / "runs").is_dir():
-        raise UserError(f"{path}: not a study directory (it has no runs/ folder) and not a .csv")
-    rows = [row for run_dir in finished_runs(path) for row in read_run(run_dir) or []]
-    if not rows:
-        raise UserError(f"{path}: no run of this study has finished yet; see `scaling status`")
-    return frame(rows)
-
-
-def finished_runs(study_dir: Path) -> list[Path]:
-    """Directories of the finished runs that belong to the study as it is configured now.
-
-    A run of an earlier configuration stays on disk, for the day the configuration goes back, and
-    is in no table meanwhile. A directory without plan.json counts whole.
-    """
-    found = sorted(p.parent for p in (study_dir / "runs").glob("*/rows.json"))
-    try:
-        plan = files.read_json(study_dir / "plan.json", dict)
-        planned = {entry["run_id"] for entry in plan["runs"]}
-    except FileNotFoundError:
-        return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{study_dir}/plan.json: damaged ({error}); remove it and run the study again"
-        ) from None
-    return [run_dir for run_dir in found if run_dir.name in planned]
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
+def read_csv(path: Path) -> pd.DataFrame:
+    """Rows that a study exported, to the last digit. Raises UserError: not a table of these."""
     import pandas as pd
 
     try:

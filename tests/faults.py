@@ -35,7 +35,8 @@ from threading import Event, Thread
 
 import pandas as pd
 
-from scaling.results import NOT_REPEATABLE, load
+from scaling.results import NOT_REPEATABLE
+from scaling.tracking.load import load
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SCRIPT = Path(os.environ.get("SLURM_UP", ROOT.parent / "shared" / "slurm" / "slurm-up"))

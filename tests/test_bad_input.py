@@ -26,6 +26,7 @@ from scaling.data.shards import TokenData
 from scaling.plan.runs import ladder_runs
 from scaling.results import dumps
 from scaling.study import pipeline as study
+from scaling.study_folder import Study
 from tests.jobs.test_track import row
 
 SEED = int(os.environ.get("SCALING_BAD_SEED", "20"))
@@ -131,9 +132,9 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = root / "studies" / "s"
     folder.mkdir(parents=True)
     (folder / "study.yaml").write_text(study.describe(config))
-    data = TokenData.open(study.encode(config, folder, print))
+    data = TokenData.open(study.encode(config, Study(folder), print))
     runs, _ = ladder_runs(config, 2.0**-6, data.key, data.path)
-    study.record(folder, runs)
+    study.record(Study(folder), runs)
     for run in runs:
         run_dir = folder / "runs" / run.run_id
         run_dir.mkdir(parents=True)

@@ -16,7 +16,8 @@ from scaling.config.schema import StudyConfig
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.plan import runs as plan
-from scaling.results import POSITIONS, load
+from scaling.results import POSITIONS
+from scaling.tracking.load import load
 from scaling.training.train import train
 from tests.report.conftest import simulated_rows
 from tests.shell import HANGS, plain

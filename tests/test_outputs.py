@@ -16,7 +16,7 @@ from scaling.errors import UserError
 from scaling.models.tokenizers.codebook import Codebook
 from scaling.representations.weights import trained_runs
 from scaling.storage import outputs
-from scaling.study.pipeline import OWN, PROBED, REPORTED, STATE
+from scaling.study_folder import Study
 from tests.report.conftest import simulated_rows
 from tests.representations.conftest import clips, study
 from tests.test_study import TINY
@@ -24,6 +24,8 @@ from tests.test_study import TINY
 assert clips and study  # fixtures
 
 OTHER = b"somebody's own work, of many days\n"
+TINYS, OWN = Study(Path("studies/tiny")), Study(Path("own"))
+RUN_AGAIN = [*TINYS.own_files, *TINYS.state_files, TINYS.yaml]
 REPLACED = {  # command: how it is called, and all that it would write
     "fit": ("fit rows.csv --figure law.html", ["law.html", "law.points.csv"]),
     "fit, law": ("fit rows.csv --save law.json", ["law.json"]),
@@ -46,17 +48,17 @@ REPLACED = {  # command: how it is called, and all that it would write
         "generate RUN --prompt clip.mp4",
         [f"own/generated/RUN_ID-clip.{kind}" for kind in ("mp4", "png", "csv")],
     ),
-    "study": ("study tiny.yaml", [f"studies/tiny/{n}" for n in (*OWN, *STATE, "study.yaml")]),
+    "study": ("study tiny.yaml", list(map(str, RUN_AGAIN))),
     "represent": (
         "represent tiny.yaml",
-        [f"studies/tiny/{n}" for n in (*OWN, *PROBED, *STATE, "study.yaml")],
+        list(map(str, [*RUN_AGAIN, *TINYS.probe_files])),
     ),
     "represent, prompt": (
         "represent own --prompt clip.mp4",
         [f"own/generated/RUN_ID-clip.{kind}" for kind in ("mp4", "png", "csv")],
     ),
-    "represent, folder": ("represent own", [f"own/{n}" for n in (*REPORTED, *PROBED)]),
-    "report": ("report own", [f"own/{n}" for n in REPORTED]),
+    "represent, folder": ("represent own", [str(p) for p in (*OWN.report_files, *OWN.probe_files)]),
+    "report": ("report own", [str(p) for p in OWN.report_files]),
     "probe": ("probe own --data labels", ["own/probes.csv"]),
     "davis": ("davis own --data davis", ["own/davis.csv"]),
     "finetune": ("finetune own --data labels", ["own/finetune.csv"]),
@@ -83,7 +85,7 @@ def folder(study: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     Codebook(np.arange(16 * 48, dtype=np.float32).reshape(16, 48), 4).save(Path("book.safetensors"))
     shutil.copy(clips / "left" / "0.mp4", "clip.mp4")
     shutil.copytree(study, "own")
-    (own,) = trained_runs(Path("own"))
+    (own,) = trained_runs(Study(Path("own")))
     Path("run").mkdir()
     shutil.copy(own.folder / "config.yaml", "run")
     return tmp_path
@@ -106,7 +108,7 @@ def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def named(text: str) -> str:
     if "RUN" not in text:
         return text
-    (own,) = trained_runs(Path("own"))
+    (own,) = trained_runs(Study(Path("own")))
     return text.replace("RUN_ID", own.run_id).replace("RUN", str(own.folder))
 
 
@@ -172,20 +174,19 @@ def test_a_clip_is_not_continued_over_itself(folder: Path, say: Say) -> None:
 def test_a_study_keeps_a_users_own_words(folder: Path, say: Say) -> None:
     """A study.yaml written by hand in the study's folder, and one that is edited there later."""
     from scaling.config.study_file import load_study
-    from scaling.study.pipeline import check_outputs
 
     own = folder / "studies" / "tiny"
     own.mkdir(parents=True)
     (own / "study.yaml").write_text("# why I do this\n" + TINY)
-    check_outputs(own, load_study(own / "study.yaml"))
+    Study(own).claim_to_run(load_study(own / "study.yaml"))
     with pytest.raises(UserError, match=r"study\.yaml is there and not as `scaling study` made it"):
-        check_outputs(own, load_study(own / "study.yaml", ["seed=7"]))
+        Study(own).claim_to_run(load_study(own / "study.yaml", ["seed=7"]))
 
 
 def test_a_study_that_was_broken_off_early_keeps_them_too(folder: Path) -> None:
     """Nothing of it was written yet but its lock."""
     from scaling.config.study_file import load_study
-    from scaling.study.pipeline import study
+    from scaling.study.pipeline import run_study
 
     own = folder / "studies" / "tiny"
     own.mkdir(parents=True)
@@ -193,26 +194,26 @@ def test_a_study_that_was_broken_off_early_keeps_them_too(folder: Path) -> None:
     (own / "study.yaml").write_text(own_words)
     config = load_study(own / "study.yaml")
     with pytest.raises(UserError, match="nowhere does not exist"):
-        study(config, folder / "studies")
+        run_study(config, Study(own))
     assert (own / "driver.lock").exists()
     with pytest.raises(UserError, match=r"study\.yaml is there and not as `scaling study` made it"):
-        study(config.model_copy(update={"seed": 7}), folder / "studies")
+        run_study(config.model_copy(update={"seed": 7}), Study(own))
     assert (own / "study.yaml").read_text() == own_words
 
 
 def test_a_study_goes_on_without_its_lock(tmp_path: Path) -> None:
     """Somebody took it for a leftover: the journal is the study's all the same."""
     from scaling.config.study_file import load_study
-    from scaling.study.pipeline import check_outputs, describe
+    from scaling.study.pipeline import describe
 
     (tmp_path / "tiny.yaml").write_text(TINY)
     config, own = load_study(tmp_path / "tiny.yaml"), tmp_path / "studies" / "tiny"
     outputs.write(outputs.STUDY, own / "study.yaml", describe(config))
     (own / "sweep.journal").write_text("trials")
-    check_outputs(own, config)
+    Study(own).claim_to_run(config)
     (own / outputs.RECORD).unlink()
     with pytest.raises(UserError, match=r"sweep\.journal is there"):
-        check_outputs(own, config)
+        Study(own).claim_to_run(config)
 
 
 def test_a_record_among_media(clips: Path, tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from scaling.study_folder import ProbeFolder, RunFolder, Study, TokenFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("scaling", "scaling/models", "scaling/analysis")  # the last two are links
@@ -15,32 +19,65 @@ HOMES = {
     "mup": {"scaling/models/parametrization.py"},
     # our sweeps, others' studies
     "optuna": {"scaling/study/sweep.py", "scaling/analysis/tables/trials.py"},
-    "submitit": {"scaling/jobs/launch.py"},
+    "submitit": {"scaling/jobs/submission.py"},
     "mlflow": {"scaling/tracking/track.py"},
 }
 
-READ_BY_ANALYSIS = {
-    *("errors", "results", "study.optimum", "storage.outputs", "storage.scratch", "data.tokens")
-}
-# What the modules of scaling/ and its rooms may not know of.
-CLOSED = {
-    "scaling": {"commands", "cli"},
-    "commands": {"cli"},
-    "data": {"jobs", "representations", "commands", "study", "training", "plan"},
-    "jobs": {"representations", "commands", "study"},
-    "representations": {"jobs", "commands", "study"},
+# From top to bottom: a room imports what stands below it, inside functions too.
+ORDER = (
+    "cli",
+    "commands",
+    "representations",
+    "study",
+    "plan",
+    "jobs",
+    "tracking",
+    "training",
+    "data",
+    "study_folder",
+    "config",
+    "results",
+    "checkpoint",
+    "storage",
+    "analysis",
+    "models",
+    "errors",
+)
+READ_BY_ANALYSIS = {  # above it nevertheless
+    *("results", "study.optimum", "storage.outputs", "storage.scratch", "data.tokens")
 }
 
 
-def imports(path: Path) -> set[str]:
+def named(path: Path) -> str:
+    """`scaling.data.media` of a module's file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def room_of(path: Path) -> str:
+    return [*named(path).split("."), ""][1]
+
+
+def imports(path: Path, *, typing_too: bool = True) -> set[str]:
+    """Modules, of ours where a name is one, that a file imports anywhere."""
+    tree = ast.parse(path.read_text())
+    left_out: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            left_out |= {id(n) for n in ast.walk(node)} if not typing_too else set()
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
+        if id(node) in left_out:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in NAMES else node.module for name in whole}
     return names
+
+
+NAMES = {named(path) for path in MODULES}
 
 
 def within(names: set[str], places: set[str]) -> set[str]:
@@ -52,21 +89,69 @@ def test_import_directions(path: Path) -> None:
     names = imports(path)
     roots = {n.split(".")[0] for n in names}
     assert not roots & {"models", "analysis", "sweeps"}, "one name is installed: scaling"
+    room = room_of(path)
     ours = {n.removeprefix("scaling.") for n in names if n.startswith("scaling.")}
-    if path.is_relative_to(ROOT / "scaling" / "models"):
-        assert ours == within(ours, {"models", "errors"})
-    elif path.is_relative_to(ROOT / "scaling" / "analysis"):
+    if room == "analysis":
         assert "torch" not in roots
-        assert ours == within(ours, {"analysis", *READ_BY_ANALYSIS})
-    else:
-        if path.name != "pipeline.py" and path.parent.name != "commands":
-            assert not within(ours, {"analysis"}), "a study's end and commands read it"
-        if path.name != "cli.py":
-            assert not within(ours, CLOSED.get(path.parent.name, CLOSED["scaling"]))
+        ours -= within(ours, READ_BY_ANALYSIS)
+    if room:  # what the name `scaling` itself imports is a matter of that file
+        below = set(ORDER[ORDER.index(room) :])
+        assert ours == within(ours, below), "arrows lead down"
     assert "torchvision" not in roots, "it does not import beside a CPU build of torch"
     for library, homes in HOMES.items():
         if library in roots:
             assert str(path.relative_to(ROOT)) in homes
+
+
+def test_no_circle() -> None:
+    """Of modules that import each other, in functions or outside."""
+    arrows = {named(p): (imports(p, typing_too=False) & NAMES) - {"scaling"} for p in MODULES}
+    left = {k: v - AMONG_COMMANDS if k in AMONG_COMMANDS else v for k, v in arrows.items()}
+    while free := {name for name, to in left.items() if not to & left.keys() - {name}}:
+        left = {name: to for name, to in left.items() if name not in free}
+    assert not left
+
+
+# Helpers of one command that another one takes.
+AMONG_COMMANDS = {f"scaling.commands.{name}" for name in ("comparing", "reading", "table_options")}
+
+
+def test_the_rooms_are_few_and_told_of() -> None:
+    """CONTRIBUTING's table is in the order of the arrows."""
+    rooms = {room_of(path) for path in MODULES} - {""}
+    assert rooms == set(ORDER)
+    assert len(rooms - {"models", "analysis"}) <= 16
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## The house")[1].split("\n## ")[0]
+    told = re.findall(r"^\| `(?:scaling/)?(\w+)(?:\.py|/)` \|", table, flags=re.M)
+    assert [room for room in told if room in ORDER] == list(ORDER)
+
+
+def test_a_name_of_the_studys_folder_is_written_once() -> None:
+    """In scaling/study_folder.py, or where that takes it from, below it."""
+    there = Path("there")
+    folders: list[Any] = [kind(there) for kind in (Study, RunFolder, TokenFolder, ProbeFolder)]
+    paths = [p for f in folders for p in vars(f).values() if isinstance(p, Path)]
+    names = {p.name for p in paths if p.parent == there}
+    assert {"study.yaml", "rows.json", "index.json", "runs", "law.json"} < names
+    twice = []
+    for path in MODULES:
+        if named(path) == "scaling.study_folder" or named(path).startswith("scaling.analysis."):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+                found = names & set(_words(node.right))
+            else:
+                found = {word for word in _words(node) if "." in word} & names
+            twice += [f"{named(path)}:{node.lineno}: {name}" for name in found]  # type: ignore[attr-defined]
+    homes = ("scaling.results:", "scaling.storage.outputs:")
+    assert not [where for where in twice if not where.startswith(homes)]
+
+
+def _words(node: ast.AST) -> list[str]:
+    """Names in a string: `runs` and `rows.json` of "runs/*/rows.json"."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 60:
+        return [] if " " in node.value else node.value.split("/")
+    return []
 
 
 def test_the_top_level_is_known() -> None:

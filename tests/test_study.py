@@ -18,7 +18,8 @@ import pytest
 from typer.testing import CliRunner
 
 from scaling.cli import app
-from scaling.results import NOT_REPEATABLE, POSITIONS, load
+from scaling.results import NOT_REPEATABLE, POSITIONS
+from scaling.tracking.load import load
 from tests.shell import HANGS
 
 TINY = """\

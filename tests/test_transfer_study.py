@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from scaling.config.study_file import load_study
-from scaling.results import load
-from scaling.study.pipeline import study
+from scaling.study.pipeline import run_study
+from scaling.study_folder import Study
+from scaling.tracking.load import load
 
 SWEEPS = """\
 study: rates
@@ -35,7 +36,7 @@ def test_a_study_of_learning_rates_alone(tmp_path: Path) -> None:
     (tmp_path / "rates.yaml").write_text(SWEEPS)
     config = load_study(tmp_path / "rates.yaml")
     said: list[str] = []
-    report = study(config, tmp_path, say=said.append)
+    report = run_study(config, Study(tmp_path / config.study), say=said.append)
     folder = tmp_path / "rates"
     assert report == folder / "report.html"
     rows = load(folder)
@@ -70,6 +71,6 @@ def test_a_study_of_learning_rates_alone(tmp_path: Path) -> None:
 
     before = report.stat().st_mtime_ns, (folder / "rows.csv").read_bytes()
     again: list[str] = []
-    study(config, tmp_path, say=again.append)
+    run_study(config, Study(tmp_path / config.study), say=again.append)
     assert not [text for text in again if "to train" in text]
     assert before == (report.stat().st_mtime_ns, (folder / "rows.csv").read_bytes())

@@ -231,10 +231,11 @@ def _bits_per_pixel(arm: Arm) -> float | None:
     """Bits per pixel of one nat per token, from the study's own data; None without them."""
     from scaling.analysis.laws.references import bits_per_pixel
     from scaling.results import TOKEN_UNIT, loss_unit
+    from scaling.study_folder import Study
 
     if loss_unit(arm.rows["tokenizer"]) != TOKEN_UNIT or "data_key" not in arm.rows:
         return None
-    index = Path(arm.name) / "data" / str(arm.rows["data_key"].iloc[0]) / "index.json"
+    index = Study(Path(arm.name)).tokens_of(str(arm.rows["data_key"].iloc[0])).index
     if not index.exists():
         return None
     about = json.loads(index.read_text())

@@ -7,11 +7,14 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scaling.errors import UserError
+
+if TYPE_CHECKING:
+    from scaling.study_folder import Study
 
 FolderArg = Annotated[Path, typer.Argument(help="The study's folder, e.g. studies/quickstart.")]
 
@@ -25,27 +28,28 @@ def status(
     Example: `scaling status studies/quickstart --watch`
     """
     from scaling.study.status import text
+    from scaling.study_folder import Study
 
+    study = Study.open(folder)
     while True:
-        jobs, said = _slurm_jobs(folder)
-        shown = text(folder, jobs) + (f"\n{said}" if said else "")
+        jobs, said = _slurm_jobs(study)
+        shown = text(study, jobs) + (f"\n{said}" if said else "")
         print(("\033[2J\033[H" if watch else "") + shown, flush=True)
         if not watch:
             return
         time.sleep(2 if jobs is None else 10)  # Slurm's controller is everybody's
 
 
-def _slurm_jobs(folder: Path) -> tuple[dict[Path, Any] | None, str]:
+def _slurm_jobs(study: Study) -> tuple[dict[Path, Any] | None, str]:
     """The live jobs of a study that runs on Slurm; None when there is nobody to ask, and why."""
-    if not (folder / "study.yaml").is_file():
+    if not study.yaml.is_file():
         return None, ""
-    from scaling.config.study_file import load_study
     from scaling.jobs.squeue import entries
 
     try:
-        if load_study(folder / "study.yaml").launch.cluster != "slurm":
+        if study.config().launch.cluster != "slurm":
             return None, ""
-        return entries(folder / "jobs"), ""
+        return entries(study.jobs_dir), ""
     except UserError as error:
         return None, f"Slurm was not asked: {error}"
 
@@ -58,13 +62,15 @@ def logs(
 
     Example: `scaling logs studies/quickstart/runs/0a1b2c3d4e5f`
     """
-    from scaling.jobs.launch import LOG, tail
+    from scaling.jobs.job import tail
     from scaling.jobs.squeue import job_logs
+    from scaling.study_folder import RunFolder
 
-    if (run / LOG).exists():
-        print(tail(run / LOG, lines))
+    there = RunFolder(run.resolve())
+    if there.log.exists():
+        print(tail(there.log, lines))
         return
-    of_jobs = job_logs(run.parent.parent / "jobs", run)
+    of_jobs = job_logs(there.study().jobs_dir, run)
     if not of_jobs:
         raise UserError(f"{run}: no log here; `scaling status` lists the runs of a study")
     print(f"{of_jobs[-1]}:\n{tail(of_jobs[-1], lines)}")
@@ -75,13 +81,14 @@ def cancel(folder: FolderArg) -> None:
 
     Example: `scaling cancel studies/quickstart`
     """
-    from scaling.config.study_file import load_study
     from scaling.storage import files
+    from scaling.study_folder import Study
 
-    config = load_study(folder / "study.yaml")
+    study = Study.open(folder)
+    config = study.config()
     holder = None
-    if files.held(folder / "driver.lock"):  # else a number in it may be anybody's by now
-        holder = files.holder(folder / "driver.lock")
+    if files.held(study.lock):  # else a number in it may be anybody's by now
+        holder = files.holder(study.lock)
     if holder and holder["host"] == socket.gethostname():
         try:
             os.kill(holder["pid"], signal.SIGINT)
@@ -93,7 +100,7 @@ def cancel(folder: FolderArg) -> None:
     if config.launch.cluster == "slurm":
         from scaling.jobs.squeue import cancel as cancel_jobs
 
-        print(f"cancelled {cancel_jobs(folder / 'jobs')} Slurm jobs")
+        print(f"cancelled {cancel_jobs(study.jobs_dir)} Slurm jobs")
     elif not holder:
         print("nothing runs")
 
@@ -103,14 +110,15 @@ def sync(folder: FolderArg) -> None:
 
     Example: `scaling sync studies/quickstart`
     """
-    from scaling.config.study_file import load_study
     from scaling.storage.files import RunBusy, RunLock
+    from scaling.study_folder import Study
     from scaling.tracking import track
 
-    config = load_study(folder / "study.yaml")
+    study = Study.open(folder)
+    config = study.config()
     try:
-        with RunLock(folder, "driver.lock"):  # two at once would send a run twice
-            sent = track.sync(folder, config.tracking.uri, force=True)
+        with RunLock(folder, study.lock.name):  # two at once would send a run twice
+            sent = track.sync(study, config.tracking.uri, force=True)
     except RunBusy as busy:
         raise UserError(f"{busy}, which sends what is missing when it ends") from None
     print(f"sent {sent} runs")
@@ -125,8 +133,9 @@ def doctor(
     Example: `scaling doctor studies/quickstart`
     """
     from scaling.study.doctor import examine
+    from scaling.study_folder import Study
 
-    findings = examine(folder, repair=repair)
+    findings = examine(Study(folder), repair=repair)
     for finding in findings:
         print(finding)
     open_ones = sum(not f.repaired for f in findings)

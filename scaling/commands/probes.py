@@ -60,9 +60,10 @@ def probe(
     Interrupt it whenever you like: the same command continues where it stopped.
     """
     from scaling.representations.probe import Views, probe
+    from scaling.study_folder import Study
 
     out = probe(
-        study,
+        Study.open(study),
         data,
         heads=tuple(head or ("average", "attention", "grid")),
         layers=layer or None,
@@ -96,10 +97,11 @@ def davis(
     Example: `scaling davis studies/quickstart --data ~/DAVIS --protocol jabri`
     """
     from scaling.representations.davis import track
+    from scaling.study_folder import Study
 
     out = track(
-        study, data, runs=run or None, layers=layer or None, protocol=protocol, rows=rows,
-        memory_gb=memory_gb,
+        Study.open(study), data, runs=run or None, layers=layer or None, protocol=protocol,
+        rows=rows, memory_gb=memory_gb,
     )  # fmt: skip
     print(f"rows    {out}\nreport  `scaling report {study}` shows them")
 
@@ -193,12 +195,14 @@ def finetune(
     from scaling.config.schema import Tuning
     from scaling.config.study_file import checked
     from scaling.representations.finetune import finetune
+    from scaling.study_folder import Study
 
     tuning = checked(
         Tuning, px=px, frames=frames, stride=stride, rope_base=rope_base, attention=attention,
         end_to_end=end_to_end, layer_decay=layer_decay, lr=lr, steps=steps, batch=batch,
     )  # fmt: skip
-    print(f"rows    {finetune(study, data, tuning=tuning, head=head, run=run, seeds=seeds)}")
+    there = Study.open(study)
+    print(f"rows    {finetune(there, data, tuning=tuning, head=head, run=run, seeds=seeds)}")
     print(f"report  `scaling report {study}` shows them")
 
 
@@ -225,7 +229,9 @@ def represent(
     clips: Annotated[int, typer.Option(help="Views of a labelled clip in time.")] = 1,
     rows: Annotated[int, typer.Option(help="DAVIS: tokens on the short side of a frame.")] = 24,
     frames: Annotated[int, typer.Option(help="Frames to draw after a prompt.")] = 64,
-    out: Annotated[Path, typer.Option(help="Folder that holds all studies.")] = Path("studies"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that holds all studies; default: studies.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="As of `scaling study`.")] = None,
     memory_gb: MemoryOption = 2.0,
 ) -> None:
@@ -238,42 +244,42 @@ def represent(
     Interrupt it whenever you like: the same command continues where it stopped.
     """
     from scaling.commands.reading import report
-    from scaling.config.study_file import load_study
     from scaling.representations.davis import track
+    from scaling.representations.of_variants import read_variants
     from scaling.representations.permanence import locate
     from scaling.representations.probe import Views
     from scaling.representations.probe import probe as run_probe
     from scaling.representations.sample import continue_clip, targets
     from scaling.representations.weights import trained_runs
-    from scaling.study.pipeline import OWN, PROBED, REPORTED, check_outputs
-    from scaling.study.pipeline import study as run_study
-    from scaling.study.variants import read_variants
+    from scaling.study.pipeline import run_study
+    from scaling.study_folder import Study, choose
 
-    if study.is_file():
-        config = load_study(study, set_ or ())
-        check_outputs(out / config.study, config, (*OWN, *PROBED))
-        run_study(config, out)
-        study = out / config.study
-    elif set_:
-        raise UserError(
-            f"{study} is a study's folder, whose values are set; give its YAML file with --set"
-        )
-    check_outputs(study, names=(*REPORTED, *PROBED))
+    if study.is_dir():
+        if set_:
+            raise UserError(
+                f"{study} is a study's folder, whose values are set; give its YAML file with --set"
+            )
+        there = Study.open(study)
+    else:
+        config, there = choose(study, out, set_ or ())
+        there.claim_to_run(config, *there.probe_files)
+        run_study(config, there)
+    there.claim(*there.report_files, *there.probe_files)
     continued: dict[Path, Path] = {}  # a prompt -> the folder of the run that continues it
     for clip in prompt or ():
-        best = min(trained_runs(study), key=lambda t: t.row["val_loss"])
-        targets(study, best.run_id, clip)
+        best = min(trained_runs(there), key=lambda t: t.row["val_loss"])
+        targets(there, best.run_id, clip)
         continued[clip] = best.folder
-    config = load_study(study / "study.yaml")
+    config = there.config()
     for one in data or ():
         if config.variants:
-            read_variants(study, config, one, views=Views(clips), memory_gb=memory_gb)
+            read_variants(there, config, one, views=Views(clips), memory_gb=memory_gb)
         else:
-            run_probe(study, one, seeds=seeds, views=Views(clips), memory_gb=memory_gb)
+            run_probe(there, one, seeds=seeds, views=Views(clips), memory_gb=memory_gb)
     for length in hidden or ():
-        locate(study, length)
+        locate(there, length)
     if davis_data is not None:
-        track(study, davis_data, rows=rows, memory_gb=memory_gb)
+        track(there, davis_data, rows=rows, memory_gb=memory_gb)
     for clip, run in continued.items():
         print(continue_clip(run, clip, frames=frames)[0])
-    report(study)
+    report(there.folder)

@@ -85,7 +85,8 @@ def _table(source: str | Path) -> pd.DataFrame | Path:
     """This tool's rows as a frame, a file of other rows as its path."""
     from scaling.analysis.tables.files import is_folder, parted
     from scaling.analysis.tables.trials import is_database
-    from scaling.results import COLUMNS, frame, load
+    from scaling.results import COLUMNS, frame, read_csv
+    from scaling.study_folder import Study
 
     path, part = parted(source)
     if "://" in str(source) and not is_database(path):
@@ -100,16 +101,16 @@ def _table(source: str | Path) -> pd.DataFrame | Path:
     if part:
         return Path(f"{path}#{part}")
     if path.is_dir():
-        ours = (path / "study.yaml").exists() or any(path.glob("runs/*/rows.json"))
+        ours = Study(path).is_there()
         if not ours and is_folder(path):
             return path
         _refuse_other_folders(path)
-        return load(path)
+        return Study(path).rows()
     if not path.exists():
         raise UserError(f"{path}: not a study directory and no such file")
     with path.open(errors="replace") as file:
         header = file.readline().strip().split(",")
-    return load(path) if path.suffix == ".csv" and set(COLUMNS) <= set(header) else path
+    return read_csv(path) if path.suffix == ".csv" and set(COLUMNS) <= set(header) else path
 
 
 def _is_ours(table: pd.DataFrame) -> bool:
@@ -120,7 +121,9 @@ def _is_ours(table: pd.DataFrame) -> bool:
 
 def _refuse_other_folders(path: Path) -> None:
     """Say what to give of a folder that another tool wrote."""
-    if (path / "runs").is_dir():
+    from scaling.study_folder import Study
+
+    if Study(path).runs_dir.is_dir():
         return
     if any(path.glob("*/meta.yaml")) or (path / "meta.yaml").exists():
         raise UserError(
@@ -427,14 +430,15 @@ def report(
 
     Example: `scaling report studies/quickstart`
     """
-    from scaling.config.study_file import load_study
     from scaling.study import pipeline
+    from scaling.study_folder import Study
 
-    pipeline.check_outputs(folder, names=pipeline.REPORTED)
-    config, table = load_study(folder / "study.yaml"), read(folder)
-    law = pipeline.fit_law(config, folder, table, lambda _: None)
-    data_dir = folder / "data" / str(table["data_key"].iloc[0])
-    page = pipeline.report(config, folder, data_dir, table, *law)
+    study = Study.open(folder)
+    study.claim(*study.report_files)
+    config, table = study.config(), study.rows()
+    law = pipeline.fit_law(config, study, table, lambda _: None)
+    data_dir = study.tokens_of(str(table["data_key"].iloc[0])).path
+    page = pipeline.report(config, study, data_dir, table, *law)
     from scaling.analysis.questions.paper_tables import paper_table
 
     if (beside := paper_table(folder)) is not None:
@@ -444,5 +448,5 @@ def report(
                 f"[{row.low:.1f}, {row.high:.1f}]  to the first {row.difference:+.1f} "
                 f"[{row.difference_low:+.1f}, {row.difference_high:+.1f}]"
             )
-        print(f"table   {folder / 'paper_table.csv'}")
+        print(f"table   {study.paper_csv}")
     print(f"report  {page}")

@@ -18,9 +18,9 @@ def tokens(
     where: Annotated[
         Path, typer.Argument(help="A study: its YAML or its folder; or a folder of tokens.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder that holds all studies.")] = Path(
-        "studies"
-    ),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder that holds all studies; default: studies.")
+    ] = None,
 ) -> None:
     """Print what a study's tokens hold: sources, files, tokens, hours, codes used, n-grams, PSNR.
 
@@ -28,6 +28,7 @@ def tokens(
     """
     from scaling.data.tokens import ngrams, tokens_summary
     from scaling.study.pipeline import not_whole
+    from scaling.study_folder import TokenFolder
 
     for number, folder in enumerate(_token_folders(where, out)):
         about = tokens_summary(folder)
@@ -64,22 +65,20 @@ def tokens(
                 )
         said = ", ".join(f"{name} {value:.2f} dB" for name, value in about["psnr"].items())
         print(f"PSNR      {said} (validation frames)")
-        for line in not_whole(folder / "manifest.csv"):
+        for line in not_whole(TokenFolder(folder).manifest):
             print(line)
 
 
-def _token_folders(where: Path, out: Path) -> list[Path]:
+def _token_folders(where: Path, out: Path | None) -> list[Path]:
     """The token directories of a study, or the one that is meant itself. Raises UserError."""
-    if where.is_file():
-        from scaling.config.study_file import load_study
+    from scaling.study_folder import TokenFolder, choose
 
-        where = out / load_study(where).study
-    if (where / "index.json").exists():
+    if TokenFolder(where).index.exists():
         return [where]
-    found = sorted(path.parent for path in where.glob("data/*/index.json"))
-    if not found:
-        raise UserError(f"{where}: no tokens here; `scaling encode CONFIG` makes them")
-    return found
+    _, study = choose(where, out)
+    if not (found := study.tokens()):
+        raise UserError(f"{study}: no tokens here; `scaling encode CONFIG` makes them")
+    return [tokens.path for tokens in found]
 
 
 @tokenizer.command()
@@ -147,12 +146,12 @@ def train(
     Example: `scaling tokenizer train sweeps/clips.yaml vqgan.safetensors --set
     tokenizer.kind=vqgan`
     """
-    from scaling.config.study_file import load_study
     from scaling.data.fit_tokenizer import Kept, compare
     from scaling.storage import outputs
     from scaling.study.progress import teller
+    from scaling.study_folder import choose
 
-    study = load_study(config / "study.yaml" if config.is_dir() else config, set_ or ())
+    study, _ = choose(config, overrides=set_ or ())
     if study.tokenizer.kind == "codebook" or study.tokenizer.weights is not None:
         raise UserError(
             "tokenizer.kind is codebook, or tokenizer.weights is given: there is nothing to train; "

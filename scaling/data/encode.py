@@ -5,8 +5,8 @@ atomically; so a killed call loses the units in hand, and the next call ends wit
 with any number of workers. When all parts are there they are joined, and the finished directory is
 put in place by one rename.
 
-Layout: <root>/<key>/{index.json, manifest.csv, samples.npz, tokenizer.safetensors, *.bin};
-<root>/.<key>.partial/ while at work.
+Layout: <root>/<key>/ (`study_folder.TokenFolder`, and shards); <root>/.<key>.partial/ while at
+work.
 """
 
 import hashlib
@@ -36,6 +36,7 @@ from scaling.data.sources import Reader, Source, Unit, survey, unusable
 from scaling.errors import UserError
 from scaling.models.tokenizers.codebook import Codebook
 from scaling.storage import files
+from scaling.study_folder import TokenFolder
 
 Work = Callable[[list[Unit]], int]
 Mapper = Callable[[Work, Sequence[list[Unit]]], Iterable[int]]
@@ -70,7 +71,7 @@ def prepare(
     settings = _settings(data, tokenizer, seed, sources)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     target, work = root / key, (root / f".{key}.partial").resolve()  # workers may start elsewhere
-    if (target / "index.json").exists() and not work.exists():
+    if TokenFolder(target).index.exists() and not work.exists():
         return target
     if data.size % tokenizer.patch:
         raise UserError(
@@ -81,7 +82,7 @@ def prepare(
         root.mkdir(parents=True, exist_ok=True)
         _check_room(data, tokenizer, root)
         with files.RunLock(root, f".{key}.lock", wait=True):
-            if not (target / "index.json").exists():
+            if not TokenFolder(target).index.exists():
                 (work / "parts").mkdir(parents=True, exist_ok=True)
                 reader = Reader(data, seed, sources)
                 _Encoder(reader, tokenizer, work, progress, workers, mapper).run(key, settings)
@@ -159,7 +160,7 @@ def _tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
 
 def encode_units(work: Path, reader: Reader, units: list[Unit]) -> int:
     """Make the parts of `units` that are not there yet; returns how many sequences or images."""
-    tokenizer = _tokenizer(work / "tokenizer.safetensors")
+    tokenizer = _tokenizer(TokenFolder(work).tokenizer)
     with _one_thread(tokenizer):
         return sum(_encode_unit(work, reader, tokenizer, unit) for unit in units)
 
@@ -306,7 +307,7 @@ class _Encoder:
 
     def _make_tokenizer(self) -> Any:
         """The given weights, or a tokenizer fitted on training frames."""
-        path = self.work / "tokenizer.safetensors"
+        path = TokenFolder(self.work).tokenizer
         if not path.exists():
             temporary = path.with_suffix(".tmp.safetensors")
             kept = self.work / "tokenizer.training"

@@ -16,8 +16,9 @@ from scaling.data import shards
 from scaling.data.sources import Reader, Source, Unit, rng_of, row
 from scaling.models.tokenizers.codebook import psnr
 from scaling.storage import files
+from scaling.study_folder import TokenFolder
 
-SAMPLE_CLIPS = 4  # clips a source in samples.npz
+SAMPLE_CLIPS = 4  # clips a source that are shown
 MANIFEST = ("source", "split", "path", "status", "frames", "seconds", "clips", "tokens", "error")
 
 
@@ -69,9 +70,10 @@ class Joiner:
             entry["frames"] = sum(r["frames"] for r in mine)
             entry["seconds"] = round(sum(r["seconds"] for r in mine), 3)
             sources.append(entry)
-        _write_manifest(done / "manifest.csv", manifest)
-        self._write_samples(done / "samples.npz")
-        weights = done / "tokenizer.safetensors"
+        there = TokenFolder(done)
+        _write_manifest(there.manifest, manifest)
+        self._write_samples(there.samples)
+        weights = there.tokenizer
         shutil.copyfile(self.work / weights.name, weights)
         status = [r["status"] for r in manifest]
         index = {
@@ -95,7 +97,7 @@ class Joiner:
             "settings": settings,
             "sources": sources,
         }
-        files.write(done / "index.json", json.dumps(index, indent=1).encode())
+        files.write(there.index, json.dumps(index, indent=1).encode())
         files.sync_folder(done)
 
     def _write_shards(

@@ -21,6 +21,7 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.storage import files
+from scaling.study_folder import TokenFolder
 
 VIDEO_START, END, IMAGE_START = 1, 2, 3  # 0 is never written
 SPECIALS = 4  # code c is token c + 4
@@ -195,8 +196,8 @@ class TokenData:
             return cls._opened(path, read_index(path), verify)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(
-                f"{path}/index.json is damaged ({type(error).__name__}: {error}). Remove {path} "
-                f"and run again: it will be encoded anew."
+                f"{TokenFolder(path).index} is damaged ({type(error).__name__}: {error}). Remove "
+                f"{path} and run again: it will be encoded anew."
             ) from error
 
     @classmethod
@@ -334,13 +335,13 @@ INDEX = {"key", "vocab", "context", "frames", "size", "tokens_per_frame", "token
 
 def read_index(path: Path) -> dict[str, Any]:
     """The index of a token directory; UserError when it is not there or not readable."""
-    file = path / "index.json"
+    file = TokenFolder(path).index
     try:
         index = files.read_json(file, dict)
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} holds no token shards: index.json is missing. Run `scaling encode`, or remove "
-            "the directory and run the study again."
+            f"{path} holds no token shards: {file.name} is missing. Run `scaling encode`, or "
+            "remove the directory and run the study again."
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(

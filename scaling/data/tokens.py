@@ -10,6 +10,7 @@ import numpy as np
 
 from scaling.data.shards import SPECIALS, SPLITS, Rows, read_index
 from scaling.errors import UserError
+from scaling.study_folder import TokenFolder
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def tokens_summary(path: Path) -> dict[str, Any]:
     status: Counter[tuple[str, str, str]] = Counter()
     seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
     frames: Counter[tuple[str, str]] = Counter()
-    with (path / "manifest.csv").open() as file:
+    with TokenFolder(path).manifest.open() as file:
         for row in csv.DictReader(file):
             status[row["source"], row["split"], row["status"]] += 1
             seconds[row["source"], row["split"]] += float(row["seconds"])

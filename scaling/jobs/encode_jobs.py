@@ -17,12 +17,14 @@ from scaling.config.schema import LaunchConfig
 from scaling.data.encode import Mapper, Work
 from scaling.data.sources import Unit
 from scaling.errors import UserError
-from scaling.jobs.launch import Job, Launcher
+from scaling.jobs.job import Job
+from scaling.jobs.launch import Launcher
+from scaling.study_folder import Study
 
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """Stands where a run stands: what one job does."""
+    """What one job does."""
 
     work: Work
     units: tuple[Unit, ...]
@@ -36,22 +38,22 @@ def encode_share(share: Share, folder: Path) -> None:
         share.work([unit])
 
 
-def on_cluster(launch: LaunchConfig, folder: Path) -> Mapper:
+def on_cluster(launch: LaunchConfig, study: Study) -> Mapper:
     """The mapper of `prepare` for `launch.cluster: slurm`: one job, on one GPU if any, a share.
 
-    `folder` is the study's: its jobs/ has submitit's files, as for runs, and encode/ the logs while
-    there is work. The mapper raises UserError where a job failed.
+    The study's folder of jobs has submitit's files, as for runs, and another the logs while there
+    is work. The mapper raises UserError where a job failed.
     """
     extra = {k: v for k, v in launch.extra.items() if k.replace("_", "-") != "ntasks-per-node"}
     single = launch.model_copy(update={"gpus": min(1, launch.gpus), "nodes": 1, "extra": extra})
 
     def mapper(work: Work, lists: Sequence[list[Unit]]) -> Iterator[int]:
-        logs = folder.resolve() / "encode"
+        logs = study.encode_dir.resolve()
         jobs = [
-            Job(Share(work, tuple(units)), logs / f"{number:05d}")  # type: ignore[arg-type]
+            Job(Share(work, tuple(units)), logs / f"{number:05d}")
             for number, units in enumerate(lists)
         ]
-        with Launcher(single, folder / "jobs", function=encode_share) as launcher:  # type: ignore[arg-type]
+        with Launcher(single, study.jobs_dir, function=encode_share) as launcher:
             for finished in launcher.map(jobs):
                 if finished.error:
                     raise UserError(f"encoding on the cluster: {finished.error}")

@@ -22,35 +22,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from scaling.checkpoint import STOP
 from scaling.errors import UserError
-from scaling.jobs.launch import (
-    LOG,
+from scaling.jobs.job import (
     RETRIES,
     Function,
     Job,
     Outcome,
+    T,
     attempt,
-    executor,
-    job_variables,
-    new_folder,
     tail,
     to_log,
     train,
-    visible_gpus,
     with_log,
 )
+from scaling.jobs.machine import visible_gpus
+from scaling.jobs.submission import executor, job_variables, new_folder
 from scaling.storage import scratch
+from scaling.study_folder import RunFolder
 
 GRACE_SECONDS = 20.0  # from asking a run to stop (it saves at a step boundary) to killing it
 
 
-class Lanes:
+class Lanes(Generic[T]):
     """`cluster: local`, the driver's side: submitit jobs that connect back and take jobs."""
 
-    def __init__(self, folder: Path, function: Function, parallel: int, threads: int) -> None:
+    def __init__(self, folder: Path, function: Function[T], parallel: int, threads: int) -> None:
         self._folder, self._function = new_folder(folder), function
         self._parallel, self._threads = parallel, threads
         scratch.sign(self._folder)
@@ -66,17 +65,17 @@ class Lanes:
         )
         self._lanes: list[Any] = []
         self._starts = self._connected = 0
-        self._queue: deque[Job] = deque()
+        self._queue: deque[Job[T]] = deque()
         self._idle: list[connection.Connection] = []
-        self._busy: dict[connection.Connection, Job] = {}
+        self._busy: dict[connection.Connection, Job[T]] = {}
         self._logs: dict[connection.Connection, Path] = {}
         self._failed = False
 
-    def start(self, job: Job) -> None:
+    def start(self, job: Job[T]) -> None:
         self._queue.append(job)
         self._serve()
 
-    def wait(self) -> list[tuple[Job, Outcome]]:
+    def wait(self) -> list[tuple[Job[T], Outcome]]:
         ended = []
         channels: list[Any] = [self._server, *self._idle, *self._busy]
         for ready in connection.wait(channels, timeout=0.5):
@@ -94,7 +93,7 @@ class Lanes:
             if ready in self._busy:
                 job = self._busy.pop(ready)
                 self._failed |= outcome.error is not None
-                ended.append((job, with_log(outcome, job.run_dir / LOG)))
+                ended.append((job, with_log(outcome, RunFolder(job.run_dir).log)))
             else:
                 self._idle.remove(ready)
         self._serve()
@@ -117,7 +116,7 @@ class Lanes:
             job = self._queue.popleft()
             self._busy[channel] = job
             try:
-                channel.send((job.run, job.run_dir))
+                channel.send((job.payload, job.run_dir))
             except OSError:  # the lane is gone: wait() sees its end of file and reports the job
                 continue
         self._lanes = [lane for lane in self._lanes if not lane.done()]
@@ -163,11 +162,11 @@ class Lanes:
 
 
 @dataclass(frozen=True)
-class Lane:
+class Lane(Generic[T]):
     """The worker's side: a submitit job that runs jobs for a driver until the driver is gone."""
 
     address: str
-    function: Function
+    function: Function[T]
     threads: int
     devices: str
 
@@ -187,12 +186,12 @@ class Lane:
         processes: Any = get_context("fork" if sys.platform == "linux" else "spawn")
         while True:
             try:
-                run, run_dir = driver.recv()
+                payload, run_dir = driver.recv()
             except (EOFError, OSError):
                 break
             results, sender = processes.Pipe(duplex=False)
             process = processes.Process(
-                target=_attempt_in_child, args=(sender, self.function, Job(run, run_dir), self)
+                target=_attempt_in_child, args=(sender, self.function, Job(payload, run_dir), self)
             )
             process.start()
             sender.close()
@@ -215,7 +214,7 @@ class Lane:
 
 
 def _attempt_in_child(
-    sender: connection.Connection, function: Function, job: Job, lane: Lane
+    sender: connection.Connection, function: Function[T], job: Job[T], lane: Lane[T]
 ) -> None:
     STOP.install()
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Runs as jobs: on this machine, on a Slurm cluster, or in this process. The one home of submitit.
+"""Jobs on this machine, on a Slurm cluster, or in this process.
 
 `Launcher.map` is the same call for all three: on a cluster a run is one job (slurm.py), on one
 machine a few long-lived jobs take runs in turn (lanes.py). A run's directory is its whole state: a
@@ -9,49 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
-import shutil
-import subprocess
-import sys
-import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Generic
 
-from scaling import search_path
-from scaling.checkpoint import STOP, Interrupted
 from scaling.errors import UserError
+from scaling.jobs.job import RETRIES, Backend, Function, Job, Outcome, T, attempt
+from scaling.jobs.machine import available_cores, visible_gpus
 from scaling.storage import files
-from scaling.storage.files import RunBusy, storage_error
-from scaling.threads import available_cores
+from scaling.storage.files import storage_error
+from scaling.study_folder import RunFolder
 
 if TYPE_CHECKING:
-    from scaling.config.schema import LaunchConfig, RunConfig
-
-RETRIES = 3  # of one job that was killed, lost its node or was interrupted
-LOG = "log.txt"  # what a run prints, in its directory
-ERROR = "error.txt"  # why its last attempt gave up; gone when it is started again
-ROWS = "rows.json"  # its result
+    from scaling.config.schema import LaunchConfig
 
 
 @dataclass(frozen=True)
-class Job:
-    """One training run and the directory that is its state."""
-
-    run: RunConfig
-    run_dir: Path
-    gpus: int | None = None  # on a cluster, per node; None: `launch.gpus`
-
-
-@dataclass(frozen=True)
-class Finished:
+class Finished(Generic[T]):
     """A job that came to its end. `error` is None when its run directory is complete."""
 
-    job: Job
+    job: Job[T]
     error: str | None
 
 
@@ -63,36 +42,10 @@ class Detached(Exception):
         self.jobs, self.new = jobs, new
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one attempt at a job ended. `lost`: not by its own fault, so it deserves another."""
-
-    error: str | None = None
-    lost: bool = False
-
-
-Function = Callable[["RunConfig", Path], object]
-
-
-def train(run: RunConfig, run_dir: Path) -> object:
-    """The function that jobs call (it imports torch, hence not at the top of this module)."""
-    from scaling.training.train import train
-
-    return train(run, run_dir)
-
-
-class Backend(Protocol):
-    """Where attempts happen."""
-
-    def start(self, job: Job) -> None: ...
-    def wait(self) -> list[tuple[Job, Outcome]]: ...  # blocks for a moment at most
-    def close(self) -> None: ...  # the driver leaves
-
-
-class Launcher:
+class Launcher(Generic[T]):
     """Runs jobs, at most `launch.parallel` at once, and yields them as they finish.
 
-        with Launcher(config.launch, study_dir / "jobs") as launcher:
+        with Launcher(config.launch, study.jobs_dir, train) as launcher:
             for finished in launcher.map(jobs):
                 ...
 
@@ -111,7 +64,7 @@ class Launcher:
         self,
         launch: LaunchConfig,
         folder: Path,
-        function: Function = train,
+        function: Function[T],
         *,
         detach: bool = False,
     ) -> None:
@@ -119,9 +72,9 @@ class Launcher:
         self._detach = detach
         self._launch, self._function = launch, function
         self._folder = folder.resolve()
-        self._backend: Backend | None = None
+        self._backend: Backend[T] | None = None
 
-    def __enter__(self) -> Launcher:
+    def __enter__(self) -> Launcher[T]:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -129,7 +82,7 @@ class Launcher:
             self._backend.close()
             self._backend = None
 
-    def map(self, jobs: Iterable[Job]) -> Iterator[Finished]:
+    def map(self, jobs: Iterable[Job[T]]) -> Iterator[Finished[T]]:
         """Yield every job once, in the order of completion.
 
         `jobs` is drawn only when a place is free and after what finished was yielded, so it may be
@@ -140,14 +93,14 @@ class Launcher:
             yield from self._hand_over(jobs)
             return
         waiting = iter(jobs)
-        attempts: dict[Job, int] = {}
+        attempts: dict[Job[T], int] = {}
         while True:
             while len(attempts) < self.parallel and (job := next(waiting, None)) is not None:
-                if (job.run_dir / ROWS).is_file():
+                if RunFolder(job.run_dir).rows_json.is_file():
                     yield Finished(job, None)
                     continue
                 attempts[job] = 1
-                (job.run_dir / ERROR).unlink(missing_ok=True)
+                RunFolder(job.run_dir).error.unlink(missing_ok=True)
                 self._open().start(job)
             if not attempts:
                 return
@@ -163,21 +116,21 @@ class Launcher:
                     error = "\n".join([f"{what} (attempt {tried}, the last)", *more])
                 if error:  # for `scaling status`; where the disk is full the driver says it alone
                     with contextlib.suppress(OSError, UserError):
-                        files.write(job.run_dir / ERROR, error)
+                        files.write(RunFolder(job.run_dir).error, error)
                 yield Finished(job, error)
 
-    def _hand_over(self, jobs: Iterable[Job]) -> Iterator[Finished]:
+    def _hand_over(self, jobs: Iterable[Job[T]]) -> Iterator[Finished[T]]:
         left = []
         for job in jobs:
-            if (job.run_dir / ROWS).is_file():
+            if RunFolder(job.run_dir).rows_json.is_file():
                 yield Finished(job, None)
             else:
-                (job.run_dir / ERROR).unlink(missing_ok=True)
+                RunFolder(job.run_dir).error.unlink(missing_ok=True)
                 left.append(job)
         if left:
             raise Detached(len(left), self.submit(left))
 
-    def submit(self, jobs: Iterable[Job]) -> int:
+    def submit(self, jobs: Iterable[Job[T]]) -> int:
         """Hand all jobs to the cluster and return how many were new to it.
 
         It runs `launch.parallel` at once of each array: of jobs with equal numbers of GPUs. A later
@@ -188,7 +141,7 @@ class Launcher:
         slurm = Slurm(self._launch, self._folder, self._function, self.threads)
         return slurm.submit(list(jobs), at_once=self.parallel)
 
-    def _open(self) -> Backend:
+    def _open(self) -> Backend[T]:
         """Nothing is started before there is a job: a finished study costs nothing."""
         if self._backend is None:
             if self._launch.cluster == "debug":
@@ -204,52 +157,22 @@ class Launcher:
         return self._backend
 
 
-def executor(folder: Path, cluster: str, **parameters: Any) -> Any:
-    """A submitit executor for one machine or for Slurm; its files go to a new folder."""
-    import submitit
+class InProcess(Generic[T]):
+    """`cluster: debug`: jobs run here, one after the other; a debugger works as usual."""
 
-    # Runs are bounded by their steps, and give up when a whole time limit brings none (slurm.py).
-    python = f"{shlex.quote(sys.executable)} -P"  # where job_variables do not travel to the node
-    made = submitit.AutoExecutor(
-        folder,
-        cluster=cluster,
-        slurm_max_num_timeout=1_000_000,
-        slurm_python=python,
-        local_python=python,
-    )
-    made.update_parameters(**parameters)
-    return made
+    def __init__(self, function: Function[T], threads: int) -> None:
+        self._function, self._threads = function, threads
+        self._queue: deque[Job[T]] = deque()
 
+    def start(self, job: Job[T]) -> None:
+        self._queue.append(job)
 
-def requeued(work: Callable[[], object]) -> Any:
-    """What submitit wants of a job that is to run again, with the state it has now."""
-    from submitit.helpers import DelayedSubmission
+    def wait(self) -> list[tuple[Job[T], Outcome]]:
+        job = self._queue.popleft()
+        return [(job, attempt(self._function, job, self._threads))]
 
-    return DelayedSubmission(work)
-
-
-def join_tasks() -> int:
-    """In a job of several tasks: tell torch.distributed of the others (`env://`). Returns the rank.
-
-    Needs a submitit job around it.
-    """
-    from submitit import JobEnvironment
-    from submitit.helpers import TorchDistributedEnvironment
-
-    here = JobEnvironment()
-    if here.num_tasks > 1:
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-    return here.global_rank
-
-
-def new_folder(folder: Path) -> Path:
-    """A folder that no job used before: where job numbers repeat, old results would be taken."""
-    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    for count in range(1000):
-        fresh = folder / (f"{stamp}-{count}" if count else stamp)
-        if not fresh.exists():
-            return fresh
-    raise RuntimeError(f"{folder}: no free name like {stamp}-999")
+    def close(self) -> None:
+        self._queue.clear()
 
 
 def resources(launch: LaunchConfig) -> tuple[int, int]:
@@ -306,108 +229,3 @@ def check(launch: LaunchConfig, study_dir: Path, *, detach: bool = False) -> Non
         raise UserError(
             f"{study_dir}: cannot be written ({error.strerror}); choose another --out"
         ) from None
-
-
-def visible_gpus() -> list[str]:
-    """CUDA devices that this process may use, without importing torch."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [d.strip() for d in chosen.split(",") if d.strip()]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-    lines = listed.stdout.splitlines() if listed.returncode == 0 else []
-    return [str(k) for k, line in enumerate(lines) if line.startswith("GPU ")]
-
-
-def tail(path: Path, lines: int = 15) -> str:
-    """The last lines of a log, or an empty string when there is none."""
-    if not path.is_file():
-        return ""
-    with open(path, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-        text = file.read().decode(errors="replace")
-    return "\n".join(text.splitlines()[-lines:])
-
-
-# ---------------------------------------------------------------- one attempt, in its own process
-
-
-def attempt(function: Function, job: Job, threads: int) -> Outcome:
-    """Run a job here. Waits while another live process works in its directory."""
-    said = False
-    while True:
-        try:
-            if "torch" in sys.modules:
-                sys.modules["torch"].set_num_threads(threads)
-            function(job.run, job.run_dir)
-            return Outcome()
-        except RunBusy as busy:
-            if STOP:
-                return Outcome("stopped while waiting for its directory", lost=True)
-            if not said:
-                print(f"waiting: {busy}", flush=True)
-                said = True
-            time.sleep(0.2)
-        except Interrupted as interrupted:
-            return Outcome(f"interrupted ({interrupted})", lost=True)
-        except UserError as error:
-            return Outcome(str(error))
-        except Exception:
-            traceback.print_exc()
-            return Outcome(traceback.format_exc(limit=-8))
-
-
-class InProcess:
-    """`cluster: debug`: jobs run here, one after the other; a debugger works as usual."""
-
-    def __init__(self, function: Function, threads: int) -> None:
-        self._function, self._threads = function, threads
-        self._queue: deque[Job] = deque()
-
-    def start(self, job: Job) -> None:
-        self._queue.append(job)
-
-    def wait(self) -> list[tuple[Job, Outcome]]:
-        job = self._queue.popleft()
-        return [(job, attempt(self._function, job, self._threads))]
-
-    def close(self) -> None:
-        self._queue.clear()
-
-
-def to_log(run_dir: Path, name: str = LOG) -> None:
-    """From here on this process prints into its run's directory. Raises UserError."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        log = os.open(run_dir / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError as error:
-        raise UserError(f"{run_dir}: cannot be written ({error.strerror})") from None
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-
-
-def with_log(outcome: Outcome, log: Path, name: str = "log") -> Outcome:
-    """Add where to read on, and the last lines where the message does not show the cause itself."""
-    if outcome.error is None or not log.is_file():
-        return outcome
-    lines = f"\n{tail(log)}" if outcome.lost else ""
-    return Outcome(f"{outcome.error}\n{name}: {log}{lines}", outcome.lost)
-
-
-@contextmanager
-def job_variables(threads: int) -> Iterator[None]:
-    """What is started meanwhile gives its numeric libraries this many threads, and imports ours."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    wanted = dict.fromkeys(names, str(threads)) | search_path.variables()
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

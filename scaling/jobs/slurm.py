@@ -22,23 +22,18 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from scaling.checkpoint import STOP
 from scaling.config.schema import LaunchConfig
 from scaling.errors import UserError
-from scaling.jobs.launch import (
-    LOG,
+from scaling.jobs.job import (
     RETRIES,
     Function,
     Job,
     Outcome,
+    T,
     attempt,
-    executor,
-    job_variables,
-    join_tasks,
-    new_folder,
-    requeued,
     tail,
     to_log,
     train,
@@ -57,7 +52,9 @@ from scaling.jobs.squeue import (
     tasks_per_node,
     warning_seconds,
 )
+from scaling.jobs.submission import executor, job_variables, join_tasks, new_folder, requeued
 from scaling.storage import files
+from scaling.study_folder import RunFolder
 
 POLL_SECONDS = 0.2  # between looks for results
 LOOK_SECONDS = 4.0  # between questions to Slurm
@@ -84,34 +81,34 @@ ENDS = {  # state of a job that left no result: what to say, and whether it dese
 
 
 @dataclass
-class Placed:
+class Placed(Generic[T]):
     """A job on the cluster, and since when (monotonic) Slurm tells of an end without a result."""
 
-    job: Job
+    job: Job[T]
     job_id: str
     folder: Path
     state: str | None = "PENDING"
     since: float | None = None
 
 
-class Slurm:
+class Slurm(Generic[T]):
     """The driver's side."""
 
     def __init__(
-        self, launch: LaunchConfig, folder: Path, function: Function, threads: int
+        self, launch: LaunchConfig, folder: Path, function: Function[T], threads: int
     ) -> None:
         check(launch, threads)
         self._launch, self._folder, self._threads = launch, folder, threads
         self._function = function
-        self._new: list[Job] = []
-        self._placed: list[Placed] = []
+        self._new: list[Job[T]] = []
+        self._placed: list[Placed[T]] = []
         self._there = attached(folder)
         self._looked = self._asked = time.monotonic()
         self._silent = self._unsure = False
         self._array = ARRAY
         self._held: set[str] = set()
 
-    def start(self, job: Job) -> None:
+    def start(self, job: Job[T]) -> None:
         # Jobs may outlive this program, and the next one may stand in another folder.
         found = self._there.pop(job.run_dir.resolve(), None)
         if found is None:
@@ -119,7 +116,7 @@ class Slurm:
         else:
             self._placed.append(Placed(job, *found))
 
-    def wait(self) -> list[tuple[Job, Outcome]]:
+    def wait(self) -> list[tuple[Job[T], Outcome]]:
         self._place(at_once=ARRAY)
         time.sleep(POLL_SECONDS)
         if time.monotonic() - self._looked > LOOK_SECONDS:
@@ -149,7 +146,7 @@ class Slurm:
                 file=sys.stderr,
             )
 
-    def submit(self, jobs: list[Job], at_once: int) -> int:
+    def submit(self, jobs: list[Job[T]], at_once: int) -> int:
         for job in jobs:
             self.start(job)
         count = len(self._new)
@@ -269,7 +266,7 @@ class Slurm:
                 placed.since = self._looked
 
 
-def result(placed: Placed) -> Outcome | None:
+def result(placed: Placed[Any]) -> Outcome | None:
     """What the job left when it ended; None while there is nothing."""
     path = placed.folder / f"{placed.job_id}_0_result.pkl"
     try:
@@ -279,7 +276,7 @@ def result(placed: Placed) -> Outcome | None:
     return value if kind == "success" else Outcome(f"Slurm job {placed.job_id}: {value}")
 
 
-def verdict(placed: Placed, now: float) -> Outcome | None:
+def verdict(placed: Placed[Any], now: float) -> Outcome | None:
     """What becomes of a job by its state alone; None while it lives or may yet be heard of."""
     if placed.since is None:
         return None
@@ -293,14 +290,14 @@ def verdict(placed: Placed, now: float) -> Outcome | None:
     return Outcome(f"Slurm job {placed.job_id} {words}", lost)
 
 
-def _with_logs(outcome: Outcome, placed: Placed) -> Outcome:
+def _with_logs(outcome: Outcome, placed: Placed[Any]) -> Outcome:
     """The run's log, and what Slurm itself said, or the job before it had a log."""
     if outcome.error is None:
         return outcome
     if placed.state == "FAILED" and not any(placed.folder.glob(f"{placed.job_id}_*_log.*")):
         hint = f"; Slurm wrote no log of it: can its nodes see and write {placed.folder}?"
         outcome = Outcome(f"{outcome.error}{hint}", outcome.lost)
-    outcome = with_log(outcome, placed.job.run_dir / LOG)
+    outcome = with_log(outcome, RunFolder(placed.job.run_dir).log)
     said = placed.folder / f"{placed.job_id}_0_log.err"
     more = f"\n{said}:\n{tail(said)}" if tail(said) else ""
     return Outcome(f"{outcome.error}{more}", outcome.lost)
@@ -318,11 +315,11 @@ def attached(folder: Path) -> dict[Path, tuple[str, Path]]:
 
 
 @dataclass
-class ClusterJob:
+class ClusterJob(Generic[T]):
     """What submitit runs on a node. Pickled again, with its state, when it requeues itself."""
 
-    function: Function
-    job: Job
+    function: Function[T]
+    job: Job[T]
     threads: int
     saved: str = field(default="", repr=False)  # where the last interruption left the run
     stalls: int = 0  # interruptions in a row that left it at the same place
@@ -331,7 +328,7 @@ class ClusterJob:
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: saves this object, asks Slurm
         STOP.install()
         rank = join_tasks()
-        to_log(self.job.run_dir, LOG if rank == 0 else f"log.{rank}.txt")
+        to_log(self.job.run_dir, rank)
         if self.function is train:
             import scaling.training.train  # noqa: F401  # torch, before its threads are set
         outcome = attempt(self.function, self.job, self.threads)

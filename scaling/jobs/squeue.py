@@ -179,7 +179,8 @@ def job_logs(folder: Path, run_dir: Path) -> list[Path]:
     found = []
     for listing in folder.glob(f"*/{RUNS}"):
         try:
-            index = json.loads(listing.read_text()).index(str(run_dir.resolve()))
+            held = json.loads(listing.read_text())  # where they were when they were submitted
+            index = [Path(there).name for there in held].index(run_dir.resolve().name)
         except (OSError, ValueError):
             continue
         logs = [p for p in listing.parent.glob("*_log.err") if _task(p) == index]

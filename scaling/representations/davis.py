@@ -27,6 +27,7 @@ from PIL import Image
 
 from scaling.data import shards
 from scaling.errors import UserError
+from scaling.jobs.machine import in_threads, threads_at_once
 from scaling.models.decoder import Decoder
 from scaling.models.propagation import PROTOCOLS, Protocol, propagate
 from scaling.models.tokenizers.codebook import cut
@@ -40,9 +41,9 @@ from scaling.representations.weights import (
     open_tokenizer,
     trained_runs,
 )
-from scaling.storage import files, outputs
+from scaling.storage import files
 from scaling.study.progress import teller
-from scaling.threads import in_lanes, lanes
+from scaling.study_folder import ProbeFolder, Study
 
 SCHEMA = 2
 COLUMNS = (
@@ -56,7 +57,7 @@ Say = Callable[[str], None]
 
 
 def track(
-    study: Path,
+    study: Study,
     data: Path,
     *,
     runs: list[str] | None = None,
@@ -87,24 +88,25 @@ def track(
     chosen = [t for t in chosen if t.last] if runs else chosen[-1:]
     for trained in chosen:
         check_layers(trained, layers)
-    outputs.claim(outputs.STUDY, study / "davis.csv")
+    study.claim(study.davis_csv)
     sequences = find_sequences(data)
     rule = asdict(PROTOCOLS[protocol])
     rule["radius"] = max(1.0, rule["radius"] * rows / 60)
-    with files.explained(study):
+    with files.explained(study.folder):
         for trained in chosen:
             data_dir = data_dir_of(study, trained.run)
             settings = {"schema": SCHEMA, "tokens": trained.run.data_key, "rows": rows, **rule}
             key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-            folder = study / "davis" / key
+            folder = study.davis_dir / key
             folder.mkdir(parents=True, exist_ok=True)
-            files.write(folder / "index.json", json.dumps(settings | {"protocol": protocol}))
+            files.write(ProbeFolder(folder).index, json.dumps(settings | {"protocol": protocol}))
             kinds = (*WEIGHTS, "pixels")
-            in_lanes(
+            each_gb = memory_gb / threads_at_once(len(kinds))
+            in_threads(
                 [
                     partial(
                         _track_run, folder, trained, weights, data_dir, sequences, layers,
-                        Protocol(**rule), protocol, rows, memory_gb / lanes(len(kinds)), say,
+                        Protocol(**rule), protocol, rows, each_gb, say,
                     )
                     for weights in kinds
                 ]
@@ -370,18 +372,16 @@ def _keep_frames(folder: Path, sequence: str, paths: list[Path], truth_THW: np.n
     files.write(target, buffer.getvalue())
 
 
-def gather(study: Path) -> Path:
+def gather(study: Study) -> Path:
     """STUDY/davis.csv of all rows of this schema."""
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
-    for index in sorted((study / "davis").glob("*/index.json")):
-        if json.loads(index.read_text())["schema"] == SCHEMA:
-            for path in sorted(index.parent.glob("*-*.json")):
+    for there in ProbeFolder.all_in(study.davis_dir):
+        if there.read_index()["schema"] == SCHEMA:
+            for path in sorted(there.path.glob("*-*.json")):
                 rows += json.loads(path.read_text())
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(
         ["params", "run_id", "weights", "layer", "sequence", "object"], kind="stable"
     )
-    out = study / "davis.csv"
-    outputs.write(outputs.STUDY, out, table.to_csv(index=False))
-    return out
+    return study.write(study.davis_csv, table.to_csv(index=False))

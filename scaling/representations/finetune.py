@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from scaling import checkpoint
 from scaling.config.schema import Tuning
 from scaling.errors import UserError
+from scaling.jobs.machine import in_threads
 from scaling.models.decoder import Decoder
 from scaling.models.loss import token_loss
 from scaling.models.parametrization import build, optimizer
@@ -47,9 +48,9 @@ from scaling.representations.weights import (
     open_tokenizer,
     trained_runs,
 )
-from scaling.storage import files, outputs
+from scaling.storage import files
 from scaling.study.progress import teller
-from scaling.threads import in_lanes
+from scaling.study_folder import ProbeFolder, Study
 
 COLUMNS = (
     "run_id", "study", "size", "params", "macs_total", "data", "data_key", "px", "frames",
@@ -74,7 +75,7 @@ Say = Callable[[str], None]
 
 
 def finetune(
-    study: Path,
+    study: Study,
     data: Path,
     *,
     tuning: Tuning = Tuning(),  # noqa: B008 (frozen)
@@ -90,15 +91,15 @@ def finetune(
     Raises UserError: as `tuned`, and what reading data and runs raises.
     """
     trained = trained_runs(study, [run] if run else None)[-1]
-    outputs.claim(outputs.STUDY, study / "finetune.csv", inputs=[data])
+    study.claim(study.finetune_csv, inputs=[data])
     labelled = read_labelled(data)
     one = partial(tuned, study, trained, labelled, data, tuning, head)
-    in_lanes([partial(one, s, say, weights) for s in range(seeds) for weights in WEIGHTS])
+    in_threads([partial(one, s, say, weights) for s in range(seeds) for weights in WEIGHTS])
     return gather(study)
 
 
 def tuned(
-    study: Path,
+    study: Study,
     trained: TrainedRun,
     labelled: Labelled,
     data: Path,
@@ -133,10 +134,10 @@ def tuned(
     settings = tuning.model_dump() | {"px": px, "head": head, "run": trained.run_id}
     settings |= {"data": labelled.key, "seed": seed, "weights": weights}
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-    path = study / "finetuned" / f"{key}.json"
+    path = study.finetuned_dir / f"{key}.json"
     if path.exists():
         return read_rows(path)
-    with files.explained(study):
+    with files.explained(study.folder):
         path.parent.mkdir(exist_ok=True)
         views = Views(frames=tuning.frames, stride=tuning.stride)
         with files.RunLock(
@@ -144,7 +145,7 @@ def tuned(
         ):  # all seeds and weights read the same tokens
             folder = encoded(study, trained, labelled, data, views, Recipe(), say, px)
         saved = path.with_suffix(".pt")
-        hidden_F = read_hidden(data, json.loads((folder / "index.json").read_text())["names"])
+        hidden_F = read_hidden(data, ProbeFolder(folder).read_index()["names"])
         seen = {"data_key": labelled.key, "px": px}
         seen["frames"] = 1 if images else tuning.frames or index["frames"]
         seen["stride"] = None if images else tuning.stride or index["settings"]["stride"]
@@ -291,7 +292,7 @@ def _tune(
     stop: Event | None,
 ) -> list[dict[str, Any]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    index = json.loads((folder / "index.json").read_text())
+    index = ProbeFolder(folder).read_index()
     labelled, codes_FVL = open_encoded(folder)
     ids_FT = with_start(codes_FVL[:, 0], index["start"]).to(device)
     tokens = ids_FT.shape[1] - 1
@@ -398,15 +399,14 @@ def _scored(
     ]
 
 
-def gather(study: Path) -> Path:
+def gather(study: Study) -> Path:
     """STUDY/finetune.csv of all rows that are there."""
     import pandas as pd
 
-    rows = [r for p in sorted((study / "finetuned").glob("*.json")) for r in read_rows(p)]
+    rows = [r for p in sorted(study.finetuned_dir.glob("*.json")) for r in read_rows(p)]
     rows = [r for r in rows if set(COLUMNS) <= set(r)]  # others are an older version's
     keys = ["data", "data_key", "run_id", "px", "frames", "rope_base", "attention", "end_to_end"]
     keys += ["head"]
     keys += ["weights", "seed", "layer"]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(keys, kind="stable")
-    outputs.write(outputs.STUDY, study / "finetune.csv", table.to_csv(index=False))
-    return study / "finetune.csv"
+    return study.write(study.finetune_csv, table.to_csv(index=False))

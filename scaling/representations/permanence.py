@@ -26,6 +26,7 @@ from scaling.representations.sample import write_video
 from scaling.representations.weights import data_dir_of, open_tokenizer, trained_runs
 from scaling.storage import files, outputs
 from scaling.study.progress import teller
+from scaling.study_folder import Study
 
 MAKER = "scaling permanence"
 GRID = 6
@@ -149,7 +150,7 @@ def write_permanence(out: Path, *, clips: int, frames: int, size: int, seed: int
     return out / "labels.csv"
 
 
-def locate(study: Path, frames: int, say: Say = print) -> Path:
+def locate(study: Study, frames: int, say: Say = print) -> Path:
     """Fine-tune the study's costliest model on CLIPS built-in clips; returns STUDY/finetune.csv.
 
     From its trained weights and from those that it started with, once: the clips give the split.
@@ -157,7 +158,7 @@ def locate(study: Path, frames: int, say: Say = print) -> Path:
     """
     _, index = open_tokenizer(data_dir_of(study, trained_runs(study)[-1].run))
     px = round(GRID * index["size"] / index["tokens_per_frame"] ** 0.5)
-    made = study / f"permanence-{frames}"
+    made = study.folder / f"permanence-{frames}"
     data = write_permanence(made, clips=CLIPS, frames=frames, size=max(32, 2 * px))
     tuning = TUNING.model_copy(update={"px": px, "frames": frames, "stride": 1})
     return finetune(study, data, tuning=tuning, head="grid", seeds=1, say=say)

@@ -28,6 +28,7 @@ import torch
 from scaling.data import media, shards
 from scaling.data.shards import read_index
 from scaling.errors import UserError
+from scaling.jobs.machine import in_threads, threads_at_once
 from scaling.models.probes import (
     KINDS,
     LINEAR,
@@ -48,10 +49,10 @@ from scaling.representations.weights import (
     open_tokenizer,
     trained_runs,
 )
-from scaling.storage import files, outputs
+from scaling.storage import files
 from scaling.storage.files import RunBusy, RunLock
 from scaling.study.progress import teller
-from scaling.threads import in_lanes, lanes
+from scaling.study_folder import ProbeFolder, Study
 
 SCHEMA = 2
 COLUMNS = (
@@ -82,7 +83,7 @@ class Views:
 
 
 def probe(
-    study: Path,
+    study: Study,
     data: Path,
     *,
     heads: tuple[str, ...] = ("average", "attention", "grid"),
@@ -118,18 +119,18 @@ def probe(
     chosen = trained_runs(study, runs)
     for trained in chosen:
         check_layers(trained, layers)
-    outputs.claim(outputs.STUDY, study / "probes.csv", inputs=[data])
+    study.claim(study.probes_csv, inputs=[data])
     labelled = read_labelled(data)
     for trained in chosen:  # before anything is encoded
         _check_windows(views, read_index(data_dir_of(study, trained.run))["frames"])
-    with files.explained(study):
+    with files.explained(study.folder):
         pieces = {}  # the random weights of a run are those of all its points
         for trained in chosen:
             folder = encoded(study, trained, labelled, data, views, recipe, say)
             for weights in WEIGHTS:
                 pieces[folder, trained.label(weights)] = (folder, trained, weights)
-        each = memory_gb / lanes(len(pieces))
-        in_lanes(
+        each = memory_gb / threads_at_once(len(pieces))
+        in_threads(
             [
                 partial(probe_run, *piece, heads, layers, range(seeds), each, recipe, say)
                 for piece in pieces.values()
@@ -152,7 +153,7 @@ def _check_windows(views: Views, window: int) -> None:
 
 
 def encoded(
-    study: Path,
+    study: Study,
     trained: TrainedRun,
     labelled: Labelled,
     path: Path,
@@ -181,8 +182,9 @@ def encoded(
         settings["px"] = px
         index = index | {"size": px}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    folder = study / "probes" / key
-    if (folder / "tokens.npz").exists():
+    folder = study.probes_dir / key
+    there = ProbeFolder(folder)
+    if there.tokens_npz.exists():
         return folder
     parts = folder / "parts"
     parts.mkdir(parents=True, exist_ok=True)
@@ -245,16 +247,17 @@ def encoded(
         "lost": lost,
         "start": shards.IMAGE_START if image else shards.VIDEO_START,
     }
-    files.write(folder / "index.json", json.dumps(described))
-    files.write(folder / "tokens.npz", buffer.getvalue())
+    files.write(there.index, json.dumps(described))
+    files.write(there.tokens_npz, buffer.getvalue())
     shutil.rmtree(parts)
     return folder
 
 
 def open_encoded(folder: Path) -> tuple[Labelled, np.ndarray]:
     """The files of a probe directory that were read, and their codes (F, V, L)."""
-    index = json.loads((folder / "index.json").read_text())
-    with np.load(folder / "tokens.npz") as held:
+    there = ProbeFolder(folder)
+    index = there.read_index()
+    with np.load(there.tokens_npz) as held:
         codes_FVL, labels_F, split = held["codes"], held["labels"], held["split"]
     names, classes = tuple(index["names"]), tuple(index["classes"])
     given = split if len(split) else None
@@ -309,7 +312,8 @@ def probe_run(
     Raises UserError: another process does the same.
     """
     with _alone(folder, trained.label(weights)):
-        index = json.loads((folder / "index.json").read_text())
+        there = ProbeFolder(folder)
+        index = there.read_index()
         found = {
             kind: read_rows(folder / f"{trained.label(weights)}-{kind}.json") for kind in kinds
         }
@@ -327,7 +331,7 @@ def probe_run(
         labels_F = labelled.labels_F
         count, views = codes_FVL.shape[:2]
         memory = memory_gb * 1e9
-        stem = folder / "features" / trained.label(weights)
+        stem = there.features_dir / trained.label(weights)
         side, d = index["side"], trained.run.model.d
         whole, path = stem.with_suffix(".tokens.bin"), stem.with_suffix(".cells.bin")
         grid: int | None = grid_of("grid", side, d)
@@ -464,19 +468,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: damaged ({error}); remove it and probe again") from None
 
 
-def gather(study: Path, recipe: Recipe) -> Path:
+def gather(study: Study, recipe: Recipe) -> Path:
     """STUDY/probes.csv of all rows of a recipe; the same rows give the same bytes."""
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
-    for index in sorted((study / "probes").glob("*/index.json")):
-        settings = json.loads(index.read_text())["settings"]
+    for there in ProbeFolder.all_in(study.probes_dir):
+        settings = there.read_index()["settings"]
         if (settings["schema"], settings["recipe"]) == (SCHEMA, asdict(recipe)):
-            for path in sorted(index.parent.glob("*-*-*.json")):
+            for path in sorted(there.path.glob("*-*-*.json")):
                 rows += read_rows(path)
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(
         ["data", "data_key", "params", "run_id", "weights", "head", "seed", "layer"], kind="stable"
     )
-    out = study / "probes.csv"
-    outputs.write(outputs.STUDY, out, table.to_csv(index=False))
-    return out
+    return study.write(study.probes_csv, table.to_csv(index=False))

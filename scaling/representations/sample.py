@@ -20,6 +20,7 @@ from scaling.models.decoder import Decoder
 from scaling.models.generate import generate
 from scaling.representations.weights import data_dir_of, open_tokenizer, run_in
 from scaling.storage import files, outputs
+from scaling.study_folder import RunFolder, Study
 
 SHOWN = 128  # px on the side of a frame that is written
 STRIP_FRAMES = 16
@@ -51,7 +52,7 @@ def continue_clip(
         UserError: a clip that cannot be read or is too short, a model of patches, another suffix.
     """
     trained = run_in(run_dir)
-    study = run_dir.resolve().parents[1]
+    study = RunFolder(run_dir.resolve()).study()
     config = trained.run.model
     if config.patch_inputs or config.patch_targets:
         raise UserError(f"{run_dir}: {config.name} works on patches; only tokens can be drawn")
@@ -99,10 +100,10 @@ def continue_clip(
 
 
 def targets(
-    study: Path, run_id: str, clip: Path, out: Path | None = None
+    study: Study, run_id: str, clip: Path, out: Path | None = None
 ) -> tuple[Path, Path, Path]:
     """Where the video, strip and table go; UserError for another suffix, files of others there."""
-    out = out or study / outputs.GENERATED / f"{run_id}-{clip.stem}.mp4"
+    out = out or study.generated_dir / f"{run_id}-{clip.stem}.mp4"
     if out.suffix not in (".mp4", ".gif"):
         raise UserError(f"--out {out}: end it in .mp4 or .gif")
     found = out, out.with_suffix(".png"), out.with_suffix(".csv")

@@ -12,7 +12,8 @@ from scaling.data.shards import read_index
 from scaling.errors import UserError, did_you_mean
 from scaling.models.decoder import Decoder
 from scaling.models.parametrization import build, optimizer
-from scaling.results import Row, finished_runs, read_run
+from scaling.results import Row
+from scaling.study_folder import RunFolder, Study, TokenFolder
 
 WEIGHTS = ("trained", "random")
 
@@ -55,8 +56,9 @@ class TrainedRun:
         model = build(replace(config, context=longer), seed=self.run.seed)
         if weights == "random":
             return model.eval()
-        name = "checkpoint.pt" if self.last else f"weights-{self.budget}.pt"
-        state, notes = checkpoint.load(self.folder / name)
+        there = RunFolder(self.folder)
+        path = there.checkpoint if self.last else there.weights(self.budget)
+        state, notes = checkpoint.load(path)
         if state is None:
             why = "; ".join(["no checkpoint that verifies", *notes])
             raise UserError(
@@ -73,14 +75,14 @@ class TrainedRun:
             except RuntimeError as error:  # torch: a line for each name or shape that is wrong
                 wrong = str(error).splitlines()[-1].strip()
                 raise UserError(
-                    f"{self.folder / name}: the weights are not those of this run's model "
+                    f"{path}: the weights are not those of this run's model "
                     f"({wrong}). Remove the run's folder and run the study again to train it"
                 ) from None
         return model.eval()
 
 
 def trained_runs(
-    study: Path, names: list[str] | None = None, role: str = "ladder"
+    study: Study, names: list[str] | None = None, role: str = "ladder"
 ) -> list[TrainedRun]:
     """The decayed points of the finished runs of a role, or of those named, cheapest first.
 
@@ -90,16 +92,14 @@ def trained_runs(
     Raises UserError: no study, no finished run, an unknown or unfinished or diverged run that was
     named.
     """
-    if not (study / "runs").is_dir():
-        raise UserError(f"{study}: not a study directory (it has no runs/ folder)")
     found: dict[str, list[TrainedRun]] = {}
-    for folder in finished_runs(study):
-        run = RunConfig.from_yaml(folder / "config.yaml")
-        for row in read_run(folder) or []:
+    for there in study.runs():
+        folder, run = there.path, RunConfig.from_yaml(there.config_yaml)
+        for row in there.read() or []:
             if not row["decayed"] or row["status"] != "finished":
                 continue
             point = TrainedRun(folder, run, row, run.budgets_steps.index(row["steps"]))
-            if point.last or (folder / f"weights-{point.budget}.pt").exists():
+            if point.last or there.weights(point.budget).exists():
                 found.setdefault(folder.name, []).append(point)
     for name in names or ():
         if name not in found:
@@ -114,18 +114,22 @@ def trained_runs(
 
 def run_in(folder: Path) -> TrainedRun:
     """The last point of the finished run of a run directory, studies/NAME/runs/ID."""
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: not a run's folder (no config.yaml); want STUDY/runs/ID")
-    return trained_runs(folder.resolve().parents[1], [folder.resolve().name])[-1]
+    there = RunFolder(folder.resolve())
+    if not there.config_yaml.is_file():
+        raise UserError(
+            f"{folder}: not a run's folder (no {there.config_yaml.name}); want STUDY/runs/ID"
+        )
+    return trained_runs(there.study(), [there.path.name])[-1]
 
 
-def data_dir_of(study: Path, run: RunConfig) -> Path:
+def data_dir_of(study: Study, run: RunConfig) -> Path:
     """The token directory that a run was trained on.
 
     Raises UserError when the study does not hold it: the run's codes have no meaning then.
     """
-    for path in (study / "data" / run.data_key, Path(run.data_dir)):
-        if (path / "index.json").is_file():
+    held = study.tokens_of(run.data_key).path
+    for path in (held, Path(run.data_dir)):
+        if TokenFolder(path).index.is_file():
             index = read_index(path)
             if index["key"] == run.data_key and index["vocab"] == run.model.vocab:
                 return path
@@ -136,7 +140,7 @@ def data_dir_of(study: Path, run: RunConfig) -> Path:
                 f"study that the checkpoint belongs to"
             )
     raise UserError(
-        f"{study}/data/{run.data_key} is not there: the tokenizer of this checkpoint is unknown. "
+        f"{held} is not there: the tokenizer of this checkpoint is unknown. "
         f"Make its tokens again with `scaling encode`"
     )
 

@@ -23,6 +23,7 @@ from scaling.storage.files import storage_error
 RECORD = ".scaling-made.jsonl"
 STUDY = "scaling study"  # makes what lies at the top of a study's folder, as do its probes
 GENERATE = "scaling generate"
+LOCK = "driver.lock"  # of a study: held by the one process that runs it
 GENERATED = "generated"  # of a study: the folder of its continued clips
 MOST = 8  # files that a message names
 MARK = "<!-- made by `{maker}`; SHA-256 of what follows: {sha256} -->\n"
@@ -133,7 +134,7 @@ def _is_made(maker: str, path: Path, held: str | None, known: set[Line]) -> bool
 def _maker_before(folder: Path) -> str | None:
     """Whose the files are of a study that was begun when there was no record yet."""
     study = folder.parent if folder.name == GENERATED else folder
-    if (study / "driver.lock").is_file() and not (study / RECORD).exists():
+    if (study / LOCK).is_file() and not (study / RECORD).exists():
         return STUDY if study == folder else GENERATE
     return None
 

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scaling.config.schema import SCHEMA, RunConfig
-from scaling.config.study_file import load_study
 from scaling.errors import UserError
-from scaling.results import read_run
 from scaling.storage.files import RunBusy, RunLock, held
-from scaling.study.status import check_schema, read_plan
+from scaling.study_folder import RunFolder, Study
 from scaling.tracking import track
 
 LEAST_FREE_BYTES = 1 << 30
@@ -35,26 +33,26 @@ class Finding:
         return f"{self.where}: {self.what}. {self.repaired or self.remedy}"
 
 
-def examine(study_dir: Path, *, repair: bool = False) -> list[Finding]:
+def examine(study: Study, *, repair: bool = False) -> list[Finding]:
     """Everything that is wrong with a study's directory; an empty list for a sound one.
 
     Args:
-        study_dir: the study's directory.
+        study: its folder.
         repair: mend what can be mended without loss.
     Raises:
         UserError: not a study's directory, or (with `repair`) a driver works on it.
     """
-    if not (study_dir / "study.yaml").is_file():
-        raise UserError(f"{study_dir}: not a study's folder (it has no study.yaml)")
-    lock = study_dir / "driver.lock"
+    if not study.yaml.is_file():
+        raise UserError(f"{study}: not a study's folder (it has no {study.yaml.name})")
+    lock = study.lock
     at_work = held(lock)
     orphaned = not at_work and lock.exists() and bool(lock.read_text().strip())
     first = [_orphaned(lock.name, repair)] if orphaned else []
     if not repair:
-        return [*first, *_findings(study_dir, mend=False, at_work=at_work)]
+        return [*first, *_findings(study, mend=False, at_work=at_work)]
     try:
-        with RunLock(study_dir, lock.name):  # which empties it in the end
-            return [*first, *_findings(study_dir, mend=True, at_work=False)]
+        with RunLock(study.folder, lock.name):  # which empties it in the end
+            return [*first, *_findings(study, mend=True, at_work=False)]
     except RunBusy as busy:
         raise UserError(f"{busy}; look without --repair, or repair when it has ended") from None
 
@@ -64,45 +62,45 @@ def _orphaned(where: str, mended: bool) -> Finding:
     return Finding(where, "its holder is gone", remedy, "Emptied" if mended else "")
 
 
-def _findings(study_dir: Path, *, mend: bool, at_work: bool) -> Iterator[Finding]:
-    free = shutil.disk_usage(study_dir).free
+def _findings(study: Study, *, mend: bool, at_work: bool) -> Iterator[Finding]:
+    free = shutil.disk_usage(study.folder).free
     if free < LEAST_FREE_BYTES:
         yield Finding(
-            str(study_dir), f"only {free / 1e6:.0f} MB are free on its device", "Free some space"
+            str(study), f"only {free / 1e6:.0f} MB are free on its device", "Free some space"
         )
     planned: set[str] = set()
     try:
-        check_schema(study_dir)
-        planned = {entry["run_id"] for entry in read_plan(study_dir)}
+        study.check_version()
+        planned = {entry["run_id"] for entry in study.plan().runs}
     except UserError as error:
-        yield Finding("plan.json", str(error), "See there")
+        yield Finding(study.plan_json.name, str(error), "See there")
     if not at_work:
-        yield from _leftovers(study_dir, "", mend)
-        yield from _journal(study_dir / "sweep.journal", mend)
-    yield from _jobs(study_dir, planned)
+        yield from _leftovers(study.folder, "", mend)
+        yield from _journal(study.journal, mend)
+    yield from _jobs(study, planned)
     strangers = []
-    for run_dir in sorted(p for p in (study_dir / "runs").glob("*") if p.is_dir()):
-        yield from _run(run_dir, mend)
-        if planned and run_dir.name not in planned:
-            strangers.append(run_dir.name)
+    for run in study.run_folders():
+        yield from _run(run, mend)
+        if planned and run.path.name not in planned:
+            strangers.append(run.path.name)
     if strangers:
         yield Finding(
-            "runs",
+            study.runs_dir.name,
             f"{len(strangers)} runs are not of the study as it is configured now "
             f"({', '.join(strangers[:3])}{', ...' if len(strangers) > 3 else ''})",
             "They stay out of its plan and law; remove them if you do not want them back",
         )
-    yield from _tracking(study_dir)
+    yield from _tracking(study)
 
 
-def _run(run_dir: Path, mend: bool) -> Iterator[Finding]:
-    name = f"runs/{run_dir.name}"
-    busy = held(run_dir / "lock")
-    lock = run_dir / "lock"
+def _run(there: RunFolder, mend: bool) -> Iterator[Finding]:
+    run_dir, lock = there.path, there.lock
+    name = f"{run_dir.parent.name}/{run_dir.name}"
+    busy = held(lock)
     if lock.exists() and lock.read_text().strip() and not busy:
         if mend:
             lock.write_text("")
-        yield _orphaned(f"{name}/lock", mend)
+        yield _orphaned(f"{name}/{lock.name}", mend)
     if busy:
         return  # at work: what follows may be changing
     yield from _leftovers(run_dir, f"{name}/", mend)
@@ -112,11 +110,14 @@ def _run(run_dir: Path, mend: bool) -> Iterator[Finding]:
             "a damaged file that was set aside; its predecessor was used",
             "Remove it when it is of no use",
         )
+    about = f"{name}/{there.config_yaml.name}"
     try:
-        run = RunConfig.from_yaml(run_dir / "config.yaml")
+        run = RunConfig.from_yaml(there.config_yaml)
     except UserError as error:
-        if (run_dir / "rows.json").exists() or (run_dir / "checkpoint.pt").exists():
-            yield Finding(f"{name}/config.yaml", str(error), "Remove the run's directory")
+        if there.rows_json.exists() or there.checkpoint.exists():
+            yield Finding(
+                f"{name}/{there.config_yaml.name}", str(error), "Remove the run's directory"
+            )
         return
     if run.schema != SCHEMA:
         yield Finding(
@@ -128,11 +129,11 @@ def _run(run_dir: Path, mend: bool) -> Iterator[Finding]:
         return
     if run.run_id != run_dir.name:
         yield Finding(
-            f"{name}/config.yaml",
+            about,
             f"describes run {run.run_id}: it was edited, or the directory renamed",
             f"Rename the directory to {run.run_id}, or remove it to train it again",
         )
-    yield from _rows(run_dir, name, mend)
+    yield from _rows(there, name, mend)
 
 
 def _leftovers(folder: Path, where: str, mend: bool) -> Iterator[Finding]:
@@ -146,44 +147,47 @@ def _leftovers(folder: Path, where: str, mend: bool) -> Iterator[Finding]:
         )
 
 
-def _jobs(study_dir: Path, planned: set[str]) -> Iterator[Finding]:
+def _jobs(study: Study, planned: set[str]) -> Iterator[Finding]:
     """Live cluster jobs of runs that the study has no use for any more."""
     from scaling.jobs.squeue import RUNS, entries
 
-    submitted = any((study_dir / "jobs").glob(f"*/{RUNS}"))  # never, where a study is local
+    submitted = any(study.jobs_dir.glob(f"*/{RUNS}"))  # never, where a study is local
     if not submitted or shutil.which("squeue") is None:
         return
 
     try:
-        live = entries(study_dir / "jobs")
+        live = entries(study.jobs_dir)
     except UserError as error:
-        yield Finding("jobs", f"Slurm was not asked ({error})", "Try again when it answers")
+        yield Finding(
+            study.jobs_dir.name, f"Slurm was not asked ({error})", "Try again when it answers"
+        )
         return
     strangers = [
         job.job_id
         for run_dir, job in live.items()
-        if run_dir.parent.name == "runs" and run_dir.name not in planned
+        if run_dir.parent.name == study.runs_dir.name and run_dir.name not in planned
     ]
     if planned and strangers:
         yield Finding(
-            "jobs",
+            study.jobs_dir.name,
             f"{len(strangers)} live jobs train runs that are not of the study as it is configured "
             f"now ({', '.join(strangers[:5])}{', ...' if len(strangers) > 5 else ''})",
             f"End them: scancel {' '.join(strangers[:20])}",
         )
 
 
-def _rows(run_dir: Path, name: str, mend: bool) -> Iterator[Finding]:
-    has_state = (run_dir / "checkpoint.pt").exists()
+def _rows(there: RunFolder, name: str, mend: bool) -> Iterator[Finding]:
+    has_state = there.checkpoint.exists()
+    where = f"{name}/{there.rows_json.name}"
     try:
-        rows = read_run(run_dir)
+        rows = there.read()
     except UserError as error:
         repaired = ""
         if mend and has_state:
-            (run_dir / "rows.json").rename(run_dir / "rows.json.damaged")
+            there.rows_json.rename(there.path / f"{there.rows_json.name}.damaged")
             repaired = "Set aside: the next run of the study rebuilds it from the checkpoint"
         yield Finding(
-            f"{name}/rows.json",
+            where,
             str(error),
             "Use --repair" if has_state else "Remove the directory to train the run again",
             repaired,
@@ -191,8 +195,8 @@ def _rows(run_dir: Path, name: str, mend: bool) -> Iterator[Finding]:
         return
     if rows is None:
         return
-    if any(row.get("run_id") != run_dir.name for row in rows):
-        yield Finding(f"{name}/rows.json", "holds rows of another run", "Remove the directory")
+    if any(row.get("run_id") != there.path.name for row in rows):
+        yield Finding(where, "holds rows of another run", "Remove the directory")
     if not has_state:
         yield Finding(
             name,
@@ -227,15 +231,15 @@ def _journal(journal: Path, mend: bool) -> Iterator[Finding]:
         )
 
 
-def _tracking(study_dir: Path) -> Iterator[Finding]:
+def _tracking(study: Study) -> Iterator[Finding]:
     try:
-        uri = load_study(study_dir / "study.yaml").tracking.uri
+        uri = study.config().tracking.uri
     except UserError as error:
         remedy = "Give the study's own file to `scaling study` again, which writes it anew"
-        yield Finding("study.yaml", str(error).splitlines()[0], remedy)
+        yield Finding(study.yaml.name, str(error).splitlines()[0], remedy)
         return
     try:
-        missing = track.unsent(study_dir, uri)
+        missing = track.unsent(study, uri)
     except (OSError, UserError):
         return  # plan.json, which is named above
     if missing:

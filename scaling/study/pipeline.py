@@ -10,8 +10,7 @@ import csv
 import json
 import math
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,18 +18,17 @@ import yaml
 
 from scaling import results
 from scaling.config.schema import LrConfig, RunConfig, StudyConfig, variants
-from scaling.config.study_file import load_study
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.errors import UserError
 from scaling.jobs.encode_jobs import on_cluster
-from scaling.jobs.launch import ROWS, Detached, Finished, Job, Launcher, check, resources
+from scaling.jobs.job import Job, train
+from scaling.jobs.launch import Detached, Finished, Launcher, check, resources
 from scaling.plan import runs as plan
-from scaling.results import read_run
 from scaling.storage import outputs, scratch
 from scaling.storage.files import RunBusy, RunLock
-from scaling.study.progress import Progress
-from scaling.study.status import check_schema, read_plan, write_plan
+from scaling.study.progress import Progress, teller
+from scaling.study_folder import RunFolder, Study, TokenFolder
 from scaling.tracking import track
 
 if TYPE_CHECKING:
@@ -40,22 +38,21 @@ if TYPE_CHECKING:
     from scaling.study.sweep import SweepResult
 
 Say = Callable[[str], None]
-VARIANTS = "variants.json"  # of a study: name of a variant -> ids of its runs, in order of seeds
-# What is written, and written again, at the top of a study's folder.
-REPORTED = ("law.json", "report.html", "paper_table.csv")
-OWN = (*REPORTED, "rows.csv", VARIANTS, results.POSITIONS)
-PROBED = ("probes.csv", "davis.csv", "finetune.csv", "variants.csv")
-STATE = ("plan.json", "sweep.journal", "mlflow.db", "mlflow.sent.json")  # of a study at work
 
 
-def study(
-    config: StudyConfig, out: Path, *, say: Say = print, detach: bool = False, yes: bool = False
+def run_study(
+    config: StudyConfig,
+    study: Study,
+    *,
+    say: Say = print,
+    detach: bool = False,
+    yes: bool = False,
 ) -> Path | None:
     """Take a study from its media to its report, or from wherever it stopped.
 
     Args:
-        config: the study.
-        out: the folder of all studies; this one lives in `out / config.study`.
+        config: what is to be run.
+        study: where; made if it is not there.
         detach: on Slurm, submit the runs that can be named now and return. The next call, with or
             without it, takes up what they left: the ladder waits for the sweep's learning rate.
         yes: start although the plan is beyond launch.max_macs or launch.max_gpu_hours.
@@ -65,64 +62,34 @@ def study(
         UserError: another driver works on the study, over its budget, jobs that Slurm would refuse,
             unusable media, runs that failed, no law.
     """
-    folder = out / config.study
-    check_outputs(folder, config)
-    check_schema(folder)
-    if not _complete(folder):
-        check(config.launch, folder, detach=detach)
+    study.claim_to_run(config)
+    study.check_version()
+    if not study.complete():
+        check(config.launch, study.folder, detach=detach)
         guard(config, say, yes=yes)
         track.check(config.tracking.uri, say)
         for one in variants(config).values():
             for run in plan.ladder_runs(one, 1.0, "", Path())[0]:
                 plan.gpus_of(config.launch, run)
-    if not (folder / "driver.lock").exists():
-        outputs.begin(folder)
+    if not study.lock.exists():
+        outputs.begin(study.folder)
     try:
-        with RunLock(folder, "driver.lock"):
-            scratch.tidy(folder)
-            law = _study(config, folder, say, detach)
-            scratch.sweep(folder / "jobs")  # all went well: nothing is to be read of killed drivers
-            return law
+        with RunLock(study.folder, study.lock.name):
+            scratch.tidy(study.folder)
+            page = _run_study(config, study, say, detach)
+            scratch.sweep(study.jobs_dir)  # all went well: nothing is to be read of killed drivers
+            return page
     except Detached as left:
         say(
             f"{left.jobs} jobs are in Slurm, {left.new} of them new, and go on by themselves. See "
-            f"`scaling status {folder} --watch`; run the same command again when they have ended"
+            f"`scaling status {study} --watch`; run the same command again when they have ended"
         )
         return None
     except RunBusy as busy:
         raise UserError(
             f"study '{config.study}': {busy}. One driver works on a study at a time; watch it with "
-            f"`scaling status {folder}`"
+            f"`scaling status {study}`"
         ) from None
-
-
-def check_outputs(
-    folder: Path, config: StudyConfig | None = None, names: Sequence[str] = OWN
-) -> None:
-    """Raises UserError where files in a study's folder are not its own, and would be replaced.
-
-    config: it is run, too. A study.yaml that says the same, in whatever words, stays as it is.
-    """
-    names = list(names)
-    if config is not None:
-        if not _holds(folder / "study.yaml", config):
-            names.append("study.yaml")
-        if not ((folder / "driver.lock").exists() or outputs.wrote(outputs.STUDY, folder)):
-            names += STATE  # nothing of a study is there yet
-    outputs.claim(outputs.STUDY, *(folder / name for name in names))
-
-
-def _holds(path: Path, config: StudyConfig) -> bool:
-    try:
-        return path.is_file() and load_study(path) == config
-    except UserError:
-        return False
-
-
-def _complete(folder: Path) -> bool:
-    """Whether every run planned so far is finished: then another look needs no cluster."""
-    runs = read_plan(folder)
-    return bool(runs) and all((folder / "runs" / r["run_id"] / ROWS).is_file() for r in runs)
 
 
 def guard(config: StudyConfig, say: Say, *, yes: bool) -> None:
@@ -141,19 +108,19 @@ def guard(config: StudyConfig, say: Say, *, yes: bool) -> None:
         say(f"over budget, started with --yes: {line}")
 
 
-def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
-    if not _holds(folder / "study.yaml", config):
-        _write_if_changed(folder / "study.yaml", describe(config))
+def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Path:
+    if not study.says(config):
+        study.write(study.yaml, describe(config))
     choices = variants(config)
     tokens: dict[str, TokenData] = {}
     for name, one in choices.items():
-        tokens[name] = TokenData.open(encode(one, folder, say))
+        tokens[name] = TokenData.open(encode(one, study, say))
         check_sources(one, tokens[name])
-    failed: list[Finished] = []
+    failed: list[Finished[RunConfig]] = []
     runs: list[RunConfig] = []
-    with Launcher(config.launch, folder / "jobs", detach=detach) as launcher:
+    with Launcher(config.launch, study.jobs_dir, train, detach=detach) as launcher:
         first = next(iter(tokens.values()))
-        lr, runs = best_rate(config, folder, first, first.path, launcher, say)
+        lr, runs = best_rate(config, study, first, launcher, say)
         of_variants: dict[str, list[str]] = {}
         once: dict[str, RunConfig] = {}  # variants may share runs
         for name, one in choices.items():
@@ -165,25 +132,25 @@ def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
             of_variants[name] = [run.run_id for run in found]
             once |= {run.run_id: run for run in found}
         if config.variants:
-            _write_if_changed(folder / VARIANTS, json.dumps(of_variants, indent=1))
+            study.write(study.variants_json, json.dumps(of_variants, indent=1))
         ladder = list(once.values())
         runs += ladder
-        record(folder, runs)
+        record(study, runs)
         # The longest first, so that no place idles at the end.
         ladder.sort(key=plan.path_macs, reverse=True)
-        jobs = [make_job(config, folder, run) for run in ladder]
-        todo = [job for job in jobs if read_run(job.run_dir) is None]
+        jobs = [make_job(config, study, run) for run in ladder]
+        todo = [job for job in jobs if RunFolder(job.run_dir).read() is None]
         if todo:
             say(f"ladder: {len(todo)} runs to train, {len(jobs) - len(todo)} finished before")
-            with progress(folder, say):
+            with progress(study, say):
                 for finished in launcher.map(todo):
                     say(_outcome(finished))
                     if finished.error:
                         failed.append(finished)
-    table = export(folder)
+    table = export(study)
     if failed:
         errors = "\n".join(
-            f"  {f.job.run.run_id} ({f.job.run.model.name}): {f.error}" for f in failed
+            f"  {f.job.payload.run_id} ({f.job.payload.model.name}): {f.error}" for f in failed
         )
         raise UserError(
             f"{len(failed)} of {len(runs)} runs failed; the others are kept. Mend the cause and "
@@ -194,12 +161,12 @@ def _study(config: StudyConfig, folder: Path, say: Say, detach: bool) -> Path:
 
         unit = results.loss_unit(table.tokenizer)
         say("\n".join(verdict_lines(series_points(table), unit)))
-    keep_positions(folder, table)
-    law = fit_law(config, folder, table, say)
-    path = report(config, folder, first.path, table, *law)
-    say(f"rows    {folder / 'rows.csv'}\nreport  {path}")
+    keep_positions(study, table)
+    law = fit_law(config, study, table, say)
+    path = report(config, study, first.path, table, *law)
+    say(f"rows    {study.rows_csv}\nreport  {path}")
     # Last: a tracking server that is down costs neither the law nor the report.
-    track.sync(folder, config.tracking.uri)
+    track.sync(study, config.tracking.uri)
     return path
 
 
@@ -208,29 +175,21 @@ def describe(config: StudyConfig) -> str:
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
 
 
-def encode(config: StudyConfig, folder: Path, say: Say) -> Path:
+def encode(config: StudyConfig, study: Study, say: Say) -> Path:
     """Media to token shards; returns the data directory."""
-    last = time.monotonic()
-
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 5:
-            say(f"tokens: {what} {done}/{total}")
-            last = time.monotonic()
-
     mapper = None
     if config.launch.cluster == "slurm":
-        mapper = on_cluster(config.launch, folder)
+        mapper = on_cluster(config.launch, study)
     data_dir = prepare(
         config.data,
         config.tokenizer,
-        folder / "data",
+        study.data_dir,
         seed=config.seed,
-        progress=tell,
+        progress=teller(lambda text: say(f"tokens: {text}")),
         workers=resources(config.launch)[0],
         mapper=mapper,
     )
-    for line in not_whole(data_dir / "manifest.csv"):
+    for line in not_whole(TokenFolder(data_dir).manifest):
         say(line)
     return data_dir
 
@@ -265,14 +224,14 @@ def not_whole(manifest: Path, most: int = 8) -> list[str]:
 
 
 def best_rate(
-    config: StudyConfig, folder: Path, data: TokenData, data_dir: Path, launcher: Launcher, say: Say
+    config: StudyConfig, study: Study, data: TokenData, launcher: Launcher[RunConfig], say: Say
 ) -> tuple[float, list[RunConfig]]:
     """The learning rate of the ladder (NaN: it has none), and the runs of all sweeps."""
     given = config.ladder.log2_lr if config.ladder else None
     lr = math.nan if given is None else 2.0**given
     runs: list[RunConfig] = []
     for sweep in plan.sweeps(config):
-        found, trained = run_sweep(config, sweep, folder, data, data_dir, launcher, say, runs)
+        found, trained = run_sweep(config, sweep, study, data, launcher, say, runs)
         runs += trained
         if sweep is config.lr:
             lr = found.best_lr
@@ -282,10 +241,9 @@ def best_rate(
 def run_sweep(
     config: StudyConfig,
     sweep: LrConfig,
-    folder: Path,
+    study: Study,
     data: TokenData,
-    data_dir: Path,
-    launcher: Launcher,
+    launcher: Launcher[RunConfig],
     say: Say,
     before: list[RunConfig],
 ) -> tuple[SweepResult, list[RunConfig]]:
@@ -293,39 +251,39 @@ def run_sweep(
     from scaling.study.sweep import sweep_lr
 
     runs: dict[str, RunConfig] = {}
-    recorded = {entry["run_id"] for entry in read_plan(folder)}
-    ladder, _ = plan.ladder_runs(config, 1.0, data.key, data_dir)  # their size, not yet their rate
+    recorded = {entry["run_id"] for entry in study.plan().runs}
+    ladder, _ = plan.ladder_runs(config, 1.0, data.key, data.path)  # their size, not yet their rate
     planned = plan.sweeps(config)
     after = [
-        plan.sweep_run(config, later, member, 2.0**p, data.key, data_dir)
+        plan.sweep_run(config, later, member, 2.0**p, data.key, data.path)
         for later in planned[planned.index(sweep) + 1 :]
         for member in later.members
         for p in range(later.log2_min, later.log2_max + 1)
     ]
     later_macs = sum(map(plan.path_macs, [*after, *ladder]))
 
-    def job(member: int, lr: float) -> Job:
-        run = plan.sweep_run(config, sweep, member, lr, data.key, data_dir)
+    def job(member: int, lr: float) -> Job[RunConfig]:
+        run = plan.sweep_run(config, sweep, member, lr, data.key, data.path)
         runs[run.run_id] = run
         if run.run_id not in recorded:
-            record(folder, [*before, *runs.values()], later_macs=later_macs)
+            record(study, [*before, *runs.values()], later_macs=later_macs)
             recorded.update(runs)
-        return make_job(config, folder, run)
+        return make_job(config, study, run)
 
     grid = range(sweep.log2_min, sweep.log2_max + 1) if sweep.sampler == "grid" else ()
     jobs = [job(member, 2.0**p) for member in sweep.members for p in grid]
-    todo = [j for j in jobs if read_run(j.run_dir) is None]
+    todo = [j for j in jobs if RunFolder(j.run_dir).read() is None]
     kind = sweep.parametrization or config.model.parametrization
     if todo:
         say(f"lr sweep over {sweep.axis}, {kind}: {len(todo)} of {len(jobs)} runs to train")
-    with progress(folder, say if todo else lambda _: None):
+    with progress(study, say if todo else lambda _: None):
         found = sweep_lr(
             job,
             widths=sweep.members,
             log2_min=sweep.log2_min,
             log2_max=sweep.log2_max,
             launcher=launcher,
-            journal=folder / "sweep.journal",
+            journal=study.journal,
             sampler=sweep.sampler,
             axis=sweep.axis,
             each=sweep is not config.lr,
@@ -341,53 +299,53 @@ def run_sweep(
     return found, list(runs.values())
 
 
-def make_job(config: StudyConfig, folder: Path, run: RunConfig) -> Job:
-    return Job(run, folder / "runs" / run.run_id, plan.gpus_of(config.launch, run))
+def make_job(config: StudyConfig, study: Study, run: RunConfig) -> Job[RunConfig]:
+    return Job(run, study.run(run.run_id).path, plan.gpus_of(config.launch, run))
 
 
-def record(folder: Path, runs: list[RunConfig], *, later_macs: int = 0) -> None:
+def record(study: Study, runs: list[RunConfig], *, later_macs: int = 0) -> None:
     once = list({run.run_id: run for run in runs}.values())  # two sweeps may share a run
-    write_plan(folder, once, [plan.path_macs(run) for run in once], later_macs=later_macs)
+    study.write_plan(once, [plan.path_macs(run) for run in once], later_macs=later_macs)
 
 
-def progress(folder: Path, say: Say) -> Progress:
-    return Progress(folder, say, live=sys.stderr.isatty())
+def progress(study: Study, say: Say) -> Progress:
+    return Progress(study, say, live=sys.stderr.isatty())
 
 
-def _outcome(finished: Finished) -> str:
-    run = finished.job.run
+def _outcome(finished: Finished[RunConfig]) -> str:
+    run = finished.job.payload
     if finished.error:
         return f"failed   {run.run_id} {run.model.name}: {finished.error.splitlines()[0]}"
-    rows = read_run(finished.job.run_dir) or []
+    rows = RunFolder(finished.job.run_dir).read() or []
     points = ", ".join(f"{r['val_loss']:.4f}" for r in rows if r["decayed"])
     status = "diverged" if any(r["status"] == "diverged" for r in rows) else "finished"
     unit = results.loss_unit(r["tokenizer"] for r in rows)
     return f"{status} {run.run_id} {run.model.name}: {points} {unit}"
 
 
-def export(folder: Path) -> pd.DataFrame:
+def export(study: Study) -> pd.DataFrame:
     """rows.csv of the study's runs; written only when it changes."""
-    table = results.load(folder)
-    _write_if_changed(folder / "rows.csv", table.to_csv(index=False))
+    table = study.rows()
+    study.write(study.rows_csv, table.to_csv(index=False))
     return table
 
 
-def keep_positions(folder: Path, table: pd.DataFrame) -> None:
+def keep_positions(study: Study, table: pd.DataFrame) -> None:
     """Beside the report: the loss by token position of the ladder's best run (Figure 10)."""
     points = table[table.decayed & (table.role == "ladder")].sort_values("val_loss")
     for run_id in points.run_id:
-        there = folder / "runs" / run_id / results.POSITIONS
+        there = study.run(run_id).positions_json
         if there.is_file():
-            _write_if_changed(folder / results.POSITIONS, there.read_text())
+            study.write(study.positions_json, there.read_text())
             return
 
 
 def fit_law(
-    config: StudyConfig, folder: Path, table: pd.DataFrame, say: Say
+    config: StudyConfig, study: Study, table: pd.DataFrame, say: Say
 ) -> tuple[StudyLaw | None, str]:
     """Fit the frontier of the ladder and write law.json; or no law, and the reason."""
     if config.ladder is None or config.variants:
-        outputs.remove(outputs.STUDY, folder / "law.json")
+        study.remove(study.law_json)
         return None, "The study compares choices, each at one budget." if config.variants else ""
     from scaling.analysis.laws import saved_law
     from scaling.analysis.laws.fit import NotIdentified
@@ -398,17 +356,17 @@ def fit_law(
             table, seed=config.seed, form=config.fit.form, resamples=config.fit.resamples
         )
     except NotIdentified as refusal:
-        outputs.remove(outputs.STUDY, folder / "law.json")
+        study.remove(study.law_json)
         say(f"no law: {refusal}")
         return None, str(refusal)
-    _write_if_changed(folder / "law.json", saved_law.text(law))
+    study.write(study.law_json, saved_law.text(law))
     say(law.summary())
     return law, ""
 
 
 def report(
     config: StudyConfig,
-    folder: Path,
+    study: Study,
     data_dir: Path,
     table: pd.DataFrame,
     law: StudyLaw | None,
@@ -418,13 +376,8 @@ def report(
     from scaling.analysis.questions.paper_tables import paper_table
     from scaling.analysis.report.study import write_report
 
-    if (beside := paper_table(folder)) is not None:
-        _write_if_changed(folder / "paper_table.csv", beside.to_csv(index=False))
+    if (beside := paper_table(study.folder)) is not None:
+        study.write(study.paper_csv, beside.to_csv(index=False))
     return write_report(
-        folder, table, law, config_text=describe(config), data_dir=data_dir, refusal=refusal
+        study.folder, table, law, config_text=describe(config), data_dir=data_dir, refusal=refusal
     )
-
-
-def _write_if_changed(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text() != text:
-        outputs.write(outputs.STUDY, path, text)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
 
 from scaling.study.status import clock, run_states
+from scaling.study_folder import Study
 
 
 class Progress:
     """A line about the study's progress while work goes on: live on a terminal, else every 15 s."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None], *, live: bool) -> None:
-        self.folder, self.say, self.live = folder, say, live
+    def __init__(self, study: Study, say: Callable[[str], None], *, live: bool) -> None:
+        self.study, self.say, self.live = study, say, live
         self._stop = Event()
         self._thread = Thread(target=self._watch, daemon=True)
         self._begun: tuple[float, float] | None = None  # (time, MACs done) when work began
@@ -48,7 +48,7 @@ class Progress:
 
     def line(self) -> str:
         """`ladder: 3/7 runs, 41% of 1.2e+13 MACs, 21.3 GMAC/s, ETA 2:10`."""
-        states = run_states(self.folder)
+        states = run_states(self.study)
         if not states:
             return "planning"
         role = "ladder" if any(s.role == "ladder" for s in states) else "lr sweep"
@@ -65,8 +65,12 @@ class Progress:
         return text
 
 
-def teller() -> Callable[[str, int, int], None]:
-    """Prints to stderr, every five seconds, how far work of counted parts is: (what, done, total).
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def teller(say: Callable[[str], None] = _to_stderr) -> Callable[[str, int, int], None]:
+    """Tells `say`, every five seconds, how far work of counted parts is: (what, done, total).
 
     What follows a comma in `what` is not of the work's name: the time left goes on from before.
     """
@@ -83,7 +87,7 @@ def teller() -> Callable[[str, int, int], None]:
             left = ""
             if done > begun[2]:
                 left = f", ETA {clock((total - done) * (now - begun[1]) / (done - begun[2]))}"
-            print(f"{what} {done}/{total}{left}", file=sys.stderr, flush=True)
+            say(f"{what} {done}/{total}{left}")
             last = now
 
     return tell

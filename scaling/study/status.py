@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import socket
 from collections import Counter
@@ -13,77 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from scaling.config.schedule import segments
-from scaling.config.schema import SCHEMA, RunConfig
-from scaling.errors import UserError
 from scaling.storage import files
+from scaling.study_folder import RunFolder, Study
 
 TAIL_BYTES = 8192
-ENTRY = {"run_id", "role", "size", "log2_lr", "steps", "macs", "batch_tokens"}  # of plan.json
-
-
-def write_plan(
-    folder: Path, runs: list[RunConfig], macs: list[int], *, later_macs: int = 0
-) -> None:
-    """plan.json: the runs that belong to the study as it is configured now, and their MACs.
-
-    `later_macs`: of runs that cannot be named yet, such as the ladder's before its rate is known.
-    """
-    entries = [
-        {
-            "run_id": r.run_id,
-            "role": r.role,
-            "size": r.model.name,
-            "log2_lr": math.log2(r.lr),
-            "steps": sum(s.end - s.start for s in segments(r)),
-            "macs": m,
-            "batch_tokens": r.batch * r.model.context,
-        }
-        for r, m in zip(runs, macs, strict=True)
-    ]
-    text = json.dumps({"schema": SCHEMA, "later_macs": later_macs, "runs": entries}, indent=1)
-    path = folder / "plan.json"
-    if not path.exists() or path.read_text() != text:
-        files.write(path, text)
-
-
-def read_plan(folder: Path) -> list[dict[str, Any]]:
-    """The entries of plan.json; an empty list before the first runs are planned."""
-    return _plan(folder)["runs"]
-
-
-def _plan(folder: Path) -> dict[str, Any]:
-    try:
-        plan = files.read_json(folder / "plan.json", dict)
-        if not all(entry.keys() >= ENTRY for entry in plan["runs"]):
-            raise UserError("a run in it is not described")
-        return {"schema": SCHEMA, "later_macs": 0} | plan
-    except FileNotFoundError:
-        return {"schema": SCHEMA, "later_macs": 0, "runs": []}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder}/plan.json: damaged ({error}); remove it and run the study again"
-        ) from None
-
-
-def check_schema(folder: Path) -> None:
-    """Refuse to go on in a directory of another version, whose rows would not mix with new ones.
-
-    Raises UserError with what can be done.
-    """
-    schema = _plan(folder)["schema"]
-    if schema < SCHEMA:
-        raise UserError(
-            f"{folder}: written with schema {schema} of the run directory; this version writes "
-            f"{SCHEMA}, and its numbers need not equal those. Nothing was changed. Give the study "
-            f"another name (or --out) to train it anew, or continue it with the version that began "
-            f"it; its rows.csv stays readable for `scaling fit`"
-        )
-    if schema > SCHEMA:
-        raise UserError(
-            f"{folder}: written with schema {schema} of the run directory by a newer version; this "
-            f"one knows {SCHEMA}. Install the newer version to go on"
-        )
 
 
 class SlurmJob(Protocol):
@@ -126,20 +58,20 @@ class RunState:
         return self.macs * self.steps_done / self.steps
 
 
-def run_states(folder: Path, jobs: Mapping[Path, SlurmJob] | None = None) -> list[RunState]:
+def run_states(study: Study, jobs: Mapping[Path, SlurmJob] | None = None) -> list[RunState]:
     """The state of every run of the study's plan. Empty before the first runs are planned.
 
     Args:
-        folder: the study's directory.
+        study: its folder.
         jobs: run directory (absolute) -> its live job, where Slurm was asked. What it says counts
             for more than a lock whose holder sits on another host and may be gone.
     """
-    return [_state(folder, entry, jobs) for entry in read_plan(folder)]
+    return [_state(study, entry, jobs) for entry in study.plan().runs]
 
 
-def _state(folder: Path, entry: dict[str, Any], jobs: Mapping[Path, SlurmJob] | None) -> RunState:
-    run_dir = folder / "runs" / entry["run_id"]
-    tail = _tail(run_dir / "metrics.jsonl")
+def _state(study: Study, entry: dict[str, Any], jobs: Mapping[Path, SlurmJob] | None) -> RunState:
+    run = study.run(entry["run_id"])
+    tail = _tail(run.metrics)
     trained = [r for r in tail if {"train_loss", "seconds"} <= r.keys()]
     evaluated = [r for r in tail if "val_loss" in r]
     done = trained[-1]["position"] if trained else 0
@@ -147,7 +79,7 @@ def _state(folder: Path, entry: dict[str, Any], jobs: Mapping[Path, SlurmJob] | 
     if len(trained) > 1 and trained[-1]["seconds"] > trained[0]["seconds"]:
         steps = trained[-1]["position"] - trained[0]["position"]
         speed = steps / (trained[-1]["seconds"] - trained[0]["seconds"])
-    state, where = _where(run_dir, jobs)
+    state, where = _where(run, jobs)
     if state == "finished":
         done = entry["steps"]
     running = state == "running" and speed is not None and speed > 0
@@ -167,16 +99,16 @@ def _state(folder: Path, entry: dict[str, Any], jobs: Mapping[Path, SlurmJob] | 
     )
 
 
-def _where(run_dir: Path, jobs: Mapping[Path, SlurmJob] | None) -> tuple[str, str]:
+def _where(run: RunFolder, jobs: Mapping[Path, SlurmJob] | None) -> tuple[str, str]:
     """(state, where or why)."""
     try:
-        text = (run_dir / "rows.json").read_text()
+        text = run.rows_json.read_text()
         return ("diverged" if '"status": "diverged"' in text else "finished"), ""
     except OSError:
         pass
-    began = (run_dir / "config.yaml").exists()
-    holder = _holder(run_dir / "lock")
-    job = jobs.get(run_dir.resolve()) if jobs is not None else None
+    began = run.config_yaml.exists()
+    holder = _holder(run.lock)
+    job = jobs.get(run.path.resolve()) if jobs is not None else None
     if job is not None:
         if job.state in ("RUNNING", "COMPLETING"):
             return "running", f"{job.node} (job {job.job_id})"
@@ -185,20 +117,15 @@ def _where(run_dir: Path, jobs: Mapping[Path, SlurmJob] | None) -> tuple[str, st
     if holder and (jobs is None or holder.startswith(f"{socket.gethostname()}:")):
         return "running", holder
     with contextlib.suppress(OSError):
-        return "failed", (run_dir / "error.txt").read_text().split("\n", 1)[0]
+        return "failed", run.error.read_text().split("\n", 1)[0]
     return ("stopped" if began else "waiting"), ""
 
 
-def text(folder: Path, jobs: Mapping[Path, SlurmJob] | None = None) -> str:
-    """A line for each run, and the study's MACs done of planned.
-
-    Raises UserError when there is no such study.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such study; see the folders in {folder.parent}/")
-    states = run_states(folder, jobs)
+def text(study: Study, jobs: Mapping[Path, SlurmJob] | None = None) -> str:
+    """A line for each run, and the study's MACs done of planned."""
+    states = run_states(study, jobs)
     if not states:
-        return f"{folder}: no runs planned yet (tokens are being made)"
+        return f"{study}: no runs planned yet (tokens are being made)"
     head = f"{'run':14}{'role':10}{'size':>12}{'log2 lr':>9}{'state':>10}{'done':>6}{'loss':>9}"
     lines = [f"{head}{'tokens/s':>11}{'ETA':>8}  where"]
     for s in states:
@@ -209,14 +136,28 @@ def text(folder: Path, jobs: Mapping[Path, SlurmJob] | None = None) -> str:
             f"{s.run_id:14}{s.role:10}{s.size:>12}{s.log2_lr:>9.2f}{s.state:>10}"
             f"{s.steps_done / s.steps:>6.0%}{loss:>9}{speed:>11}{eta:>8}  {s.where}".rstrip()
         )
-    return "\n".join([*lines, _total(states, _plan(folder)["later_macs"])])
+    return "\n".join([*lines, _total(states, study.plan().later_macs)])
+
+
+def left(study: Study) -> str:
+    """Of a study's plan: runs by state, the MACs that are still to be trained, and of how many."""
+    states, later = run_states(study), study.plan().later_macs
+    planned = sum(s.macs for s in states) + later
+    undone = planned - _done(states)
+    line = f"{undone:.3g} of {planned:.3g} training MACs ({undone / planned:.0%}); runs: "
+    line += ", ".join(f"{n} {state}" for state, n in Counter(s.state for s in states).items())
+    return line + ", and those of the ladder, whose learning rate is not known" * bool(later)
+
+
+def _done(states: list[RunState]) -> float:
+    """MACs. A diverged run is at its end."""
+    return sum(s.macs if s.state == "diverged" else s.macs_done for s in states)
 
 
 def _total(states: list[RunState], later_macs: int) -> str:
     counts = Counter(s.state for s in states)
     planned = sum(s.macs for s in states) + later_macs
-    # A diverged run is at its end.
-    done = sum(s.macs if s.state == "diverged" else s.macs_done for s in states)
+    done = _done(states)
     line = (
         f"{', '.join(f'{n} {state}' for state, n in counts.items())}; "
         f"{done:.3g} of {planned:.3g} training MACs ({done / planned:.0%})"

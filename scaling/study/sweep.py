@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from scaling.errors import UserError
-from scaling.jobs.launch import Finished, Job
-from scaling.results import TOKEN_UNIT, read_run
+from scaling.jobs.job import Job
+from scaling.jobs.launch import Finished
+from scaling.results import TOKEN_UNIT
 from scaling.study.optimum import NEIGHBOURHOOD, Optimum, Trial, drift, optimum, vertex_between
+from scaling.study_folder import RunFolder
 
 if TYPE_CHECKING:
     import optuna
@@ -35,7 +37,7 @@ ROUNDING = 4  # rates are used to a quarter of an octave: finer than any sweep c
 class Mapper(Protocol):
     """What the sweep needs of a Launcher."""
 
-    def map(self, jobs: Iterator[Job]) -> Iterator[Finished]: ...
+    def map(self, jobs: Iterator[Job[Any]]) -> Iterator[Finished[Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,9 @@ def _interval(low: float | None, high: float | None, before: str, after: str = "
     return f"{before}[{low:.2f}, {high:.2f}]{after}"
 
 
-def decayed_loss(job: Job) -> float | None:
+def decayed_loss(job: Job[Any]) -> float | None:
     """Validation loss of a finished run at its (last) decayed point; None where it diverged."""
-    rows = read_run(job.run_dir)
+    rows = RunFolder(job.run_dir).read()
     if rows is None:
         raise UserError(f"{job.run_dir}: has no rows although its job ended; run the study again")
     losses = [r["val_loss"] for r in rows if r["decayed"] and r["status"] == "finished"]
@@ -106,7 +108,7 @@ def decayed_loss(job: Job) -> float | None:
 
 
 def sweep_lr(
-    make_job: Callable[[int, float], Job],
+    make_job: Callable[[int, float], Job[Any]],
     widths: Sequence[int],
     log2_min: int,
     log2_max: int,
@@ -117,7 +119,7 @@ def sweep_lr(
     axis: str = "width",
     each: bool = False,
     seed: int = 0,
-    read_loss: Callable[[Job], float | None] = decayed_loss,
+    read_loss: Callable[[Job[Any]], float | None] = decayed_loss,
 ) -> SweepResult:
     """Sweep the learning rate over every width; continues whatever the journal holds.
 
@@ -167,11 +169,11 @@ class Board:
 
     def __init__(
         self,
-        make_job: Callable[[int, float], Job],
+        make_job: Callable[[int, float], Job[Any]],
         names: dict[int, str],
         journal: Path,
         seed: int,
-        read_loss: Callable[[Job], float | None],
+        read_loss: Callable[[Job[Any]], float | None],
         axis: str,
     ) -> None:
         import optuna
@@ -231,12 +233,12 @@ class Board:
 
         open_trials: dict[Path, tuple[int, float, int]] = {}
 
-        def job(width: int, log2_lr: float, number: int) -> Job:
+        def job(width: int, log2_lr: float, number: int) -> Job[Any]:
             made = self.make_job(width, 2.0**log2_lr)
             open_trials[made.run_dir] = (width, log2_lr, number)
             return made
 
-        def jobs() -> Iterator[Job]:
+        def jobs() -> Iterator[Job[Any]]:
             for width, study in self.studies.items():
                 for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                     yield job(width, trial.params["log2_lr"], trial.number)

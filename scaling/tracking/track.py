@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from scaling.errors import UserError
-from scaling.results import SOURCE_PREFIX, Row, finished_runs, read_run
+from scaling.results import SOURCE_PREFIX, Row
 from scaling.storage import files
+from scaling.study_folder import RunFolder, Study
 from scaling.tracking.gate import Gate
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def sync(study_dir: Path, uri: str | None = None, *, force: bool = False) -> int:
+def sync(study: Study, uri: str | None = None, *, force: bool = False) -> int:
     """Bring MLflow up to date with a study's finished runs; returns how many were sent.
 
     Idempotent: a run is sent again only when its rows changed, and one whose sending was cut short
@@ -46,22 +47,22 @@ def sync(study_dir: Path, uri: str | None = None, *, force: bool = False) -> int
     it nevertheless (after its database was emptied, say).
 
     Args:
-        study_dir: the study's directory; its name is the experiment's.
-        uri: a tracking server or database; default: `mlflow.db` in the study's directory.
+        study: its folder's name is the experiment's.
+        uri: a tracking server or database; default: the study's own, in its folder.
     Raises:
         UserError: locked or unreachable for longer than PATIENCE_SECONDS. Nothing is lost: the next
             call sends what is missing.
     """
-    address = uri or default_uri(study_dir)
-    digests = _digests(study_dir)
-    record = study_dir / "mlflow.sent.json"
+    address = uri or default_uri(study)
+    digests = _digests(study)
+    record = study.mlflow_sent_json
     now = json.dumps({"uri": address, "runs": digests}, indent=1)
     with contextlib.suppress(FileNotFoundError):
         if record.read_text() == now and not force and _exists(address):
             return 0
     client = _client(address)
     with _explained(address):
-        experiment = _experiment(client, study_dir, keep_files=uri is None)
+        experiment = _experiment(client, study, own=uri is None)
         there: dict[str, str] = {}
         for run in _search(client, experiment):
             name, digest = run.data.tags["run_id"], run.data.tags.get("sent", "")
@@ -71,27 +72,27 @@ def sync(study_dir: Path, uri: str | None = None, *, force: bool = False) -> int
                 _patiently(client.delete_run, run.info.run_id)
         missing = {name: digest for name, digest in digests.items() if name not in there}
         for name, digest in missing.items():
-            _send(client, experiment, study_dir / "runs" / name, digest)
+            _send(client, experiment, study.run(name), digest)
     files.write(record, now)
     return len(missing)
 
 
-def unsent(study_dir: Path, uri: str | None = None) -> list[str]:
+def unsent(study: Study, uri: str | None = None) -> list[str]:
     """The runs that `sync` would send, by the record of the last one; MLflow is not asked."""
-    digests = _digests(study_dir)
+    digests = _digests(study)
     sent: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError, KeyError):
-        last = files.read_json(study_dir / "mlflow.sent.json", dict)
-        if last["uri"] == (uri or default_uri(study_dir)):
+        last = files.read_json(study.mlflow_sent_json, dict)
+        if last["uri"] == (uri or default_uri(study)):
             sent = dict(last["runs"])
     return [name for name, digest in digests.items() if sent.get(name) != digest]
 
 
-def _digests(study_dir: Path) -> dict[str, str]:
+def _digests(study: Study) -> dict[str, str]:
     """Run -> what its rows are now, for those that count."""
     return {
-        run_dir.name: hashlib.sha256((run_dir / "rows.json").read_bytes()).hexdigest()[:16]
-        for run_dir in finished_runs(study_dir)
+        run.path.name: hashlib.sha256(run.rows_json.read_bytes()).hexdigest()[:16]
+        for run in study.runs()
     }
 
 
@@ -172,7 +173,7 @@ def _runs_of(uri: str, study: str, chosen: str) -> list[Any]:
         return list(_search(client, experiment, chosen))
 
 
-def ui(study_dir: Path, port: int = 5000, say: Callable[[str], None] = print) -> None:
+def ui(study: Study, port: int = 5000, say: Callable[[str], None] = print) -> None:
     """Serve MLflow's pages of a study until interrupted, to its user alone.
 
     MLflow's server does whatever it is asked with the rights of its process, and every account of a
@@ -186,9 +187,9 @@ def ui(study_dir: Path, port: int = 5000, say: Callable[[str], None] = print) ->
     Raises:
         UserError: there is nothing to show, or the port is taken.
     """
-    address = default_uri(study_dir)
+    address = default_uri(study)
     if not _exists(address):
-        raise UserError(f"{study_dir}: no mlflow.db here; run the study first")
+        raise UserError(f"{study}: no {study.mlflow_db.name} here; run the study first")
     with socket.socket() as listening, contextlib.suppress(KeyboardInterrupt):
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -223,8 +224,8 @@ def ui(study_dir: Path, port: int = 5000, say: Callable[[str], None] = print) ->
         uvicorn.Server(settings).run(sockets=[listening])
 
 
-def default_uri(study_dir: Path) -> str:
-    return f"sqlite:///{study_dir.resolve() / 'mlflow.db'}"
+def default_uri(study: Study) -> str:
+    return f"sqlite:///{study.mlflow_db.resolve()}"
 
 
 def _exists(uri: str) -> bool:
@@ -309,14 +310,24 @@ def _explained(uri: str) -> Iterator[None]:
         ) from error
 
 
-def _experiment(client: MlflowClient, study_dir: Path, *, keep_files: bool) -> str:
-    name = study_dir.resolve().name
+def _experiment(client: MlflowClient, study: Study, *, own: bool) -> str:
+    """The experiment that has the name of the study's folder, made if need be.
+
+    own: the database is the study's, so one of another name there is its own from before the
+    folder was renamed.
+    """
+    name = study.folder.resolve().name
     found = _patiently(client.get_experiment_by_name, name)
+    if found is None and own:
+        before = [e for e in _patiently(client.search_experiments) if e.name != "Default"]
+        if len(before) == 1:
+            _patiently(client.rename_experiment, before[0].experiment_id, name)
+            return before[0].experiment_id
     if found is not None:
         if found.lifecycle_stage == "deleted":
             _patiently(client.restore_experiment, found.experiment_id)
         return found.experiment_id
-    location = (study_dir.resolve() / "mlartifacts").as_uri() if keep_files else None
+    location = study.mlartifacts_dir.resolve().as_uri() if own else None
     return _patiently(client.create_experiment, name, artifact_location=location)
 
 
@@ -337,14 +348,14 @@ def _search(client: MlflowClient, experiment: str, chosen: str = OURS) -> Iterat
             return
 
 
-def _send(client: MlflowClient, experiment: str, run_dir: Path, digest: str) -> None:
+def _send(client: MlflowClient, experiment: str, there: RunFolder, digest: str) -> None:
     """One finished run. The tag `sent` comes last: without it the run does not count."""
     from mlflow.entities import Metric, Param, RunTag
 
-    rows = read_run(run_dir)
-    assert rows, run_dir
+    rows = there.read()
+    assert rows, there.path
     first, last = rows[0], rows[-1]
-    end_ms = int((run_dir / "rows.json").stat().st_mtime * 1000)
+    end_ms = int(there.rows_json.stat().st_mtime * 1000)
     start_ms = end_ms - int(1000 * (last["seconds"] or 0))
     metrics = []
     for row in rows:
@@ -357,7 +368,7 @@ def _send(client: MlflowClient, experiment: str, run_dir: Path, digest: str) -> 
             and value is not None
             and math.isfinite(value)
         ]
-    for record in _curve(run_dir / "metrics.jsonl"):
+    for record in _curve(there.metrics):
         at_ms = start_ms + int(1000 * record["seconds"])
         metrics.append(Metric("train_loss_window", record["train_loss"], at_ms, record["macs"]))
     measured = {*METRICS, "seconds", "mfu", "budget_macs", "decayed", "data_mix", "status"}
@@ -368,7 +379,7 @@ def _send(client: MlflowClient, experiment: str, run_dir: Path, digest: str) -> 
         and value is not None
         and all(row.get(name) == value for row in rows)
     ]
-    tags = [RunTag(f"row.{k:04d}", json.dumps(row)) for k, row in enumerate(_stored(run_dir))]
+    tags = [RunTag(f"row.{k:04d}", json.dumps(row)) for k, row in enumerate(_stored(there))]
     name = f"{first['size']} 2^{first['log2_lr']:g} {first['role']}"
     labels = {
         "run_id": str(first["run_id"]),
@@ -388,9 +399,9 @@ def _send(client: MlflowClient, experiment: str, run_dir: Path, digest: str) -> 
     _patiently(client.set_tag, run_id, "sent", digest)
 
 
-def _stored(run_dir: Path) -> list[dict[str, Any]]:
+def _stored(there: RunFolder) -> list[dict[str, Any]]:
     """Rows as their file holds them: strict JSON (NaN is null, infinities are words)."""
-    return json.loads((run_dir / "rows.json").read_text())
+    return json.loads(there.rows_json.read_text())
 
 
 def _curve(path: Path) -> Iterator[dict[str, Any]]:

@@ -31,9 +31,10 @@ from scaling.errors import UserError
 from scaling.models.macs import forward_macs, parameter_counts
 from scaling.models.memory import check_fits
 from scaling.models.parametrization import build, optimizer
-from scaling.results import POSITIONS, SOURCE_PREFIX, Row, dumps, loss_unit, read_run
+from scaling.results import SOURCE_PREFIX, Row, dumps, loss_unit
 from scaling.storage import files, scratch
 from scaling.storage.files import RunBusy, RunLock
+from scaling.study_folder import RunFolder
 from scaling.training.device import autocast, compiles, device_name, gemm_peak_macs
 from scaling.training.ranks import Ranks, join, load, restore, save
 
@@ -65,7 +66,7 @@ def train(
             run_dir.mkdir(parents=True, exist_ok=True)
             held.enter_context(RunLock(run_dir))
             scratch.drop_half_files(run_dir)
-            return read_run(run_dir)
+            return RunFolder(run_dir).read()
 
         try:
             rows = ranks.by_first(begin)
@@ -82,7 +83,8 @@ def _train(
     run: RunConfig, run_dir: Path, ranks: Ranks, stop: StopFlag, log: Callable[[str], None]
 ) -> list[Row]:
     plan = segments(run)
-    config_path = run_dir / "config.yaml"
+    folder = RunFolder(run_dir)
+    config_path = folder.config_yaml
 
     def claim() -> None:
         there = RunConfig.from_yaml(config_path).run_id if config_path.exists() else run.run_id
@@ -151,7 +153,7 @@ def _train(
         missing = (needed | weights) - saved.keys()
         return f"it lacks {', '.join(sorted(missing))}" if missing else ""
 
-    saved = load(run_dir / "checkpoint.pt", ranks, log, wrong)
+    saved = load(folder.checkpoint, ranks, log, wrong)
     if saved is not None:
         restore(run_dir, saved, model, optim)
         state = saved
@@ -159,16 +161,16 @@ def _train(
         log(f"{run_dir.name}: continues at step {state['step']}")
     else:
         log(f"{run_dir.name}: {run.model.name}, {total} steps on {device_name(device)}")
-    metrics = run_dir / "metrics.jsonl"
+    metrics = folder.metrics
 
     def rewind_metrics() -> None:
         if ranks.first:
             _truncate_metrics(metrics, position(plan, state["segment"], state["step"]))
 
-    def keep(name: str, **changes: Any) -> None:
+    def keep(path: Path, **changes: Any) -> None:
         now = state | {"seconds": seconds(), "window": float(ranks.total(window))} | changes
         now |= {"rows": json.dumps(now["rows"]), "run_id": run.run_id}
-        save(run_dir / name, now, model, optim, ranks, sharded=sharded)
+        save(path, now, model, optim, ranks, sharded=sharded)
 
     def seconds() -> float:
         return state["seconds"] + time.monotonic() - started
@@ -215,7 +217,7 @@ def _train(
             loss_T = sum(weights[source] * loss for source, loss in by_position.items())
             record = {"run_id": run.run_id, "size": run.model.name}
             record |= {"tokens_per_frame": data.meta["tokens_per_frame"]}
-            files.write(run_dir / POSITIONS, json.dumps(record | {"loss": loss_T.tolist()}))
+            files.write(folder.positions_json, json.dumps(record | {"loss": loss_T.tolist()}))
         write_metrics(
             val_loss=overall, decayed=decayed, **{f"val_loss/{s}": v for s, v in by_source.items()}
         )
@@ -289,7 +291,7 @@ def _train(
                 evaluate(decayed=False, budget=None)
             asked, due = ranks.boundary(stop, time.monotonic() - last_save > run.checkpoint_seconds)
             if asked or due:
-                keep("checkpoint.pt")
+                keep(folder.checkpoint)
                 last_save = time.monotonic()
             if asked:
                 raise Interrupted(f"{run_dir.name}: saved at step {state['step']}")
@@ -299,7 +301,7 @@ def _train(
             evaluate(decayed=True, budget=segment.budget)
             if state["segment"] + 1 < len(plan) and ranks.first and not sharded:
                 # What this budget learned; that of the last one is checkpoint.pt.
-                held = run_dir / f"weights-{segment.budget}.pt"
+                held = folder.weights(segment.budget)
                 checkpoint.save(held, {"model": model.state_dict()})
                 checkpoint.drop(held, files=1, folders=0)
         state["segment"] += 1
@@ -307,10 +309,10 @@ def _train(
             break
         if segment.cooldown:  # back to the branch point
             rows, spent = state["rows"], seconds()
-            trunk = load(run_dir / "trunk.pt", ranks, log, wrong)
+            trunk = load(folder.trunk, ranks, log, wrong)
             if trunk is None:
                 raise UserError(
-                    f"{run_dir}/trunk.pt: every copy is damaged; remove the run directory and run "
+                    f"{folder.trunk}: every copy is damaged; remove the run directory and run "
                     f"the study again to train it from the start"
                 )
             restore(run_dir, trunk, model, optim)
@@ -322,7 +324,7 @@ def _train(
             if state["segment"] != expected:  # an older branch point: its branches are done again
                 rewind_metrics()
         elif plan[state["segment"]].cooldown and state["segment"] + 1 < len(plan):
-            keep("trunk.pt", segment=state["segment"] + 1)
+            keep(folder.trunk, segment=state["segment"] + 1)
 
     if diverged:
         ahead = [s.budget for s in plan[state["segment"] :] if s.budget is not None]
@@ -345,12 +347,12 @@ def _train(
             f"{run_dir.name}: finished after {seconds():.1f} s, "
             f"{state['rows'][-1]['val_loss']:.4f} {loss_unit([identity['tokenizer']])}"
         )
-    keep("checkpoint.pt")
+    keep(folder.checkpoint)
 
     def finish() -> list[Row]:
-        checkpoint.drop(run_dir / "trunk.pt", files=0, folders=0)
-        checkpoint.drop(run_dir / "checkpoint.pt", files=1, folders=int(sharded))
-        files.write(run_dir / "rows.json", dumps(state["rows"]))
+        checkpoint.drop(folder.trunk, files=0, folders=0)
+        checkpoint.drop(folder.checkpoint, files=1, folders=int(sharded))
+        files.write(folder.rows_json, dumps(state["rows"]))
         return state["rows"]
 
     return ranks.by_first(finish)

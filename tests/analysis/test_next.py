@@ -13,7 +13,7 @@ from scaling.analysis.questions.design import Candidates, Plan, choose, variance
 from scaling.analysis.questions.next import expanded, fitted, next_runs
 from scaling.analysis.questions.simulate import PURE, TRUTH, Truth, study
 from scaling.analysis.tables.cells import cells
-from scaling.results import load
+from scaling.tracking.load import load
 
 DESIGN: dict[str, Any] = dict(sizes=8, budgets=5, trunks=False, run_noise=0.0)
 

@@ -15,7 +15,7 @@ from scaling.jobs import squeue
 from scaling.models.family import FAMILY
 from scaling.storage.files import RunLock
 from scaling.study.doctor import examine
-from scaling.study.status import write_plan
+from scaling.study_folder import Study
 from scaling.tracking import track
 
 RUN = RunConfig(
@@ -36,7 +36,7 @@ def study(tmp_path: Path) -> Path:
         "study: sound\ndata: {sources: [{name: leaves, kind: leaves}]}\n"
         "ladder: {sizes: [t16], budgets_macs: [1e9], log2_lr: -6}\n"
     )
-    write_plan(tmp_path, [RUN], [10**9])
+    Study(tmp_path).write_plan([RUN], [10**9])
     run_dir = tmp_path / "runs" / RUN.run_id
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(RUN.to_yaml())
@@ -44,19 +44,19 @@ def study(tmp_path: Path) -> Path:
     (run_dir / "checkpoint.pt").write_bytes(b"state")
     (run_dir / "lock").touch()
     (tmp_path / "sweep.journal").write_bytes(b'{"op_code":0}\n')
-    sent = {run: track._digests(tmp_path)[run] for run in track.unsent(tmp_path)}
-    record = {"uri": track.default_uri(tmp_path), "runs": sent}
+    sent = {run: track._digests(Study(tmp_path))[run] for run in track.unsent(Study(tmp_path))}
+    record = {"uri": track.default_uri(Study(tmp_path)), "runs": sent}
     (tmp_path / "mlflow.sent.json").write_text(json.dumps(record))
     return tmp_path
 
 
 def said(study: Path, *, repair: bool = False) -> str:
-    return "\n".join(map(str, examine(study, repair=repair)))
+    return "\n".join(map(str, examine(Study(study), repair=repair)))
 
 
 def test_a_sound_study_has_no_findings(study: Path) -> None:
-    assert examine(study) == []
-    assert examine(study, repair=True) == []
+    assert examine(Study(study)) == []
+    assert examine(Study(study), repair=True) == []
 
 
 def test_finds_everything_and_mends_what_is_safe(study: Path) -> None:
@@ -83,7 +83,7 @@ def test_finds_everything_and_mends_what_is_safe(study: Path) -> None:
         r"sweep.journal: its last line \(7 bytes\) is torn",
     ):
         assert re.search(words, first, re.M), words
-    repaired = [f.where for f in examine(study, repair=True) if f.repaired]
+    repaired = [f.where for f in examine(Study(study), repair=True) if f.repaired]
     assert len(repaired) == 7
     assert (study / "sweep.journal").read_bytes() == b'{"op_code":0}\n'
     assert (run_dir / "checkpoint.pt").exists() and (run_dir / "rows.json.damaged").exists()
@@ -131,7 +131,7 @@ def test_what_is_to_be_sent_is_what_sync_would_send(study: Path) -> None:
         (study / "mlflow.sent.json").write_text(record)
         assert unsent in said(study)
     (study / "mlflow.sent.json").write_text(whole)
-    assert examine(study) == []
+    assert examine(Study(study)) == []
     rows = study / "runs" / RUN.run_id / "rows.json"
     rows.write_text(json.dumps([{"run_id": RUN.run_id, "val_loss": 3.0}]))
     assert unsent in said(study)
@@ -150,24 +150,26 @@ def test_a_local_study_asks_no_slurm(study: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(squeue, "queue", queue)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    assert examine(study) == [] and asked == []
+    assert examine(Study(study)) == [] and asked == []
     (study / "jobs" / "1" / squeue.RUNS).write_text("[]")
-    assert examine(study) == [] and asked == [1]
+    assert examine(Study(study)) == [] and asked == [1]
 
 
 def test_runs_and_studies_at_work_are_left_alone(study: Path) -> None:
     run_dir = study / "runs" / RUN.run_id
     (run_dir / ".rows.json.123.tmp").touch()
     with RunLock(run_dir):
-        assert examine(study, repair=True) == []
+        assert examine(Study(study), repair=True) == []
         assert (run_dir / "lock").read_text() != ""
     (study / ".plan.json.123.tmp").touch()
     with RunLock(study, "driver.lock"):
-        assert len(examine(study)) == 1, "the run's leftover; the study's may be in the making"
+        assert len(examine(Study(study))) == 1, (
+            "the run's leftover; the study's may be in the making"
+        )
     with (
         RunLock(study, "driver.lock"),
         pytest.raises(UserError, match=r"in use by .*look without --repair"),
     ):
-        examine(study, repair=True)
+        examine(Study(study), repair=True)
     with pytest.raises(UserError, match=r"not a study's folder"):
-        examine(study / "runs")
+        examine(Study(study / "runs"))

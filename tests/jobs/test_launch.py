@@ -18,7 +18,8 @@ import pytest
 from scaling.checkpoint import STOP, Interrupted
 from scaling.config.schema import LaunchConfig
 from scaling.errors import UserError
-from scaling.jobs.launch import RETRIES, Finished, Job, Launcher, check, resources, tail
+from scaling.jobs.job import RETRIES, Job, tail
+from scaling.jobs.launch import Finished, Launcher, check, resources
 from tests.shell import HANGS
 
 
@@ -70,13 +71,13 @@ def jobs(tmp_path: Path, *tasks: Task) -> list[Job]:
     for k, task in enumerate(tasks):
         run_dir = tmp_path / f"run{k}"
         run_dir.mkdir()
-        made.append(Job(task, run_dir))  # type: ignore[arg-type]
+        made.append(Job(task, run_dir))
     return made
 
 
 def run(tmp_path: Path, made: list[Job], **launch: object) -> dict[str, Finished]:
     config = LaunchConfig.model_validate({"parallel": 2, "threads": 1} | launch)
-    with Launcher(config, tmp_path / "jobs", function=perform) as launcher:  # type: ignore[arg-type]
+    with Launcher(config, tmp_path / "jobs", function=perform) as launcher:
         return {f.job.run_dir.name: f for f in launcher.map(made)}
 
 
@@ -126,7 +127,7 @@ def test_jobs_are_bounded_drawn_late_and_processes_are_their_own(tmp_path: Path)
             yield job
 
     config = LaunchConfig(parallel=2, threads=1)
-    with Launcher(config, tmp_path / "jobs", function=perform) as launcher:  # type: ignore[arg-type]
+    with Launcher(config, tmp_path / "jobs", function=perform) as launcher:
         for f in launcher.map(lazily()):
             assert f.error is None
             yielded.append(1)
@@ -216,7 +217,7 @@ def test_why_a_run_gave_up_is_kept_until_it_starts_again(tmp_path: Path) -> None
     found = run(tmp_path, [failing, finished], cluster="debug")
     assert (failing.run_dir / "error.txt").read_text() == found["run0"].error
     assert found["run1"].error is None and not (finished.run_dir / "attempts").exists()
-    mended = Job(Task(), failing.run_dir)  # type: ignore[arg-type]
+    mended = Job(Task(), failing.run_dir)
     assert run(tmp_path, [mended], cluster="debug")["run0"].error is None
     assert not (failing.run_dir / "error.txt").exists()
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from scaling import search_path
-from scaling.jobs.launch import executor
+from scaling.jobs import search_path
+from scaling.jobs.submission import executor
 from tests.ports import meeting_port
 from tests.shell import plain
 from tests.slurm.cluster_work import until

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from scaling.cli import app
 from scaling.config.schema import LaunchConfig
 from scaling.errors import UserError
-from scaling.jobs.launch import Job
+from scaling.jobs.job import Job
 from scaling.jobs.slurm import ARRAY, Placed, Slurm, verdict
 from scaling.jobs.squeue import RUNS, flags, history, job_logs, minutes, queue
 
@@ -105,7 +105,7 @@ def says(programs: Path, name: str, script: str) -> None:
 
 def driver(tmp_path: Path, count: int = 1) -> tuple[Slurm, list[Job]]:
     launch = LaunchConfig(cluster="slurm", timeout_min=30)
-    jobs: list[Job] = [Job(None, tmp_path / "runs" / str(k)) for k in range(count)]  # type: ignore[arg-type]
+    jobs: list[Job] = [Job(None, tmp_path / "runs" / str(k)) for k in range(count)]
     return Slurm(launch, tmp_path / "jobs", print, 1), jobs
 
 

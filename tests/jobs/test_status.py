@@ -15,7 +15,8 @@ from scaling.config.schema import SCHEMA, RunConfig
 from scaling.errors import UserError
 from scaling.jobs.squeue import Entry
 from scaling.models.family import FAMILY
-from scaling.study.status import check_schema, clock, run_states, text, write_plan
+from scaling.study.status import clock, left, run_states, text
+from scaling.study_folder import Study
 
 RUNS = [
     RunConfig(
@@ -35,7 +36,7 @@ MACS = 10**9
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    write_plan(tmp_path, RUNS, [MACS] * len(RUNS))
+    Study(tmp_path).write_plan(RUNS, [MACS] * len(RUNS))
     return tmp_path
 
 
@@ -63,7 +64,7 @@ def test_states_without_slurm(study: Path) -> None:
     (begin(study, RUNS[5]) / "rows.json").write_text('[{"status": "finished"}]')
     (begin(study, RUNS[6]) / "rows.json").write_text('[{"status": "diverged"}]')
     (study / "runs" / RUNS[7].run_id).mkdir()
-    states = run_states(study)
+    states = run_states(Study(study))
     assert [s.state for s in states] == [
         *("waiting", "running", "stopped", "running", "failed", "finished", "diverged", "waiting")
     ]
@@ -75,7 +76,7 @@ def test_states_without_slurm(study: Path) -> None:
     assert running.where == f"{here}:{os.getpid()}" and states[3].where == "elsewhere:7"
     assert states[4].where == "a worm in the apple"
     assert [s.tokens_per_second for s in (states[0], states[2], states[5])] == [None] * 3
-    shown = text(study)
+    shown = text(Study(study))
     # four runs at 20%, one at its end, one diverged: 2.8 of 8; two run at 0.2e9 MACs/s each
     assert "2.8e+09 of 8e+09 training MACs (35%); ETA 0:13 at the present speed" in shown
     assert re.search(rf"{RUNS[4].run_id} .* failed +20% .*a worm in the apple$", shown, re.M)
@@ -89,7 +90,7 @@ def test_slurm_knows_better_than_a_lock_of_another_host(study: Path) -> None:
         dirs[1].resolve(): Entry("7_1", "PENDING", "", "BeginTime"),
         fresh.resolve(): Entry("7_3", "PENDING", "", "Resources"),
     }
-    states = run_states(study, jobs)
+    states = run_states(Study(study), jobs)
     assert [s.state for s in states[:5]] == ["running", "requeued", "stopped", "pending", "waiting"]
     assert [s.where for s in states[:4]] == [
         *("node2 (job 7_0)", "job 7_1 pending: BeginTime", "", "job 7_3 pending: Resources")
@@ -97,28 +98,36 @@ def test_slurm_knows_better_than_a_lock_of_another_host(study: Path) -> None:
 
 
 def test_the_ladder_counts_before_its_rate_is_known(study: Path) -> None:
-    write_plan(study, RUNS[:1], [MACS], later_macs=3 * MACS)
-    assert "0 of 4e+09 training MACs (0%), 3e+09 of them in ladder runs" in text(study)
+    Study(study).write_plan(RUNS[:1], [MACS], later_macs=3 * MACS)
+    assert "0 of 4e+09 training MACs (0%), 3e+09 of them in ladder runs" in text(Study(study))
+    assert left(Study(study)).startswith(
+        "4e+09 of 4e+09 training MACs (100%); runs: 1 waiting, and"
+    )
 
 
 def test_directories_of_other_versions_are_refused(study: Path) -> None:
-    check_schema(study)
-    check_schema(study / "new")
+    Study(study).check_version()
+    Study(study / "new").check_version()
     plan = json.loads((study / "plan.json").read_text())
     for schema, words in ((SCHEMA - 1, "another name"), (SCHEMA + 1, "Install the newer version")):
         (study / "plan.json").write_text(json.dumps(plan | {"schema": schema}))
         with pytest.raises(UserError, match=rf"written with schema {schema} .*{words}"):
-            check_schema(study)
+            Study(study).check_version()
+        said: list[str] = []
+        assert Study.open(study, said.append).plan().schema == schema, "it can be read"
+        assert f"written with schema {schema}" in said[0]
     assert dataclasses.replace(RUNS[0], schema=SCHEMA - 1).run_id != RUNS[0].run_id
 
 
 def test_damaged_or_absent(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such study"):
-        text(tmp_path / "none")
-    assert "no runs planned yet" in text(tmp_path)
+        Study.open(tmp_path / "none")
+    with pytest.raises(UserError, match="not a study's folder"):
+        Study.open(tmp_path)
+    assert "no runs planned yet" in text(Study(tmp_path))
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(UserError, match=r"plan.json: damaged"):
-        text(tmp_path)
+        text(Study(tmp_path))
 
 
 def test_clock() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from scaling.config.schema import LaunchConfig
 from scaling.errors import UserError
-from scaling.jobs.launch import Job, Launcher
+from scaling.jobs.job import Job
+from scaling.jobs.launch import Launcher
 from scaling.study.optimum import Trial, optimum
 from scaling.study.sweep import SweepResult, read_trials, repair, sweep_lr
 
@@ -58,10 +59,10 @@ def sweep(
 ) -> SweepResult:
     def job(width: int, lr: float) -> Job:
         name = f"w{width}_{math.log2(lr):.6f}".replace(".000000", "")
-        return Job(Point(width, lr, **point), folder / "runs" / name)  # type: ignore[arg-type]
+        return Job(Point(width, lr, **point), folder / "runs" / name)
 
     launch = LaunchConfig(cluster="debug")
-    with Launcher(launch, folder / "jobs", function=train) as launcher:  # type: ignore[arg-type]
+    with Launcher(launch, folder / "jobs", function=train) as launcher:
         return sweep_lr(
             job, widths, low, high, launcher, folder / "j", sampler=sampler, read_loss=read
         )

@@ -24,6 +24,7 @@ from scaling.representations.davis_measures import (
     jaccard,
     statistics,
 )
+from scaling.study_folder import Study
 
 
 def plain_boundary(mask: np.ndarray) -> list[tuple[int, int]]:
@@ -164,7 +165,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_study_tracks(study: Path, layout: Path, tmp_path: Path) -> None:
     own = Path(shutil.copytree(study, tmp_path / "own"))
     said: list[str] = []
-    table = pd.read_csv(davis.track(own, layout, rows=12, say=said.append))
+    table = pd.read_csv(davis.track(Study(own), layout, rows=12, say=said.append))
     assert set(table.weights) == {"trained", "random", "pixels"} and len(said) == 3
     assert len(table) == 2 * 3 + 2 * 3 + 2  # sequences x layers; pixels have one
     by = table.groupby("weights").j_mean.max()
@@ -175,10 +176,10 @@ def test_a_study_tracks(study: Path, layout: Path, tmp_path: Path) -> None:
     before = (own / "davis.csv").read_bytes()
     for path in (own / "davis").glob("*/*-trained0-*.json"):
         path.unlink()  # as if it had been killed there
-    davis.track(own, layout, rows=12, say=said.append)
+    davis.track(Study(own), layout, rows=12, say=said.append)
     assert (own / "davis.csv").read_bytes() == before
     shutil.rmtree(own / "davis")
-    davis.track(own, layout, rows=12, memory_gb=1e-4, say=said.append)  # a layer at a time
+    davis.track(Study(own), layout, rows=12, memory_gb=1e-4, say=said.append)  # a layer at a time
     assert (own / "davis.csv").read_bytes() == before
 
 
@@ -194,8 +195,8 @@ def test_channels_are_standardised_over_the_first_frame() -> None:
 
 def test_tiles_are_the_models_own_states(study: Path) -> None:
     """A frame of one tile gives exactly model(x, hidden=True)."""
-    (trained,) = davis.trained_runs(study)
-    tokenizer, index = davis.open_tokenizer(davis.data_dir_of(study, trained.run))
+    (trained,) = davis.trained_runs(Study(study))
+    tokenizer, index = davis.open_tokenizer(davis.data_dir_of(Study(study), trained.run))
     frame = np.random.default_rng(1).integers(0, 255, (8, 8, 3)).astype(np.uint8)
     model = trained.model("trained")
     got = davis.tiled_features(model, tokenizer, frame, size=8, patch=4, at_once=2)
@@ -211,15 +212,15 @@ def test_tiles_are_the_models_own_states(study: Path) -> None:
 
 def test_mistakes(study: Path, layout: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not DAVIS's layout"):
-        davis.track(study, tmp_path)
+        davis.track(Study(study), tmp_path)
     with pytest.raises(UserError, match=r"layer 9 of run .*0 \(the embedding\) to 2"):
-        davis.track(study, layout, layers=[9])
+        davis.track(Study(study), layout, layers=[9])
     with pytest.raises(UserError, match="protocol 'other'"):
-        davis.track(study, layout, protocol="other")
+        davis.track(Study(study), layout, protocol="other")
     broken = Path(shutil.copytree(layout, tmp_path / "broken"))
     (broken / "Annotations/480p/fast/00003.png").unlink()
     with pytest.raises(UserError, match=r"no mask .*00003.png"):
-        davis.track(study, broken)
+        davis.track(Study(study), broken)
     (broken / "Annotations/480p/fast/00003.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read as a mask"):
         davis.read_masks(davis.find_sequences(broken)["fast"][1])

@@ -28,6 +28,7 @@ from scaling.representations.finetune import (
     retuned,
 )
 from scaling.representations.weights import trained_runs
+from scaling.study_folder import Study
 from tests.representations.conftest import write_clip
 
 QUICK = Tuning(steps=15, batch=8)
@@ -95,7 +96,7 @@ def test_rates_decay_by_layer() -> None:
 
 
 def test_retuned_keeps_the_function_where_nothing_changed(study: Path) -> None:
-    (trained,) = trained_runs(study)
+    (trained,) = trained_runs(Study(study))
     before = trained.model("trained")
     ids = torch.randint(4, before.config.vocab, (2, 9))
     same = retuned(trained, 16, Tuning(rope_base=10_000.0))
@@ -110,7 +111,7 @@ def test_a_study_is_fine_tuned(study: Path, pictures: Path, tmp_path: Path) -> N
     own = Path(shutil.copytree(study, tmp_path / "own"))
     full = QUICK.model_copy(update={"attention": "full", "end_to_end": True})
     for tuning in (QUICK, full):
-        out = finetune(own, pictures, tuning=tuning, seeds=2, say=lambda _: None)
+        out = finetune(Study(own), pictures, tuning=tuning, seeds=2, say=lambda _: None)
     table = pd.read_csv(out)
     assert len(table) == 2 * (2 * 3 + 2 * 1) and set(table.px) == {16} and set(table.tokens) == {16}
     assert set(table.weights) == {"trained", "random"} and set(table.frames) == {1}
@@ -121,12 +122,12 @@ def test_a_study_is_fine_tuned(study: Path, pictures: Path, tmp_path: Path) -> N
     assert causal.top1.max() > causal.chance.max() + 0.2
     before = out.read_bytes()
     said: list[str] = []
-    finetune(own, pictures, tuning=QUICK, seeds=2, say=said.append)
+    finetune(Study(own), pictures, tuning=QUICK, seeds=2, say=said.append)
     assert said == [] and out.read_bytes() == before
     torn = next(own.glob("finetuned/*.json"))
     torn.write_text(torn.read_text()[:-20])
     with pytest.raises(UserError, match=r"damaged \(.*remove it"):
-        finetune(own, pictures, tuning=QUICK, seeds=2, say=said.append)
+        finetune(Study(own), pictures, tuning=QUICK, seeds=2, say=said.append)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_clips_longer_than_those_of_training_are_learned(
     """Six frames, where training had four: the last corner is found, in one context of all."""
     own = Path(shutil.copytree(study, tmp_path / "own"))
     tuning = Tuning(frames=6, end_to_end=True, steps=60, lr=3e-3, head_lr=1e-2, batch=16)
-    out = finetune(own, corners, tuning=tuning, head="grid", seeds=2, say=lambda _: None)
+    out = finetune(Study(own), corners, tuning=tuning, head="grid", seeds=2, say=lambda _: None)
     table = pd.read_csv(out)
     assert (
         set(table.stride) == {1}
@@ -185,7 +186,7 @@ def test_a_grid_is_read_of_the_last_frame() -> None:
 
 
 def test_random_weights_are_those_that_the_run_started_with(study: Path) -> None:
-    (trained,) = trained_runs(study)
+    (trained,) = trained_runs(Study(study))
     made = retuned(trained, 64, Tuning(), "random").state_dict()
     start = build(trained.run.model, seed=trained.run.seed).state_dict()
     assert all(torch.equal(made[name], start[name]) for name in start)
@@ -204,24 +205,24 @@ def test_what_is_hidden_is_said_by_a_column(tmp_path: Path) -> None:
 
 def test_mistakes(study: Path, pictures: Path, clips: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="images have no frames and no stride; leave them out"):
-        finetune(study, pictures, tuning=Tuning(frames=8))
+        finetune(Study(study), pictures, tuning=Tuning(frames=8))
     with pytest.raises(UserError, match="frames: 0: input should be greater than 0"):
         checked(Tuning, frames=0)
     with pytest.raises(UserError, match="12 frames are too few for 16 frames at stride 1"):
         finetune(
-            Path(shutil.copytree(study, tmp_path / "own")), clips, tuning=Tuning(frames=16),
+            Study(Path(shutil.copytree(study, tmp_path / "own"))), clips, tuning=Tuning(frames=16),
             say=lambda _: None,
         )  # fmt: skip
     with pytest.raises(UserError, match="6 px are no multiple of the tokenizer's 4 px"):
-        finetune(study, clips, tuning=Tuning(px=6))
+        finetune(Study(study), clips, tuning=Tuning(px=6))
     with pytest.raises(UserError, match="attention: 'both' is not one of 'causal', 'prefix'"):
         checked(Tuning, attention="both")
     with pytest.raises(UserError, match="labels must train the model: set end_to_end"):
         checked(Tuning, attention="full")
     with pytest.raises(UserError, match="head 'mean': choose one of average, attention, grid"):
-        finetune(study, pictures, head="mean")
+        finetune(Study(study), pictures, head="mean")
     with pytest.raises(UserError, match="10 px are no multiple of the tokenizer's 4 px"):
-        finetune(study, pictures, tuning=Tuning(px=10))
+        finetune(Study(study), pictures, tuning=Tuning(px=10))
 
 
 def test_the_paper_s_settings_are_the_defaults() -> None:
@@ -254,7 +255,7 @@ def test_interrupted_it_ends_the_same(
     tuning = QUICK.model_copy(update={"end_to_end": end_to_end})
     data = clips if end_to_end else pictures
     whole = Path(shutil.copytree(study, tmp_path / "whole"))
-    expected = finetune(whole, data, tuning=tuning, seeds=1, say=lambda _: None).read_bytes()
+    expected = finetune(Study(whole), data, tuning=tuning, seeds=1, say=lambda _: None).read_bytes()
     own = Path(shutil.copytree(study, tmp_path / "own"))
     steps: list[int] = []
     real, one_at_a_time = module.batch_of, Lock()
@@ -269,9 +270,9 @@ def test_interrupted_it_ends_the_same(
     monkeypatch.setattr(module, "batch_of", counted)
     monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        finetune(own, data, tuning=tuning, seeds=1, say=lambda _: None)
+        finetune(Study(own), data, tuning=tuning, seeds=1, say=lambda _: None)
     assert list(own.glob("finetuned/*.pt"))
-    out = finetune(own, data, tuning=tuning, seeds=1, say=lambda _: None)
+    out = finetune(Study(own), data, tuning=tuning, seeds=1, say=lambda _: None)
     # From trained and from random weights, nothing again but the step that was not finished.
     assert Counter(steps) == Counter(range(15)) + Counter(range(15)) + Counter([9])
     assert out.read_bytes() == expected

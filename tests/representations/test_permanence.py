@@ -18,6 +18,7 @@ from scaling.representations.features import with_start, write_features
 from scaling.representations.labelled import draw_split, read_labelled
 from scaling.representations.permanence import locate, scene, write_permanence
 from scaling.representations.probe import Views, probe
+from scaling.study_folder import Study
 from tests.representations.conftest import moving_bar, write_clip
 
 
@@ -113,7 +114,7 @@ def test_a_study_is_tuned_to_find_the_ball(
     monkeypatch.setattr(permanence, "CLIPS", 48)
     monkeypatch.setattr(permanence, "TUNING", Tuning(end_to_end=True, steps=3, batch=4))
     own = Path(shutil.copytree(study, tmp_path / "own"))
-    rows = pd.read_csv(locate(own, 10, say=lambda _: None))
+    rows = pd.read_csv(locate(Study(own), 10, say=lambda _: None))
     assert list(rows.weights) == ["random", "trained"] and set(rows["head"]) == {"grid"}
     assert set(rows.tokens) == {360} and set(rows.frames) == {10} and set(rows.split) == {"given"}
     listed = pd.read_csv(own / "permanence-10" / "labels.csv")

@@ -25,6 +25,7 @@ from scaling.representations.probe import Views
 from scaling.representations.weights import open_tokenizer, trained_runs
 from scaling.storage import files
 from scaling.storage.files import RunLock
+from scaling.study_folder import Study
 from scaling.training.train import train
 from tests.representations.conftest import write_clip
 from tests.shell import HANGS
@@ -34,7 +35,7 @@ QUICK = Recipe(steps=60, batch=32)
 
 def run(study: Path, data: Path, **options: object) -> pd.DataFrame:
     settings: dict = {"seeds": 2, "recipe": QUICK, "say": lambda _: None} | options
-    return pd.read_csv(probe.probe(study, data, **settings))
+    return pd.read_csv(probe.probe(Study(study), data, **settings))
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_states_are_the_models(own: Path, pictures: Path) -> None:
     """What lies on disk is model(x, hidden=True), to half precision, in every layer."""
     run(own, pictures, seeds=1)
     (folder,) = (own / "probes").iterdir()
-    (trained,) = trained_runs(own)
+    (trained,) = trained_runs(Study(own))
     codes = np.load(folder / "tokens.npz")["codes"]
     shape = tuple(json.loads(next(folder.glob("features/*-trained*.json")).read_text())["shape"])
     states = np.memmap(next(folder.glob("features/*-trained*.bin")), np.float16, "r", shape=shape)
@@ -172,7 +173,7 @@ def test_two_at_once(own: Path, pictures: Path) -> None:
     """The second says who is at it, rather than write states over those of the first."""
     run(own, pictures, seeds=1)
     (folder,) = (own / "probes").iterdir()
-    label = trained_runs(own)[0].label("random")
+    label = trained_runs(Study(own))[0].label("random")
     busy = pytest.raises(UserError, match=r"in use by .*, which probes the same; wait for it")
     with RunLock(folder, f"{label}.lock"), busy:
         run(own, pictures)
@@ -321,13 +322,13 @@ def test_damaged_checkpoint(own: Path, pictures: Path) -> None:
 
 def test_every_held_budget_is_a_point(own: Path, pictures: Path, tmp_path: Path) -> None:
     """A run of two budgets leaves the weights of both: what trained longer is another point."""
-    (first,) = trained_runs(own)
+    (first,) = trained_runs(Study(own))
     longer = replace(first.run, budgets_steps=(20, 40), budgets_macs=(1e7, 2e7))
     run_dir = own / "runs" / longer.run_id
     run_dir.mkdir()
     (run_dir / "config.yaml").write_text(longer.to_yaml())
     train(longer, run_dir, log=lambda _: None)
-    early, late = trained_runs(own, [longer.run_id])
+    early, late = trained_runs(Study(own), [longer.run_id])
     assert (early.row["steps"], late.row["steps"]) == (20, 40) and late.last and not early.last
     assert not torch.equal(early.model("trained").head, late.model("trained").head)
     table = run(own, pictures, runs=[longer.run_id], seeds=1, heads=("average",))
@@ -341,7 +342,7 @@ def test_every_held_budget_is_a_point(own: Path, pictures: Path, tmp_path: Path)
 
 def test_a_model_that_reads_patches(study: Path, pictures: Path, tmp_path: Path) -> None:
     """Its states are those of the pixels themselves, scaled as in training."""
-    (trained,) = trained_runs(study)
+    (trained,) = trained_runs(Study(study))
     model = build(replace(trained.run.model, patch_inputs=48), seed=0)
     tokenizer, _ = open_tokenizer(study / "data" / trained.run.data_key)
     frames = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3)).astype(np.uint8)

@@ -16,12 +16,13 @@ from scaling.models.family import size
 from scaling.models.parametrization import build
 from scaling.representations.sample import continue_clip, losses
 from scaling.representations.weights import trained_runs
+from scaling.study_folder import Study
 
 
 @pytest.fixture
 def run_dir(study: Path, tmp_path: Path) -> Path:
     own = Path(shutil.copytree(study, tmp_path / "own"))
-    return trained_runs(own)[0].folder
+    return trained_runs(Study(own))[0].folder
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])

@@ -15,8 +15,9 @@ from scaling.config.study_file import load_study
 from scaling.errors import UserError
 from scaling.plan.runs import ladder_runs, study_cost
 from scaling.representations import finetune, probe
-from scaling.study.pipeline import study as run_study
-from scaling.study.variants import read_variants
+from scaling.representations.of_variants import read_variants
+from scaling.study.pipeline import run_study
+from scaling.study_folder import Study
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = """\
@@ -51,8 +52,8 @@ def done(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     folder = tmp_path_factory.mktemp("variants")
     (folder / "tiny.yaml").write_text(TINY)
     config = load_study(folder / "tiny.yaml")
-    run_study(config, folder, say=lambda _: None)
-    read_variants(folder / "tiny", config, pictures, say=lambda _: None)
+    run_study(config, Study(folder / config.study), say=lambda _: None)
+    read_variants(Study(folder / "tiny"), config, pictures, say=lambda _: None)
     return folder / "tiny"
 
 
@@ -192,8 +193,8 @@ def test_folders_of_one_name_are_kept_apart(done: Path, pictures: Path, tmp_path
     (other / "above" / "0.png").unlink()
     config = load_study(own / "study.yaml")
     for _ in range(2):  # and again nothing changes
-        read_variants(own, config, other, say=lambda _: None)
-        read_variants(own, config, pictures, say=lambda _: None)
+        read_variants(Study(own), config, other, say=lambda _: None)
+        read_variants(Study(own), config, pictures, say=lambda _: None)
         table = pd.read_csv(own / "variants.csv")
         first, second = table.data.unique()
         assert second == pictures.name or first == pictures.name
@@ -209,11 +210,11 @@ def test_again_nothing_is_done_again(
     monkeypatch.setattr(finetune, "_tune", None)
     before = (done / "variants.csv").read_bytes()
     config = load_study(done / "study.yaml")
-    read_variants(done, config, pictures, say=lambda _: None)
+    read_variants(Study(done), config, pictures, say=lambda _: None)
     assert (done / "variants.csv").read_bytes() == before
     (done / "variants.json").rename(done / "away.json")
     with pytest.raises(UserError, match="run `scaling study` first"):
-        read_variants(done, config, pictures)
+        read_variants(Study(done), config, pictures)
     (done / "away.json").rename(done / "variants.json")
 
 
@@ -222,6 +223,8 @@ def test_the_last_patch_is_read_too(tmp_path: Path, pictures: Path) -> None:
     text = TINY[: TINY.index("variants:")].replace("frames: 2", "frames: 1")
     (tmp_path / "tiny.yaml").write_text(text + "variants:\n" + PATCHES)
     config = load_study(tmp_path / "tiny.yaml")
-    run_study(config, tmp_path, say=lambda _: None)
-    table = pd.read_csv(read_variants(tmp_path / "tiny", config, pictures, say=lambda _: None))
+    run_study(config, Study(tmp_path / config.study), say=lambda _: None)
+    table = pd.read_csv(
+        read_variants(Study(tmp_path / "tiny"), config, pictures, say=lambda _: None)
+    )
     assert set(table.tokens) == {4} and table.top1.notna().all()

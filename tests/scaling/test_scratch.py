@@ -11,7 +11,7 @@ import pytest
 
 from scaling.storage import files, scratch
 
-MAKE = "import os, signal; from scaling import scratch; print(scratch.make(), flush=True); "
+MAKE = "import os, signal; from scaling.storage import scratch; print(scratch.make(), flush=True); "
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 
 

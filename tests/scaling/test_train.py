@@ -20,8 +20,9 @@ from scaling.checkpoint import Interrupted, StopFlag, previous
 from scaling.config.schedule import position, rate, segments
 from scaling.config.schema import RunConfig
 from scaling.errors import UserError
-from scaling.results import COLUMNS, NOT_REPEATABLE, POSITIONS, Row, frame, read_run
+from scaling.results import COLUMNS, NOT_REPEATABLE, POSITIONS, Row, frame
 from scaling.storage.files import RunBusy, RunLock
+from scaling.study_folder import RunFolder
 from scaling.training.train import train
 from tests.shell import HANGS
 
@@ -104,7 +105,7 @@ def test_kill_minus_nine_equals_undisturbed_bitwise(
     run_dir.mkdir()
     (run_dir / "config.yaml").write_text(eager.to_yaml())
     kills = 0
-    while read_run(run_dir) is None:
+    while RunFolder(run_dir).read() is None:
         child = subprocess.Popen([sys.executable, "-m", "scaling.cli", "train", str(run_dir)])
         before = size_of(run_dir / "metrics.jsonl")
         while child.poll() is None and size_of(run_dir / "metrics.jsonl") < before + 400:
@@ -116,7 +117,7 @@ def test_kill_minus_nine_equals_undisturbed_bitwise(
         if kills == 3:  # and now to the end
             train(eager, run_dir, log=quiet)
     assert kills >= 1
-    assert repeatable(read_run(run_dir) or []) == repeatable(undisturbed)
+    assert repeatable(RunFolder(run_dir).read() or []) == repeatable(undisturbed)
 
 
 def size_of(path: Path) -> int:

@@ -12,6 +12,7 @@ import pytest
 from scaling.config.study_file import load_study
 from scaling.jobs import squeue
 from scaling.study.pipeline import encode
+from scaling.study_folder import Study
 from tests.data.test_encode import digest
 
 pytestmark = pytest.mark.slurm
@@ -39,11 +40,11 @@ def own(tmp_path: Path) -> Path:
 
 def reference(own: Path) -> dict[str, str]:
     config = load_study(own / "own.yaml", ["launch.cluster=debug"])
-    return digest(encode(config, own / "here", lambda _: None))
+    return digest(encode(config, Study(own / "here"), lambda _: None))
 
 
 def test_an_array_gives_the_bytes_of_one_process(own: Path) -> None:
-    made = encode(load_study(own / "own.yaml"), own, lambda _: None)
+    made = encode(load_study(own / "own.yaml"), Study(own), lambda _: None)
     assert digest(made) == reference(own)
     assert not (own / "encode").exists()
 
@@ -61,4 +62,6 @@ def test_a_killed_driver_leaves_jobs_that_the_next_one_takes_over(own: Path) -> 
         time.sleep(0.1)
     driver.kill()
     driver.wait()
-    assert digest(encode(load_study(own / "own.yaml"), own, lambda _: None)) == reference(own)
+    assert digest(encode(load_study(own / "own.yaml"), Study(own), lambda _: None)) == reference(
+        own
+    )

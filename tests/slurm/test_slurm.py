@@ -19,21 +19,22 @@ import pytest
 from scaling.config.schema import LaunchConfig
 from scaling.errors import UserError
 from scaling.jobs import slurm, squeue
-from scaling.jobs.launch import RETRIES, Detached, Finished, Job, Launcher
+from scaling.jobs.job import RETRIES, Job
+from scaling.jobs.launch import Detached, Finished, Launcher
 from scaling.study.doctor import examine
-from scaling.study.status import ENTRY
+from scaling.study_folder import ENTRY, Study
 from tests.slurm.cluster_work import Task, attempts, perform, until
 
 pytestmark = pytest.mark.slurm
 
 
 def jobs(tmp_path: Path, *tasks: Task) -> list[Job]:
-    return [Job(task, tmp_path / "runs" / f"run{k}") for k, task in enumerate(tasks)]  # type: ignore[arg-type]
+    return [Job(task, tmp_path / "runs" / f"run{k}") for k, task in enumerate(tasks)]
 
 
 def launcher(tmp_path: Path, *, detach: bool = False, **launch: Any) -> Launcher:
     config = LaunchConfig.model_validate({"cluster": "slurm", "threads": 1} | launch)
-    return Launcher(config, tmp_path / "jobs", function=perform, detach=detach)  # type: ignore[arg-type]
+    return Launcher(config, tmp_path / "jobs", function=perform, detach=detach)
 
 
 def run(tmp_path: Path, made: list[Job], **launch: Any) -> dict[str, Finished]:
@@ -109,7 +110,7 @@ def test_the_next_driver_attaches_to_what_the_last_one_left(tmp_path: Path) -> N
 
 def test_detached_jobs_go_on_and_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = jobs(tmp_path, *[Task(seconds=1)] * 6)
-    finished_before = Job(Task(), tmp_path / "finished")  # type: ignore[arg-type]
+    finished_before = Job(Task(), tmp_path / "finished")
     finished_before.run_dir.mkdir()
     (finished_before.run_dir / "rows.json").touch()
     detach = launcher(tmp_path, parallel=2, detach=True).map([*made, finished_before])
@@ -117,13 +118,13 @@ def test_detached_jobs_go_on_and_are_found(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(Detached, match="6 jobs, 6 of them new"):
         next(detach)
     monkeypatch.chdir(tmp_path)  # the next driver names the same folders in another way
-    nearby = [Job(job.run, Path("runs") / job.run_dir.name) for job in made]
+    nearby = [Job(job.payload, Path("runs") / job.run_dir.name) for job in made]
     with pytest.raises(Detached, match="6 jobs, 0 of them new"):
         list(launcher(Path("."), parallel=2, detach=True).map(nearby))
     (tmp_path / "study.yaml").touch()
     entry = dict.fromkeys(ENTRY, 1) | {"run_id": "run0"}
     (tmp_path / "plan.json").write_text(json.dumps({"runs": [entry]}))
-    assert "5 live jobs train runs that are not" in "\n".join(map(str, examine(tmp_path)))
+    assert "5 live jobs train runs that are not" in "\n".join(map(str, examine(Study(tmp_path))))
     states = [e.state for e in squeue.entries(tmp_path / "jobs").values()]
     assert len(states) == 6 and states.count("RUNNING") <= 2
     finished = run(tmp_path, made)

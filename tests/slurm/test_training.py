@@ -16,9 +16,12 @@ from scaling.config.schema import DataConfig, LaunchConfig, RunConfig, SourceCon
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.jobs import squeue
-from scaling.jobs.launch import Job, Launcher
+from scaling.jobs.job import Job, train
+from scaling.jobs.launch import Launcher
 from scaling.models.family import size
-from scaling.results import NOT_REPEATABLE, load, read_run
+from scaling.results import NOT_REPEATABLE
+from scaling.study_folder import RunFolder
+from scaling.tracking.load import load
 from tests.slurm.cluster_work import until
 
 pytestmark = pytest.mark.slurm
@@ -125,11 +128,11 @@ def test_two_nodes_of_two_tasks_equal_one_process(tmp_path: Path, run: RunConfig
     """DDP under srun, interrupted on its way: the job saves, requeues itself and continues."""
     here, there = tmp_path / "here", tmp_path / "there"
     debug = LaunchConfig(cluster="debug", threads=1)
-    with Launcher(debug, tmp_path / "none") as launcher:
+    with Launcher(debug, tmp_path / "none", train) as launcher:
         assert [f.error for f in launcher.map([Job(run, here)])] == [None]
     launch = LaunchConfig(cluster="slurm", threads=1, nodes=2, extra={"ntasks-per-node": 2})
     job = Job(dataclasses.replace(run, parallel="ddp"), there)
-    with Launcher(launch, tmp_path / "jobs") as launcher:
+    with Launcher(launch, tmp_path / "jobs", train) as launcher:
         launcher.submit([job])
         until((there / "checkpoint.pt").exists, 120)
         (job_id,) = [entry.job_id for entry in squeue.entries(tmp_path / "jobs").values()]
@@ -137,7 +140,7 @@ def test_two_nodes_of_two_tasks_equal_one_process(tmp_path: Path, run: RunConfig
         assert [f.error for f in launcher.map([job])] == [None]
     log = (there / "log.txt").read_text()
     assert "; requeues" in log and "continues at step" in log
-    ours, theirs = read_run(there), read_run(here)
+    ours, theirs = RunFolder(there).read(), RunFolder(here).read()
     assert ours and theirs and len(ours) == len(theirs)
     assert ours[-1]["device"].endswith("4 ranks ddp")
     for row, other in zip(ours, theirs, strict=True):

@@ -11,7 +11,8 @@ import os
 import site
 from collections.abc import Iterable
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # our package is found here
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))  # our package is found here
 NAME = "scaling"
 
 

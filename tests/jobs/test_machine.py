@@ -7,17 +7,17 @@ from threading import Event
 import pytest
 import torch
 
-from scaling import threads
+from scaling.jobs import machine
+from scaling.jobs.machine import in_threads, threads_at_once
 from scaling.models.family import size
 from scaling.models.parametrization import build
 from scaling.storage import files
-from scaling.threads import in_lanes, lanes
 from tests.shell import HANGS
 
 
 @pytest.fixture(autouse=True)
 def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "available_cores", lambda: 4)
+    monkeypatch.setattr(machine, "available_cores", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -30,10 +30,10 @@ def test_all_is_done_with_one_thread_of_torch_each() -> None:
             meet.wait()
         seen.append((number, torch.get_num_threads(), stop.is_set()))
 
-    in_lanes([partial(piece, i) for i in range(9)])
+    in_threads([partial(piece, i) for i in range(9)])
     assert sorted(seen) == [(i, 1, False) for i in range(9)]
     assert torch.get_num_threads() == before
-    assert (lanes(9), lanes(2), lanes(0)) == (4, 2, 1)
+    assert (threads_at_once(9), threads_at_once(2), threads_at_once(0)) == (4, 2, 1)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -48,7 +48,7 @@ def test_what_fails_ends_the_others(error: type[BaseException]) -> None:
         assert stop.wait(30)
 
     with pytest.raises(error, match="no"):
-        in_lanes([partial(waits, 0), fails, *(partial(waits, i) for i in range(1, 40))])
+        in_threads([partial(waits, 0), fails, *(partial(waits, i) for i in range(1, 40))])
     assert len(begun) < 40  # those that had not begun never do
 
 
@@ -60,7 +60,7 @@ def test_models_built_at_once_are_those_built_alone() -> None:
     def piece(seed: int, stop: Event) -> None:
         together[seed] = build(config, seed=seed).state_dict()
 
-    in_lanes([partial(piece, seed) for seed in alone])
+    in_threads([partial(piece, seed) for seed in alone])
     for seed, state in alone.items():
         assert all(torch.equal(state[name], together[seed][name]) for name in state)
 
@@ -72,5 +72,5 @@ def test_threads_may_write_one_file(tmp_path) -> None:
         for _ in range(20):
             files.write(tmp_path / "x", content)
 
-    in_lanes([piece] * 4)
+    in_threads([piece] * 4)
     assert (tmp_path / "x").read_bytes() == content and len(list(tmp_path.iterdir())) == 1

@@ -28,8 +28,8 @@ from scaling.representations.weights import (
     open_tokenizer,
     trained_runs,
 )
-from scaling.storage import files, outputs
-from scaling.study.pipeline import VARIANTS
+from scaling.storage import files
+from scaling.study_folder import Study
 
 COLUMNS = [
     "study", "variant", "run_id", "size", "params", "macs_total", "tokenizer", "data", "data_key",
@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 
 
 def read_variants(
-    study: Path,
+    study: Study,
     config: StudyConfig,
     data: Path,
     *,
@@ -54,17 +54,17 @@ def read_variants(
     Raises UserError: a study that is not trained to its end, and what `probe` and `tuned` raise.
     """
     try:
-        runs_of: dict[str, list[str]] = files.read_json(study / VARIANTS, dict)
+        runs_of: dict[str, list[str]] = files.read_json(study.variants_json, dict)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{study}/{VARIANTS}: cannot be read ({error}); run `scaling study` first"
+            f"{study.variants_json}: cannot be read ({error}); run `scaling study` first"
         ) from None
     if missing := [name for name in variants(config) if name not in runs_of]:
         raise UserError(
             f"{study}: {', '.join(missing)}: not trained yet; run `scaling study` first"
         )
-    path = study / "variants.csv"
-    outputs.claim(outputs.STUDY, path, inputs=[data])
+    path = study.variants_csv
+    study.claim(path, inputs=[data])
     labelled = read_labelled(data)
     rows: list[dict[str, Any]] = []
     for name, one in variants(config).items():
@@ -93,12 +93,11 @@ def read_variants(
             if before.data.isin(table.data).any():  # two folders of one name
                 table["data"] += f" ({labelled.key[:6]})"
             table = pd.concat([before, table])
-    outputs.write(outputs.STUDY, path, table.to_csv(index=False))
-    return path
+    return study.write(path, table.to_csv(index=False))
 
 
 def _probed(
-    study: Path, one: StudyConfig, trained: TrainedRun, labelled: Labelled, data: Path, seed: int,
+    study: Study, one: StudyConfig, trained: TrainedRun, labelled: Labelled, data: Path, seed: int,
     views: Views, memory_gb: float, say: Say,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of the model as it was trained, and of its random weights."""

@@ -1,4 +1,4 @@
-"""Independent work on the cores of this machine, in threads of one process.
+"""This machine's cores and GPUs, and independent work on them in threads of one process.
 
 Torch leaves Python's lock while it computes, so threads that each have one core keep all of them
 busy; and they end with the process, however it is killed.
@@ -7,6 +7,8 @@ busy; and they end with the process, however it is killed.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from threading import Event
@@ -17,14 +19,26 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def lanes(count: int) -> int:
+def visible_gpus() -> list[str]:
+    """CUDA devices that this process may use, without importing torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [d.strip() for d in chosen.split(",") if d.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    lines = listed.stdout.splitlines() if listed.returncode == 0 else []
+    return [str(k) for k, line in enumerate(lines) if line.startswith("GPU ")]
+
+
+def threads_at_once(count: int) -> int:
     """How many of `count` pieces of work go on at once: one a core, or one on a GPU."""
     import torch
 
     return max(1, min(count, 1 if torch.cuda.is_available() else available_cores()))
 
 
-def in_lanes(work: Sequence[Callable[[Event], object]]) -> None:
+def in_threads(work: Sequence[Callable[[Event], object]]) -> None:
     """Do all of it, each piece with one thread of torch, so that results do not depend on cores.
 
     A piece looks at its event between steps that it would not want to lose, and returns when it is
@@ -34,7 +48,9 @@ def in_lanes(work: Sequence[Callable[[Event], object]]) -> None:
 
     stop, threads = Event(), torch.get_num_threads()
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(lanes(len(work)), initializer=lambda: torch.set_num_threads(1))
+    pool = ThreadPoolExecutor(
+        threads_at_once(len(work)), initializer=lambda: torch.set_num_threads(1)
+    )
     try:
         futures = [pool.submit(piece, stop) for piece in work]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)

@@ -1,0 +1,154 @@
+"""The command that says what a study will cost, and what is left of it. Imports are lazy."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from scaling.config.schema import LaunchConfig
+    from scaling.plan.runs import Cost
+
+ConfigArg = Annotated[
+    Path,
+    typer.Argument(
+        help="A study: a YAML file, the name of one that ships, or a started one's folder."
+    ),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder that holds all studies; default: studies.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Change one value: section.key=value; sources by name: data.sources.clips.path=DIR.",
+    ),
+]
+
+
+def plan(
+    config: ConfigArg,
+    out: OutOption = None,
+    set_: SetOption = None,
+    measure: Annotated[
+        bool, typer.Option(help="Time one training step of each size here for the estimate.")
+    ] = True,
+    page: Annotated[
+        Path | None,
+        typer.Option(help="Also write this, without what is of this machine, to a Markdown file."),
+    ] = None,
+) -> None:
+    """Say what a study will cost, before anything starts: runs, tokens, MACs, memory, time, disk.
+
+    Of a study that was begun, also what is left.
+
+    Example: `scaling plan sweeps/quickstart.yaml`
+    """
+    from scaling.jobs.launch import check, resources
+    from scaling.plan import tokens as plan_tokens
+    from scaling.plan.runs import disk_bytes, free_bytes, over_budget, study_cost
+    from scaling.storage import outputs
+    from scaling.study.status import left
+    from scaling.study_folder import choose
+
+    if page is not None:
+        outputs.claim("scaling plan", page, inputs=[config])
+    chosen, study = choose(config, out, set_ or ())
+    launch = chosen.launch
+    parallel, threads = resources(launch)
+    costs, left_out = study_cost(chosen, threads=threads, measure=measure, log=_note)
+    told = [f"study {chosen.study}: {parallel} jobs at once, {threads} threads each"]
+    told += _table(launch, costs)
+    told += [f"left out: {x.size} at {x.budget_macs:.3g} MACs: {x.rule}" for x in left_out]
+    told += _totals(launch, costs, measure, parallel)
+    told += plan_tokens.lines(chosen, costs)
+    print("\n".join(told), flush=True)
+    if page is not None:
+        text = outputs.signed("scaling plan", plan_tokens.page(config, page, told))
+        outputs.write("scaling plan", page, text)
+    disk, free = disk_bytes(chosen, costs), free_bytes(study.folder)
+    print(f"disk: {_bytes(disk)}; free: {_bytes(free)}")
+    if study.plan_json.exists():
+        if study.says(chosen):
+            print(f"left: {left(study)}")
+        else:
+            print(f"left: not known, for {study} was begun with other values than these")
+    over = over_budget(launch, costs)
+    for line in over:
+        print(f"over budget: {line}; `scaling study` starts it only with --yes")
+    if not over and (launch.max_macs or launch.max_gpu_hours):
+        print("within its budget")
+    if launch.cluster == "slurm" and shutil.which("sbatch") is None:
+        print("Slurm was not asked whether it takes these jobs: there is no `sbatch` here")
+        return
+    check(launch, study.folder)
+    if launch.cluster == "slurm":
+        print("Slurm would take these jobs")
+
+
+def _table(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
+    """A line for each group of equal runs."""
+    head = f"{'':10}{'size':>12}{'params':>14}{'runs':>6}{'steps':>10}{'tokens':>12}{'MACs':>12}"
+    lines = [head + f"{'memory':>10}{'time':>10}"]
+    for c in costs:
+        time = "not timed" if c.seconds is None else _duration(c.seconds)
+        lines.append(
+            f"{c.role:10}{c.size:>12}{c.params:>14,}{c.runs:>6}{c.steps:>10,}{c.tokens:>12.3g}"
+            f"{c.macs:>12.3g}{_bytes(c.bytes_memory):>10}{time:>10}"
+            + (f"  on {c.gpus} GPUs" if c.gpus and launch.cluster == "slurm" else "")
+        )
+    if launch.gpus and launch.gpu_memory_gb:
+        lines.append(
+            f"GPUs: the fewest whose {launch.gpu_memory_gb:g} GB hold a run (memory: of each)"
+        )
+    return lines
+
+
+def _totals(launch: LaunchConfig, costs: list[Cost], measured: bool, parallel: int) -> list[str]:
+    """The whole: runs, tokens, MACs, time, GPU-hours."""
+    from scaling.plan.runs import gpu_hours
+
+    macs = sum(c.macs for c in costs)
+    lines = [
+        f"total: {sum(c.runs for c in costs)} runs, {sum(c.tokens for c in costs):.3g} tokens, "
+        f"{macs:.3g} training MACs (3 x forward; {2 * macs:.3g} FLOPs, "
+        f"{2 * macs / 8.64e19:.2g} PF-days)"
+    ]
+    timed = [c.seconds for c in costs if c.seconds is not None]
+    if len(timed) == len(costs):
+        on = "on this machine"
+        if launch.cluster == "slurm":
+            on = f"by {parallel} jobs at once, each as fast as this machine"
+        lines.append(f"time: about {_duration(sum(timed) / parallel)} of training {on}")
+    elif measured:
+        lines.append(
+            "time: not estimated for the sizes whose single step is too large to time here"
+        )
+    if (hours := gpu_hours(launch, costs)) is not None:
+        lines.append(f"GPUs: about {hours:.3g} GPU-hours")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} PB"
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,366 @@
+"""A study's folder: the name of everything in it, written here alone, and what is read of it.
+
+    STUDY/study.yaml                 the configuration, defaults included
+    STUDY/plan.json                  the runs that belong to the study as it is configured now
+    STUDY/data/<key>/                a tokenizer and its tokens (`TokenFolder`)
+    STUDY/runs/<run id>/             the whole state of one run (`RunFolder`)
+    STUDY/probes/<key>/, davis/<key>/, finetuned/    what the models learned (`ProbeFolder`)
+    STUDY/jobs/<stamp>/              what submitit and Slurm wrote of jobs
+    STUDY/*.csv, law.json, report.html               what was found
+
+A folder is a study wherever it lies and whatever it is called: nothing in it needs its path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scaling import results
+from scaling.config.schedule import segments
+from scaling.config.schema import SCHEMA, RunConfig, StudyConfig
+from scaling.config.study_file import load_study
+from scaling.errors import UserError
+from scaling.results import Row
+from scaling.storage import files, outputs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STUDIES = Path("studies")  # where studies lie if nothing else is said
+ENTRY = {"run_id", "role", "size", "log2_lr", "steps", "macs", "batch_tokens"}  # of plan.json
+INDEX = "index.json"  # says what a folder of tokens, or of probes, holds; written last
+
+
+class RunFolder:
+    """The directory of one run. Holds names alone; nothing needs to be there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_yaml = path / "config.yaml"
+        self.lock = path / "lock"
+        self.metrics = path / "metrics.jsonl"  # a line per window of steps, one per evaluation
+        self.checkpoint = path / "checkpoint.pt"
+        self.trunk = path / "trunk.pt"  # the branch point to return to
+        self.positions_json = path / results.POSITIONS  # at the last budget
+        self.rows_json = path / "rows.json"  # when finished
+        self.log = path / "log.txt"  # what it prints
+        self.error = path / "error.txt"  # why the last attempt gave up; gone when it starts again
+
+    def study(self) -> Study:
+        """That a run of STUDY/runs/ID belongs to."""
+        return Study(self.path.parents[1])
+
+    def weights(self, budget: int) -> Path:
+        """The weights after a budget that is not the last, whose are the checkpoint's."""
+        return self.path / f"weights-{budget}.pt"
+
+    def log_of(self, rank: int) -> Path:
+        """What a rank prints, of a run on several."""
+        return self.path / f"log.{rank}.txt" if rank else self.log
+
+    def read(self) -> list[Row] | None:
+        """The rows of a finished run; None while it is unfinished. Raises UserError: damaged."""
+        try:
+            rows = files.read_json(self.rows_json, list)
+            if not rows or not all(isinstance(row, dict) for row in rows):
+                raise UserError("it holds no rows")
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"{self.rows_json}: damaged ({error}). Remove it and run the study again: the "
+                f"run's rows are rebuilt from its metrics and checkpoint"
+            ) from None
+        return results.loads(rows)
+
+
+class TokenFolder:
+    """A directory of tokens (`data.shards.TokenData` opens it). Shards are named by the index."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.index = path / INDEX
+        self.manifest = path / "manifest.csv"  # what became of every file
+        self.samples = path / "samples.npz"  # clips before and after the tokenizer
+        self.tokenizer = path / "tokenizer.safetensors"
+
+
+class ProbeFolder:
+    """A directory of what one kind of probe has of one set of data: its settings, codes, rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.index = path / INDEX
+        self.tokens_npz = path / "tokens.npz"
+        self.features_dir = path / "features"
+
+    @classmethod
+    def all_in(cls, folder: Path) -> list[ProbeFolder]:
+        """Those below a folder that are complete, by key."""
+        return [cls(index.parent) for index in sorted(folder.glob(f"*/{INDEX}"))]
+
+    def read_index(self) -> dict[str, Any]:
+        return json.loads(self.index.read_text())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """plan.json. Each of `runs` has the keys ENTRY."""
+
+    runs: tuple[dict[str, Any], ...] = ()
+    later_macs: int = 0  # of runs that cannot be named yet: a ladder's before its rate is known
+    schema: int = SCHEMA
+
+
+class Study:
+    """A study's folder, which need not be there yet (`open` sees to it that it is)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.yaml = folder / "study.yaml"
+        self.lock = folder / outputs.LOCK  # of the one driver
+        self.plan_json = folder / "plan.json"
+        self.journal = folder / "sweep.journal"
+        self.data_dir = folder / "data"
+        self.runs_dir = folder / "runs"
+        self.jobs_dir = folder / "jobs"
+        self.encode_dir = folder / "encode"
+        self.mlflow_db = folder / "mlflow.db"
+        self.mlflow_sent_json = folder / "mlflow.sent.json"
+        self.mlartifacts_dir = folder / "mlartifacts"
+        self.probes_dir = folder / "probes"
+        self.davis_dir = folder / "davis"
+        self.finetuned_dir = folder / "finetuned"
+        self.generated_dir = folder / outputs.GENERATED
+        self.rows_csv = folder / "rows.csv"
+        self.law_json = folder / "law.json"
+        self.report_html = folder / "report.html"
+        self.paper_csv = folder / "paper_table.csv"
+        self.positions_json = folder / results.POSITIONS  # of the best run
+        self.variants_json = folder / "variants.json"  # name -> ids of its runs, in order of seeds
+        self.probes_csv = folder / "probes.csv"
+        self.davis_csv = folder / "davis.csv"
+        self.finetune_csv = folder / "finetune.csv"
+        self.variants_csv = folder / "variants.csv"
+        # What is written, and written again, at the top.
+        self.report_files = (self.law_json, self.report_html, self.paper_csv)
+        self.own_files = (
+            *self.report_files,
+            self.rows_csv,
+            self.variants_json,
+            self.positions_json,
+        )
+        self.probe_files = (self.probes_csv, self.davis_csv, self.finetune_csv, self.variants_csv)
+        self.state_files = (self.plan_json, self.journal, self.mlflow_db, self.mlflow_sent_json)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    # ------------------------------------------------------------------------------- opening
+
+    @classmethod
+    def open(cls, folder: Path, say: Callable[[str], None] | None = None) -> Study:
+        """The study in a folder; `say` (default: to stderr) is told of one of another version.
+
+        Raises UserError where there is none.
+        """
+        study = cls(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such study; see the folders in {folder.parent}/")
+        if not study.is_there():
+            raise UserError(
+                f"{folder}: not a study's folder (it has no {study.yaml.name} and no "
+                f"{study.runs_dir.name}/)"
+            )
+        with contextlib.suppress(UserError):  # a damaged plan is told of by who reads it
+            if about := study.other_version():
+                (say or _to_stderr)(f"{about}. It is opened to be read")
+        return study
+
+    def is_there(self) -> bool:
+        """Whether the folder looks like that of a study."""
+        begun = (self.yaml, self.plan_json, self.runs_dir, self.data_dir, self.lock)
+        return any(path.exists() for path in begun)
+
+    def config(self, overrides: Sequence[str] = ()) -> StudyConfig:
+        """The study's configuration. Raises UserError: no study.yaml, or a damaged one."""
+        if not self.yaml.is_file():
+            raise UserError(f"{self.folder}: not a study's folder (it has no {self.yaml.name})")
+        return load_study(self.yaml, overrides)
+
+    def says(self, config: StudyConfig) -> bool:
+        """Whether study.yaml is there and says the same, in whatever words."""
+        try:
+            return self.yaml.is_file() and load_study(self.yaml) == config
+        except UserError:
+            return False
+
+    def other_version(self) -> str:
+        """In words, that another version wrote the folder; '' for this one's."""
+        schema = self.plan().schema
+        if schema == SCHEMA:
+            return ""
+        age = "a newer" if schema > SCHEMA else "an older"
+        return (
+            f"{self.folder}: written with schema {schema} of the run directory by {age} version; "
+            f"this one writes {SCHEMA}"
+        )
+
+    def check_version(self) -> None:
+        """Refuse to go on in a folder of another version, whose rows would not mix with new ones.
+
+        Raises UserError with what can be done.
+        """
+        if not (about := self.other_version()):
+            return
+        if self.plan().schema > SCHEMA:
+            raise UserError(f"{about}. Install the newer version to go on")
+        raise UserError(
+            f"{about}, and its numbers need not equal those. Nothing was changed. Give the study "
+            f"another name (or --out) to train it anew, or continue it with the version that began "
+            f"it; its {self.rows_csv.name} stays readable for `scaling fit`"
+        )
+
+    # ------------------------------------------------------------------------------- writing
+
+    def claim(self, *paths: Path, inputs: Iterable[Path] = ()) -> None:
+        """Raises UserError where files at the top of the folder are not the study's to replace."""
+        outputs.claim(outputs.STUDY, *paths, inputs=inputs)
+
+    def claim_to_run(self, config: StudyConfig, *more: Path) -> None:
+        """The same of all that running the study writes, and of `more`.
+
+        A study.yaml that says the same as `config` stays as it is.
+        """
+        paths = [*self.own_files, *more]
+        if not self.says(config):
+            paths.append(self.yaml)
+        if not (self.lock.exists() or outputs.wrote(outputs.STUDY, self.folder)):
+            paths += self.state_files  # nothing of a study is there yet
+        self.claim(*paths)
+
+    def write(self, path: Path, text: str) -> Path:
+        """Write a file at the top of the folder where it changes; returns its path."""
+        if not path.exists() or path.read_text() != text:
+            outputs.write(outputs.STUDY, path, text)
+        return path
+
+    def remove(self, path: Path) -> None:
+        outputs.remove(outputs.STUDY, path)
+
+    # ------------------------------------------------------------------------------- the plan
+
+    def plan(self) -> Plan:
+        """plan.json; an empty plan before the first runs are planned. Raises UserError: damaged."""
+        try:
+            held = files.read_json(self.plan_json, dict)
+            if not all(entry.keys() >= ENTRY for entry in held["runs"]):
+                raise UserError("a run in it is not described")
+            return Plan(tuple(held["runs"]), held.get("later_macs", 0), held.get("schema", SCHEMA))
+        except FileNotFoundError:
+            return Plan()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.plan_json}: damaged ({error}); remove it and run the study again"
+            ) from None
+
+    def write_plan(self, runs: list[RunConfig], macs: list[int], *, later_macs: int = 0) -> None:
+        """The runs that belong to the study as it is configured now, and their training MACs."""
+        entries = [
+            {
+                "run_id": r.run_id,
+                "role": r.role,
+                "size": r.model.name,
+                "log2_lr": math.log2(r.lr),
+                "steps": sum(s.end - s.start for s in segments(r)),
+                "macs": m,
+                "batch_tokens": r.batch * r.model.context,
+            }
+            for r, m in zip(runs, macs, strict=True)
+        ]
+        text = json.dumps({"schema": SCHEMA, "later_macs": later_macs, "runs": entries}, indent=1)
+        if not self.plan_json.exists() or self.plan_json.read_text() != text:
+            files.write(self.plan_json, text)
+
+    # ------------------------------------------------------------------------------- reading
+
+    def run(self, run_id: str) -> RunFolder:
+        return RunFolder(self.runs_dir / run_id)
+
+    def runs(self) -> list[RunFolder]:
+        """The finished runs that belong to the study as it is configured now, by run id.
+
+        A run of an earlier configuration stays on disk, for the day the configuration goes back,
+        and is in no table meanwhile. A folder without plan.json counts whole.
+        """
+        finished = [run for run in self.run_folders() if run.rows_json.exists()]
+        if not self.plan_json.exists():
+            return finished
+        planned = {entry["run_id"] for entry in self.plan().runs}
+        return [run for run in finished if run.path.name in planned]
+
+    def run_folders(self) -> list[RunFolder]:
+        """Of all runs that were ever begun, by run id."""
+        return [RunFolder(p) for p in sorted(self.runs_dir.glob("*")) if p.is_dir()]
+
+    def complete(self) -> bool:
+        """Whether every run planned so far is finished: then another look needs no cluster."""
+        planned = self.plan().runs
+        return bool(planned) and all(self.run(r["run_id"]).rows_json.is_file() for r in planned)
+
+    def rows(self) -> pd.DataFrame:
+        """The rows of the finished runs (`results.COLUMNS`). Raises UserError: there are none."""
+        if not self.runs_dir.is_dir():
+            raise UserError(
+                f"{self.folder}: not a study's folder (it has no {self.runs_dir.name}/)"
+            )
+        rows = [row for run in self.runs() for row in run.read() or []]
+        if not rows:
+            raise UserError(
+                f"{self.folder}: no run of this study has finished yet; see `scaling status`"
+            )
+        return results.frame(rows)
+
+    def tokens(self) -> list[TokenFolder]:
+        """Every directory of tokens that is complete, by key."""
+        found = sorted(self.data_dir.glob(f"[!.]*/{INDEX}"))
+        return [TokenFolder(path.parent) for path in found]
+
+    def tokens_of(self, data_key: str) -> TokenFolder:
+        return TokenFolder(self.data_dir / data_key)
+
+
+def choose(
+    given: Path, out: Path | None = None, overrides: Sequence[str] = ()
+) -> tuple[StudyConfig, Study]:
+    """What a command line means by a study, and the folder that it lives in.
+
+    Args:
+        given: a study's folder, which is meant wherever it lies; a YAML file, or the bare name of
+            one that ships, whose study lives in `out`/NAME.
+        out: default, STUDIES.
+        overrides: `section.key=value`, as `--set` gives them.
+    Raises:
+        UserError: no such file or study; `out` beside a folder; mistakes in the YAML.
+    """
+    if given.is_dir():
+        if out is not None:
+            raise UserError(
+                f"--out {out}: {given} is a study's folder, and is continued where it lies; leave "
+                f"--out out, or give a YAML file"
+            )
+        study = Study.open(given)
+        return study.config(overrides), study
+    config = load_study(given, overrides)
+    return config, Study((out or STUDIES) / config.study)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
