@@ -115,6 +115,37 @@ def test_second_call_changes_nothing(finished: tuple[Path, str]) -> None:
     assert stamps(out) == before
 
 
+def test_a_folder_is_continued_where_it_lies(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """Moved, renamed and with a run missing; `plan` says what is left of it."""
+    out, _ = finished
+    moved = tmp_path / "elsewhere" / "renamed"
+    shutil.copytree(out / "tiny", moved)
+    gone = min((out / "tiny" / "runs").iterdir())
+    shutil.rmtree(moved / "runs" / gone.name)
+
+    def say(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "scaling.cli", *words], capture_output=True, text=True,
+            timeout=HANGS, check=False, cwd=tmp_path,
+        )  # fmt: skip
+        return done.stdout + done.stderr
+
+    said = say("plan", str(moved), "--no-measure")
+    assert re.search(r"left: [\d.e+]+ of [\d.e+]+ training MACs .*1 waiting", said), said
+    assert "left: not known" in say("plan", str(moved), "--no-measure", "--set", "seed=1")
+    assert "leave --out" in say("study", str(moved), "--out", str(tmp_path))
+    said = say("study", str(moved))
+    assert str(moved / "report.html") in said, said
+    assert "left: 0 of" in say("plan", str(moved), "--no-measure")
+    assert not (tmp_path / "studies").exists()
+    pd.testing.assert_frame_equal(
+        load(moved).drop(columns=[*NOT_REPEATABLE, "git_sha"]), table(out)
+    )
+    with sqlite3.connect(moved / "mlflow.db") as database:
+        names = {name for (name,) in database.execute("select name from experiments")}
+    assert names - {"Default"} == {"renamed"}
+
+
 OF_ROWS = ("audit", "choices", "compare", "fit", "next")
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 # What the README says of a study; `ui` and `--watch` go on until they are stopped.
