@@ -33,20 +33,14 @@ def save(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getbuffer()
-    temporary = files.unfinished(path)
-    try:
+    with files.explained(path), files.writing(path) as temporary:
         with open(temporary, "wb") as file:
             file.write(hashlib.sha256(payload).digest())
             file.write(payload)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before its predecessor gives up the name
         if path.exists():
             os.replace(path, previous(path))
-        os.replace(temporary, path)
-        files.sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise files.storage_error(error, path) from error
 
 
 def previous(path: Path) -> Path:

@@ -343,12 +343,8 @@ def draw(command: str, figure: go.Figure, points: pd.DataFrame, path: Path) -> N
     if path.suffix == ".html":
         outputs.write(command, path, figure.to_html(include_plotlyjs=True))
     else:
-        picture = outputs.unfinished(path)
-        try:
+        with outputs.writing(command, path) as picture:
             (write_png if path.suffix == ".png" else write_svg)(figure, picture)
-            outputs.place(command, picture, path)
-        finally:
-            picture.unlink(missing_ok=True)
     outputs.write(command, data, points.to_csv(index=False))
     print(f"  drawn        {path}, its data {data.name}")
 

@@ -112,13 +112,9 @@ def convert(
         raise UserError(f"{target}: name the file to write with .safetensors at its end")
     command = "scaling tokenizer convert"
     outputs.claim(command, target, inputs=sources)
-    unfinished = outputs.unfinished(target)
-    try:
+    with outputs.writing(command, target) as unfinished:
         count = run_convert(sources, unfinished, run_code_in_pickle=run_code_in_pickle)
         made = load(unfinished)
-        outputs.place(command, unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
     print(
         f"{target}: {count} tensors, a {type(made).__name__} of {made.codes:,} codes, "
         f"{made.patch} px each"
@@ -179,9 +175,8 @@ def train(
             f"{one.kind:9} {one.core_seconds:7.1f} core-s  {one.codes_used:,} codes used  {decibel}"
         )
     if target is not None:
-        unfinished = outputs.unfinished(target)
-        found[-1].tokenizer.save(unfinished)
-        outputs.place(command, unfinished, target)
+        with outputs.writing(command, target) as unfinished:
+            found[-1].tokenizer.save(unfinished)
         Kept.drop(_training(target))
         print(f"weights   {target}: use it with tokenizer.weights in a study")
 

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from scaling.config.schema import DataConfig, TokenizerConfig
 from scaling.data import shards
 from scaling.data.fit_tokenizer import Kept, Progress, fit, silent
 from scaling.data.join import Joiner, part_path
@@ -43,8 +44,8 @@ Mapper = Callable[[Work, Sequence[list[Unit]]], Iterable[int]]
 
 
 def prepare(
-    data: Any,
-    tokenizer: Any,
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
     root: Path,
     *,
     seed: int,
@@ -52,7 +53,7 @@ def prepare(
     workers: int = 1,
     mapper: Mapper | None = None,
 ) -> Path:
-    """Encode the sources of `data` (DataConfig) with `tokenizer` (TokenizerConfig) under `root`.
+    """Encode the sources of `data` with `tokenizer` under `root`.
 
     Returns `<root>/<key>`, for `TokenData.open`; at once when it is there. The key is a hash of the
     settings, the seed and the content of every file, not of where the files lie.
@@ -94,10 +95,10 @@ def prepare(
     return target
 
 
-def _check_room(data: Any, tokenizer: Any, root: Path) -> None:
+def _check_room(data: DataConfig, tokenizer: TokenizerConfig, root: Path) -> None:
     """Generated sources are as long as the study asks: say what cannot fit before it is begun."""
     codes = data.frames * (data.size // tokenizer.patch) ** 2
-    values = 3 * data.frames * data.size**2 if getattr(data, "pixels", False) else 0
+    values = 3 * data.frames * data.size**2 if data.pixels else 0
     each = 2 * codes + values  # bytes
     generated = sum(source.kind == "leaves" for source in data.sources)
     needed, free = generated * data.train_sequences * each, shutil.disk_usage(root).free
@@ -109,17 +110,18 @@ def _check_room(data: Any, tokenizer: Any, root: Path) -> None:
         )
 
 
-def _settings(data: Any, tokenizer: Any, seed: int, sources: tuple[Source, ...]) -> dict[str, Any]:
+def _settings(
+    data: DataConfig, tokenizer: TokenizerConfig, seed: int, sources: tuple[Source, ...]
+) -> dict[str, Any]:
     """All that determines the bytes."""
-    zoom = getattr(data, "zoom", 1.0)
     return {
         "schema": shards.SCHEMA,
         "seed": seed,
         "frames": data.frames,
         "size": data.size,
         "stride": data.stride,
-        "fps": getattr(data, "fps", None),
-        "pixels": getattr(data, "pixels", False),
+        "fps": data.fps,
+        "pixels": data.pixels,
         "train_sequences": data.train_sequences,
         "val_sequences": data.val_sequences,
         "clips_per_video": data.clips_per_video,
@@ -134,15 +136,21 @@ def _settings(data: Any, tokenizer: Any, seed: int, sources: tuple[Source, ...])
             }
             for source in sources
         ],
-    } | ({"zoom": zoom} if zoom != 1 else {})  # without it the key is that of older studies
+    } | (
+        {"zoom": data.zoom} if data.zoom != 1 else {}
+    )  # without it the key is that of older studies
 
 
-def _tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
-    settings = {"kind": tokenizer.kind, "patch": tokenizer.patch, "codes": tokenizer.codes}
-    weights = getattr(tokenizer, "weights", None)
+def _tokenizer_settings(tokenizer: TokenizerConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "kind": tokenizer.kind,
+        "patch": tokenizer.patch,
+        "codes": tokenizer.codes,
+    }
+    weights = tokenizer.weights
     if weights is not None:
         try:
-            with Path(weights).expanduser().open("rb") as file:
+            with weights.expanduser().open("rb") as file:
                 return settings | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
         except OSError as error:
             raise UserError(
@@ -242,7 +250,7 @@ def _end_with(parent: int) -> None:
 @dataclass
 class _Encoder:
     reader: Reader
-    config: Any
+    config: TokenizerConfig
     work: Path
     progress: Progress
     workers: int
@@ -309,19 +317,19 @@ class _Encoder:
         """The given weights, or a tokenizer fitted on training frames."""
         path = TokenFolder(self.work).tokenizer
         if not path.exists():
-            temporary = path.with_suffix(".tmp.safetensors")
             kept = self.work / "tokenizer.training"
-            weights = getattr(self.config, "weights", None)
+            weights = self.config.weights
             try:
                 if weights is not None:
                     from scaling.models.tokenizers.weights import load
 
-                    load(Path(weights).expanduser()).save(temporary)
+                    made = load(weights.expanduser())
                 else:
-                    fit(self.config, self.reader, kept, self.progress).save(temporary)
+                    made = fit(self.config, self.reader, kept, self.progress)
             except UserError as error:
                 raise UserError(f"tokenizer: {error}") from error
-            files.settle(temporary, path)
+            with files.writing(path) as temporary:
+                made.save(temporary)
             Kept.drop(kept)
         tokenizer = _tokenizer(path)
         for name in ("patch", "codes"):

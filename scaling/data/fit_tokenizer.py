@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from scaling import checkpoint
+from scaling.config.schema import DataConfig, TokenizerConfig
 from scaling.data.sources import Reader, Source, Unit, survey, unusable
 from scaling.models.tokenizers.codebook import Codebook, cut, psnr
 
@@ -25,8 +26,8 @@ def silent(what: str, done: int, total: int) -> None:
     """Progress that shows nothing."""
 
 
-def fit(config: Any, reader: Reader, kept: Path, progress: Progress = silent) -> Any:
-    """The tokenizer of `config` (TokenizerConfig), fitted on training frames of all sources.
+def fit(config: TokenizerConfig, reader: Reader, kept: Path, progress: Progress = silent) -> Any:
+    """The tokenizer of `config`, fitted on training frames of all sources.
 
     The state of a training is at `kept` meanwhile; the caller removes it (`Kept.drop`) when the
     tokenizer is safe. Raises UserError when a source has no usable file, ValueError when the
@@ -64,7 +65,11 @@ class Kept:
 
 
 def _fit(
-    config: Any, frames: np.ndarray, reader: Reader, kept: Path | None, progress: Progress
+    config: TokenizerConfig,
+    frames: np.ndarray,
+    reader: Reader,
+    kept: Path | None,
+    progress: Progress,
 ) -> Any:
     if config.kind == "codebook":
         progress("fit the codebook", 0, len(frames))
@@ -86,7 +91,7 @@ def _fit(
     )
 
 
-def _frames(config: Any, reader: Reader, progress: Progress) -> Iterator[np.ndarray]:
+def _frames(config: TokenizerConfig, reader: Reader, progress: Progress) -> Iterator[np.ndarray]:
     """Training frames of every source, uint8 (n, S, S, 3), in proportion to its weight."""
     whole = sum(source.settings.weight for source in reader.sources)
     for source in reader.sources:
@@ -149,11 +154,16 @@ class Fitted:
 
 
 def compare(
-    data: Any, config: Any, *, seed: int, kept: Path | None = None, progress: Progress = silent
+    data: DataConfig,
+    config: TokenizerConfig,
+    *,
+    seed: int,
+    kept: Path | None = None,
+    progress: Progress = silent,
 ) -> tuple[list[Fitted], int, int]:
     """`config`'s tokenizer beside k-means: the same frames, tokens a frame and codes.
 
-    Both are fitted on the training frames that a study of `data` (DataConfig) would give them and
+    Both are fitted on the training frames that a study of `data` would give them and
     judged on frames of its validation files; `kept` as in `fit`. Returns the tokenizers, k-means
     first, and how many frames they were fitted and judged on. Raises as `fit`.
     """

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -71,10 +72,10 @@ class Joiner:
             entry["seconds"] = round(sum(r["seconds"] for r in mine), 3)
             sources.append(entry)
         there = TokenFolder(done)
-        _write_manifest(there.manifest, manifest)
-        self._write_samples(there.samples)
+        files.write(there.manifest, _manifest(manifest))
+        files.write(there.samples, self._samples())
         weights = there.tokenizer
-        shutil.copyfile(self.work / weights.name, weights)
+        files.write(weights, (self.work / weights.name).read_bytes())
         status = [r["status"] for r in manifest]
         index = {
             "schema": shards.SCHEMA,
@@ -180,15 +181,17 @@ class Joiner:
             count = min(data.train_sequences - done, a_pass)
             yield all_NCV[order[: count * data.frames], number % crops].reshape(count, -1)
 
-    def _write_samples(self, path: Path) -> None:
-        """`original` and `reconstruction`, uint8 (n, T, S, S, 3), and `source` names (n,)."""
+    def _samples(self) -> bytes:
+        """An .npz: `original`, `reconstruction`, uint8 (n, T, S, S, 3), and `source` names (n,)."""
         samples = [self._sample(source) for source in self.reader.sources]
         original = np.concatenate(samples)
         frames = original.reshape(-1, *original.shape[2:])
         rebuilt = self.tokenizer.decode(self.tokenizer.encode(frames)).reshape(original.shape)
         names = [s.name for s in self.reader.sources]
         source = np.repeat(names, [len(clips) for clips in samples])
-        np.savez_compressed(path, original=original, reconstruction=rebuilt, source=source)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, original=original, reconstruction=rebuilt, source=source)
+        return buffer.getvalue()
 
     def _sample(self, source: Source) -> np.ndarray:
         """The first validation clips of a source, uint8 (n, T, S, S, 3)."""
@@ -216,8 +219,9 @@ def _entropy(counts: np.ndarray) -> float:
     return float(-(share * np.log(share)).sum())
 
 
-def _write_manifest(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, MANIFEST, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def _manifest(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, MANIFEST, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -9,10 +9,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from scaling.config.schema import DataConfig, SourceConfig
 from scaling.data import leaves, media
 from scaling.errors import UserError
 
@@ -20,25 +21,12 @@ LEAF_BLOCK = 1024  # clips of a unit of the built-in source
 IMAGE_CHUNK = 64  # image files of a unit
 
 
-class SourceSettings(Protocol):
-    """A source of the configuration (scaling.config.schema.SourceConfig)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def path(self) -> Path | None: ...
-    @property
-    def weight(self) -> float: ...
-
-
 @dataclass
 class Source:
     """The files of a source, identified by their content and split, before anything is decoded."""
 
     number: int
-    settings: SourceSettings
+    settings: SourceConfig
     identity: dict[str, str] = field(default_factory=dict)  # relative path -> content fingerprint
     train: list[str] = field(default_factory=list)  # both in the order of a keyed hash
     validation: list[str] = field(default_factory=list)
@@ -80,7 +68,7 @@ class Unit:
     files: tuple[str, ...] = ()
 
 
-def survey(number: int, settings: SourceSettings, val_fraction: float, seed: int) -> Source:
+def survey(number: int, settings: SourceConfig, val_fraction: float, seed: int) -> Source:
     """List and identify the files of a source and split them by a keyed hash of their content.
 
     Raises UserError when there is no readable file of the source's kind.
@@ -121,14 +109,14 @@ def survey(number: int, settings: SourceSettings, val_fraction: float, seed: int
 class Reader:
     """Cuts clips from sources. Travels to the workers, so it holds no open file."""
 
-    data: Any  # scaling.config.schema.DataConfig
+    data: DataConfig
     seed: int
     sources: tuple[Source, ...]
 
     @property
     def keeps_pixels(self) -> bool:
         """Whether frames are stored beside the tokens."""
-        return bool(getattr(self.data, "pixels", False))
+        return self.data.pixels
 
     def units(self, source: Source, split: str) -> Iterator[Unit]:
         """The units of a split, in the order in which they are joined."""
@@ -201,9 +189,7 @@ class Reader:
         data = self.data
         if source.kind == "images":
             crops = self.crops(source, split)
-            pixels = media.read_image(
-                path, size=data.size, crops=crops, rng=rng, zoom=getattr(data, "zoom", 1.0)
-            )
+            pixels = media.read_image(path, size=data.size, crops=crops, rng=rng, zoom=data.zoom)
             return pixels, {"frames": 1, "error": ""}
         video = media.read_video(
             path,
@@ -212,8 +198,8 @@ class Reader:
             stride=data.stride,
             clips=data.clips_per_video,
             rng=rng,
-            fps=getattr(data, "fps", None),
-            zoom=getattr(data, "zoom", 1.0),
+            fps=data.fps,
+            zoom=data.zoom,
         )
         about = {"frames": video.frames, "seconds": round(video.seconds, 3), "error": video.note}
         return video.pixels, about | {"clips": len(video.pixels)}

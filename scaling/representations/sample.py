@@ -159,8 +159,7 @@ def _enlarged(frames: np.ndarray) -> np.ndarray:
 
 def write_video(maker: str, path: Path, frames: np.ndarray, *, fps: int) -> None:
     """uint8 (T, H, W, 3) as H.264 in .mp4, or as .gif; whole or absent; an output of `maker`."""
-    unfinished = outputs.unfinished(path)
-    try:
+    with outputs.writing(maker, path) as unfinished:
         if path.suffix == ".gif":
             images = [Image.fromarray(f) for f in frames]
             images[0].save(
@@ -176,9 +175,6 @@ def write_video(maker: str, path: Path, frames: np.ndarray, *, fps: int) -> None
                     picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
                     container.mux(stream.encode(picture))
                 container.mux(stream.encode())
-        outputs.place(maker, unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _png(rgb: np.ndarray) -> bytes:

@@ -33,6 +33,7 @@ BEAT_SECONDS = 10.0
 PATIENCE_SECONDS = 45.0  # without a beat, after which a holder on another host counts as dead
 CLAIM_SECONDS = 2.0  # without `flock`: longer than a write takes to be seen by other hosts
 NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+HALF = ".tmp"  # in the name of a file that is being written
 NO_RENAME = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -45,29 +46,34 @@ def write(path: Path, data: bytes | str) -> None:
     Raises UserError when the device is full or the folder may not be written; the old file is then
     untouched.
     """
+    with explained(path), writing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """The name under which to write what becomes `path` at the end of the block: see `write`.
+
+    Nothing is left of it where the block raises.
+    """
     temporary = unfinished(path)
     try:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        settle(temporary, path)
-    except OSError as error:
-        raise storage_error(error, path) from error
+        yield temporary
+        with explained(path):
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def unfinished(path: Path) -> Path:
-    """The name of `path` while it is being written; no other writer anywhere uses the same."""
+    """The name of `path` while it is being written, of the same kind; no other writer anywhere
+    uses the same."""
     writer = f"{os.uname().nodename}-{threading.get_native_id()}"
-    return path.with_name(f".{path.name}.{writer}.tmp")
-
-
-def settle(temporary: Path, path: Path) -> None:
-    """Make a written file durable and give it its name."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    return path.with_name(f".{path.stem}.{writer}{HALF}{path.suffix}")
 
 
 def sync_folder(folder: Path) -> None:

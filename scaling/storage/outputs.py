@@ -13,8 +13,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from threading import get_native_id
 
 from scaling.errors import UserError
 from scaling.storage import files
@@ -95,15 +95,12 @@ def wrote(maker: str, folder: Path) -> bool:
     return any(one == maker for one, _, _ in _lines(folder))
 
 
-def unfinished(path: Path) -> Path:
-    """Where to write what is then given its name by `place`: hidden, of the same kind."""
-    return path.with_name(f".{path.stem}.{get_native_id()}{path.suffix}")
-
-
-def place(maker: str, temporary: Path, path: Path) -> None:
-    """Give a written file its name, as `write` does."""
-    _note(maker, path, _sha256(temporary))
-    files.settle(temporary, path)
+@contextmanager
+def writing(maker: str, path: Path) -> Iterator[Path]:
+    """Where to write what becomes `path` at the end of the block, as `write` does."""
+    with files.writing(path) as temporary:
+        yield temporary
+        _note(maker, path, _sha256(temporary))
 
 
 def remove(maker: str, path: Path) -> None:

@@ -67,9 +67,8 @@ def drop_half_files(folder: Path) -> None:
     """Remove what writes of this host (`files.unfinished`) left in a folder whose lock is held."""
     if not Path("/proc/self").exists():
         return
-    for half in folder.glob(".*.tmp"):
-        writer = re.fullmatch(
-            r"\..+\." + re.escape(os.uname().nodename) + r"-(\d+)\.tmp", half.name
-        )
+    host, half_name = re.escape(os.uname().nodename), re.escape(files.HALF)
+    for half in folder.glob(f".*{files.HALF}*"):
+        writer = re.fullmatch(rf"\..+\.{host}-(\d+){half_name}(\.\w+)?", half.name)
         if writer and not Path(f"/proc/{writer[1]}").exists():
             half.unlink(missing_ok=True)

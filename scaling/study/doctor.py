@@ -13,7 +13,7 @@ from pathlib import Path
 
 from scaling.config.schema import SCHEMA, RunConfig
 from scaling.errors import UserError
-from scaling.storage.files import RunBusy, RunLock, held
+from scaling.storage.files import HALF, RunBusy, RunLock, held
 from scaling.study_folder import RunFolder, Study
 from scaling.tracking import track
 
@@ -137,7 +137,7 @@ def _run(there: RunFolder, mend: bool) -> Iterator[Finding]:
 
 
 def _leftovers(folder: Path, where: str, mend: bool) -> Iterator[Finding]:
-    for leftover in sorted([*folder.glob(".*.tmp"), *folder.glob(".writable.*")]):
+    for leftover in sorted([*folder.glob(f".*{HALF}*"), *folder.glob(".writable.*")]):
         repaired = ""
         if mend:
             leftover.unlink(missing_ok=True)

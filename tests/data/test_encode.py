@@ -12,12 +12,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from scaling.config.schema import DataConfig, SourceConfig, TokenizerConfig
 from scaling.data import encode, join, leaves
 from scaling.data.encode import Mapper, prepare
 from scaling.data.shards import SPECIALS, TokenData
@@ -26,13 +26,17 @@ from scaling.models.tokenizers.codebook import Codebook
 from tests.data.clips import write_video
 
 
-def source(kind: str, path: Path | None = None, weight: float = 1.0, name: str = "") -> object:
-    return SimpleNamespace(name=name or kind, kind=kind, path=path, weight=weight)
+def source(
+    kind: str, path: Path | None = None, weight: float = 1.0, name: str = ""
+) -> SourceConfig:
+    return SourceConfig.model_validate(
+        {"name": name or kind, "kind": kind, "path": path, "weight": weight}
+    )
 
 
 def run(
     root: Path,
-    *sources: object,
+    *sources: SourceConfig,
     seed: int = 0,
     codes: int = 16,
     tokenizer: dict[str, object] | None = None,
@@ -50,8 +54,9 @@ def run(
         "val_fraction": 0.25,
     }
     how = {"kind": "codebook", "patch": 4, "codes": codes, "fit_frames": 40} | (tokenizer or {})
-    config = SimpleNamespace(**(data | changes), sources=sources)
-    return prepare(config, SimpleNamespace(**how), root, seed=seed, workers=workers, mapper=mapper)
+    config = DataConfig.model_validate(data | changes | {"sources": sources})
+    made_by = TokenizerConfig.model_validate(how)
+    return prepare(config, made_by, root, seed=seed, workers=workers, mapper=mapper)
 
 
 def digest(folder: Path) -> dict[str, str]:

@@ -1,11 +1,11 @@
 """Summaries and n-grams of a token directory, against direct counts."""
 
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from scaling.config.schema import DataConfig, SourceConfig, TokenizerConfig
 from scaling.data.encode import prepare
 from scaling.data.shards import SPECIALS, TokenData
 from scaling.data.tokens import ngrams, tokens_summary
@@ -22,10 +22,10 @@ def tokens(tmp_path_factory):
     (folder / "text.mp4").write_text("no video")
     (folder / "notes.txt").touch()
     sources = (
-        SimpleNamespace(name="leaves", kind="leaves", path=None, weight=0.75),
-        SimpleNamespace(name="clips", kind="video", path=folder, weight=0.25),
+        SourceConfig(name="leaves", kind="leaves", path=None, weight=0.75),
+        SourceConfig(name="clips", kind="video", path=folder, weight=0.25),
     )
-    data = SimpleNamespace(
+    data = DataConfig(
         sources=sources,
         frames=2,
         size=16,
@@ -35,7 +35,7 @@ def tokens(tmp_path_factory):
         val_sequences=8,
         val_fraction=0.25,
     )
-    tokenizer = SimpleNamespace(kind="codebook", patch=4, codes=12, fit_frames=64)
+    tokenizer = TokenizerConfig(kind="codebook", patch=4, codes=12, fit_frames=64)
     return prepare(data, tokenizer, tmp_path_factory.mktemp("tokens"), seed=0)
 
 
