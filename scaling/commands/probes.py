@@ -59,7 +59,8 @@ def probe(
 
     Interrupt it whenever you like: the same command continues where it stopped.
     """
-    from scaling.representations.probe import Views, probe
+    from scaling.representations.encoded import Views
+    from scaling.representations.probe import probe
     from scaling.study_folder import Study
 
     out = probe(
@@ -245,9 +246,9 @@ def represent(
     """
     from scaling.commands.reading import report
     from scaling.representations.davis import track
+    from scaling.representations.encoded import Views
     from scaling.representations.of_variants import read_variants
     from scaling.representations.permanence import locate
-    from scaling.representations.probe import Views
     from scaling.representations.probe import probe as run_probe
     from scaling.representations.sample import continue_clip, targets
     from scaling.representations.weights import trained_runs

@@ -38,9 +38,10 @@ from scaling.models.decoder import Decoder
 from scaling.models.loss import token_loss
 from scaling.models.parametrization import build, optimizer
 from scaling.models.probes import KINDS, Heads, Recipe
+from scaling.representations.encoded import Views, encoded, open_encoded
 from scaling.representations.features import with_start
 from scaling.representations.labelled import Labelled, draw_split, read_labelled
-from scaling.representations.probe import Views, encoded, open_encoded, read_rows
+from scaling.representations.probe import read_rows
 from scaling.representations.weights import (
     WEIGHTS,
     TrainedRun,

@@ -19,8 +19,8 @@ from scaling.config.schema import StudyConfig, variants
 from scaling.errors import UserError
 from scaling.models.probes import Recipe
 from scaling.representations import finetune, probe
+from scaling.representations.encoded import Views, encoded
 from scaling.representations.labelled import Labelled, read_labelled
-from scaling.representations.probe import Views
 from scaling.representations.weights import (
     WEIGHTS,
     TrainedRun,
@@ -101,7 +101,7 @@ def _probed(
     views: Views, memory_gb: float, say: Say,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of the model as it was trained, and of its random weights."""
-    folder = probe.encoded(study, trained, labelled, data, views, Recipe(), say)
+    folder = encoded(study, trained, labelled, data, views, Recipe(), say)
     found = []
     for weights in WEIGHTS:
         probe.probe_run(

@@ -2,18 +2,15 @@
 
 Each arrow leaves a file and is skipped when the file is there, so a killed call loses a chunk:
 
-    STUDY/probes/<key>/tokens.npz            codes of every file and view
-    STUDY/probes/<key>/features/*.bin        hidden states, memory-mapped while heads train
+    STUDY/probes/<key>/                      codes of every file and view (`encoded`)
+    STUDY/probes/<key>/features/*.bin        hidden states, read while heads train
     STUDY/probes/<key>/<run>-<weights>-<head>.json   one row per seed and layer
     STUDY/probes.csv                         all rows, beside rows.csv
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from scaling.data import media, shards
 from scaling.data.shards import read_index
 from scaling.errors import UserError
 from scaling.jobs.machine import in_threads, threads_at_once
@@ -39,14 +35,14 @@ from scaling.models.probes import (
     top_accuracy,
     train_heads,
 )
-from scaling.representations.features import Features, seen, write_features
-from scaling.representations.labelled import Labelled, draw_split, read_labelled, usable
+from scaling.representations.encoded import SCHEMA, Views, check_windows, encoded, open_encoded
+from scaling.representations.features import Features, write_features
+from scaling.representations.labelled import Labelled, draw_split, read_labelled
 from scaling.representations.weights import (
     WEIGHTS,
     TrainedRun,
     check_layers,
     data_dir_of,
-    open_tokenizer,
     trained_runs,
 )
 from scaling.storage import files
@@ -54,32 +50,12 @@ from scaling.storage.files import RunBusy, RunLock
 from scaling.study.progress import teller
 from scaling.study_folder import ProbeFolder, Study
 
-SCHEMA = 2
 COLUMNS = (
     "run_id", "study", "size", "family", "d", "layers", "params", "macs_total", "budget_macs",
     "val_loss", "tokenizer", "data", "data_key", "classes", "frames", "clips", "crops", "weights",
     "head", "layer", "depth", "seed", "split", "n_train", "n_test", "top1", "top5", "chance",
 )  # fmt: skip
-CHUNK = 32  # labelled files encoded before they are written
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Views:
-    """How a clip is looked at: `clips` in time, `crops` in space (the paper: 10 x 3).
-
-    More `frames` than a training sequence has are read in windows of that many, each with its own
-    start token and positions; a head sees the tokens of all windows, and which they are of.
-    """
-
-    clips: int = 1
-    crops: int = 1
-    frames: int | None = None  # of a clip; default as many as in a training sequence
-    stride: int | None = None  # frame periods between them; default as in training
-
-    @property
-    def count(self) -> int:
-        return self.clips * self.crops
 
 
 def probe(
@@ -90,7 +66,7 @@ def probe(
     layers: list[int] | None = None,
     runs: list[str] | None = None,
     seeds: int = 8,
-    views: Views = Views(),
+    views: Views = Views(),  # noqa: B008 (frozen)
     memory_gb: float = 2.0,
     recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
     say: Say = print,
@@ -122,7 +98,7 @@ def probe(
     study.claim(study.probes_csv, inputs=[data])
     labelled = read_labelled(data)
     for trained in chosen:  # before anything is encoded
-        _check_windows(views, read_index(data_dir_of(study, trained.run))["frames"])
+        check_windows(views, read_index(data_dir_of(study, trained.run))["frames"])
     with files.explained(study.folder):
         pieces = {}  # the random weights of a run are those of all its points
         for trained in chosen:
@@ -139,159 +115,41 @@ def probe(
         return gather(study, recipe)
 
 
-def _check_windows(views: Views, window: int) -> None:
-    """Raises UserError for frames that windows of a training sequence do not fill."""
-    if views.frames is not None and views.frames > window and views.frames % window:
-        raise UserError(
-            f"{views.frames} frames are no multiple of the {window} of a training sequence, in "
-            f"windows of which they are read; the nearest is "
-            f"{round(views.frames / window) * window}"
-        )
+@dataclass(frozen=True)
+class Probing:
+    """One model and weights on the labelled files of a probe directory."""
 
+    folder: ProbeFolder
+    trained: TrainedRun
+    weights: str  # "trained" or "random"
 
-# -- tokens
+    @property
+    def named(self) -> str:
+        return self.trained.named(self.weights)
 
+    def rows_path(self, kind: str) -> Path:
+        return self.folder.path / f"{self.trained.label(self.weights)}-{kind}.json"
 
-def encoded(
-    study: Study,
-    trained: TrainedRun,
-    labelled: Labelled,
-    path: Path,
-    views: Views,
-    recipe: Recipe,
-    say: Say,
-    px: int | None = None,
-) -> Path:
-    """The probe directory of (labelled data, tokens of the run's tokenizer), made if need be.
-
-    px: side of the frames where it is not that of the run's own.
-    """
-    data_dir = data_dir_of(study, trained.run)
-    tokenizer, index = open_tokenizer(data_dir)
-    used = views if labelled.kind == "video" else Views()
-    settings = {
-        "schema": SCHEMA,
-        "labelled": labelled.key,
-        "tokens": index["key"],
-        "views": asdict(used),
-        "recipe": asdict(recipe),
-        "patches": trained.run.model.patch_inputs,
-    }
-    trained_px = index["size"]
-    if px is not None and px != trained_px:
-        settings["px"] = px
-        index = index | {"size": px}
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    folder = study.probes_dir / key
-    there = ProbeFolder(folder)
-    if there.tokens_npz.exists():
-        return folder
-    parts = folder / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
-    stride = used.stride or index["settings"]["stride"]
-    tell = teller()
-    for first in range(0, len(labelled.names), CHUNK):
-        part, last = parts / f"{first:09d}.npz", min(first + CHUNK, len(labelled.names))
-        if part.exists():
-            continue
-        codes, kept, lost = [], [], []
-        for i in range(first, last):
-            try:
-                pixels = _pixels(labelled, i, index, used, stride)
-            except (media.MediaError, OSError) as error:
-                lost.append(f"{labelled.names[i]}: {error}")
-                continue
-            frames = pixels.reshape(-1, *pixels.shape[-3:])
-            inputs = seen(trained.run.model, tokenizer, frames)
-            # The frames of a view follow one another: (V, T L), or of patches (V, T L, P).
-            codes.append(inputs.reshape(used.count, -1, *inputs.shape[2:]))
-            kept.append(i)
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            codes=np.stack(codes) if codes else np.empty((0, used.count, 0), np.uint16),
-            kept=np.array(kept, np.int64),
-            lost=np.array(json.dumps(lost)),
-        )
-        files.write(part, buffer.getvalue())
-        tell(f"encode {path.name}", last, len(labelled.names))
-    held = [dict(np.load(part)) for part in sorted(parts.iterdir()) if part.suffix == ".npz"]
-    kept_F = np.concatenate([h["kept"] for h in held])
-    lost = [line for h in held for line in json.loads(str(h["lost"]))]
-    if lost:
-        say(f"{path}: {len(lost)} of {len(labelled.names)} files were not used:")
-        for line in lost[:8]:
-            say(f"  {line}")
-    if not len(kept_F):
-        raise UserError(f"{path}: no labelled file can be read; first: {lost[0]}")
-    left = labelled.take(kept_F)
-    usable(left, path)
-    codes_FVL = np.concatenate([h["codes"] for h in held if len(h["kept"])])
-    has_images = any(s["kind"] == "images" for s in index["sources"])
-    image = labelled.kind == "images" and has_images
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        codes=codes_FVL,
-        labels=left.labels_F,
-        split=left.split_F if left.split_F is not None else np.array([]),
-    )
-    described = {
-        "settings": settings,
-        "data": path.parent.name if path.suffix == ".csv" else path.stem,
-        "kind": labelled.kind,
-        "frames": index["frames"],
-        "side": round(index["tokens_per_frame"] ** 0.5 * index["size"] / trained_px),
-        "classes": list(left.classes),
-        "names": list(left.names),
-        "lost": lost,
-        "start": shards.IMAGE_START if image else shards.VIDEO_START,
-    }
-    files.write(there.index, json.dumps(described))
-    files.write(there.tokens_npz, buffer.getvalue())
-    shutil.rmtree(parts)
-    return folder
-
-
-def open_encoded(folder: Path) -> tuple[Labelled, np.ndarray]:
-    """The files of a probe directory that were read, and their codes (F, V, L)."""
-    there = ProbeFolder(folder)
-    index = there.read_index()
-    with np.load(there.tokens_npz) as held:
-        codes_FVL, labels_F, split = held["codes"], held["labels"], held["split"]
-    names, classes = tuple(index["names"]), tuple(index["classes"])
-    given = split if len(split) else None
-    return Labelled(folder, names, labels_F, classes, given, index["kind"]), codes_FVL
-
-
-def _pixels(
-    labelled: Labelled, i: int, index: dict[str, Any], views: Views, stride: int
-) -> np.ndarray:
-    """Views of one file, uint8 (V, T, S, S, 3); an image is one frame."""
-    size = index["size"]
-    if labelled.images is not None:
-        rgb = media.resize_short(labelled.images[i], size)
-        y, x = (rgb.shape[0] - size) // 2, (rgb.shape[1] - size) // 2
-        return rgb[None, None, y : y + size, x : x + size]
-    path = labelled.root / labelled.names[i]
-    if labelled.kind == "images":
-        return media.read_image(path, size=size, crops=1, rng=None)[None]
-    clips = media.read_video(
-        path,
-        frames=views.frames or index["frames"],
-        size=size,
-        stride=stride,
-        clips=views.clips,
-        crops=views.crops,
-        rng=None,
-        fps=index["settings"].get("fps"),
-    )
-    if len(clips.pixels) < views.count:
-        raise media.MediaError(clips.note or "not all of its clips decode")
-    return clips.pixels
-
-
-# -- heads
+    def about(self, index: dict[str, Any], labelled: Labelled, kind: str) -> dict[str, Any]:
+        """What all rows of a kind of head have in common."""
+        row, views = self.trained.row, index["settings"]["views"]
+        base = {k: row[k] for k in ("study", "size", "family", "d", "layers", "params")}
+        base |= {k: row[k] for k in ("macs_total", "budget_macs", "val_loss", "tokenizer")}
+        if self.weights == "random":
+            base |= {"macs_total": 0, "budget_macs": None, "val_loss": None}
+        return base | {
+            "run_id": self.trained.run_id,
+            "data": index["data"],
+            "data_key": self.folder.path.name,
+            "classes": len(labelled.classes),
+            "frames": views["frames"] or index["frames"],
+            "clips": views["clips"],
+            "crops": views["crops"],
+            "weights": self.weights,
+            "head": kind,
+            "split": "drawn" if labelled.split_F is None else "given",
+            "chance": labelled.chance,
+        }
 
 
 def probe_run(
@@ -311,12 +169,9 @@ def probe_run(
     Returns between two heads once `stop` is set.
     Raises UserError: another process does the same.
     """
+    one = Probing(ProbeFolder(folder), trained, weights)
     with _alone(folder, trained.label(weights)):
-        there = ProbeFolder(folder)
-        index = there.read_index()
-        found = {
-            kind: read_rows(folder / f"{trained.label(weights)}-{kind}.json") for kind in kinds
-        }
+        found = {kind: read_rows(one.rows_path(kind)) for kind in kinds}
         chosen = layers if layers is not None else list(range(trained.run.model.layers + 1))
         have = {(k, r["seed"], r["layer"]) for k, rows in found.items() for r in rows}
         todo = {
@@ -324,128 +179,136 @@ def probe_run(
             for seed in seeds
             for kind in kinds
         }
-        wanted = sorted({layer for layers_left in todo.values() for layer in layers_left})
-        if not wanted:
+        if not any(todo.values()):
             return
-        labelled, codes_FVL = open_encoded(folder)
-        labels_F = labelled.labels_F
-        count, views = codes_FVL.shape[:2]
-        memory = memory_gb * 1e9
-        stem = there.features_dir / trained.label(weights)
-        side, d = index["side"], trained.run.model.d
-        whole, path = stem.with_suffix(".tokens.bin"), stem.with_suffix(".cells.bin")
-        grid: int | None = grid_of("grid", side, d)
-        if whole.exists() or not set(kinds) <= set(LINEAR):
-            path, grid = whole, None
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        per_window = codes_FVL.shape[2]
-        frames = index["settings"]["views"]["frames"]
-        if frames is not None and frames > index["frames"]:
-            per_window = per_window * index["frames"] // frames
-        tell = teller()
-        shape = write_features(
-            trained.model(weights).to(device),
-            codes_FVL.reshape(count * views, *codes_FVL.shape[2:]),
-            path,
-            start=index["start"],
-            window=per_window,
-            side=side,
-            grid=grid,
-            memory_bytes=memory,
-            tell=lambda done, of: tell(f"{trained.named(weights)}: hidden states", done, of),
-        )
-        features = Features(
-            path,
-            shape,
-            memory,
-            layers=wanted,
-            side=grid or side,
-            grids={grid_of(kind, side, d) for kind in kinds if kind in LINEAR},
-        )
-        labels = torch.from_numpy(labels_F)
-        ready, of = 0, sum(map(bool, todo.values()))
-        for seed in seeds:
-            left = {kind: todo[seed, kind] for kind in kinds if todo[seed, kind]}
-            if not left:
-                continue
-            train_F, test_F = draw_split(labelled, seed)
-            rows_train, rows_test = (
-                torch.from_numpy((f[:, None] * views + np.arange(views)).reshape(-1))
-                for f in (train_F, test_F)
-            )
-            features.standardise(rows_train)
-            for kind, missing in left.items():
-                if stop.is_set():
-                    return
-                heads = Heads(
-                    kind,
-                    wanted,
-                    d,
-                    len(labelled.classes),
-                    side=side,
-                    heads=trained.run.model.heads,
-                    windows=codes_FVL.shape[2] // per_window,
-                    seed=seed,
-                )
-                states = partial(features.pooled, grid=heads.grid) if kind in LINEAR else features
-                at_once = features.rows_at_once
-                train_heads(
-                    heads, states, rows_train, labels[rows_train // views], recipe, seed=seed,
-                    at_once=at_once,
-                )  # fmt: skip
-                scores_LFC = file_scores(
-                    heads, states, rows_test, torch.arange(len(rows_test)) // views, len(test_F),
-                    batch=at_once,
-                )  # fmt: skip
-                top1, top5 = (top_accuracy(scores_LFC, labels[test_F], k) for k in (1, 5))
-                row = trained.row
-                base = {k: row[k] for k in ("study", "size", "family", "d", "layers", "params")}
-                base |= {k: row[k] for k in ("macs_total", "budget_macs", "val_loss", "tokenizer")}
-                if weights == "random":
-                    base |= {"macs_total": 0, "budget_macs": None, "val_loss": None}
-                base |= {
-                    "run_id": trained.run_id,
-                    "data": index["data"],
-                    "data_key": folder.name,
-                    "classes": len(labelled.classes),
-                    "frames": index["settings"]["views"]["frames"] or index["frames"],
-                    "clips": index["settings"]["views"]["clips"],
-                    "crops": index["settings"]["views"]["crops"],
-                    "weights": weights,
-                    "head": kind,
-                    "seed": seed,
-                    "split": "drawn" if labelled.split_F is None else "given",
-                    "n_train": len(train_F),
-                    "n_test": len(test_F),
-                    "chance": labelled.chance,
-                }
-                made = [
-                    base
-                    | {
-                        "layer": layer,
-                        "depth": layer / (shape[1] - 1),
-                        "top1": float(top1[i]),
-                        "top5": float(top5[i]),
-                    }
-                    for i, layer in enumerate(wanted)
-                    if layer in missing
-                ]
-                found[kind] += made
-                found[kind].sort(key=lambda r: (r["seed"], r["layer"]))
-                files.write(
-                    folder / f"{trained.label(weights)}-{kind}.json", json.dumps(found[kind])
-                )
-                ready += 1
-                tell(f"{trained.named(weights)}: heads", ready, of)
+        if not _train_missing(one, found, todo, memory_gb * 1e9, recipe, stop):
+            return
         for kind in kinds:
             mean: dict[int, list[float]] = {}
             for r in found[kind]:
                 mean.setdefault(r["layer"], []).append(r["top1"])
             best = max(mean, key=lambda layer: float(np.mean(mean[layer])))
             say(
-                f"{trained.named(weights)}, {kind} head: best layer {best} of "
+                f"{one.named}, {kind} head: best layer {best} of "
                 f"{trained.run.model.layers}, top-1 {np.mean(mean[best]):.1%}"
             )
+
+
+def _train_missing(
+    one: Probing,
+    found: dict[str, list[dict[str, Any]]],
+    todo: dict[tuple[int, str], list[int]],
+    memory_bytes: float,
+    recipe: Recipe,
+    stop: Event,
+) -> bool:
+    """Train the heads of (seed, kind): layers, and add their rows to `found` and its files.
+
+    Returns whether all were trained: not once `stop` was set.
+    """
+    index = one.folder.read_index()
+    labelled, codes_FVL = open_encoded(one.folder.path)
+    labels, views = torch.from_numpy(labelled.labels_F), codes_FVL.shape[1]
+    wanted = sorted({layer for missing in todo.values() for layer in missing})
+    per_window = _window(codes_FVL, index)
+    features = _features(one, index, codes_FVL, per_window, list(found), wanted, memory_bytes)
+    ready, of, tell = 0, sum(map(bool, todo.values())), teller()
+    for seed in dict.fromkeys(seed for seed, _ in todo):
+        left = {kind: todo[seed, kind] for kind in found if todo[seed, kind]}
+        if not left:
+            continue
+        train_F, test_F = draw_split(labelled, seed)
+        rows_train, rows_test = (
+            torch.from_numpy((f[:, None] * views + np.arange(views)).reshape(-1))
+            for f in (train_F, test_F)
+        )
+        features.standardise(rows_train)
+        for kind, missing in left.items():
+            if stop.is_set():
+                return False
+            heads = Heads(
+                kind,
+                wanted,
+                one.trained.run.model.d,
+                len(labelled.classes),
+                side=index["side"],
+                heads=one.trained.run.model.heads,
+                windows=codes_FVL.shape[2] // per_window,
+                seed=seed,
+            )
+            states = partial(features.pooled, grid=heads.grid) if kind in LINEAR else features
+            at_once = features.rows_at_once
+            train_heads(
+                heads, states, rows_train, labels[rows_train // views], recipe, seed=seed,
+                at_once=at_once,
+            )  # fmt: skip
+            scores_LFC = file_scores(
+                heads, states, rows_test, torch.arange(len(rows_test)) // views, len(test_F),
+                batch=at_once,
+            )  # fmt: skip
+            top1, top5 = (top_accuracy(scores_LFC, labels[test_F], k) for k in (1, 5))
+            base = one.about(index, labelled, kind)
+            base |= {"seed": seed, "n_train": len(train_F), "n_test": len(test_F)}
+            found[kind] += [
+                base
+                | {
+                    "layer": layer,
+                    "depth": layer / one.trained.run.model.layers,
+                    "top1": float(top1[i]),
+                    "top5": float(top5[i]),
+                }
+                for i, layer in enumerate(wanted)
+                if layer in missing
+            ]
+            found[kind].sort(key=lambda r: (r["seed"], r["layer"]))
+            files.write(one.rows_path(kind), json.dumps(found[kind]))
+            ready += 1
+            tell(f"{one.named}: heads", ready, of)
+    return True
+
+
+def _window(codes_FVL: np.ndarray, index: dict[str, Any]) -> int:
+    """Tokens that are read at once: of a training sequence's frames where there are more."""
+    tokens, frames = codes_FVL.shape[2], index["settings"]["views"]["frames"]
+    if frames is not None and frames > index["frames"]:
+        return tokens * index["frames"] // frames
+    return tokens
+
+
+def _features(
+    one: Probing,
+    index: dict[str, Any],
+    codes_FVL: np.ndarray,
+    per_window: int,
+    kinds: list[str],
+    layers: list[int],
+    memory_bytes: float,
+) -> Features:
+    """The hidden states of these layers, written first where they are not there yet.
+
+    Linear heads need the means of cells alone; whole tokens serve every head.
+    """
+    stem = one.folder.features_dir / one.trained.label(one.weights)
+    side, d = index["side"], one.trained.run.model.d
+    whole, path = stem.with_suffix(".tokens.bin"), stem.with_suffix(".cells.bin")
+    grid: int | None = grid_of("grid", side, d)
+    if whole.exists() or not set(kinds) <= set(LINEAR):
+        path, grid = whole, None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tell = teller()
+    shape = write_features(
+        one.trained.model(one.weights).to(device),
+        codes_FVL.reshape(-1, *codes_FVL.shape[2:]),
+        path,
+        start=index["start"],
+        window=per_window,
+        side=side,
+        grid=grid,
+        memory_bytes=memory_bytes,
+        tell=lambda done, of: tell(f"{one.named}: hidden states", done, of),
+    )
+    grids = {grid_of(kind, side, d) for kind in kinds if kind in LINEAR}
+    return Features(path, shape, memory_bytes, layers=layers, side=grid or side, grids=grids)
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from scaling.models.family import size
 from scaling.models.parametrization import build
 from scaling.models.probes import Recipe
 from scaling.representations import permanence
+from scaling.representations.encoded import Views
 from scaling.representations.features import with_start, write_features
 from scaling.representations.labelled import draw_split, read_labelled
 from scaling.representations.permanence import locate, scene, write_permanence
-from scaling.representations.probe import Views, probe
+from scaling.representations.probe import probe
 from scaling.study_folder import Study
 from tests.representations.conftest import moving_bar, write_clip
 

@@ -20,8 +20,8 @@ from scaling.data.shards import TokenData
 from scaling.errors import UserError
 from scaling.models.parametrization import build
 from scaling.models.probes import Recipe
-from scaling.representations import features, probe
-from scaling.representations.probe import Views
+from scaling.representations import encoded, features, probe
+from scaling.representations.encoded import Views
 from scaling.representations.weights import open_tokenizer, trained_runs
 from scaling.storage import files
 from scaling.storage.files import RunLock
@@ -98,7 +98,7 @@ def test_killed_anywhere_ends_the_same(
     own: Path, pictures: Path, whole: bytes, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every durable write is a place to die at; what came before it is not done again."""
-    monkeypatch.setattr(probe, "CHUNK", 16)
+    monkeypatch.setattr(encoded, "CHUNK", 16)
     writes = 0
 
     def dying(real):
@@ -116,17 +116,17 @@ def test_killed_anywhere_ends_the_same(
         with pytest.raises(KeyboardInterrupt):
             run(own, pictures, **SHORT)
     made = {p: p.stat().st_mtime_ns for p in own.glob("probes/*/parts/*.npz")}
-    encoded: list[int] = []
-    real_pixels = probe._pixels
+    read: list[int] = []
+    real_pixels = encoded._pixels
 
     def watched(labelled, i, *rest):
-        encoded.append(i)
+        read.append(i)
         return real_pixels(labelled, i, *rest)
 
-    monkeypatch.setattr(probe, "_pixels", watched)
+    monkeypatch.setattr(encoded, "_pixels", watched)
     run(own, pictures, **SHORT)
     assert (own / "probes.csv").read_bytes() == whole
-    assert len(encoded) == (0 if after >= 4 else 36 - 16 * len(made) + 12 * (len(made) == 3))
+    assert len(read) == (0 if after >= 4 else 36 - 16 * len(made) + 12 * (len(made) == 3))
 
 
 def test_kill_nine_at_random_moments(study: Path, pictures: Path, tmp_path: Path) -> None:
