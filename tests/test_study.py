@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from scaling.cli import app
 from scaling.results import NOT_REPEATABLE, POSITIONS
+from scaling.study_folder import Study
 from scaling.tracking.load import load
 from tests.shell import HANGS
 
@@ -120,8 +121,9 @@ def test_a_folder_is_continued_where_it_lies(finished: tuple[Path, str], tmp_pat
     out, _ = finished
     moved = tmp_path / "elsewhere" / "renamed"
     shutil.copytree(out / "tiny", moved)
-    gone = min((out / "tiny" / "runs").iterdir())
-    shutil.rmtree(moved / "runs" / gone.name)
+    ladder = [e for e in Study(moved).plan().runs if e["role"] == "ladder"]
+    gone = min(ladder, key=lambda entry: entry["macs"])
+    shutil.rmtree(moved / "runs" / gone["run_id"])
 
     def say(*words: str) -> str:
         done = subprocess.run(

@@ -105,6 +105,8 @@ class Session:
 
             self.loss_of = distribute(self.model, run.parallel)
         self.optim = optimizer(self.model, lr=run.lr, weight_decay=run.weight_decay)
+        # Before a checkpoint is read, which holds the rates of its step.
+        self.peak_lrs = [group["lr"] for group in self.optim.param_groups]
 
     def _prepare_rows(self) -> None:
         """What evaluations need: validation batches, the sources' weights, the rows' columns."""

@@ -71,9 +71,8 @@ def _train(
     here = Session(run, run_dir, ranks, log)
     here.resume()
     plan, device, model, optim = here.plan, ranks.device, here.model, here.optim
-    passes, loss_of = here.passes, here.loss_of
+    passes, loss_of, peak_lrs = here.passes, here.loss_of, here.peak_lrs
     unsynchronised = getattr(loss_of, "no_sync", nullcontext)  # DDP: gradients travel once a step
-    peak_lrs = [group["lr"] for group in optim.param_groups]
     parameters = list(model.parameters())
     evaluate_at = evaluation_steps(run)
     # Twice the untrained model's loss: nats a token, or the variance of a normalised patch.
