@@ -40,11 +40,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scaling.data.sample import sample_tokens
 from scaling.models.family import FAMILY, ModelConfig
 from scaling.models.macs import forward_macs, parameter_counts
 from scaling.models.memory import device_bytes, peak_bytes, training_bytes
 from scaling.models.parametrization import build, optimizer
-from scaling.plan.runs import sample_tokens
 
 DEFAULT = {
     "cpu": [

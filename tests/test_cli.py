@@ -183,7 +183,7 @@ def test_a_study_over_its_budget_takes_a_yes(own: Path) -> None:
 
 def test_a_limit_in_gpu_hours_takes_a_speed() -> None:
     from scaling.config.schema import LaunchConfig
-    from scaling.plan.runs import Cost, over_budget
+    from scaling.plan.cost import Cost, over_budget
 
     cost = Cost("ladder", "t16", 1, 1, 1, 1, macs=7_200, bytes_memory=1, gpus=1, seconds=None)
     with pytest.raises(UserError, match=r"Set launch.gpu_macs_per_second"):
@@ -197,7 +197,7 @@ def test_a_limit_in_gpu_hours_takes_a_speed() -> None:
 def test_gpus_follow_from_the_size() -> None:
     from scaling.config.schema import LaunchConfig, RunConfig
     from scaling.models.family import FAMILY
-    from scaling.plan.runs import gpus_of, rank_bytes
+    from scaling.plan.cost import gpus_of, rank_bytes
 
     def run(size: str, parallel: str = "fsdp", batch: int = 64) -> RunConfig:
         return RunConfig(

@@ -61,10 +61,10 @@ def coord_check(
     import pandas as pd
 
     from scaling.analysis.figures.model import coordinate_figure, coordinate_points
+    from scaling.data.sample import sample_tokens
     from scaling.errors import UserError
     from scaling.models.coord_check import coord_check as check
     from scaling.models.family import size
-    from scaling.plan.runs import sample_tokens
     from scaling.storage import outputs
 
     command, table = "scaling coord-check", out.with_suffix(".points.csv")

@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from scaling.config.schema import LaunchConfig
-    from scaling.plan.runs import Cost
+    from scaling.plan.cost import Cost
 
 ConfigArg = Annotated[
     Path,
@@ -50,8 +50,8 @@ def plan(
     Example: `scaling plan sweeps/quickstart.yaml`
     """
     from scaling.jobs.launch import check, resources
-    from scaling.plan import tokens as plan_tokens
-    from scaling.plan.runs import disk_bytes, free_bytes, over_budget, study_cost
+    from scaling.plan import token_cost
+    from scaling.plan.cost import disk_bytes, free_bytes, over_budget, study_cost
     from scaling.storage import outputs
     from scaling.study.status import left
     from scaling.study_folder import choose
@@ -66,10 +66,10 @@ def plan(
     told += _table(launch, costs)
     told += [f"left out: {x.size} at {x.budget_macs:.3g} MACs: {x.rule}" for x in left_out]
     told += _totals(launch, costs, measure, parallel)
-    told += plan_tokens.lines(chosen, costs)
+    told += token_cost.lines(chosen, costs)
     print("\n".join(told), flush=True)
     if page is not None:
-        text = outputs.signed("scaling plan", plan_tokens.page(config, page, told))
+        text = outputs.signed("scaling plan", token_cost.page(config, page, told))
         outputs.write("scaling plan", page, text)
     disk, free = disk_bytes(chosen, costs), free_bytes(study.folder)
     print(f"disk: {_bytes(disk)}; free: {_bytes(free)}")
@@ -111,7 +111,7 @@ def _table(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
 
 def _totals(launch: LaunchConfig, costs: list[Cost], measured: bool, parallel: int) -> list[str]:
     """The whole: runs, tokens, MACs, time, GPU-hours."""
-    from scaling.plan.runs import gpu_hours
+    from scaling.plan.cost import gpu_hours
 
     macs = sum(c.macs for c in costs)
     lines = [

@@ -32,7 +32,7 @@ from safetensors import safe_open
 from scaling.config.schema import DataConfig, TokenizerConfig
 from scaling.data import shards
 from scaling.data.fit_tokenizer import Kept, Progress, fit, silent
-from scaling.data.join import Joiner, part_path
+from scaling.data.parts_to_shards import Joiner, part_path
 from scaling.data.sources import Reader, Source, Unit, survey, unusable
 from scaling.errors import UserError
 from scaling.models.tokenizers.codebook import Codebook

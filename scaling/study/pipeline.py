@@ -24,6 +24,7 @@ from scaling.errors import UserError
 from scaling.jobs.encode_jobs import on_cluster
 from scaling.jobs.job import Job, train
 from scaling.jobs.launch import Detached, Finished, Launcher, check, resources
+from scaling.plan import cost
 from scaling.plan import runs as plan
 from scaling.storage import outputs, scratch
 from scaling.storage.files import RunBusy, RunLock
@@ -70,7 +71,7 @@ def run_study(
         track.check(config.tracking.uri, say)
         for one in variants(config).values():
             for run in plan.ladder_runs(one, 1.0, "", Path())[0]:
-                plan.gpus_of(config.launch, run)
+                cost.gpus_of(config.launch, run)
     if not study.lock.exists():
         outputs.begin(study.folder)
     try:
@@ -96,8 +97,8 @@ def guard(config: StudyConfig, say: Say, *, yes: bool) -> None:
     """Raises UserError when the plan goes beyond the study's own limits and nobody said yes."""
     if config.launch.max_macs is None and config.launch.max_gpu_hours is None:
         return
-    costs, _ = plan.study_cost(config, threads=1, measure=plan.must_time(config.launch), log=say)
-    over = plan.over_budget(config.launch, costs)
+    costs, _ = cost.study_cost(config, threads=1, measure=cost.must_time(config.launch), log=say)
+    over = cost.over_budget(config.launch, costs)
     if over and not yes:
         raise UserError(
             f"study '{config.study}' is over its budget: {'; '.join(over)}. Nothing was started. "
@@ -300,7 +301,7 @@ def run_sweep(
 
 
 def make_job(config: StudyConfig, study: Study, run: RunConfig) -> Job[RunConfig]:
-    return Job(run, study.run(run.run_id).path, plan.gpus_of(config.launch, run))
+    return Job(run, study.run(run.run_id).path, cost.gpus_of(config.launch, run))
 
 
 def record(study: Study, runs: list[RunConfig], *, later_macs: int = 0) -> None:

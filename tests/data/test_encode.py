@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from scaling.config.schema import DataConfig, SourceConfig, TokenizerConfig
-from scaling.data import encode, join, leaves
+from scaling.data import encode, leaves, parts_to_shards
 from scaling.data.encode import Mapper, prepare
 from scaling.data.shards import SPECIALS, TokenData
 from scaling.errors import UserError
@@ -108,8 +108,10 @@ def test_leaves_tokens_are_the_codes_of_the_clips(tmp_path):
     assert data.meta["tokenizer"]["reconstruction"]["leaves"]["mse"] == pytest.approx(mse)
     assert 8 <= data.meta["tokenizer"]["codes_used"] <= 16
     samples = np.load(path / "samples.npz")
-    np.testing.assert_array_equal(samples["original"], clips[: join.SAMPLE_CLIPS])
-    np.testing.assert_array_equal(samples["reconstruction"], rebuilt[: join.SAMPLE_CLIPS])
+    np.testing.assert_array_equal(samples["original"], clips[: parts_to_shards.SAMPLE_CLIPS])
+    np.testing.assert_array_equal(
+        samples["reconstruction"], rebuilt[: parts_to_shards.SAMPLE_CLIPS]
+    )
 
 
 def test_videos_and_images_mixed(tmp_path, videos, photos):

@@ -13,7 +13,8 @@ from scaling.analysis.report.probes import variants_section
 from scaling.config.schema import variants
 from scaling.config.study_file import load_study
 from scaling.errors import UserError
-from scaling.plan.runs import ladder_runs, study_cost
+from scaling.plan.cost import study_cost
+from scaling.plan.runs import ladder_runs
 from scaling.representations import finetune, probe
 from scaling.representations.of_variants import read_variants
 from scaling.study.pipeline import run_study

@@ -10,8 +10,8 @@ import pytest
 from scaling.config.schema import TokenizerConfig
 from scaling.config.study_file import load_study
 from scaling.models.tokenizers.dvae import DVAE
-from scaling.plan.runs import study_cost
-from scaling.plan.tokens import encoder_macs, lines
+from scaling.plan.cost import study_cost
+from scaling.plan.token_cost import encoder_macs, lines
 from scaling.storage import outputs
 from tests.shell import HANGS
 

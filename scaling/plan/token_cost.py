@@ -11,7 +11,8 @@ from pathlib import Path
 from scaling.config.schema import StudyConfig, TokenizerConfig, variants
 from scaling.data import shards
 from scaling.models.macs import forward_macs
-from scaling.plan.runs import Cost, context, data_of, ladder_model, ladder_runs
+from scaling.plan.cost import Cost
+from scaling.plan.runs import context, data_of, ladder_model, ladder_runs
 
 PAPER_FPS = 30.0  # frames a second of video; Table 2 of the paper counts its hours with it
 TF32 = 0.5  # tensor cores multiply TF32 half as fast as bf16 (NVIDIA's data sheets, A100 to H200)
