@@ -7,7 +7,7 @@ that is missing is missing (NaN or None), never replaced.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,15 +89,16 @@ def loss_unit(tokenizers: Iterable[str]) -> str:
     return " or ".join(PATCH_UNIT if one else TOKEN_UNIT for one in sorted(patches or {False}))
 
 
-def frame(rows: list[Row]) -> pd.DataFrame:
+def frame(rows: list[Row], more: Sequence[str] = ()) -> pd.DataFrame:
     """Rows as a DataFrame in schema order, sorted by (role, d, layers, lr, seed, steps, decayed).
 
+    more: further columns that somebody added to the table, taken over as they are.
     Raises UserError for rows of another schema: a column that is unknown or absent.
     """
     import pandas as pd
 
     sources = sorted({c for row in rows for c in row if c.startswith(SOURCE_PREFIX)})
-    columns = [*COLUMNS, *sources]
+    columns = [*COLUMNS, *sources, *more]
     for row in rows:
         wrong = (set(row) - set(columns)) | (set(COLUMNS) - set(row))
         if wrong:
@@ -158,11 +159,19 @@ def read_csv(path: Path) -> pd.DataFrame:
             f"{path}: not a table of this tool's rows (no column {', '.join(missing[:5])}). For "
             f"any other table of runs use `scaling fit {path.name}`"
         )
+    more = [c for c in table if c not in COLUMNS and not str(c).startswith(SOURCE_PREFIX)]
+    for column in more:  # somebody's own: numbers where every cell is one, or empty
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        if (numbers.notna() | (table[column] == "")).all():
+            table[column] = numbers
     rows: list[Row] = []
     try:
         for record in table.to_dict("records"):
             row: Row = {}
             for column, cell in record.items():
+                if column in more:
+                    row[str(column)] = cell
+                    continue
                 kind = COLUMNS.get(str(column), "float")
                 if kind == "int":
                     row[str(column)] = int(cell)
@@ -175,4 +184,4 @@ def read_csv(path: Path) -> pd.DataFrame:
             rows.append(row)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: column {column}: cannot read {error}") from None
-    return frame(rows)
+    return frame(rows, [str(c) for c in more])

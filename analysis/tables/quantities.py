@@ -52,14 +52,14 @@ def read_quantities(
         scale = scales.get(role)
         if given[role] is not None:
             column = table.check(role, str(given[role]))
-            found[role] = [_read(table, role, column, scale, compute_unit)]
+            found[role] = [read_quantity(table, role, column, scale, compute_unit)]
             continue
         tiers = table.quantity(role)
         tiers[1] = [c for c in tiers[1] if _numeric(table.frame[c])]  # size: "small" is a name
         tier = next((t for t in tiers if t), [])
         if role == "n":  # of a mixture of experts, which costs those that are active
             tier = [*tier, *(c for c in tiers[3] if c not in tier and _active(table.names[c]))]
-        read = [_read(table, role, column, scale, compute_unit) for column in tier]
+        read = [read_quantity(table, role, column, scale, compute_unit) for column in tier]
         found[role] = _alike(read)
     _drop_impossible(found, given)
     notes = [] if given["c"] is not None else _drop_speeds(found)
@@ -75,9 +75,10 @@ def _numeric(column: pd.Series) -> bool:
     return bool(np.isfinite(numbers(column, thousands=True).values).any())
 
 
-def _read(
+def read_quantity(
     table: Table, role: str, column: str, scale: str | None, compute_unit: str | None
 ) -> Quantity:
+    """One column as parameters, tokens or compute (role n, d or c); arguments as of `read`."""
     name = table.names.get(column) or Table(table.frame[[column]]).names.get(column)
     if name is None:
         raise UserError(f"column {column!r} is empty: there is no number in it")

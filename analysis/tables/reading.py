@@ -17,7 +17,13 @@ from scaling.analysis.tables.layouts import Layout, adapt
 from scaling.analysis.tables.losses import missing, read_loss
 from scaling.analysis.tables.nominal import SAME_BUDGET, budgets, mark_budgets, part_namesakes
 from scaling.analysis.tables.plausible import check
-from scaling.analysis.tables.quantities import TRAINING, Quantity, nominal, read_quantities
+from scaling.analysis.tables.quantities import (
+    TRAINING,
+    Quantity,
+    nominal,
+    read_quantities,
+    read_quantity,
+)
 from scaling.analysis.tables.settings import fresh, grid, mixes, mixture_notes, repeated, searched
 from scaling.analysis.tables.states import condition, state_columns, statuses
 from scaling.analysis.tables.trials import refuse_several
@@ -61,7 +67,18 @@ def read(
                 f"--budget-column {budget_column!r}: these are rows of a study, whose budgets are "
                 "in their column 'budget_macs'; leave it out"
             )
-        rows, more = _own(frame, given, compute_unit, by, metric)
+        for option, said in (("--finished-if", finished_if), ("--history", history)):
+            if said is not None:
+                raise UserError(
+                    f"{option}: these are rows of a study, which say of each run whether it "
+                    "finished and where its rate had decayed; leave it out"
+                )
+        if missing_ones := [one for one in keep if one not in frame.columns]:
+            raise UserError(
+                f"no column {missing_ones[0]!r}; the table has {listed(frame.columns, 40)}"
+            )
+        scales = {"n": params_in, "d": tokens_in}
+        rows, more = _own(frame, given, scales, compute_unit, by, metric)
         return rows, notes + more
     refuse_several(frame, where, by)
     layout = adapt(frame, asked=set(k for k, v in given.items() if v is not None))
@@ -164,23 +181,42 @@ def _needs_budget(table: Table, given: Mapping[str, str | None]) -> bool:
 
 
 def _own(
-    frame: pd.DataFrame, given: Mapping[str, str | None], compute_unit: str | None, by: str | None,
-    metric: str | None,
+    frame: pd.DataFrame, given: Mapping[str, str | None], scales: Mapping[str, str | None],
+    compute_unit: str | None, by: str | None, metric: str | None,
 ) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
     """This tool's rows: what they say of budgets, decay and roles stands whatever is asked for."""
     table = Table(frame)
     out, notes = frame.copy(), list[str]()
     if out["decayed"].dtype != bool:
         out["decayed"] = out["decayed"].astype(str).str.lower().eq("true")
-    places = {"n": "params", "d": "tokens", "c": "macs_total", "loss": "val_loss", "run": "run_id"}
-    for role, place in places.items():
-        column = given[role]
-        if column is None or column == place:
-            continue
+    own = {"n": "params", "d": "tokens", "c": "macs_total", "loss": "val_loss", "run": "run_id"}
+    others = {role: c for role, c in given.items() if c is not None and c != own[role]}
+    units = {"--params-in": ("n", scales["n"]), "--tokens-in": ("d", scales["d"]),
+             "--compute-unit": ("c", compute_unit)}  # fmt: skip
+    for option, (role, unit) in units.items():
+        if unit is not None and role not in others:
+            raise UserError(
+                f"{option} {unit}: these are rows of a study, whose column {own[role]!r} is in "
+                f"{'MACs' if role == 'c' else 'single ones'}; leave it out, or name another column "
+                f"with --{role}"
+            )
+    for role, column in others.items():
         table.check(role, column)
-        cells = numbers(frame[column], thousands=role != "loss")
-        out[place] = frame[column].astype(str) if role == "run" else cells.values
-        notes.append(f"{names.WORDS[role]}: column {column!r}")
+        if role == "run":
+            out[own[role]] = frame[column].astype(str)
+            notes.append(f"{names.WORDS[role]}: column {column!r}")
+        elif role == "loss":
+            quality, _ = read_loss(table, column, None)
+            out[own[role]] = quality.values
+            notes.append(_line(role, quality, ""))
+        else:
+            quantity = read_quantity(table, role, column, scales.get(role), compute_unit)
+            if role == "c" and not quantity.unit:
+                raise UserError(
+                    f"compute in column {column!r}: of MACs or of FLOPs? Say it with --compute-unit"
+                )
+            out[own[role]] = quantity.values
+            notes.append(count_line(role, quantity))
     if metric is not None:
         quality, _ = read_loss(table, None, metric)
         out["val_loss"] = quality.values

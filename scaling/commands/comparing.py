@@ -41,14 +41,14 @@ class Arm:
     name: str  # as given, or "column = value"
     rows: pd.DataFrame
     law: StudyLaw
-    options: Mapping[str, Any] = field(default_factory=dict)  # of fit_frontier, that were given
+    options: Mapping[str, Any] = field(default_factory=dict)  # of fit_frontier
 
     @property
     def compared(self) -> PowerLaw:
         """The law whose exponent is compared: above a floor that was pinned, else pure."""
         return self.law.law if self.law.law.given else self.law.pure
 
-    def times(self, factor: float, seed: int) -> PowerLaw:
+    def times(self, factor: float) -> PowerLaw:
         """The law of the losses times a factor, its floor too."""
         from scaling.analysis.questions.frontier import fit_frontier
 
@@ -56,7 +56,7 @@ class Arm:
         if "e" in options:
             options["e"] = options["e"] * factor
         rows = self.rows.assign(val_loss=self.rows["val_loss"] * factor)
-        return fit_frontier(rows, seed=seed, **options).law
+        return fit_frontier(rows, **options).law
 
 
 @reads_tables
@@ -89,7 +89,7 @@ def compare(
     tables, published = _sorted(source, [*(to or []), *(more or [])])
     if figure is not None:
         drawn_files("scaling compare", figure, source, *tables)
-    given: dict[str, Any] = {"e": e, "weights": weights}
+    given: dict[str, Any] = {"seed": seed, "e": e, "weights": weights}
     given = {name: value for name, value in given.items() if value is not None}
     keep = () if weights is None else (weights,)
     rows = read(source, keep=keep, **table)
@@ -103,14 +103,14 @@ def compare(
     for name in tables:
         print(f"\n{name}")
         parts[name] = read(name, keep=keep, **units)
-    arms = _fitted(parts, published, seed, given)
+    arms = _fitted(parts, published, given)
     first, *others = arms
     unit = unit_of(rows, table["metric"])
     _say(first)
     for other in others:
         print()
         _say(other)
-        say_difference(first, other, seed, unit)
+        say_difference(first, other, unit)
     for law in published:
         # An exponent above a floor is set beside one above a floor.
         mine = first.law.saturating if law.form == "saturating" else None
@@ -151,9 +151,8 @@ def _published(*names: str) -> list[Reference]:
 
 
 def _fitted(
-    tables: Mapping[str, pd.DataFrame], published: Sequence[Reference], seed: int,
-    options: Mapping[str, Any],
-) -> list[Arm]:  # fmt: skip
+    tables: Mapping[str, pd.DataFrame], published: Sequence[Reference], options: Mapping[str, Any]
+) -> list[Arm]:
     """The law of each; one that has none is said and left out, while two are left to compare."""
     from scaling.analysis.laws.fit import NotIdentified
     from scaling.analysis.questions.frontier import fit_frontier
@@ -161,7 +160,7 @@ def _fitted(
     arms, refused = [], []
     for name, rows in tables.items():
         try:
-            law = fit_frontier(rows, seed=seed, **options)
+            law = fit_frontier(rows, **options)
             arms.append(Arm(name, rows, law, options))
         except NotIdentified as refusal:
             refused.append(f"{name}: no law: {refusal}")
@@ -191,7 +190,7 @@ def unit_of(rows: pd.DataFrame, metric: str | None = None) -> str:
     return loss_unit(rows.get("tokenizer", ()))
 
 
-def say_difference(ours: Arm, theirs: Arm, seed: int, unit: str) -> None:
+def say_difference(ours: Arm, theirs: Arm, unit: str) -> None:
     """Print how two exponents differ, and the compute that a common loss takes, where one is.
 
     unit: of the losses.
@@ -209,7 +208,7 @@ def say_difference(ours: Arm, theirs: Arm, seed: int, unit: str) -> None:
         if scale is None or their_scale is None:
             print("  tokenizers differ and their data are not at hand: no common unit of loss")
             return
-        law, other = ours.times(scale, seed), theirs.times(their_scale, seed)
+        law, other = ours.times(scale), theirs.times(their_scale)
         unit = "bits/pixel"
         condition = "as far as both tokenizers keep the same detail (see reconstruction PSNR)"
     elif apart := levels_differ([ours.rows, theirs.rows], parts_of_one=True):

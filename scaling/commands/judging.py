@@ -12,6 +12,7 @@ import typer
 
 from scaling.commands.reading import SeedOption, SourceArg, read
 from scaling.commands.table_options import TableOptions, reads_tables
+from scaling.errors import UserError
 
 
 @reads_tables
@@ -114,6 +115,11 @@ def power(
     from scaling.analysis.questions.simulate import TRUTH, designs, truth_of
 
     truth, sigma, first = TRUTH, 0.002, 3e11
+    if like is None and (given := [n for n, value in table.items() if value is not None]):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(
+            f"{flags}: of a table of runs, and none is given: name one, or leave it out"
+        )
     if like is not None:
         rows = read(like, **table)
         truth, sigma = truth_of(rows)

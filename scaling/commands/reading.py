@@ -181,9 +181,12 @@ def fit(
     if save is not None:
         _claim_law(save, source)
     if Path(source).is_dir() and table["metric"] not in (None, "loss"):
+        of_table = {name: value for name, value in table.items() if name != "metric"}
         _refuse_unread(
-            f"--metric {table['metric']}", "fit another table", e=e, weights=weights,
-            loss_kind=loss_kind, delta=delta, save=save,
+            f"--metric {table['metric']} of a study's folder", "fit another table", e=e,
+            weights=weights, loss_kind=loss_kind, delta=delta, save=save, figure=figure,
+            of=of if of != "compute" else None, method=method if method != "auto" else None,
+            **of_table,
         )  # fmt: skip
         _fit_quality(Path(source), table["metric"], form, at, seed)
         return
@@ -219,24 +222,20 @@ def fit(
         drawn, saved = (f and f.with_stem(f"{f.stem}-{k + 1}") for f in (figure, save))
         _fit_rows(part.reset_index(drop=True), chosen, at, drawn, saved, bewares)
     if not surface and of == "compute":
-        options = {n: v for n, v in chosen.items() if n in ("e", "weights", "delta")}
-        _say_differences(parts, table["metric"], seed, options)
+        _say_differences(parts, table["metric"], {n: v for n, v in chosen.items() if n != "of"})
 
 
 def _say_differences(
-    parts: dict[str, pd.DataFrame], metric: str | None, seed: int, options: dict[str, Any]
+    parts: dict[str, pd.DataFrame], metric: str | None, options: dict[str, Any]
 ) -> None:
     """How the law of each group differs from the first's."""
     from scaling.analysis.questions.frontier import fit_frontier
     from scaling.commands.comparing import Arm, say_difference, unit_of
 
-    arms = [
-        Arm(name, rows, fit_frontier(rows, seed=seed, **options), options)
-        for name, rows in parts.items()
-    ]
+    arms = [Arm(name, rows, fit_frontier(rows, **options), options) for name, rows in parts.items()]
     for other in arms[1:]:
         print(f"\n{other.name}: {other.compared}")
-        say_difference(arms[0], other, seed, unit_of(other.rows, metric))
+        say_difference(arms[0], other, unit_of(other.rows, metric))
 
 
 def _claim_law(path: Path, source: str) -> None:
@@ -393,7 +392,8 @@ def transfer(
     frame = _table(source)
     ours = not isinstance(frame, Path) and _is_ours(frame)
     given = {name: value for name, value in table.items() if value is not None}
-    if unread := [name for name in given if ours or name not in OF_SWEEPS]:
+    asked = given if not ours else {"lr": lr, "width": width} | given
+    if unread := [n for n, v in asked.items() if v is not None and (ours or n not in OF_SWEEPS)]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
         raise UserError(
             f"{flags}: scaling transfer does not read "

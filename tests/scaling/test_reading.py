@@ -24,6 +24,7 @@ from scaling.analysis.tables import read
 from scaling.cli import app
 from scaling.commands.table_options import OPTIONS
 from scaling.errors import UserError
+from scaling.results import load
 from tests.report.conftest import simulated_rows
 
 Run = Callable[..., str]
@@ -307,6 +308,78 @@ def test_own_rows_with_flags_give_the_law_without(run: Run, rows_csv: Path) -> N
     said = run("fit", rows_csv, "--loss", "val_loss", "--n", "params", "--c", "macs_total")
     assert fit_frontier(simulated_rows(), seed=0).summary() in said
     assert "budget frontier" in run("fit", rows_csv, "--where", "size != 'none'")
+
+
+def test_a_column_that_somebody_added_to_own_rows_is_theirs(run: Run, tmp_path: Path) -> None:
+    rows = simulated_rows()
+    mean_of = np.where(rows["val_loss"].rank() % 2 > 0, 4.0, 1.0)
+    rows.assign(mean_of=mean_of, note="mine").to_csv(tmp_path / "rows.csv", index=False)
+    back = load(tmp_path / "rows.csv")
+    assert (back["note"] == "mine").all() and back["mean_of"].dtype == float
+    pd.testing.assert_frame_equal(back[rows.columns], load(rows_of(tmp_path / "plain.csv")))
+    said = run("fit", tmp_path / "rows.csv", "--weights", "mean_of")
+    plain = run("fit", tmp_path / "rows.csv")
+    assert said != plain and "weights   " in said
+
+
+def rows_of(path: Path) -> Path:
+    simulated_rows().to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--compute-unit", "FLOPs"), "--compute-unit FLOPs: these are rows of a study"),
+        (("--tokens-in", "B"), "--tokens-in B: these are rows of a study"),
+        (("--finished-if", "ok"), "--finished-if: these are rows of a study"),
+        (("--no-history",), "--history: these are rows of a study"),
+        (("--c", "lr"), "of MACs or of FLOPs"),
+    ],
+)
+def test_what_own_rows_say_themselves_is_not_asked_for(
+    run: Run, rows_csv: Path, options: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run("fit", rows_csv, *options)
+
+
+def test_a_column_of_own_rows_in_another_unit_is_converted(run: Run, tmp_path: Path) -> None:
+    rows = simulated_rows()
+    rows.assign(gflops=rows["macs_total"] * 2e-9).to_csv(tmp_path / "r.csv", index=False)
+    law = re.compile(r"C\^(\S+),")
+    plain = law.search(run("fit", tmp_path / "r.csv", "--form", "power"))
+    other = law.search(run("fit", tmp_path / "r.csv", "--form", "power", "--c", "gflops"))
+    assert plain and other and plain[1] == other[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("power", "--where", "seed == 1"), "--where: of a table of runs, and none is given"),
+        (("transfer", "FOLDER", "--lr", "lr"), "--lr: scaling transfer does not read them of"),
+        (("fit", "FOLDER", "--metric", "probe_top1", "--method", "hull", "--where", "d > 1"),
+         "--method hull and --where d > 1: --metric probe_top1 of a study's folder does not read"),
+    ],
+)  # fmt: skip
+def test_options_that_a_command_does_not_use_are_refused(
+    run: Run, rows_csv: Path, tmp_path: Path, command: tuple[str, ...], words: str
+) -> None:
+    given = [str(tmp_path if "fit" in command else rows_csv) if a == "FOLDER" else a
+             for a in command]  # fmt: skip
+    with pytest.raises(UserError, match=re.escape(words)):
+        run(*given)
+
+
+def test_groups_differ_by_the_laws_that_are_printed(
+    run: Run, tmp_path: Path, foreign: pd.DataFrame
+) -> None:
+    both = pd.concat([foreign.assign(arm="a"), foreign.assign(arm="b", loss=foreign["loss"] * 0.9)])
+    both.to_csv(tmp_path / "both.csv", index=False)
+    flags = ("--params-in", "M", "--d", "seen", "--tokens-in", "B", "--by", "arm")
+    said = run("fit", tmp_path / "both.csv", *flags, "--method", "hull", "--form", "power")
+    printed = re.findall(r"C\^(-0\.\d+)", said.split("arm = b: L")[0])
+    assert f"exponent {float(printed[-1]):+.4f}" in said.split("arm = b: L")[1]
 
 
 def test_a_law_of_an_accuracy(run: Run, foreign: pd.DataFrame, tmp_path: Path) -> None:
