@@ -67,8 +67,9 @@ def read(
                 f"--budget-column {budget_column!r}: these are rows of a study, whose budgets are "
                 "in their column 'budget_macs'; leave it out"
             )
-        for option, said in (("--finished-if", finished_if), ("--history", history)):
-            if said is not None:
+        known = {"--finished-if": finished_if is not None, "--history": history is not None}
+        for option, given_too in known.items():
+            if given_too:
                 raise UserError(
                     f"{option}: these are rows of a study, which say of each run whether it "
                     "finished and where its rate had decayed; leave it out"
