@@ -67,8 +67,8 @@ def read(
                 f"--budget-column {budget_column!r}: these are rows of a study, whose budgets are "
                 "in their column 'budget_macs'; leave it out"
             )
-        known = {"--finished-if": finished_if is not None, "--history": history is not None}
-        for option, given_too in known.items():
+        asked = {"--finished-if": finished_if is not None, "--history": history is not None}
+        for option, given_too in asked.items():
             if given_too:
                 raise UserError(
                     f"{option}: these are rows of a study, which say of each run whether it "
