@@ -24,6 +24,7 @@ import pandas as pd
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.questions.frontier import fit_frontier
 from scaling.analysis.tables import read
+from scaling.analysis.tables.ladder import Ladder
 
 DISTANCES = (0.5, 1.0, 1.5)
 NEAR = 0.13  # decades around a distance within which a point counts; in a wider grid half a step
@@ -70,7 +71,8 @@ def beginnings(decades: np.ndarray) -> list[int]:
 def forecasts(name: str, rows: pd.DataFrame, resamples: int) -> Iterator[dict]:
     """One row per beginning and distance."""
     try:
-        whole = fit_frontier(rows, resamples=resamples)
+        ladder = Ladder.of(rows)
+        whole = fit_frontier(ladder, resamples=resamples)
     except NotIdentified as refusal:
         print(f"skipped: {name} has no law: {refusal}")
         return
@@ -87,7 +89,7 @@ def forecasts(name: str, rows: pd.DataFrame, resamples: int) -> Iterator[dict]:
         if not targets:
             continue
         try:
-            law = fit_frontier(whole.smaller(rows, count), resamples=resamples).law
+            law = fit_frontier(whole.smaller(ladder, count), resamples=resamples).law
         except NotIdentified as refusal:
             yield from ({"table": name, "distance": d, "refused": str(refusal)} for d, _ in targets)
             continue

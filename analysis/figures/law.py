@@ -39,7 +39,7 @@ def isoflop_points(table: pd.DataFrame) -> pd.DataFrame:
     """The decayed points of each budget, thinned to what a page can draw.
 
     Args:
-        table: of `scaling.analysis.tables.cells.cells`.
+        table: of `Ladder.cells` (scaling.analysis.tables.ladder).
     Returns columns budget_macs, size, params, macs_total, tokens, val_loss, run_id.
     """
     columns = ["budget_macs", "size", "params", "macs_total", "tokens", "val_loss", "run_id"]

@@ -20,6 +20,7 @@ from scaling.analysis.questions import audit_law, audit_runs
 from scaling.analysis.questions.audit_case import Case, Finding, Found
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.analysis.questions.next import first_runs
+from scaling.analysis.tables.ladder import Ladder
 from scaling.errors import UserError
 
 ORDER = ("weighty", "slight", "fine")
@@ -71,7 +72,7 @@ class Audit:
 
 
 def audit(
-    rows: pd.DataFrame,
+    rows: pd.DataFrame | Ladder,
     *,
     notes: Sequence[str] = (),
     at: float | None = None,
@@ -81,29 +82,30 @@ def audit(
 ) -> Audit:
     """Ask a table of runs what a referee would.
 
-    rows: of a study, or of analysis.tables.read, with its `notes`. at: MACs whose loss the law is
+    rows: of a study, or of analysis.tables.read, with its `notes`, or their ladder, whose pinned
+    floor and weights hold. at: MACs whose loss the law is
     to predict. study, specifications: of `fit_frontier` and `choices.specifications`, where they
     are at hand. Rows without a law are audited as far as they go.
     """
-    refusal = ""
+    refusal, ladder = "", Ladder.of(rows)
     if study is None:
         try:
-            study = fit_frontier(rows, seed=seed)
+            study = fit_frontier(ladder, seed=seed)
         except NotIdentified as error:
             refusal = str(error)
-    case = Case(rows, tuple(notes), at, study, refusal, specifications)
+    case = Case(ladder, tuple(notes), at, study, refusal, specifications)
     asked = QUESTIONS if len(case.kept) else (audit_law.the_law,)
     found = [finding for ask in asked for finding in ask(case)]
     found.sort(key=lambda finding: ORDER.index(finding.weight))
     law = f"{FAILED}: {refusal}" if study is None else str(study.law)
-    return Audit(law, tuple(found), _next(rows, at, study, seed))
+    return Audit(law, tuple(found), _next(ladder, at, study, seed))
 
 
-def _next(rows: pd.DataFrame, at: float | None, study: StudyLaw | None, seed: int) -> str:
+def _next(ladder: Ladder, at: float | None, study: StudyLaw | None, seed: int) -> str:
     """The run, or the sizes of one new budget, that narrow the law most."""
     try:
-        budget = AHEAD * float(pd.to_numeric(rows["macs_total"]).max())
-        plan = first_runs(rows, budget, at, study, seed)
+        budget = AHEAD * float(ladder.rows["macs_total"].max())
+        plan = first_runs(ladder, budget, at, study, seed)
     except UserError as refusal:
         return f"none can be chosen: {refusal}"
     designs = "; ".join(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import pandas as pd
 
 from scaling.analysis.questions.frontier import StudyLaw
-from scaling.analysis.tables.cells import exclude
+from scaling.analysis.tables.ladder import Ladder
 
 
 @dataclass(frozen=True)
@@ -27,17 +26,22 @@ class Finding:
 class Case:
     """What the questions are put to."""
 
-    rows: pd.DataFrame
+    ladder: Ladder
     notes: tuple[str, ...]  # of scaling.analysis.tables.read; () of the tool's own studies
     at: float | None  # MACs that are to be predicted
     study: StudyLaw | None
     refusal: str
     given: pd.DataFrame | None  # `choices.specifications` of the rows, where at hand
 
-    @cached_property
+    @property
+    def rows(self) -> pd.DataFrame:
+        """All rows, those that do not count too."""
+        return self.ladder.rows
+
+    @property
     def kept(self) -> pd.DataFrame:
         """The rows that may enter a law."""
-        return exclude(self.rows, budgets=False)[0]
+        return self.ladder.kept()
 
     def said(self, *words: str) -> str:
         """The notes of the reading that hold one of these words."""

@@ -10,7 +10,8 @@ import numpy as np
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.questions import choices
 from scaling.analysis.questions.audit_case import Case, Finding, Found
-from scaling.analysis.questions.frontier import BY_BUDGET, doubts, fit_frontier, lucky, overfitting
+from scaling.analysis.questions.doubts import BY_BUDGET, doubts, lucky, overfitting
+from scaling.analysis.questions.frontier import fit_frontier
 from scaling.analysis.questions.isoflop import fit_rows
 
 RESAMPLES = 500  # of the law without the largest budget
@@ -73,6 +74,10 @@ def floor(case: Case) -> Found:
         return
     law = case.study.saturating
     lowest = float(case.kept["val_loss"].min())
+    if law.pinned:
+        text = f"E = {law.e:.4g} is pinned, the lowest loss is {lowest:.4g}"
+        yield Finding("floor", question, text, "fine")
+        return
     low, high = law.ci["E"]
     text = f"E = {law.e:.4g} [{low:.4g}, {high:.4g}], the lowest loss is {lowest:.4g}"
     if high < lowest:
@@ -85,11 +90,11 @@ def floor(case: Case) -> Found:
 
 def surface(case: Case) -> Found:
     question = "Do the runs tell size from data?"
-    known = case.kept[case.kept[["params", "tokens"]].notna().all(axis=1)]
-    if known.empty:
+    known = case.rows[["params", "tokens"]].notna().all(axis=1).to_numpy()
+    if not (known & case.ladder.counts()).any():
         return
     try:
-        law = fit_rows(known, resamples=RESAMPLES)
+        law = fit_rows(case.ladder.where(known), resamples=RESAMPLES)
     except NotIdentified as refusal:
         yield Finding(
             "surface", question, str(refusal).splitlines()[0], "slight",
@@ -113,9 +118,10 @@ def held_out(case: Case) -> Found:
         return
     law, points = case.study.law, case.study.points
     top = points.iloc[-1]
-    smaller = case.study.smaller(case.rows)
+    smaller = case.study.smaller(case.ladder)
     promised = None
-    for form in dict.fromkeys((law.form, "power")):  # fewer budgets may not identify a floor
+    forms = (law.form,) if law.pinned else (law.form, "power")
+    for form in dict.fromkeys(forms):  # fewer budgets may not identify a floor
         try:
             before = fit_frontier(
                 smaller, method=case.study.method, form=form, resamples=RESAMPLES
@@ -171,7 +177,7 @@ def analysts(case: Case) -> Found:
     if case.study is None:
         return
     try:
-        found = case.given if case.given is not None else choices.specifications(case.rows)
+        found = case.given if case.given is not None else choices.specifications(case.ladder)
     except NotIdentified:
         return
     law = case.study.law

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scaling.analysis.questions.audit_case import Case, Finding, Found
-from scaling.analysis.questions.frontier import PASSES
+from scaling.analysis.questions.doubts import PASSES
 from scaling.results import TOKEN_UNIT, loss_unit
 
 SIZES = ("params", "tokens")

@@ -18,7 +18,7 @@ import pandas as pd
 
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.laws.smooth import Smooth, describe
-from scaling.analysis.tables.cells import WEIGHT
+from scaling.analysis.tables.ladder import WEIGHT
 
 NEAR = 0.1  # log loss above its budget's best within which a cell describes the smooth loss
 MOST = 2000  # cells that describe it; of more, evenly chosen ones
@@ -113,7 +113,7 @@ class BestLoss:
 def best_loss(table: pd.DataFrame, points: pd.DataFrame, *, cloud: bool = False) -> BestLoss | None:
     """None when the cells are too few or span too little to tell noise from shape.
 
-    table: `analysis.cells.cells(rows)`; points: the lowest design of each budget (their slope is
+    table: `Ladder.cells(budgets=True)`; points: the lowest design of each budget (their slope is
     what the noise is for). cloud: budgets are bins of a cloud of runs, each of which tried a few
     sizes and all together many.
     """

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from scaling.analysis.laws.fit import DELTA, NotIdentified
+from scaling.analysis.laws.fit import DELTA, NotIdentified, relative
 from scaling.analysis.laws.solver import best, log_law
-from scaling.analysis.questions.frontier import BY_BUDGET, METHODS, auto_method, frontier
-from scaling.analysis.tables.cells import exclude
+from scaling.analysis.questions.doubts import BY_BUDGET
+from scaling.analysis.questions.frontier import METHODS, auto_method, frontier
+from scaling.analysis.tables.ladder import Ladder, of_points
 
 CORNERS = {"1%": DELTA, "0.1%": 1e-3, "squares": np.inf}
 ITERATIONS = 60  # of a fit; one that has not arrived by then is not identified
@@ -23,12 +24,15 @@ ALL_ROWS = ("envelope", "hull")
 FORMS = ("pure", "saturating")
 CHOICES = ("compute", "frontier", "corner", "points", "form")
 
-Sample = tuple[np.ndarray, np.ndarray]  # log compute, ascending, and log loss: (n,) each
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]  # log compute, ascending, log loss, weight: (n,)
 Fitted = tuple[float, float] | None  # E and b
 
 
-def specifications(rows: pd.DataFrame) -> pd.DataFrame:
+def specifications(rows: pd.DataFrame | Ladder) -> pd.DataFrame:
     """The exponent under every combination of choices.
+
+    rows: of a study, or their ladder: its weights hold, and a floor that it pins is that of every
+    saturating form (at 0 there is none).
 
     compute: what is counted; frontier: how its points are found; corner: Huber's, in relative
     loss; points: all, without the smallest budget, without the worst residual; form: pure or
@@ -40,8 +44,10 @@ def specifications(rows: pd.DataFrame) -> pd.DataFrame:
     main specification), main, alike and shares; a combination that has no identified fit is left
     out.
     """
-    rows, _ = exclude(rows, budgets=False)
-    own = auto_method(rows)  # that of `scaling fit`
+    ladder = Ladder.of(rows)
+    ladder = ladder.where(ladder.counts())
+    rows = ladder.kept()
+    own = auto_method(ladder)  # that of `scaling fit`
     named = bool((rows["budget_macs"] > 0).any())
     # Bins of compute are for rows without budgets.
     others = [
@@ -54,22 +60,25 @@ def specifications(rows: pd.DataFrame) -> pd.DataFrame:
         for method in methods:
             # The frontier itself depends on what is counted.
             try:
-                points = frontier(rows.assign(macs_total=compute), method=method)
+                points = frontier(ladder.replaced(macs_total=compute), method=method)
             except NotIdentified:
                 continue
             points = points.sort_values("macs_total", kind="stable")
-            x, y = (np.log(points[c].to_numpy(float)) for c in ("macs_total", "val_loss"))
-            found[label, method] = key = tuple(np.concatenate([x - x[0], y]).round(12).tolist())
-            samples.setdefault(key, (x, y))
-    ways = list(itertools.product(CORNERS, FORMS))
+            x, y, weight = sample = _sample(points)
+            key = tuple(np.concatenate([x - x[0], y, weight]).round(12).tolist())
+            found[label, method] = key
+            samples.setdefault(key, sample)
+    ways = list(itertools.product(CORNERS, FORMS if ladder.e != 0 else FORMS[:1]))
+    every = list(samples.values())
     fits = {
-        way: dict(zip(samples, _subsets(list(samples.values()), CORNERS[way[0]], way[1]),
-                      strict=True))
-        for way in ways
-    }  # fmt: skip
+        (corner, form): dict(
+            zip(samples, _subsets(every, CORNERS[corner], _pin(form, ladder)), strict=True)
+        )
+        for corner, form in ways
+    }
     out = []
     for ((label, method), key), (corner, form) in itertools.product(found.items(), ways):
-        x, y = samples[key]
+        x, y, _ = samples[key]
         for which, fitted, kept in fits[corner, form][key]:
             if fitted is not None:
                 e, b = fitted
@@ -87,6 +96,17 @@ def specifications(rows: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
     table = table.assign(low=np.nan, high=np.nan, main=main)
     return _distinct(table)
+
+
+def _sample(points: pd.DataFrame) -> Sample:
+    x, y = (np.log(points[c].to_numpy(float)) for c in ("macs_total", "val_loss"))
+    given = of_points(points)
+    return x, y, np.ones(len(x)) if given is None else relative(given, len(x))
+
+
+def _pin(form: str, ladder: Ladder) -> float | None:
+    """The floor that a form keeps; None where it is free."""
+    return 0.0 if form == "pure" else ladder.e
 
 
 def _signature(x: np.ndarray, y: np.ndarray, b: float, e: float) -> tuple:
@@ -125,17 +145,19 @@ def alike_text(table: pd.DataFrame) -> str:
     )
 
 
-def influence(rows: pd.DataFrame, *, form: str = "pure") -> pd.DataFrame:
-    """The exponent without each run in turn, and without each budget.
+def influence(rows: pd.DataFrame | Ladder, *, form: str = "pure") -> pd.DataFrame:
+    """The exponent without each run in turn, and without each budget; rows as of `specifications`.
 
     Returns left_out, kind ("run" or "budget"), b, change, sorted by |change|, the largest first.
     Only runs on the frontier move it; the others are left out of the table.
     """
-    rows, _ = exclude(rows)
-    whole = _exponent(rows, form)
+    ladder = Ladder.of(rows)
+    ladder = ladder.where(ladder.counts(budgets=True))
+    rows = ladder.rows
+    whole = _exponent(ladder, form)
     if whole is None:
         raise NotIdentified("the law of all runs is not identified: there is nothing to compare")
-    points = frontier(rows)
+    points = frontier(ladder)
     sizes = {
         run: size for size, runs in zip(points["size"], points["runs"], strict=True) for run in runs
     }
@@ -146,7 +168,7 @@ def influence(rows: pd.DataFrame, *, form: str = "pure") -> pd.DataFrame:
     ]
     out = []
     for label, kind, keep in parts:
-        b = _exponent(rows[keep], form) if keep.any() else None
+        b = _exponent(ladder.where(keep), form) if keep.any() else None
         out.append((label, kind, np.nan if b is None else b, np.nan if b is None else b - whole))
     table = pd.DataFrame(out, columns=["left_out", "kind", "b", "change"])
     order = table["change"].abs().sort_values(ascending=False, kind="stable").index
@@ -171,59 +193,61 @@ def _conventions(rows: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def _subsets(
-    samples: Sequence[Sample], delta: float, form: str
+    samples: Sequence[Sample], delta: float, pin: float | None
 ) -> list[list[tuple[str, Fitted, np.ndarray]]]:
     """Of each sample (points, fit, which were kept) for all points and without single ones."""
-    whole = _fits(samples, delta, form)
+    whole = _fits(samples, delta, pin)
     kept: list[list[tuple[str, np.ndarray]]] = []
-    for (x, y), (theta, fitted) in zip(samples, whole, strict=True):
+    for (x, y, _), (theta, fitted) in zip(samples, whole, strict=True):
         kept.append([("without the smallest", x > x.min())])
         if fitted is not None:
             residual = np.abs(y - log_law(theta[None], x - x.mean())[0])
             kept[-1].append(("without the worst", residual < residual.max()))
     fewer = iter(_fits(
-        [(x[keep], y[keep]) for (x, y), parts in zip(samples, kept, strict=True)
-         for _, keep in parts],
-        delta, form,
+        [(x[keep], y[keep], weight[keep])
+         for (x, y, weight), parts in zip(samples, kept, strict=True) for _, keep in parts],
+        delta, pin,
     ))  # fmt: skip
     return [
         [("all", fitted, np.ones(len(x), dtype=bool))]
         + [(which, next(fewer)[1], keep) for which, keep in parts]
-        for (x, _), (_, fitted), parts in zip(samples, whole, kept, strict=True)
+        for (x, _, _), (_, fitted), parts in zip(samples, whole, kept, strict=True)
     ]
 
 
-def _fits(samples: Sequence[Sample], delta: float, form: str) -> list[tuple[np.ndarray, Fitted]]:
+def _fits(
+    samples: Sequence[Sample], delta: float, pin: float | None
+) -> list[tuple[np.ndarray, Fitted]]:
     """theta (3,) of each sample, about its mean, and (E, b), or None when it is not identified.
 
     All are solved at once: shorter samples are filled up with points of no weight.
     """
-    free, pin = (2, 0.0) if form == "pure" else (3, None)
+    free = 3 if pin is None else 2
     out: list[tuple[np.ndarray, Fitted]] = [(np.full(3, np.nan), None)] * len(samples)
     known = [
-        i for i, (x, y) in enumerate(samples)
+        i for i, (x, y, _) in enumerate(samples)
         if len(np.unique(x)) > free and np.ptp(x) >= np.log(10) - 1e-9 and np.ptp(y) >= 1e-9
     ]  # fmt: skip
     if not known:
         return out
     at, targets, weights = np.zeros((3, len(known), max(len(samples[i][0]) for i in known)))
     for row, i in enumerate(known):
-        x, y = samples[i]
-        at[row, : len(x)], targets[row, : len(x)], weights[row, : len(x)] = x - x.mean(), y, 1
+        x, y, weight = samples[i]
+        at[row, : len(x)], targets[row, : len(x)] = x - x.mean(), y
+        weights[row, : len(x)] = weight
     thetas, reached = best(at, targets, weights, min(delta, 1e6), pin, iterations=ITERATIONS)
     for i, theta, gradient in zip(known, thetas, reached["gradient"], strict=True):
         e, _, b = theta
         floor = float(np.exp(samples[i][1].min()))
         lost = not 1e-3 * floor < e < floor * (1 - 1e-6) or b >= 0 or gradient > 1e-6
-        out[i] = theta, None if form == "saturating" and lost else (float(e), float(b))
+        out[i] = theta, None if pin != 0 and lost else (float(e), float(b))
     return out
 
 
-def _exponent(rows: pd.DataFrame, form: str) -> float | None:
+def _exponent(ladder: Ladder, form: str) -> float | None:
     try:
-        points = frontier(rows)
+        points = frontier(ladder)
     except NotIdentified:
         return None
-    x, y = np.log(points["macs_total"].to_numpy(float)), np.log(points["val_loss"].to_numpy(float))
-    ((_, fitted),) = _fits([(x, y)], DELTA, form)
+    ((_, fitted),) = _fits([_sample(points)], DELTA, _pin(form, ladder))
     return None if fitted is None else fitted[1]

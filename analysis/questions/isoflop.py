@@ -44,7 +44,7 @@ from scaling.analysis.questions.best_size import (
 )
 from scaling.analysis.questions.isoflop_table import NEAR, Draws, Table, draws_of, table_of
 from scaling.analysis.questions.size_law import METHODS, OF, SizeLaw, side_by_side
-from scaling.analysis.tables.cells import WEIGHT, cells
+from scaling.analysis.tables.ladder import Ladder, of_points
 from scaling.errors import UserError
 
 WINDOW = 8.0  # factor of the centre within which a parabola takes sizes
@@ -96,26 +96,28 @@ def _find(
 
 
 def size_laws(
-    rows: pd.DataFrame, *, window: float = WINDOW, errors: str | None = None, seed: int = 0,
-    level: float = 0.95, resamples: int = 1000, methods: Sequence[str] = tuple(METHODS),
+    rows: pd.DataFrame | Ladder, *, window: float = WINDOW, errors: str | None = None,
+    seed: int = 0, level: float = 0.95, resamples: int = 1000, methods: Sequence[str] =
+    tuple(METHODS),
 ) -> list[SizeLaw]:  # fmt: skip
     """N* = k C^p and D* = k C^p by each of the methods, of METHODS, in turn.
 
-    rows: of a study, or of `scaling.analysis.tables.read`. window: factor of the parabola's window,
-    infinite for every size of a budget. errors: column of standard errors of `val_loss`; without
-    it the noise is inferred from seeds and from what the smooth loss leaves.
+    rows: of a study, or of `scaling.analysis.tables.read`, or their ladder. window: factor of the
+    parabola's window, infinite for every size of a budget. errors: column of standard errors of
+    `val_loss`; without it the noise is inferred from seeds and from what the smooth loss leaves.
     Raises NotIdentified when no row is left; a single method's refusal is its law's `refused`.
     """
     _check(window, level, resamples)
     for method in methods:
         if method not in METHODS:
             raise UserError(f"method is {method!r}: choose of {', '.join(METHODS)}")
-    table = table_of(rows, window=window, errors=errors)
+    ladder = Ladder.of(rows)
+    table = table_of(ladder, window=window, errors=errors)
     draws = draws_of(table, resamples, seed)
     out: list[SizeLaw] = []
     for method in methods:
         if method == "L(N, D)":
-            out += _parametric(rows, seed, level, resamples)
+            out += _parametric(ladder, seed, level, resamples)
         elif method in FRONTIERS:
             out += _laws(method, table, _frontier_points(table, method, draws), level)
         else:
@@ -276,10 +278,10 @@ def _missed(
     return missed[fine], ""
 
 
-def _parametric(rows: pd.DataFrame, seed: int, level: float, resamples: int) -> list[SizeLaw]:
+def _parametric(ladder: Ladder, seed: int, level: float, resamples: int) -> list[SizeLaw]:
     nan = float("nan")
     try:
-        law = fit_rows(rows, seed=seed, level=level, resamples=resamples)
+        law = fit_rows(ladder, seed=seed, level=level, resamples=resamples)
     except NotIdentified as refusal:
         return [SizeLaw("L(N, D)", of, nan, nan, 0.0, level, 0, str(refusal)) for of in OF]
     middle = float(np.log(law.per_token * np.median(law.n * law.d)))
@@ -301,23 +303,24 @@ def _parametric(rows: pd.DataFrame, seed: int, level: float, resamples: int) -> 
     ]
 
 
-def fit_rows(rows: pd.DataFrame, **options) -> ParametricLaw:
+def fit_rows(rows: pd.DataFrame | Ladder, **options) -> ParametricLaw:
     """The parametric law of all decayed points, in MACs; options of `fit_parametric`."""
-    table = cells(rows, budgets=False)
+    ladder = Ladder.of(rows)
+    table = ladder.cells()
     if table.empty:
         raise NotIdentified("no row is left to fit")
     n, d = table["params"].to_numpy(float), table["tokens"].to_numpy(float)
     per_token = float(np.median(table["macs_total"].to_numpy(float) / (n * d)))
     return fit_parametric(
         n, d, table["val_loss"].to_numpy(float), groups=table["run_id"].tolist(),
-        weights=table[WEIGHT].to_numpy(float) if WEIGHT in table else None,
+        weights=of_points(table), e=ladder.e,
         per_token=per_token, unit="MACs", **options,
     )  # fmt: skip
 
 
 def minima(
-    rows: pd.DataFrame, *, window: float = WINDOW, errors: str | None = None, seed: int = 0,
-    level: float = 0.95, resamples: int = 1000,
+    rows: pd.DataFrame | Ladder, *, window: float = WINDOW, errors: str | None = None,
+    seed: int = 0, level: float = 0.95, resamples: int = 1000,
 ) -> pd.DataFrame:  # fmt: skip
     """The best size of each budget by the best run, the parabola and the interpolation.
 
@@ -328,7 +331,7 @@ def minima(
     bias; accepted, and reason: why there is no best size, or no interval of it.
     """
     _check(window, level, resamples)
-    table = table_of(rows, window=window, errors=errors)
+    table = table_of(Ladder.of(rows), window=window, errors=errors)
     if table.grid is None:
         raise NotIdentified(NO_BUDGETS)
     draws = draws_of(table, resamples, seed)
@@ -383,7 +386,7 @@ def _of_budgets(
 
 
 def approaches(
-    rows: pd.DataFrame, *, at: float | None = None, window: float = WINDOW,
+    rows: pd.DataFrame | Ladder, *, at: float | None = None, window: float = WINDOW,
     errors: str | None = None, seed: int = 0, level: float = 0.95, resamples: int = 1000,
 ) -> pd.DataFrame:  # fmt: skip
     """`size_laws` side by side, one row a method.
@@ -393,10 +396,11 @@ def approaches(
     the value at `macs`, each with _low and _high; macs, budgets, refused (why there is no number,
     or no interval). `attrs["notes"]`: what was left out or moved.
     """
+    ladder = Ladder.of(rows)
     laws = size_laws(
-        rows, window=window, errors=errors, seed=seed, level=level, resamples=resamples
+        ladder, window=window, errors=errors, seed=seed, level=level, resamples=resamples
     )
-    table = table_of(rows, window=window, errors=errors)
+    table = table_of(ladder, window=window, errors=errors)
     found = side_by_side(laws, float(np.exp(table.log_c.max())) if at is None else at)
     found.attrs["notes"] = table.notes
     return found

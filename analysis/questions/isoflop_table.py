@@ -19,7 +19,7 @@ from scaling.analysis.questions.best_size import (
     frontier_sizes,
     line,
 )
-from scaling.analysis.tables.cells import WEIGHT, cells, positive, seed_means
+from scaling.analysis.tables.ladder import WEIGHT, Ladder, positive, seed_means
 from scaling.errors import UserError
 
 ERROR = "a standard error of the loss"
@@ -108,15 +108,20 @@ class Table:
         return self.smooth.optimum(low, high, log_nd, coefficient)
 
 
-def table_of(rows: pd.DataFrame, *, window: float, errors: str | None = None) -> Table:
-    """The rows that count. Of several designs of one size at one budget that of least loss does.
+def table_of(ladder: Ladder, *, window: float, errors: str | None = None) -> Table:
+    """The rows that count, as they are used. Of several designs of one size at one budget that of
+    least loss does.
 
     window: factor of the best sizes' line within which a parabola takes sizes. errors: column of
     the standard errors of `val_loss`.
     Raises NotIdentified when no row is left, UserError on standard errors that are none.
     """
-    named = "budget_macs" in rows.columns and usable(_number(rows, "budget_macs"), "compute").any()
-    single = cells(rows, budgets=bool(named))
+    return ladder.once(("sizes", window, errors), lambda: _table_of(ladder, window, errors))
+
+
+def _table_of(ladder: Ladder, window: float, errors: str | None) -> Table:
+    named = bool(usable(ladder.rows["budget_macs"], "compute").any())
+    single = ladder.cells(budgets=named)
     single = single[usable(single["params"], "compute") & usable(single["tokens"], "compute")]
     if single.empty:
         raise NotIdentified("no row is left with a loss, compute, parameters and tokens")
@@ -232,10 +237,6 @@ def _described(single: pd.DataFrame, designs: pd.DataFrame, off: np.ndarray) -> 
     log_c = np.log(designs["macs_total"].to_numpy(float))
     influence = off * (log_c - log_c.mean()) / designs["seeds"].to_numpy(float)
     return describe(single, influence[single["place"].to_numpy()], known)
-
-
-def _number(rows: pd.DataFrame, column: str) -> np.ndarray:
-    return pd.to_numeric(rows[column], errors="coerce").to_numpy(float)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from scaling.analysis.questions.best_loss import best_loss
 from scaling.analysis.questions.design import Candidates, Plan, choose
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.analysis.questions.isoflop import fit_rows, minima
-from scaling.analysis.tables.cells import cells, seed_means
+from scaling.analysis.tables.ladder import Ladder
 from scaling.errors import UserError
 
 RUNS = (8, 12, 16, 24, 32, 48, 64)  # tried in turn until the budget is spent
@@ -65,7 +65,7 @@ class _Model:
 
 
 def next_runs(
-    rows: pd.DataFrame,
+    rows: pd.DataFrame | Ladder,
     budget: float,
     *,
     target: float | None = None,
@@ -76,31 +76,41 @@ def next_runs(
 ) -> Plan:
     """The runs that a budget should buy.
 
-    rows: of a study. budget: training MACs for all new runs together. target: MACs whose loss is
-    to be predicted; None: the exponent is to be narrowed. runs: at most so many; None: as many of
-    RUNS as spend the budget. futures: simulated studies of the interval to expect; 0: none is said.
-    study: of `fit_frontier`, where it is at hand.
+    rows: of a study, or their ladder, whose pinned floor holds. budget: training MACs for all new
+    runs together. target: MACs whose loss is to be predicted; None: the exponent is to be narrowed.
+    runs: at most so many; None: as many of RUNS as spend the budget. futures: simulated studies of
+    the interval to expect; 0: none is said. study: of `fit_frontier`, where it is at hand.
     Raises NotIdentified when the rows have no law, UserError on a budget that buys nothing.
     """
     for name, value in (("budget", budget), ("target", target)):
         if value is not None and not (np.isfinite(value) and value > 0):
             raise UserError(f"{name} is {value!r}: give a positive number of MACs")
-    model = _model(rows, budget, target, study, seed)
-    return _plan(rows, model, budget, target, RUNS if runs is None else (runs,), futures, seed)
+    ladder = _unweighted(Ladder.of(rows))
+    model = _model(ladder, budget, target, study, seed)
+    return _plan(ladder, model, budget, target, RUNS if runs is None else (runs,), futures, seed)
+
+
+def _unweighted(ladder: Ladder) -> Ladder:
+    if ladder.weights is not None:
+        raise UserError(
+            f"weights ({ladder.weights!r}) say how well known the losses of runs are that were "
+            "done, not of those to do: plan without them"
+        )
+    return ladder
 
 
 def first_runs(
-    rows: pd.DataFrame, budget: float, target: float | None, study: StudyLaw | None, seed: int
+    ladder: Ladder, budget: float, target: float | None, study: StudyLaw | None, seed: int
 ) -> Plan:
     """The one run that narrows the law most, or around the law of compute, where a new budget takes
     three sizes, those; without the interval to expect. Arguments and errors as of `next_runs`."""
-    model = _model(rows, budget, target, study, seed, resamples=FEW_RESAMPLES)
+    model = _model(_unweighted(ladder), budget, target, study, seed, resamples=FEW_RESAMPLES)
     most = 1 if model.law == "parametric" else 3
-    return _plan(rows, model, budget, target, (most,), 0, seed)
+    return _plan(ladder, model, budget, target, (most,), 0, seed)
 
 
 def _plan(
-    rows: pd.DataFrame, model: _Model, budget: float, target: float | None,
+    ladder: Ladder, model: _Model, budget: float, target: float | None,
     most_runs: Sequence[int], futures: int, seed: int,
 ) -> Plan:  # fmt: skip
     """The plan of the first of `most_runs` that spends the budget, or the last."""
@@ -118,7 +128,7 @@ def _plan(
     if not chosen:
         raise UserError(f"{most} runs are too few: a new budget takes {units.count.min()}")
     picked = pd.concat([model.designs[model.designs["unit"] == unit] for unit in chosen])
-    expected, refused = _expected(rows, model, picked, target, futures, seed)
+    expected, refused = _expected(ladder, model, picked, target, futures, seed)
     key = ["budget_macs", "size", "params", "tokens", "macs_total"]
     shown = picked.groupby(key, dropna=False, sort=True).size().rename("seeds").reset_index()
     return Plan(
@@ -135,7 +145,7 @@ def _plan(
 
 
 def fitted(
-    rows: pd.DataFrame, law: str, target: float | None = None, **options
+    rows: pd.DataFrame | Ladder, law: str, target: float | None = None, **options
 ) -> tuple[float, tuple[float, float]]:
     """Estimate and interval of what a plan narrows, by the law that it names."""
     if law == "parametric":
@@ -160,20 +170,22 @@ def _number(
 
 
 def _model(
-    rows: pd.DataFrame, budget: float, target: float | None, study: StudyLaw | None, seed: int,
+    ladder: Ladder, budget: float, target: float | None, study: StudyLaw | None, seed: int,
     **options,
 ) -> _Model:  # fmt: skip
     """options: of the fit of L(N, D)."""
-    if cells(rows, budgets=False)[["params", "tokens"]].isna().any(axis=None):
+    if ladder.cells()[["params", "tokens"]].isna().any(axis=None):
         refused = "not all parameters and tokens are known"
-        return _of_compute(rows, budget, target, study or fit_frontier(rows, seed=seed), refused)
+        return _of_compute(
+            ladder, budget, target, study or fit_frontier(ladder, seed=seed), refused
+        )
     try:
-        law = fit_rows(rows, seed=seed, **options)
+        law = fit_rows(ladder, seed=seed, **options)
         _require_shape(law)
-        return _of_surface(rows, law, budget, target)
+        return _of_surface(ladder, law, budget, target)
     except NotIdentified as refusal:
         refused = str(refusal)
-    return _of_compute(rows, budget, target, study or fit_frontier(rows, seed=seed), refused)
+    return _of_compute(ladder, budget, target, study or fit_frontier(ladder, seed=seed), refused)
 
 
 def _require_shape(law: ParametricLaw) -> None:
@@ -192,24 +204,23 @@ def _require_shape(law: ParametricLaw) -> None:
 # --- around L(N, D)
 
 
-def _of_surface(
-    rows: pd.DataFrame, law: ParametricLaw, budget: float, target: float | None
-) -> _Model:
-    table = cells(rows, budgets=False)
-    n, d, compute, named = _grid(table, law, budget, target)
+def _of_surface(ladder: Ladder, law: ParametricLaw, budget: float, target: float | None) -> _Model:
+    n, d, compute, named = _grid(ladder.cells(), law, budget, target)
     centre = float(np.log(law.n).mean()), float(np.log(law.d).mean())
+    fixed = int(law.pinned)  # parameters that are not fitted
 
     def gradient(n: np.ndarray, d: np.ndarray) -> np.ndarray:
-        """d log L / d (log E, log A, log B, alpha, beta), A and B at the centre: (points, 5)."""
+        """d log L / d (log E, log A, log B, alpha, beta), A and B at the centre: (points, 5);
+        without the first where E is pinned."""
         s2, s3 = law.a / n**law.alpha, law.b / d**law.beta
         u, v = np.log(n) - centre[0], np.log(d) - centre[1]
         terms = [np.full_like(s2, law.e), s2, s3, -s2 * u, -s3 * v]
-        return np.stack(terms, 1) / (law.e + s2 + s3)[:, None]
+        return (np.stack(terms, 1) / (law.e + s2 + s3)[:, None])[:, fixed:]
 
     estimate, now = _number(law, target)
     if target is None:
         total = (law.alpha + law.beta) ** 2
-        direction = np.array([0, 0, 0, -(law.beta**2) / total, -(law.alpha**2) / total])
+        direction = np.array([0, 0, 0, -(law.beta**2) / total, -(law.alpha**2) / total])[fixed:]
         what = "the exponent of L(N, D) along the best sizes, -alpha beta / (alpha + beta)"
     else:
         # At the optimum the loss does not change with N to first order, so N may be held.
@@ -217,7 +228,7 @@ def _of_surface(
         direction = gradient(np.array([best.n]), np.array([best.d]))[0]
         what = f"the loss of the best run of {target:.3g} MACs, by L(N, D)"
 
-    noise = _spread(law.residuals, 5)
+    noise = _spread(law.residuals, 5 - fixed)
     done = gradient(law.n, law.d) / noise
     designs = pd.DataFrame(
         {"unit": np.arange(len(n)), "budget_macs": compute, "size": named, "params": n,
@@ -292,17 +303,17 @@ def _names(table: pd.DataFrame, n: np.ndarray) -> list[str]:
 
 
 def _of_compute(
-    rows: pd.DataFrame, budget: float, target: float | None, study: StudyLaw, refusal: str
+    ladder: Ladder, budget: float, target: float | None, study: StudyLaw, refusal: str
 ) -> _Model:
     law, points = study.law, study.points
-    pin = None if law.form == "saturating" else 0.0
+    pin = law.e if law.form != "saturating" or law.pinned else None
     theta = np.array([[law.e, np.log(law.a) + law.b * law.centre, law.b]])
 
     def gradient(compute: np.ndarray) -> np.ndarray:
         return log_jacobian(theta, np.log(compute) - law.centre, pin)[0]
 
     estimate, now = _number(law, target)
-    noise = _noise(rows, study)
+    noise = _noise(ladder, study)
     done = gradient(points["macs_total"].to_numpy(float))
     told_by = points["seeds"] * points["averaged"]  # runs
     done = done * np.sqrt(told_by.to_numpy(float))[:, None] / noise
@@ -312,7 +323,7 @@ def _of_compute(
     else:
         direction = gradient(np.array([target]))[0]
         what = f"the loss at {target:.3g} MACs, by the {law.form} law of compute"
-    designs, bent = _ladder(rows, study, budget, target)
+    designs, bent = _candidates(ladder, study, budget, target)
     of_unit = designs.groupby("unit")["macs_total"].first().to_numpy(float)
     loss = np.asarray(law(designs["macs_total"].to_numpy(float))) * np.exp(bent)
     return _Model(
@@ -321,16 +332,16 @@ def _of_compute(
     )  # fmt: skip
 
 
-def _noise(rows: pd.DataFrame, study: StudyLaw) -> float:
+def _noise(ladder: Ladder, study: StudyLaw) -> float:
     """Standard deviation of a run's log loss: of the cells near the frontier, else of the law."""
-    best = best_loss(cells(rows), study.points) if study.method == "budget" else None
+    best = best_loss(ladder.cells(budgets=True), study.points) if study.method == "budget" else None
     if best is not None and best.smooth.noise.df >= ENOUGH:
         return max(best.smooth.noise.total, LEAST)
     return max(study.law.noise, LEAST)
 
 
-def _ladder(
-    rows: pd.DataFrame, study: StudyLaw, budget: float, target: float | None
+def _candidates(
+    ladder: Ladder, study: StudyLaw, budget: float, target: float | None
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Candidates, and by how much (log loss) each lies above the best of its budget.
 
@@ -348,8 +359,8 @@ def _ladder(
         return pd.concat([again[columns], more[columns]], ignore_index=True), np.zeros(
             len(points) + len(new)
         )
-    line, curvature = _best_sizes(rows, study)
-    table = seed_means(cells(rows, budgets=study.method == "budget"))
+    line, curvature = _best_sizes(ladder, study)
+    table = ladder.designs(budgets=study.method == "budget")
     step = _step(np.unique(table["params"].to_numpy(float)))
     offset = np.tile([-1, 0, 1], len(new)) * np.log(step)
     compute = np.repeat(new, 3)
@@ -363,7 +374,7 @@ def _ladder(
     return pd.concat([again[columns], more], ignore_index=True), bent
 
 
-def _best_sizes(rows: pd.DataFrame, study: StudyLaw) -> tuple[np.ndarray, float]:
+def _best_sizes(ladder: Ladder, study: StudyLaw) -> tuple[np.ndarray, float]:
     """Line of log N against log compute through the best sizes, and the relative curvature of the
     loss about them in log N; where too few are known the slope is one half."""
     points = study.points
@@ -371,7 +382,7 @@ def _best_sizes(rows: pd.DataFrame, study: StudyLaw) -> tuple[np.ndarray, float]
     curvature = 0.02
     if study.method == "budget":
         try:
-            vertices = minima(rows, resamples=RESAMPLES)
+            vertices = minima(ladder, resamples=RESAMPLES)
         except NotIdentified:  # no budget has sizes enough; the points' own sizes do
             vertices = pd.DataFrame({"accepted": np.zeros(0, bool), "curvature": np.zeros(0)})
         vertices = vertices[vertices["accepted"] & (vertices["curvature"] > 0)]
@@ -388,7 +399,7 @@ def _best_sizes(rows: pd.DataFrame, study: StudyLaw) -> tuple[np.ndarray, float]
 
 
 def _expected(
-    rows: pd.DataFrame,
+    ladder: Ladder,
     model: _Model,
     picked: pd.DataFrame,
     target: float | None,
@@ -402,7 +413,7 @@ def _expected(
     for _ in range(futures):
         drawn = loss * np.exp(model.noise * rng.standard_normal(len(loss)))
         try:
-            more = expanded(rows, picked, drawn)
+            more = expanded(ladder, picked, drawn)
             estimate, (low, high) = fitted(more, model.law, target, resamples=RESAMPLES)
         except NotIdentified:
             refused += 1
@@ -415,13 +426,12 @@ def _expected(
     return (model.estimate - below, model.estimate + above), share
 
 
-def expanded(rows: pd.DataFrame, runs: pd.DataFrame, loss: np.ndarray) -> pd.DataFrame:
-    """Rows with further, finished runs: a row of `runs` (budget_macs, size, params, tokens,
+def expanded(ladder: Ladder, runs: pd.DataFrame, loss: np.ndarray) -> Ladder:
+    """The ladder with further, finished runs: a row of `runs` (budget_macs, size, params, tokens,
     macs_total) and a loss each; a design that was run before gets a seed of its own."""
-    table = cells(rows, budgets=False)
+    table = ladder.cells()
     if "seed" not in table.columns:
-        rows = rows.assign(seed=0)
-        table = table.assign(seed=0)
+        ladder, table = ladder.replaced(seed=0), table.assign(seed=0)
     first = 1 + pd.to_numeric(table["seed"], errors="coerce").fillna(0).max()
     like = table.drop(columns="design").sort_values("params")
     sizes = like["params"].to_numpy(float)
@@ -430,8 +440,8 @@ def expanded(rows: pd.DataFrame, runs: pd.DataFrame, loss: np.ndarray) -> pd.Dat
     for column in ("size", "params", "tokens", "macs_total"):
         new[column] = runs[column].to_numpy()
     nominal = runs["budget_macs"].to_numpy(float)
-    new["budget_macs"] = nominal if rows["budget_macs"].notna().any() else np.nan
+    new["budget_macs"] = nominal if ladder.rows["budget_macs"].notna().any() else np.nan
     new["seed"] = first + np.arange(len(new))
     new["run_id"] = [f"next {i}" for i in range(len(new))]
     new["val_loss"] = loss
-    return pd.concat([rows, new.reindex(columns=rows.columns)], ignore_index=True)
+    return ladder.joined(new)

@@ -13,10 +13,10 @@ import pandas as pd
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.laws.parametric_law import ParametricLaw
 from scaling.analysis.laws.power_law import conditions
-from scaling.analysis.questions.frontier import SCATTER, warnings_for
+from scaling.analysis.questions.doubts import SCATTER, warnings_for
 from scaling.analysis.questions.isoflop import fit_rows
 from scaling.analysis.questions.variable import judged, none_left
-from scaling.analysis.tables.cells import DESIGN, SIZES, cells, exclude, refuse_floor, weighted
+from scaling.analysis.tables.ladder import DESIGN, SIZES, Excluded, Ladder
 
 SEVERAL = 3  # runs of one size and length that differ in their settings: a sweep, not repeats
 REPEATS = "each counts as a run of its own"
@@ -27,7 +27,7 @@ class StudySurface:
     """L(N, D) of a study and everything needed to judge it."""
 
     law: ParametricLaw
-    excluded: tuple[tuple[str, int], ...]  # every rule with the rows it left out, zeros included
+    excluded: Excluded
     warnings: tuple[str, ...]
 
     def summary(self) -> str:
@@ -76,27 +76,26 @@ class StudySurface:
 
 
 def fit_surface(
-    rows: pd.DataFrame, *, tied: bool = False, e: float | None = None,
-    weights: str | None = None, seed: int = 0, **options,
-) -> StudySurface:  # fmt: skip
-    """L(N, D) of all decayed points of a study (rows as of questions/frontier.py), in MACs.
+    rows: pd.DataFrame | Ladder, *, tied: bool = False, seed: int = 0, **options
+) -> StudySurface:
+    """L(N, D) of all decayed points of a study (or of its ladder, whose pinned floor and weights
+    hold), in MACs.
 
-    tied: alpha = beta, the over-training law. e, weights: of `analysis.frontier.fit_frontier`.
-    options: of `scaling.analysis.laws.parametric.fit_parametric`.
+    tied: alpha = beta, the over-training law. options: of
+    `scaling.analysis.laws.parametric.fit_parametric`.
     Raises NotIdentified, with what else is wrong with the rows, when they do not determine it.
     """
-    rows = weighted(rows, weights)
-    kept, excluded = exclude(rows, budgets=False)
-    refuse_floor(e, kept)
-    has_both = kept[list(SIZES)].notna().all(axis=1)
-    excluded = (*excluded, ("no parameters or tokens", int((~has_both).sum())))
-    rows = kept[has_both]
-    if rows.empty:
+    whole = Ladder.of(rows)
+    ladder = whole.where(whole.rows[list(SIZES)].notna().all(axis=1))
+    kept = ladder.kept()
+    lacking = ("no parameters or tokens", len(whole.kept()) - len(kept))
+    excluded = (*whole.left_out(), lacking)
+    if kept.empty:
         raise none_left("a loss, parameters and tokens", excluded)
-    points = cells(rows, budgets=False).assign(edge=False)
-    said = (*_settings(points), *warnings_for(rows, points, REPEATS))
+    points = ladder.cells().assign(edge=False)
+    said = (*_settings(points), *warnings_for(kept, points, REPEATS))
     try:
-        law = fit_rows(rows, tied=tied, e=e, seed=seed, **options)
+        law = fit_rows(ladder, tied=tied, seed=seed, **options)
     except NotIdentified as refusal:
         more = "".join(f"\n  beware       {text}" for text in said)
         raise NotIdentified(f"{refusal}{more}") from None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from scaling.analysis.tables.ladder import Ladder
 from scaling.errors import UserError
 
 MACS_PER_PARAMETER_TOKEN = 3.0
@@ -225,7 +226,7 @@ def designs(
     return pd.DataFrame(out)
 
 
-def truth_of(rows: pd.DataFrame) -> tuple[Truth, float]:
+def truth_of(rows: pd.DataFrame | Ladder) -> tuple[Truth, float]:
     """A truth like the one that rows suggest, and the noise of log loss between their runs.
 
     Raises NotIdentified when L(N, D) is not identified in them.

@@ -1,6 +1,7 @@
 """L(N) or L(D): the law of the smallest loss of each size, or of each number of tokens.
 
-    found = fit_variable(rows, "params")        # VariableLaw: .law, .pure, .warnings, .summary()
+    ladder = Ladder.of(rows, variable="params")
+    found = fit_variable(ladder)        # VariableLaw: .law, .pure, .warnings, .summary()
 
 Nothing but the variable and the loss is needed. It is a law of that variable alone only as far as
 the other one was ample in every run; it is fitted to what is there.
@@ -16,15 +17,8 @@ from scipy import stats
 
 from scaling.analysis.laws.fit import DELTA, RESAMPLES, NotIdentified, Options, curvature, select
 from scaling.analysis.laws.power_law import PowerLaw, SaturatingLaw, conditions
-from scaling.analysis.questions.frontier import doubts, warnings_for
-from scaling.analysis.tables.cells import (
-    cells,
-    exclude,
-    of_points,
-    refuse_floor,
-    seed_means,
-    weighted,
-)
+from scaling.analysis.questions.doubts import doubts, warnings_for
+from scaling.analysis.tables.ladder import Excluded, Ladder, of_points
 from scaling.errors import UserError
 
 MIN_RANKED = 8  # points below which a rank correlation says nothing
@@ -40,7 +34,7 @@ class VariableLaw:
     saturating: SaturatingLaw | None
     choice: str  # why this form: held-out errors, or the refusal of the other
     points: pd.DataFrame  # one row per value of the variable, sorted by it
-    excluded: tuple[tuple[str, int], ...]  # every rule with the rows it left out, zeros included
+    excluded: Excluded
     warnings: tuple[str, ...]
     curvature: tuple[float, float]  # quadratic term in log10 of the variable, p-value
 
@@ -92,7 +86,7 @@ class VariableLaw:
         }  # fmt: skip
 
 
-def judged(excluded: tuple[tuple[str, int], ...], warnings: tuple[str, ...]) -> list[str]:
+def judged(excluded: Excluded, warnings: tuple[str, ...]) -> list[str]:
     """The lines of what was left out and of what to beware of."""
     left_out = "; ".join(f"{count} rows: {rule}" for rule, count in excluded if count)
     return [
@@ -100,39 +94,35 @@ def judged(excluded: tuple[tuple[str, int], ...], warnings: tuple[str, ...]) -> 
     ]  # fmt: skip
 
 
-def none_left(what: str, excluded: tuple[tuple[str, int], ...]) -> NotIdentified:
+def none_left(what: str, excluded: Excluded) -> NotIdentified:
     """The refusal when every row was left out."""
     counts = "; ".join(f"{count} rows: {rule}" for rule, count in excluded if count)
     return NotIdentified(f"no row is left with {what}: {counts or 'the table is empty'}")
 
 
 def fit_variable(
-    rows: pd.DataFrame, variable: str, *, form: str = "select", e: float | None = None,
-    weights: str | None = None, seed: int = 0, delta: float = DELTA, level: float = 0.95,
-    resamples: int = RESAMPLES,
+    ladder: Ladder, *, form: str = "select", seed: int = 0, delta: float = DELTA,
+    level: float = 0.95, resamples: int = RESAMPLES,
 ) -> VariableLaw:  # fmt: skip
     """L(N) or L(D): the smallest loss (mean over seeds) of each size, or number of tokens.
 
-    rows: as of questions/frontier.py, without compute and the other variable where the table has
-    none. variable: "params" or "tokens". form: of `laws.fit.select`. e, weights: of
-    `scaling.analysis.questions.frontier.fit_frontier`.
+    ladder: of the variable "params" or "tokens", whose pinned floor and weights hold. form: of
+    `laws.fit.select`.
     Raises NotIdentified when even the pure law cannot be determined, UserError on bad input.
     """
+    variable, kept, excluded = ladder.variable, ladder.kept(), ladder.left_out()
     if variable not in UNITS:
-        raise UserError(f"variable is {variable!r}: choose params or tokens")
-    rows = weighted(rows, weights, of=variable)
-    kept, excluded = exclude(rows, budgets=False, of=variable)
+        raise UserError(f"the ladder is of {variable!r}: make it of params or tokens")
     if kept.empty:
         raise none_left(f"a loss and {UNITS[variable]}", excluded)
-    refuse_floor(e, kept)
-    table = seed_means(cells(rows, budgets=False, of=variable))
+    table = ladder.designs()
     best = table.loc[table.groupby(variable)["val_loss"].idxmin()].reset_index(drop=True)
     options = Options(
         groups=best["run_id"].tolist(), weights=of_points(best), delta=delta, level=level,
         resamples=resamples, seed=seed, unit=UNITS[variable],
     )  # fmt: skip
     x, loss = best[variable].to_numpy(float), best["val_loss"].to_numpy(float)
-    law, pure, saturating, choice = select(x, loss, options, form, e)
+    law, pure, saturating, choice = select(x, loss, options, form, ladder.e)
     bend = curvature(x, loss, options.weights) if len(x) > 3 else (float("nan"), float("nan"))
     said = (
         _ample(best, variable, pure),

@@ -9,18 +9,19 @@ import pandas as pd
 from scaling.analysis.figures.style import escape, readable
 from scaling.analysis.questions.audit import Audit, audit
 from scaling.analysis.report.page import Column, table
+from scaling.analysis.tables.ladder import Ladder
 
 if TYPE_CHECKING:
     from scaling.analysis.questions.frontier import StudyLaw
 
 
 def audit_section(
-    rows: pd.DataFrame, study_law: StudyLaw | None, specifications: pd.DataFrame | None
+    ladder: Ladder, study_law: StudyLaw | None, specifications: pd.DataFrame | None
 ) -> str:
     """Every question with its evidence, its weight and what would settle it."""
-    if not (rows.role != "lr_sweep").any():
+    if not (ladder.rows.role != "lr_sweep").any():
         return ""
-    return audit_table(audit(rows, study=study_law, specifications=specifications))
+    return audit_table(audit(ladder, study=study_law, specifications=specifications))
 
 
 def audit_table(found: Audit) -> str:

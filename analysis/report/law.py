@@ -24,7 +24,7 @@ from scaling.analysis.laws.references import REFERENCES
 from scaling.analysis.questions import choices, isoflop
 from scaling.analysis.questions.frontier import BESIDE, fit_frontier
 from scaling.analysis.report.page import Column, figure, table
-from scaling.analysis.tables.cells import cells
+from scaling.analysis.tables.ladder import Ladder
 from scaling.results import loss_unit
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ RESAMPLES = 1000  # of the intervals that only this page shows
 CELLS = 2000  # decayed points that the three approaches are applied to, at most
 
 
-def isoflop_section(rows: pd.DataFrame) -> str:
+def isoflop_section(ladder: Ladder) -> str:
     """Loss against parameters at each budget, and how the best size grows with compute."""
-    table_of_cells = cells(rows)
+    rows, table_of_cells = ladder.rows, ladder.cells(budgets=True)
     if table_of_cells.empty:
         return "<p>No decayed point of the ladder has a nominal budget and a loss.</p>"
     points = figures_law.isoflop_points(table_of_cells)
-    few, thinned = _every_kth_run(rows, table_of_cells)
+    few, thinned = _every_kth_run(ladder)
     try:
         every = isoflop.minima(few, resamples=RESAMPLES)
     except NotIdentified as refusal:
@@ -139,19 +139,22 @@ def _approaches(fits: pd.DataFrame, thinned: str) -> str:
     return table(pd.DataFrame(records), columns, caption=caption)
 
 
-def _every_kth_run(rows: pd.DataFrame, table_of_cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Rows of so many runs that they have about CELLS cells, and a note that says so."""
+def _every_kth_run(ladder: Ladder) -> tuple[Ladder, str]:
+    """A ladder of so many runs that they have about CELLS cells, and a note that says so."""
+    table_of_cells = ladder.cells(budgets=True)
     if len(table_of_cells) <= CELLS:
-        return rows, ""
+        return ladder, ""
     runs = table_of_cells.sort_values(["params", "macs_total", "run_id"]).run_id.drop_duplicates()
     chosen = runs.iloc[:: -(-len(table_of_cells) // CELLS)]
-    return rows[rows.run_id.isin(chosen)], f" ({len(chosen):,} of {len(runs):,} runs)"
+    return ladder.where(
+        ladder.rows.run_id.isin(chosen)
+    ), f" ({len(chosen):,} of {len(runs):,} runs)"
 
 
-def trust_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
+def trust_section(ladder: Ladder, study_law: StudyLaw | None) -> str:
     if study_law is None:
         return "<p>There is no law to judge.</p>"
-    law, unit = study_law.law, loss_unit(rows.tokenizer)
+    law, unit = study_law.law, loss_unit(ladder.rows.tokenizer)
     residuals = figures.residual_points(study_law.points, law)
     worst = f"{residuals.residual_percent.abs().max():.2f}%"
     body = figure(
@@ -178,22 +181,22 @@ def trust_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
         )  # fmt: skip
     return (
         body
-        + _prediction(rows, study_law)
+        + _prediction(ladder, study_law)
         + _forms(study_law)
-        + _published(study_law, loss_unit(rows.tokenizer))
+        + _published(study_law, unit)
         + "<details><summary>The same as the command line prints it</summary>"
         f"<pre>{escape(study_law.summary())}</pre></details>"
     )
 
 
-def _prediction(rows: pd.DataFrame, study_law: StudyLaw) -> str:
+def _prediction(ladder: Ladder, study_law: StudyLaw) -> str:
     """The law of the smaller budgets, and what the largest turned out to be."""
     law, points = study_law.law, study_law.points
-    unit = loss_unit(rows.tokenizer)
+    unit = loss_unit(ladder.rows.tokenizer)
     top = points.iloc[-1]
     try:
         before = fit_frontier(
-            study_law.smaller(rows), method=study_law.method, form=law.form, resamples=RESAMPLES
+            study_law.smaller(ladder), method=study_law.method, form=law.form, resamples=RESAMPLES
         ).law
     except NotIdentified as refusal:
         return (
@@ -296,24 +299,24 @@ def _published(study_law: StudyLaw, unit: str) -> str:
 # --- other analysts
 
 
-def specified(rows: pd.DataFrame, study_law: StudyLaw | None) -> pd.DataFrame | None:
+def specified(ladder: Ladder, study_law: StudyLaw | None) -> pd.DataFrame | None:
     """The exponent under every choice; None where there is no law."""
     try:
-        return None if study_law is None else choices.specifications(rows)
+        return None if study_law is None else choices.specifications(ladder)
     except NotIdentified:
         return None
 
 
 def choices_section(
-    rows: pd.DataFrame, study_law: StudyLaw | None, found: pd.DataFrame | None = None
+    ladder: Ladder, study_law: StudyLaw | None, found: pd.DataFrame | None = None
 ) -> str:
     """The exponent under other choices (`specified`, made here where it is not given), and without
     single runs, beside its interval."""
-    found = specified(rows, study_law) if found is None else found
+    found = specified(ladder, study_law) if found is None else found
     if study_law is None or found is None:
         return "<p>There is no law whose exponent could move.</p>"
     try:
-        influence = choices.influence(rows, form="saturating" if study_law.law.e else "pure")
+        influence = choices.influence(ladder, form="saturating" if study_law.law.e else "pure")
     except NotIdentified as refusal:
         return f"<p>{escape(_sentence(readable(str(refusal))))}.</p>"
     return _specifications(found, study_law) + _influence(influence, study_law)

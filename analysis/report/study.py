@@ -35,6 +35,7 @@ from scaling.analysis.report.law import choices_section, isoflop_section, specif
 from scaling.analysis.report.page import ASSETS, figure, head, page
 from scaling.analysis.report.probes import probe_files, probe_sections
 from scaling.analysis.report.transfer import transfer_section
+from scaling.analysis.tables.ladder import Ladder
 from scaling.errors import UserError
 from scaling.results import POSITIONS, loss_unit
 from scaling.storage import outputs
@@ -77,18 +78,19 @@ def write_report(
     opening = head(study, _digest(rows, study_law, config_text, refusal, data_dir, positions))
     if _is_made_of(path, opening):
         return path
-    choices = specified(rows, study_law)
+    ladder = Ladder.of(rows)
+    choices = specified(ladder, study_law)
     sections = [
         ("rate", "The learning rate", _rate_section(rows)),
         ("compute", "Loss against compute", _compute_section(rows, study_law)),
-        ("isoflop", "The best size of a budget", isoflop_section(rows)),
-        ("trust", "How good the law is", trust_section(rows, study_law)),
+        ("isoflop", "The best size of a budget", isoflop_section(ladder)),
+        ("trust", "How good the law is", trust_section(ladder, study_law)),
         (
             "choices",
             "Would another analyst find the same?",
-            choices_section(rows, study_law, choices),
+            choices_section(ladder, study_law, choices),
         ),
-        ("audit", "What a referee would ask", audit_section(rows, study_law, choices)),
+        ("audit", "What a referee would ask", audit_section(ladder, study_law, choices)),
         ("position", "Loss along the sequence", position_section(positions)),
         *probe_sections(study_dir, rows),
         ("runs", "All runs", runs_section(rows)),

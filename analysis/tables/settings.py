@@ -1,6 +1,6 @@
 """Runs that one law may not silently mix: repeated data, grids of settings, other tokenizers.
 
-Each gives a row another role than "ladder", which tables/cells.py leaves out and counts, or a
+Each gives a row another role than "ladder", which tables/ladder.py leaves out and counts, or a
 line that begins with "beware".
 """
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from scaling.analysis.laws.power_law import PowerLaw
     from scaling.analysis.laws.references import Reference
     from scaling.analysis.questions.frontier import StudyLaw
+    from scaling.analysis.tables.ladder import Ladder
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,13 @@ class Arm:
     """One of what is compared: a study, a table, or a group of one."""
 
     name: str  # as given, or "column = value"
-    rows: pd.DataFrame
+    ladder: Ladder
     law: StudyLaw
     options: Mapping[str, Any] = field(default_factory=dict)  # of fit_frontier
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        return self.ladder.rows
 
     @property
     def compared(self) -> PowerLaw:
@@ -52,11 +57,9 @@ class Arm:
         """The law of the losses times a factor, its floor too."""
         from scaling.analysis.questions.frontier import fit_frontier
 
-        options = dict(self.options)
-        if "e" in options:
-            options["e"] = options["e"] * factor
-        rows = self.rows.assign(val_loss=self.rows["val_loss"] * factor)
-        return fit_frontier(rows, **options).law
+        ladder = self.ladder.replaced(val_loss=self.rows["val_loss"] * factor)
+        floor = None if ladder.e is None else ladder.e * factor
+        return fit_frontier(replace(ladder, e=floor), **self.options).law
 
 
 @reads_tables
@@ -85,12 +88,11 @@ def compare(
     """
     from scaling.analysis.laws.compare import exponents
     from scaling.analysis.questions.frontier import BESIDE
+    from scaling.analysis.tables.ladder import Ladder
 
     tables, published = _sorted(source, [*(to or []), *(more or [])])
     if figure is not None:
         drawn_files("scaling compare", figure, source, *tables)
-    given: dict[str, Any] = {"seed": seed, "e": e, "weights": weights}
-    given = {name: value for name, value in given.items() if value is not None}
     keep = () if weights is None else (weights,)
     rows = read(source, keep=keep, **table)
     parts = {source: rows}
@@ -103,7 +105,8 @@ def compare(
     for name in tables:
         print(f"\n{name}")
         parts[name] = read(name, keep=keep, **units)
-    arms = _fitted(parts, published, given)
+    ladders = {name: Ladder.of(part, e=e, weights=weights) for name, part in parts.items()}
+    arms = _fitted(ladders, published, seed)
     first, *others = arms
     unit = unit_of(rows, table["metric"])
     _say(first)
@@ -150,18 +153,15 @@ def _published(*names: str) -> list[Reference]:
     return [reference(name) for name in names]
 
 
-def _fitted(
-    tables: Mapping[str, pd.DataFrame], published: Sequence[Reference], options: Mapping[str, Any]
-) -> list[Arm]:
+def _fitted(ladders: Mapping[str, Ladder], published: Sequence[Reference], seed: int) -> list[Arm]:
     """The law of each; one that has none is said and left out, while two are left to compare."""
     from scaling.analysis.laws.fit import NotIdentified
     from scaling.analysis.questions.frontier import fit_frontier
 
     arms, refused = [], []
-    for name, rows in tables.items():
+    for name, ladder in ladders.items():
         try:
-            law = fit_frontier(rows, **options)
-            arms.append(Arm(name, rows, law, options))
+            arms.append(Arm(name, ladder, fit_frontier(ladder, seed=seed), {"seed": seed}))
         except NotIdentified as refusal:
             refused.append(f"{name}: no law: {refusal}")
     if not arms or (refused and len(arms) + len(published) < 2):

@@ -58,16 +58,17 @@ def isoflop(
     from scaling.analysis.questions import isoflop as sizes
     from scaling.analysis.questions.isoflop_table import with_budgets
     from scaling.analysis.questions.size_law import minima_text, summary
-    from scaling.analysis.tables.cells import weighted
+    from scaling.analysis.tables.ladder import Ladder
 
     kept = tuple(one for one in (errors, weights) if one is not None)
-    rows = weighted(read(source, keep=kept, **table), weights)
+    rows = read(source, keep=kept, **table)
     if within is not None:
         rows = with_budgets(rows, within=within)
-    laws = sizes.approaches(rows, at=at, window=window, errors=errors, seed=seed)
+    ladder = Ladder.of(rows, weights=weights)
+    laws = sizes.approaches(ladder, at=at, window=window, errors=errors, seed=seed)
     tables = {"size_laws.csv": laws}
-    if rows["budget_macs"].notna().any():
-        minima = sizes.minima(rows, window=window, errors=errors, seed=seed)
+    if ladder.rows["budget_macs"].notna().any():
+        minima = sizes.minima(ladder, window=window, errors=errors, seed=seed)
         print(minima_text(minima))
         tables["minima.csv"] = minima
     print(f"{summary(laws)}\n  {sizes.rule(window)}")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from scaling.commands.reading import SeedOption, SourceArg, read
+from scaling.commands.reading import FloorOption, SeedOption, SourceArg, WeightsOption, read
 from scaling.commands.table_options import TableOptions, reads_tables
 from scaling.errors import UserError
 
@@ -19,6 +19,8 @@ from scaling.errors import UserError
 def audit(
     source: SourceArg,
     at: Annotated[float | None, typer.Option(help="MACs whose loss the law is to predict.")] = None,
+    e: FloorOption = None,
+    weights: WeightsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     strict: Annotated[
         bool, typer.Option(help="Exit with 1 while a weighty question is open.")
@@ -34,32 +36,39 @@ def audit(
     Example: `scaling audit table.csv --json --strict`
     """
     from scaling.analysis.questions.audit import audit as ask
+    from scaling.analysis.tables.ladder import Ladder
 
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
-        rows = read(source, **table)
-    found = ask(rows, notes=rows.attrs.get("notes", ()), at=at, seed=seed)
+        rows = read(source, keep=() if weights is None else (weights,), **table)
+    ladder = Ladder.of(rows, e=e, weights=weights)
+    found = ask(ladder, notes=rows.attrs.get("notes", ()), at=at, seed=seed)
     print(json.dumps(found.to_json(), indent=1) if as_json else found)
     if strict and found.open:
         raise typer.Exit(1)
 
 
 @reads_tables
-def choices(source: SourceArg, table: TableOptions) -> None:
+def choices(
+    source: SourceArg, table: TableOptions, e: FloorOption = None, weights: WeightsOption = None
+) -> None:
     """The exponent under every reasonable analyst's choice, and without each run in turn.
 
     Example: `scaling choices studies/quickstart`
     """
     from scaling.analysis.questions.choices import alike_text, influence, specifications, spread
+    from scaling.analysis.tables.ladder import Ladder
 
-    rows = read(source, **table)
-    tried = specifications(rows)
+    rows = read(source, keep=() if weights is None else (weights,), **table)
+    ladder = Ladder.of(rows, e=e, weights=weights)
+    tried = specifications(ladder)
     if same := alike_text(tried):
         print(f"{tried['alike'].sum()} combinations of choices, of which {same}")
     print(f"{len(tried)} specifications; lowest, median and highest exponent by form:")
     print(spread(tried).to_string(index=False))
     if (rows["budget_macs"] > 0).any():
         print("\nwithout each run (or budget) in turn, the most influential first:")
-        print(influence(rows).to_string(index=False))
+        form = "saturating" if e else "pure"
+        print(influence(ladder, form=form).to_string(index=False))
 
 
 @reads_tables
@@ -73,6 +82,7 @@ def next_runs(
     runs: Annotated[
         int | None, typer.Option(min=1, help="At most so many; default: 8 to 64, to spend it.")
     ] = None,
+    e: FloorOption = None,
     seed: SeedOption = 0,
     *,
     table: TableOptions,
@@ -82,8 +92,10 @@ def next_runs(
     Example: `scaling next studies/quickstart --budget 1e13`
     """
     from scaling.analysis.questions.next import next_runs as plan
+    from scaling.analysis.tables.ladder import Ladder
 
-    print(plan(read(source, **table), budget, target=target, runs=runs, seed=seed))
+    ladder = Ladder.of(read(source, **table), e=e)
+    print(plan(ladder, budget, target=target, runs=runs, seed=seed))
 
 
 @reads_tables
@@ -105,6 +117,8 @@ def power(
         float | None, typer.Option(help="Add sizes and budgets until the interval is so narrow.")
     ] = None,
     studies: Annotated[int, typer.Option(min=10, help="Simulated studies of a design.")] = 50,
+    e: FloorOption = None,
+    weights: WeightsOption = None,
     *,
     table: TableOptions,
 ) -> None:
@@ -113,16 +127,18 @@ def power(
     Example: `scaling power --sizes 6 --budgets 5 --decades 2 --noise 0.002 --width 0.004`
     """
     from scaling.analysis.questions.simulate import TRUTH, designs, truth_of
+    from scaling.analysis.tables.ladder import Ladder
 
     truth, sigma, first = TRUTH, 0.002, 3e11
-    if like is None and (given := [n for n, value in table.items() if value is not None]):
+    of_rows = {"e": e, "weights": weights} | table
+    if like is None and (given := [n for n, value in of_rows.items() if value is not None]):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UserError(
             f"{flags}: of a table of runs, and none is given: name one, or leave it out"
         )
     if like is not None:
-        rows = read(like, **table)
-        truth, sigma = truth_of(rows)
+        rows = read(like, keep=() if weights is None else (weights,), **table)
+        truth, sigma = truth_of(Ladder.of(rows, e=e, weights=weights))
         first = float(rows["macs_total"][rows["role"] == "ladder"].min())
         print(f"like {like}: {truth}, noise {sigma:.2%} of the loss")
     simulated = designs(

@@ -204,9 +204,10 @@ def fit(
         )  # fmt: skip
     elif loss_kind is not None:
         _refuse_unread(f"--form {form}", "fit --form parametric", loss_kind=loss_kind)
-    chosen: dict[str, Any] = {"form": form, "of": of, "method": method, "seed": seed}
-    given = {"e": e, "weights": weights, **_criterion(loss_kind, delta)}
+    chosen: dict[str, Any] = {"form": form, "method": method, "seed": seed}
+    given = _criterion(loss_kind, delta)
     chosen |= {name: value for name, value in given.items() if value is not None}
+    of_ladder = {"variable": of, "e": e, "weights": weights}
     rows = read(source, of=of, keep=() if weights is None else (weights,), **table)
     bewares = [
         note.removeprefix("beware: ")
@@ -214,25 +215,28 @@ def fit(
         if note.startswith("beware: ")
     ]
     if groups is None:
-        _fit_rows(rows, chosen, at, figure, save, bewares)
+        _fit_rows(rows, of_ladder, chosen, at, figure, save, bewares)
         return
     parts = {f"{groups} = {value}": part for value, part in rows.groupby("by")}
     for k, (name, part) in enumerate(parts.items()):
         print(f"\n{name}: {len(part)} rows")
         drawn, saved = (f and f.with_stem(f"{f.stem}-{k + 1}") for f in (figure, save))
-        _fit_rows(part.reset_index(drop=True), chosen, at, drawn, saved, bewares)
+        _fit_rows(part.reset_index(drop=True), of_ladder, chosen, at, drawn, saved, bewares)
     if not surface and of == "compute":
-        _say_differences(parts, table["metric"], {n: v for n, v in chosen.items() if n != "of"})
+        _say_differences(parts, of_ladder, table["metric"], chosen)
 
 
 def _say_differences(
-    parts: dict[str, pd.DataFrame], metric: str | None, options: dict[str, Any]
-) -> None:
+    parts: dict[str, pd.DataFrame], of_ladder: dict[str, Any], metric: str | None,
+    chosen: dict[str, Any],
+) -> None:  # fmt: skip
     """How the law of each group differs from the first's."""
     from scaling.analysis.questions.frontier import fit_frontier
+    from scaling.analysis.tables.ladder import Ladder
     from scaling.commands.comparing import Arm, say_difference, unit_of
 
-    arms = [Arm(name, rows, fit_frontier(rows, **options), options) for name, rows in parts.items()]
+    ladders = {name: Ladder.of(rows, **of_ladder) for name, rows in parts.items()}
+    arms = [Arm(name, one, fit_frontier(one, **chosen), chosen) for name, one in ladders.items()]
     for other in arms[1:]:
         print(f"\n{other.name}: {other.compared}")
         say_difference(arms[0], other, unit_of(other.rows, metric))
@@ -264,26 +268,29 @@ def _criterion(loss_kind: str | None, delta: float | None) -> dict[str, Any]:
 
 
 def _fit_rows(
-    rows: pd.DataFrame, chosen: dict[str, Any], at: float | None, figure: Path | None,
-    save: Path | None, bewares: Sequence[str],
+    rows: pd.DataFrame, of_ladder: dict[str, Any], chosen: dict[str, Any], at: float | None,
+    figure: Path | None, save: Path | None, bewares: Sequence[str],
 ) -> None:  # fmt: skip
-    """Fit, print, draw and save one law. chosen: the options of the fits. bewares: of the table."""
-    form, of, method = (chosen[name] for name in ("form", "of", "method"))
-    options = {name: v for name, v in chosen.items() if name not in ("form", "of", "method")}
+    """Fit, print, draw and save one law. of_ladder, chosen: the options of the ladder and of the
+    fit. bewares: of the table."""
+    form, method = chosen["form"], chosen["method"]
+    options = {name: v for name, v in chosen.items() if name not in ("form", "method")}
     from scaling.analysis.figures import runs as figures
     from scaling.analysis.laws import saved_law
     from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
     from scaling.analysis.questions.parametric_study import StudySurface, fit_surface
     from scaling.analysis.questions.variable import VariableLaw, fit_variable
+    from scaling.analysis.tables.ladder import Ladder
     from scaling.results import loss_unit
 
+    ladder = Ladder.of(rows, **of_ladder)
     found: StudyLaw | VariableLaw | StudySurface
     if form in ("parametric", "overtraining"):
-        found = fit_surface(rows, tied=form == "overtraining", **options)
-    elif of != "compute":
-        found = fit_variable(rows, of, form=form, **options)
+        found = fit_surface(ladder, tied=form == "overtraining", **options)
+    elif ladder.variable != "compute":
+        found = fit_variable(ladder, form=form, **options)
     else:
-        found = fit_frontier(rows, form=form, method=method, **options)
+        found = fit_frontier(ladder, form=form, method=method, **options)
     print(found.summary())
     if figure is not None and isinstance(found, StudyLaw):
         law = found.law
@@ -296,11 +303,12 @@ def _fit_rows(
         draw("scaling fit", drawn, figures.run_points(rows), figure)
     if at is not None:
         print(found.prediction(at))
-    if form == "parametric" and not options.keys() - {"seed"} and rows["budget_macs"].notna().any():
+    plain = options.keys() == {"seed"} and ladder.e is None and ladder.weights is None
+    if form == "parametric" and plain and rows["budget_macs"].notna().any():
         from scaling.analysis.questions.isoflop import approaches, rule
         from scaling.analysis.questions.size_law import summary
 
-        print(f"{summary(approaches(rows, seed=chosen['seed']))}\n  {rule()}")
+        print(f"{summary(approaches(ladder, seed=chosen['seed']))}\n  {rule()}")
     if save is not None:
         from scaling.storage import outputs
 

@@ -11,7 +11,7 @@ from scaling.analysis.questions.best_loss import best_loss
 from scaling.analysis.questions.frontier import fit_frontier, frontier
 from scaling.analysis.questions.simulate import PURE, TRUTH, Truth, frontier_exponent, study
 from scaling.analysis.tables import read
-from scaling.analysis.tables.cells import cells, exclude
+from scaling.analysis.tables.ladder import Ladder
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,8 @@ def spoiled(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_every_rule_leaves_out_its_row_and_counts_it(rows: pd.DataFrame) -> None:
-    kept, excluded = exclude(spoiled(rows))
+    ladder = Ladder.of(spoiled(rows))
+    kept, excluded = ladder.kept(budgets=True), ladder.left_out(budgets=True)
     assert len(kept) == len(rows)
     counts = dict(excluded)
     assert counts.pop("no usable compute") == 0
@@ -217,7 +218,8 @@ def test_a_study_recovers_its_exponent(rows: pd.DataFrame) -> None:
 
 
 def test_the_smooth_loss_recovers_the_noise() -> None:
-    table = cells(study(TRUTH, sizes=12, budgets=10, run_noise=0.004, point_noise=0.002, seed=0))
+    rows = study(TRUTH, sizes=12, budgets=10, run_noise=0.004, point_noise=0.002, seed=0)
+    table = Ladder.of(rows).cells(budgets=True)
     best = best_loss(table, frontier(table, method="lowest"))
     assert best is not None
     assert best.smooth.noise.run == pytest.approx(0.004, rel=0.6)

@@ -16,7 +16,7 @@ from scaling.analysis.questions.isoflop import size_laws
 from scaling.analysis.questions.parametric_study import fit_surface
 from scaling.analysis.questions.simulate import TRUTH, study
 from scaling.analysis.questions.variable import fit_variable
-from scaling.analysis.tables.cells import weighted
+from scaling.analysis.tables.ladder import Ladder
 
 FLOOR = 1.7
 
@@ -67,12 +67,12 @@ def test_weights_that_are_all_the_same_change_nothing(count: int, runs: int) -> 
 
 
 @pytest.mark.parametrize("find", [
-    lambda rows, w: fit_frontier(rows, weights=w, resamples=200),
-    lambda rows, w: fit_frontier(rows, weights=w, resamples=200, method="lowest"),
-    lambda rows, w: fit_frontier(rows, weights=w, resamples=200, method="binned"),
-    lambda rows, w: fit_variable(rows, "tokens", weights=w, resamples=200),
-    lambda rows, w: fit_surface(rows, weights=w, resamples=200),
-    lambda rows, w: fit_surface(rows, weights=w, resamples=200, tied=True),
+    lambda rows, w: fit_frontier(Ladder.of(rows, weights=w), resamples=200),
+    lambda rows, w: fit_frontier(Ladder.of(rows, weights=w), resamples=200, method="lowest"),
+    lambda rows, w: fit_frontier(Ladder.of(rows, weights=w), resamples=200, method="binned"),
+    lambda rows, w: fit_variable(Ladder.of(rows, variable="tokens", weights=w), resamples=200),
+    lambda rows, w: fit_surface(Ladder.of(rows, weights=w), resamples=200),
+    lambda rows, w: fit_surface(Ladder.of(rows, weights=w), resamples=200, tied=True),
 ])  # fmt: skip
 def test_nor_do_they_in_a_table(rows: pd.DataFrame, find: Callable) -> None:
     one, other = (find(rows, column).law for column in (None, "same"))
@@ -81,7 +81,7 @@ def test_nor_do_they_in_a_table(rows: pd.DataFrame, find: Callable) -> None:
 
 
 def test_nor_in_the_laws_of_best_sizes(rows: pd.DataFrame) -> None:
-    one, other = (size_laws(r, resamples=100) for r in (rows, weighted(rows, "same")))
+    one, other = (size_laws(Ladder.of(rows, weights=w), resamples=100) for w in (None, "same"))
     for a, b in zip(one, other, strict=True):
         assert (a.exponent, *a.exponent_interval) == pytest.approx(
             (b.exponent, *b.exponent_interval), nan_ok=True
@@ -105,7 +105,7 @@ def test_a_weight_is_a_number_of_repeats() -> None:
     seeds = pd.concat([study(TRUTH, seed=1).assign(seed=k, w=k + 1.0) for k in range(2)])
     seeds["val_loss"] *= np.where(seeds["seed"] == 1, 1.03, 1.0)
     seeds["run_id"] += seeds["seed"].astype(str)
-    found = fit_frontier(seeds, weights="w", method="lowest", resamples=100).points
+    found = fit_frontier(Ladder.of(seeds, weights="w"), method="lowest", resamples=100).points
     plain = fit_frontier(study(TRUTH, seed=1), method="lowest", resamples=100).points
     assert found["val_loss"].to_numpy() == pytest.approx(plain["val_loss"].to_numpy() * 1.02)
 
@@ -134,22 +134,24 @@ def test_the_mixture_trusts_heavy_points() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, 0.0, -1.0, np.inf, "three", True])
-@pytest.mark.parametrize("find", [fit_frontier, fit_surface, lambda rows, **o: fit_variable(
-    rows, "tokens", **o)])  # fmt: skip
+@pytest.mark.parametrize("variable", ["compute", "both", "tokens"])
 def test_weights_that_are_none_name_their_row(
-    rows: pd.DataFrame, find: Callable, value: object
+    rows: pd.DataFrame, variable: str, value: object
 ) -> None:
+    of = {"variable": "tokens" if variable == "tokens" else "compute"}
+    find = {"compute": fit_frontier, "both": fit_surface, "tokens": fit_variable}[variable]
     column = np.array([2.0] * len(rows), dtype=object)
     column[4] = value
     bad = rows.assign(w=column if value is not True else True)
     name = rows["run_id"][0 if value is True else 4]
     with pytest.raises(ValueError, match=rf"column 'w' is .* for run '{name}' \(\d+ such of"):
-        find(bad, weights="w")
+        find(Ladder.of(bad, **of, weights="w"))
     diverged = bad.assign(status=np.where(np.arange(len(rows)) == 4, "diverged", "finished"))
     if value is not True:
-        find(diverged, weights="w", resamples=100)  # a row that does not count needs no weight
+        found = Ladder.of(diverged, **of, weights="w")
+        find(found, resamples=100)  # a row that does not count needs no weight
     with pytest.raises(ValueError, match="no column 'weight' for a weight"):
-        find(rows, weights="weight")
+        find(Ladder.of(rows, **of, weights="weight"))
 
 
 def test_weights_of_points_are_numbers() -> None:
@@ -165,10 +167,10 @@ def test_weights_of_points_are_numbers() -> None:
 def test_a_pinned_floor_is_kept_and_said(rows: pd.DataFrame) -> None:
     for e in (0.0, 1.2):
         for found in (
-            fit_frontier(rows, e=e, resamples=200),
-            fit_variable(rows, "tokens", e=e, resamples=200),
-            fit_surface(rows, e=e, resamples=200),
-            fit_surface(rows, e=e, resamples=200, tied=True),
+            fit_frontier(Ladder.of(rows, e=e), resamples=200),
+            fit_variable(Ladder.of(rows, variable="tokens", e=e), resamples=200),
+            fit_surface(Ladder.of(rows, e=e), resamples=200),
+            fit_surface(Ladder.of(rows, e=e), resamples=200, tied=True),
         ):
             assert found.law.e == e and "E" not in found.law.ci
             assert f"E = {e:g}, pinned: every interval is conditional on it" in found.summary()
@@ -179,7 +181,7 @@ def test_a_pinned_floor_is_kept_and_said(rows: pd.DataFrame) -> None:
 
 
 def test_a_floor_of_zero_is_the_pure_law(rows: pd.DataFrame) -> None:
-    pinned = fit_frontier(rows, e=0.0, resamples=200)
+    pinned = fit_frontier(Ladder.of(rows, e=0.0), resamples=200)
     pure = fit_frontier(rows, form="power", resamples=200)
     assert pinned.law.ci == pure.law.ci and pinned.law.form == "power"
     assert pinned.law.mixture is None
@@ -212,10 +214,10 @@ def test_the_large_table_keeps_its_floor_too() -> None:
 
 @pytest.mark.parametrize("e", [3.0, 99.0, -0.1, np.nan, np.inf])
 def test_a_floor_that_is_none_is_refused(rows: pd.DataFrame, e: float) -> None:
-    finds: list[Callable] = [fit_frontier, fit_surface, lambda r, e: fit_variable(r, "params", e=e)]
-    for find in finds:
+    finds: list[Callable] = [fit_frontier, fit_surface, fit_variable]
+    for find, variable in zip(finds, ("compute", "compute", "params"), strict=True):
         with pytest.raises(ValueError, match=r"E pinned at .* is not in \[0, .* pin it lower"):
-            find(rows, e=e)
+            find(Ladder.of(rows, variable=variable, e=e))
     with pytest.raises(ValueError, match="pinned"):
         fit_parametric(*surface()[:3], e=e)
     with pytest.raises(ValueError, match="pinned"):
@@ -224,7 +226,7 @@ def test_a_floor_that_is_none_is_refused(rows: pd.DataFrame, e: float) -> None:
 
 def test_a_pure_law_has_no_floor_to_pin(rows: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match="a pure power law has no E, but E = 1"):
-        fit_frontier(rows, form="power", e=1.0)
+        fit_frontier(Ladder.of(rows, e=1.0), form="power")
 
 
 def test_a_pinned_floor_takes_one_run_less() -> None:

@@ -14,6 +14,7 @@ from scaling.analysis.questions.isoflop_table import table_of, with_budgets
 from scaling.analysis.questions.simulate import TRUTH, Truth, study
 from scaling.analysis.questions.size_law import METHODS, minima_text, summary
 from scaling.analysis.tables import read
+from scaling.analysis.tables.ladder import Ladder
 
 QUIET: dict[str, Any] = dict(run_noise=0.0, point_noise=1e-5)
 EPOCH = Truth(e=1.8172, a=477.83, alpha=0.34731, b=2143.42, beta=0.36717)
@@ -249,7 +250,7 @@ def test_budgets_are_told_by_a_tolerance() -> None:
     # Losses are moved to their budget's compute, or a run that cost 1.4 times as much would win.
     law = size_laws(near, methods=("parabola",), resamples=100)[0]
     assert law.exponent == pytest.approx(exponent(EPOCH), abs=0.003)
-    note = table_of(near, window=8.0).notes[0]
+    note = table_of(Ladder.of(near), window=8.0).notes[0]
     assert note.startswith("costs within a budget differ by up to 1.3")
     assert note in summary(approaches(near, resamples=100))
 
@@ -311,14 +312,14 @@ def test_a_wild_run_is_left_out_and_said() -> None:
     rows = study(EPOCH, point_noise=0.002, **LADDER)
     best = int(rows["val_loss"].to_numpy().argmin())
     spoilt = rows.assign(val_loss=rows["val_loss"] * np.where(rows.index == best, 1.1, 1.0))
-    table = table_of(spoilt, window=8.0)
+    table = table_of(Ladder.of(spoilt), window=8.0)
     assert table.notes == (
         f"left out: 1 of {len(rows)} runs, whose loss is too high beside all others' to be noise: "
         f"{rows['run_id'].to_numpy()[best]}",
     )
     law = size_laws(spoilt, methods=("parabola",), resamples=100)[0]
     assert law.exponent == pytest.approx(exponent(EPOCH), abs=0.02)
-    assert table_of(rows, window=8.0).notes == ()
+    assert table_of(Ladder.of(rows), window=8.0).notes == ()
 
 
 def reasons(rows: pd.DataFrame) -> dict[str, str]:
@@ -378,7 +379,7 @@ def test_duplicated_rows_count_once() -> None:
     )
     assert two.exponent == one.exponent
     assert two.exponent_interval == one.exponent_interval
-    notes = table_of(again.drop(columns="seed"), window=8.0).notes
+    notes = table_of(Ladder.of(again.drop(columns="seed")), window=8.0).notes
     assert notes[0].startswith(
         f"left out: {len(rows)} of {2 * len(rows)} runs, which have a better"
     )

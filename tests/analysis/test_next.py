@@ -12,7 +12,7 @@ from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.questions.design import Candidates, Plan, choose, variance
 from scaling.analysis.questions.next import expanded, fitted, next_runs
 from scaling.analysis.questions.simulate import PURE, TRUTH, Truth, study
-from scaling.analysis.tables.cells import cells
+from scaling.analysis.tables.ladder import Ladder
 from scaling.tracking.load import load
 
 DESIGN: dict[str, Any] = dict(sizes=8, budgets=5, trunks=False, run_noise=0.0)
@@ -108,12 +108,16 @@ def test_the_promise_is_kept(truth: Truth, design: dict[str, Any], target: float
 
 def test_runs_are_added_as_rows_of_their_own() -> None:
     rows = study(PURE, seed=3).drop(columns="seed")
-    first = cells(rows).iloc[[0, 0]]
-    more = expanded(rows, first, np.array([2.0, 2.2]))
+    first = Ladder.of(rows).cells(budgets=True).iloc[[0, 0]]
+    ladder = Ladder.of(rows)
+    grown = expanded(ladder, first, np.array([2.0, 2.2]))
+    more = grown.rows
     added = more[more["run_id"].str.startswith("next")]
     assert len(more) == len(rows) + 2 and added["val_loss"].tolist() == [2.0, 2.2]
     assert added["seed"].is_unique and (added["seed"] > 0).all()
-    assert len(cells(more)) == len(cells(rows)) + 2
+    assert len(grown.cells(budgets=True)) == len(ladder.cells(budgets=True)) + 2
+    again = Ladder.of(more)  # the rules, put to the rows anew, say the same
+    assert (again.rule == grown.rule).all()
 
 
 def test_compute_alone_is_enough() -> None:

@@ -16,23 +16,32 @@ from scaling.analysis.questions.frontier import fit_frontier
 from scaling.analysis.questions.parametric_study import fit_surface
 from scaling.analysis.questions.simulate import TRUTH, study
 from scaling.analysis.questions.variable import fit_variable
+from scaling.analysis.tables.ladder import Ladder
 from scaling.analysis.tables.points import read_points
 
 KINDS: dict[str, Callable[[pd.DataFrame], Any]] = {
     "select": lambda rows: fit_frontier(rows, resamples=200),
     "points alone": lambda rows: fit_frontier(rows, resamples=200, method="lowest"),
     "power": lambda rows: fit_frontier(rows, resamples=200, form="power"),
-    "pinned": lambda rows: fit_frontier(rows, resamples=200, e=1.2, weights="w"),
-    "zero": lambda rows: fit_frontier(rows, resamples=200, e=0.0),
-    "weights": lambda rows: fit_frontier(rows, resamples=200, method="lowest", weights="w"),
-    "params": lambda rows: fit_variable(rows, "params", resamples=200, form="power"),
-    "tokens": lambda rows: fit_variable(rows, "tokens", resamples=200, weights="w"),
+    "pinned": lambda rows: fit_frontier(Ladder.of(rows, e=1.2, weights="w"), resamples=200),
+    "zero": lambda rows: fit_frontier(Ladder.of(rows, e=0.0), resamples=200),
+    "weights": lambda rows: fit_frontier(
+        Ladder.of(rows, weights="w"), resamples=200, method="lowest"
+    ),
+    "params": lambda rows: fit_variable(
+        Ladder.of(rows, variable="params"), resamples=200, form="power"
+    ),
+    "tokens": lambda rows: fit_variable(
+        Ladder.of(rows, variable="tokens", weights="w"), resamples=200
+    ),
     "surface": lambda rows: fit_surface(rows, resamples=200),
     "tied": lambda rows: fit_surface(rows, resamples=200, tied=True),
     "surface, pinned": lambda rows: fit_surface(
-        rows, resamples=200, e=1.2, weights="w", loss_kind="linear", delta=0.01
+        Ladder.of(rows, e=1.2, weights="w"), resamples=200, loss_kind="linear", delta=0.01
     ),
-    "surface, zero": lambda rows: fit_surface(rows, resamples=200, e=0.0, loss_kind="squared"),
+    "surface, zero": lambda rows: fit_surface(
+        Ladder.of(rows, e=0.0), resamples=200, loss_kind="squared"
+    ),
 }
 
 

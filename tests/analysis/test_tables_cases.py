@@ -17,7 +17,7 @@ import pytest
 from scaling.analysis.questions.frontier import fit_frontier
 from scaling.analysis.questions.isoflop import fit_rows
 from scaling.analysis.tables import read
-from scaling.analysis.tables.cells import exclude
+from scaling.analysis.tables.ladder import Ladder
 
 BASE = pd.read_csv(Path(__file__).parent / "base_runs.csv")
 PLAIN = BASE.rename(columns={"N": "params", "D": "tokens"})[["params", "tokens", "loss"]]
@@ -27,7 +27,7 @@ Build = Callable[[pd.DataFrame], pd.DataFrame]
 
 def counted(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that enter a law, sorted by compute and loss."""
-    kept, _ = exclude(rows, budgets=False)
+    kept = Ladder.of(rows).kept()
     return kept.sort_values(["macs_total", "val_loss"]).reset_index(drop=True)
 
 
@@ -496,7 +496,7 @@ def test_the_best_of_a_grid_counts() -> None:
     rows, notes = read(grid)
     same_runs(rows)
     assert any(n.startswith("grid: 'lr', 'bs' vary within 30 cells") for n in notes)
-    _, left_out = exclude(rows)
+    left_out = Ladder.of(rows).left_out(budgets=True)
     assert ("not the best setting of its size and tokens", 150) in left_out
     seeds = pd.concat([grid.assign(seed=s, loss=grid["loss"] + 1e-4 * s) for s in (0, 1)])
     rows, _ = read(seeds)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling.analysis.tables import read
-from scaling.analysis.tables.cells import exclude
+from scaling.analysis.tables.ladder import Ladder
 from scaling.errors import UserError
 from tests.analysis.test_tables_cases import BASE, counted
 
@@ -263,7 +263,7 @@ def test_any_table_is_read_or_refused(data) -> None:
         assert isinstance(refusal, UserError) and len(str(refusal)) > 15
         return
     assert len(rows) and notes
-    kept, _ = exclude(rows, budgets=False)
+    kept = Ladder.of(rows).kept()
     assert np.isfinite(kept["macs_total"]).all() and (kept["val_loss"] > 0).all()
 
 

@@ -12,6 +12,7 @@ from scaling.analysis.questions.parametric_study import fit_surface
 from scaling.analysis.questions.simulate import TRUTH, study
 from scaling.analysis.questions.variable import fit_variable
 from scaling.analysis.tables import read
+from scaling.analysis.tables.ladder import Ladder
 
 
 def table(noise: float = 0.002, variable: str = "params") -> pd.DataFrame:
@@ -24,7 +25,7 @@ def table(noise: float = 0.002, variable: str = "params") -> pd.DataFrame:
 def test_the_variable_and_the_loss_are_enough(variable: str) -> None:
     rows, notes = read(table(variable=variable), of=variable)
     assert "compute: not known, and not needed" in notes
-    found = fit_variable(rows, variable)
+    found = fit_variable(Ladder.of(rows, variable=variable))
     assert found.law.form == "saturating" and found.law.ci["b"][0] < -0.22 < found.law.ci["b"][1]
     said = found.summary()
     more = {"params": "smaller or larger models", "tokens": "shorter or longer runs"}
@@ -43,25 +44,31 @@ def test_the_variable_and_the_loss_are_enough(variable: str) -> None:
 def test_rows_without_the_variable_are_counted() -> None:
     rows, _ = read(table(), of="params")
     rows.loc[2, "params"] = np.nan
-    found = fit_variable(rows, "params", form="power")
+    found = fit_variable(Ladder.of(rows, variable="params"), form="power")
     assert ("no usable parameters", 1) in found.excluded and len(found.points) == 8
     with pytest.raises(NotIdentified, match="9 rows: no usable tokens"):
-        fit_variable(rows, "tokens")
+        fit_variable(Ladder.of(rows, variable="tokens"))
 
 
 def test_runs_short_of_the_other_variable_are_told() -> None:
     n, d = (part.ravel() for part in np.meshgrid(np.geomspace(1e7, 1e9, 12), [1e9, 4e9]))
     d = d * np.random.default_rng(0).uniform(0.1, 1, len(d))
     rows, _ = read(pd.DataFrame({"params": n, "tokens": d, "loss": 1.7 + 1e4 / d**0.4 + n**-0.3}))
-    assert "and they were not: the fewer tokens" in fit_variable(rows, "params").warnings[0]
+    assert (
+        "and they were not: the fewer tokens"
+        in fit_variable(Ladder.of(rows, variable="params")).warnings[0]
+    )
     ample, _ = read(pd.DataFrame({"params": n, "tokens": d, "loss": 1.7 + 100 * n**-0.3}))
-    assert "they were not" not in fit_variable(ample, "params", form="saturating").warnings[0]
+    assert (
+        "they were not"
+        not in fit_variable(Ladder.of(ample, variable="params"), form="saturating").warnings[0]
+    )
 
 
 def test_loss_that_does_not_fall_is_told() -> None:
     rows, _ = read(table(noise=0.2).assign(loss=lambda t: t["loss"].sample(9, random_state=3)
                                            .to_numpy()), of="params")  # fmt: skip
-    said = " ".join(fit_variable(rows, "params", form="power").warnings)
+    said = " ".join(fit_variable(Ladder.of(rows, variable="params"), form="power").warnings)
     assert "do not show that more parameters means less loss" in said
 
 
@@ -69,7 +76,9 @@ def mixed(**columns: Any) -> pd.DataFrame:
     return study(TRUTH, sizes=7, budgets=5, decades=2.0, trunks=False, seed=3).assign(**columns)
 
 
-@pytest.mark.parametrize("fit", [fit_surface, lambda rows, **o: fit_variable(rows, "params", **o)])
+@pytest.mark.parametrize(
+    "fit", [fit_surface, lambda rows, **o: fit_variable(Ladder.of(rows, variable="params"), **o)]
+)
 def test_one_list_of_warnings(fit) -> None:
     """What the law of compute warns of, the others warn of."""
     rows = mixed(seed=0, epochs=9.0)

@@ -10,7 +10,7 @@ import pytest
 from scaling.analysis.figures import law as figures_law
 from scaling.analysis.figures import model as figures_model
 from scaling.analysis.figures.style import DARK
-from scaling.analysis.questions.frontier import cells
+from scaling.analysis.tables.ladder import Ladder
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def coordinate_records(growth: float) -> list[dict]:
 
 
 def all_figures(rows: pd.DataFrame, specifications: pd.DataFrame) -> dict[str, go.Figure]:
-    points = cells(rows)
+    points = Ladder.of(rows).cells(budgets=True)
     minima = pd.DataFrame(
         {
             "budget_macs": sorted(points.budget_macs.unique()),
@@ -91,7 +91,7 @@ def test_all_draw_in_colours_that_both_themes_know(
 
 
 def test_parabolas_pass_through_their_vertex(rows: pd.DataFrame) -> None:
-    points = cells(rows)
+    points = Ladder.of(rows).cells(budgets=True)
     budget = float(points.budget_macs.min())
     minima = pd.DataFrame(
         [

@@ -10,10 +10,11 @@ import pytest
 
 from scaling.analysis.figures.style import exponent_text
 from scaling.analysis.questions import choices, isoflop
-from scaling.analysis.questions.frontier import StudyLaw, binned, fit_frontier
+from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.analysis.report.data import config_section, position_section
 from scaling.analysis.report.law import RESAMPLES, choices_section, isoflop_section, trust_section
 from scaling.analysis.report.study import POSITIONS
+from scaling.analysis.tables.ladder import Ladder
 from tests.report.conftest import simulated_rows
 
 
@@ -25,7 +26,7 @@ def words(section: str) -> str:
 
 
 def test_the_three_approaches_and_the_refused_vertices(rows: pd.DataFrame) -> None:
-    text = words(isoflop_section(rows))
+    text = words(isoflop_section(Ladder.of(rows)))
     fits = isoflop.approaches(rows, resamples=RESAMPLES)
     for exponent in [*fits["params_exponent"].dropna(), *fits["tokens_exponent"].dropna()]:
         assert f"{exponent:.3f}" in text
@@ -38,16 +39,18 @@ def test_the_three_approaches_and_the_refused_vertices(rows: pd.DataFrame) -> No
 
 def test_the_approaches_name_their_refusals(rows: pd.DataFrame) -> None:
     two = rows[(rows.role == "ladder") & ~(rows.budget_macs > 5e11)]
-    text = words(isoflop_section(two))
+    text = words(isoflop_section(Ladder.of(two)))
     assert "2 budgets with a usable optimum: a line needs 3" in text or "usable optimum" in text
     none = rows.assign(budget_macs=float("nan"))
-    assert "No decayed point of the ladder has a nominal budget" in words(isoflop_section(none))
+    assert "No decayed point of the ladder has a nominal budget" in words(
+        isoflop_section(Ladder.of(none))
+    )
 
 
 def test_both_forms_the_prediction_and_the_published_laws(
     rows: pd.DataFrame, study_law: StudyLaw
 ) -> None:
-    text = words(trust_section(rows, study_law))
+    text = words(trust_section(Ladder.of(rows), study_law))
     laws = [law for law in (study_law.pure, study_law.saturating) if law is not None]
     assert len(laws) == 2
     for law in laws:
@@ -81,16 +84,17 @@ def test_the_largest_bin_of_a_cloud_is_held_out_whole() -> None:
     ).reset_index(drop=True)  # fmt: skip
     law = fit_frontier(cloud, resamples=200)
     assert law.method == "binned"
-    kept = law.smaller(cloud)
-    top = binned(cloud)["budget_macs"].max()
-    in_top = cloud[binned(cloud)["budget_macs"] == top]
+    ladder = Ladder.of(cloud)
+    kept = law.smaller(ladder).rows
+    top = ladder.binned().rows["budget_macs"].max()
+    in_top = cloud[ladder.binned().rows["budget_macs"] == top]
     assert len(in_top) > 5 and in_top.macs_total.min() < law.points.macs_total.iloc[-1]
     assert kept.macs_total.max() < in_top.macs_total.min()
     assert len(kept) + len(in_top) == len(cloud)
 
 
 def test_other_analysts(rows: pd.DataFrame, study_law: StudyLaw) -> None:
-    text = words(choices_section(rows, study_law))
+    text = words(choices_section(Ladder.of(rows), study_law))
     for row in choices.spread(choices.specifications(rows)).to_dict("records"):
         assert exponent_text(row["min"]) in text and exponent_text(row["max"]) in text
     form = "saturating" if study_law.law.e else "pure"
@@ -100,8 +104,8 @@ def test_other_analysts(rows: pd.DataFrame, study_law: StudyLaw) -> None:
 
 
 def test_what_is_missing_is_said(rows: pd.DataFrame, tmp_path: Path) -> None:
-    assert "no law to judge" in trust_section(rows, None)
-    assert "no law whose exponent" in choices_section(rows, None)
+    assert "no law to judge" in trust_section(Ladder.of(rows), None)
+    assert "no law whose exponent" in choices_section(Ladder.of(rows), None)
     assert position_section(tmp_path / POSITIONS) == ""
     assert "No configuration was given" in config_section(" ")
 

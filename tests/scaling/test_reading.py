@@ -21,6 +21,7 @@ from scaling.analysis.questions.parametric_study import fit_surface
 from scaling.analysis.questions.simulate import TRUTH, study
 from scaling.analysis.questions.variable import fit_variable
 from scaling.analysis.tables import read
+from scaling.analysis.tables.ladder import Ladder
 from scaling.cli import app
 from scaling.commands.table_options import OPTIONS
 from scaling.errors import UserError
@@ -83,7 +84,9 @@ def test_fit_of_a_table_with_its_columns_named(
 def test_laws_of_sizes_tokens_and_both(run: Run, rows_csv: Path) -> None:
     rows = simulated_rows()
     for of in ("params", "tokens"):
-        assert fit_variable(rows, of).summary() in run("fit", rows_csv, "--of", of)
+        assert fit_variable(Ladder.of(rows, variable=of)).summary() in run(
+            "fit", rows_csv, "--of", of
+        )
     said = run("fit", rows_csv, "--form", "parametric", "--at", 1e14)
     assert fit_surface(rows).summary() in said and "2 parabola at each budget" in said
     a, b, eta = fit_rows(rows, tied=True).overtraining
@@ -118,12 +121,12 @@ def test_a_law_of_sizes_from_sizes_and_losses_alone(run: Run, tmp_path: Path) ->
 
 def test_a_size_law_is_of_the_smallest_losses(rows_csv: Path) -> None:
     rows = study(TRUTH, sizes=8, budgets=6, decades=3.0, run_noise=0, point_noise=0, reach=1e9)
-    law = fit_variable(rows, "params", form="power").law
+    law = fit_variable(Ladder.of(rows, variable="params"), form="power").law
     best = rows.groupby("params")["val_loss"].min()
     assert law.loss.tolist() == best.tolist() and law.unit == "parameters"
     assert str(law).startswith("L(N) = ")
     with pytest.raises(ValueError, match="choose params or tokens"):
-        fit_variable(rows, "seed")
+        fit_variable(Ladder.of(rows, variable="seed"))
 
 
 @pytest.mark.parametrize("ending", ["html", "txt"])
