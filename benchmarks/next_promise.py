@@ -18,6 +18,7 @@ import numpy as np
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.questions.next import expanded, fitted, next_runs
 from scaling.analysis.questions.simulate import PURE, TRUTH, Truth, study
+from scaling.analysis.tables.ladder import Ladder
 
 Kind = tuple[Truth, dict, float, float | None]  # truth, design, budget, target
 KINDS: dict[str, Kind] = {
@@ -42,7 +43,7 @@ def one(kind: Kind, seed: int) -> tuple[float, float, float]:
     n, d = runs["params"].to_numpy(float), runs["tokens"].to_numpy(float)
     noise = np.hypot(design.get("run_noise", 0.002), 0.002)
     loss = truth(n, d) * np.exp(noise * rng.standard_normal(len(n)))
-    _, (low, high) = fitted(expanded(rows, runs, loss), plan.law, target)
+    _, (low, high) = fitted(expanded(Ladder.of(rows), runs, loss), plan.law, target)
     promised, now = (float(np.ptp(pair)) for pair in (plan.expected, plan.now))
     return (high - low) / promised, (high - low) / now, plan.macs / budget
 

@@ -32,8 +32,8 @@ from scaling.analysis.figures.style import (
     number_text,
     shades,
 )  # fmt: skip
+from scaling.analysis.schema import TOKEN_UNIT
 from scaling.errors import UserError
-from scaling.results import TOKEN_UNIT
 
 if TYPE_CHECKING:
     from scaling.analysis.laws.power_law import PowerLaw

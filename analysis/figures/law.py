@@ -26,7 +26,7 @@ from scaling.analysis.figures.style import (
     log_loss,
     shades,
 )  # fmt: skip
-from scaling.results import TOKEN_UNIT
+from scaling.analysis.schema import TOKEN_UNIT
 
 if TYPE_CHECKING:
     from scaling.analysis.laws.fit import PowerLaw

@@ -29,7 +29,7 @@ from scaling.analysis.figures.style import (
     shades,
     superscript,
 )  # fmt: skip
-from scaling.results import TOKEN_UNIT
+from scaling.analysis.schema import TOKEN_UNIT
 
 if TYPE_CHECKING:
     import pandas as pd

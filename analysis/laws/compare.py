@@ -12,8 +12,8 @@ from scipy import stats
 from scaling.analysis.laws.bootstrap import bca
 from scaling.analysis.laws.fit import PowerLaw
 from scaling.analysis.laws.references import Reference
+from scaling.analysis.schema import predicted
 from scaling.errors import UserError
-from scaling.results import predicted
 
 
 @dataclass(frozen=True)

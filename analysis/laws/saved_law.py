@@ -19,7 +19,7 @@ same file as its law.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,8 +103,15 @@ def _numbers(said: Prediction | Optimum | None) -> dict[str, float]:
     return {name: getattr(said, name) for name in names} | {"loss": loss}
 
 
-def text(found: StudyLaw | VariableLaw | StudySurface, warnings: Sequence[str] = ()) -> str:
-    """The file's content: JSON, a line for each of its keys. warnings: what else to beware of."""
+def text(
+    found: StudyLaw | VariableLaw | StudySurface, warnings: Sequence[str] = (),
+    findings: Mapping[str, Any] | None = None,
+) -> str:  # fmt: skip
+    """The file's content: JSON, a line for each of its keys.
+
+    warnings: what else to beware of. findings: of `scaling.analysis.findings`, all that a study's
+    page says of its law.
+    """
     law = found.law
     if isinstance(law, ParametricLaw):
         names = ["n", "d", "loss", "weights", "samples", "run_index"]
@@ -118,6 +125,8 @@ def text(found: StudyLaw | VariableLaw | StudySurface, warnings: Sequence[str] =
         data[name] = value.tolist() if isinstance(value, np.ndarray) else value
     about = {"format": FORMAT, "version": VERSION, **found.to_json(), "data": data}
     about["warnings"] = [*warnings, *found.warnings]
+    if findings is not None:
+        about["findings"] = findings
     lines = [f" {json.dumps(key)}: {json.dumps(_finite(value))}" for key, value in about.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from scaling.analysis.questions.audit_case import Case, Finding, Found
 from scaling.analysis.questions.doubts import PASSES
-from scaling.results import TOKEN_UNIT, loss_unit
+from scaling.analysis.schema import TOKEN_UNIT, loss_unit
 
 SIZES = ("params", "tokens")
 TOGETHER = 1.02  # sizes and amounts of training within this factor are one cell

@@ -43,15 +43,23 @@ BESIDE = ("gpt3", "toto")  # published laws that a study's is set beside: pure e
 class StudyLaw:
     """The law of a study and everything needed to judge it."""
 
-    law: PowerLaw  # the selected one
     pure: PowerLaw
     saturating: SaturatingLaw | None
+    selected: str  # the form of the law: power or saturating
     choice: str  # why this form: held-out errors, or the refusal of the other
     points: pd.DataFrame  # one row per point of the frontier, sorted by macs_total
     excluded: Excluded
     warnings: tuple[str, ...]
     curvature: tuple[float, float]  # quadratic term in log10 compute, p-value
     method: str
+
+    @property
+    def law(self) -> PowerLaw:
+        """The selected one."""
+        if self.selected == "power":
+            return self.pure
+        assert self.saturating is not None
+        return self.saturating
 
     @property
     def holdout(self) -> Holdout | None:
@@ -149,7 +157,7 @@ class StudyLaw:
             "law": self.law.to_json(),
             "pure": self.pure.to_json(),
             "saturating": None if self.saturating is None else self.saturating.to_json(),
-            "selected": self.law.form,
+            "selected": self.selected,
             "choice": self.choice,
             "method": self.method,
             "points": [
@@ -310,4 +318,4 @@ def fit_frontier(
     )
     said = (*warnings_for(kept, points), *lucky(kept, points, method), *doubts(pure))
     excluded = ladder.left_out(budgets=budgets)
-    return StudyLaw(law, pure, saturating, choice, points, excluded, said, bend, method)
+    return StudyLaw(pure, saturating, law.form, choice, points, excluded, said, bend, method)

@@ -8,18 +8,16 @@ width. Its drift is how far the best rate moves from the first to the last membe
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 from scipy import stats
 
 from scaling.analysis.figures import runs as figures
-from scaling.analysis.figures.style import PAPER, SYMBOLS, base_figure, shades, superscript
-from scaling.results import TOKEN_UNIT
-from scaling.study.optimum import Trial, drift, optimum
+from scaling.analysis.questions.best_rate import Trial, drift, optimum
+from scaling.analysis.schema import TOKEN_UNIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,7 +77,7 @@ def verdicts(points: pd.DataFrame) -> pd.DataFrame:
     """One row a series: how far its best rate moves, and what carrying the rate over costs.
 
     Returns columns parametrization, axis, shared, first, last (members), octaves (from first to
-    last, `study.optimum.drift`), uncertainty (95%; NaN: too few runs), cost (of the loss, that
+    last, `best_rate.drift`), uncertainty (95%; NaN: too few runs), cost (of the loss, that
     the last member loses at the first one's best rate; NaN: not tried, inf: it diverges), verdict:
     "transfers" or "does not transfer" where the whole interval lies on that side of TRANSFERS, else
     "not decided", as where an optimum may lie beyond the rates tried.
@@ -124,26 +122,48 @@ def _cost(one: pd.DataFrame, first: int, last: int) -> float:
     return float(carried - curves[last].min())
 
 
-def verdict_lines(points: pd.DataFrame, unit: str = TOKEN_UNIT) -> Iterator[str]:
-    """The verdicts and the optima that they rest on, as text; losses in `unit`."""
-    best = optima(points)
-    for row in verdicts(points).to_dict("records"):
-        key = [row[k] for k in GROUP]
-        axis = row["axis"]
-        error = "" if math.isnan(row["uncertainty"]) else f" ± {row['uncertainty']:.2f}"
-        yield (
-            f"{title(*key)}: the best rate moves by {row['octaves']:+.2f}{error} octaves over a "
-            f"factor {row['last'] / row['first']:g}: {row['verdict']}; the rate of {axis} "
-            f"{row['first']} costs {row['cost']:.4f} {unit} at {axis} {row['last']}"
-        )
-        for one in of_series(best, key).to_dict("records"):
-            low, high = one["low"], one["high"]
-            interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+@dataclass(frozen=True, eq=False)
+class Rates:
+    """Sweeps side by side: their runs, the best rate of each member, and what follows."""
+
+    points: pd.DataFrame  # of `series_points`
+    optima: pd.DataFrame
+    verdicts: pd.DataFrame
+
+    @classmethod
+    def of(cls, points: pd.DataFrame) -> Rates:
+        """Of the runs of sweeps, as `series_points` gives them."""
+        return cls(points, optima(points), verdicts(points))
+
+    @property
+    def count(self) -> int:
+        """How many series there are."""
+        return self.points.groupby(GROUP).ngroups
+
+    def lines(self, unit: str = TOKEN_UNIT) -> Iterator[str]:
+        """The verdicts and the optima that they rest on, as text; losses in `unit`."""
+        for row in self.verdicts.to_dict("records"):
+            key = [row[k] for k in GROUP]
+            axis = row["axis"]
+            error = "" if math.isnan(row["uncertainty"]) else f" ± {row['uncertainty']:.2f}"
             yield (
-                f"  {axis} {one['member']}: 2^{one['log2_lr']:.2f}{interval}, "
-                f"{one['val_loss']:.4f} {unit}"
-                + (", at the edge of the rates tried" if one["edge"] else "")
+                f"{title(*key)}: the best rate moves by {row['octaves']:+.2f}{error} octaves over "
+                f"a factor {row['last'] / row['first']:g}: {row['verdict']}; the rate of {axis} "
+                f"{row['first']} costs {row['cost']:.4f} {unit} at {axis} {row['last']}"
             )
+            for one in of_series(self.optima, key).to_dict("records"):
+                low, high = one["low"], one["high"]
+                interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+                yield (
+                    f"  {axis} {one['member']}: 2^{one['log2_lr']:.2f}{interval}, "
+                    f"{one['val_loss']:.4f} {unit}"
+                    + (", at the edge of the rates tried" if one["edge"] else "")
+                )
+
+
+def verdict_lines(points: pd.DataFrame, unit: str = TOKEN_UNIT) -> Iterator[str]:
+    """`Rates.lines` of the runs of sweeps."""
+    return Rates.of(points).lines(unit)
 
 
 def title(parametrization: str, axis: str, shared: float) -> str:
@@ -199,70 +219,3 @@ def best_rate_lines(points: pd.DataFrame) -> Iterator[str]:
             f"{title(*[row[k] for k in GROUP])}: the best rate moves by {row['octaves']:+.2f}"
             f"{error} octaves over a factor {row['last'] / row['first']:g}: {row['verdict']}"
         )
-
-
-def transfer_figure(points: pd.DataFrame, *, unit: str = TOKEN_UNIT) -> go.Figure:
-    """Loss above each member's lowest against the rate, a panel a series, a line a member.
-
-    The open marker at the foot of a line is its optimum, with the 95% interval: where they stand
-    above one another, the rate transfers. Takes `series_points`; diverged runs are left out.
-    """
-    best = optima(points)
-    panels: Any = list(points.groupby(GROUP, sort=False, dropna=False))
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    base = base_figure("", "", height=60 + 330 * rows)
-    figure = make_subplots(
-        rows, columns, subplot_titles=[title(*key) for key, _ in panels],
-        shared_yaxes=True, vertical_spacing=0.3 / rows, horizontal_spacing=0.06,
-    )  # fmt: skip
-    axes = base.layout.xaxis.to_plotly_json(), base.layout.yaxis.to_plotly_json()
-    layout = {k: v for k, v in base.layout.to_plotly_json().items() if k not in ("xaxis", "yaxis")}
-    figure.update_layout(layout | {"margin": {"l": 64, "r": 20, "t": 72, "b": 56}})
-    shown: set[str] = set()
-    highest = 0.0
-    for i, (key, panel) in enumerate(panels):
-        place = {"row": i // columns + 1, "col": i % columns + 1}
-        members = list(panel.groupby("member"))
-        for j, ((member, one), colour) in enumerate(
-            zip(members, shades(len(members)), strict=True)
-        ):
-            name = f"{key[1]} {member}"
-            mine = of_series(best, key)
-            vertex = mine[mine.member == member].iloc[0]
-            curve = one.dropna(subset="val_loss").groupby("log2_lr").val_loss.mean()
-            excess = curve - vertex.val_loss
-            highest = max(highest, float(excess.median()))
-            symbol = SYMBOLS[j % len(SYMBOLS)]
-            figure.add_scatter(
-                x=curve.index, y=excess, mode="lines+markers", name=name, legendgroup=name,
-                showlegend=name not in shown, line={"color": colour, "width": 2},
-                marker={"size": 7, "symbol": symbol}, customdata=curve,
-                hovertemplate=f"{name}<br>rate 2^%{{x}}<br>loss %{{customdata:.4f}}<extra></extra>",
-                **place,
-            )  # fmt: skip
-            interval = None
-            if not math.isnan(vertex.low):
-                half = [float(vertex.high - vertex.log2_lr)]
-                interval = {"type": "data", "array": half, "color": colour, "thickness": 1.5}
-            figure.add_scatter(
-                x=[vertex.log2_lr], y=[-0.02 * (j + 1)], mode="markers", legendgroup=name,
-                showlegend=False, error_x=interval,
-                marker={"color": PAPER, "size": 10, "symbol": symbol,
-                        "line": {"color": colour, "width": 2}},
-                hovertemplate=f"{name}: optimum 2^%{{x:.2f}}<extra></extra>", **place,
-            )  # fmt: skip
-            shown.add(name)
-    low, high = int(np.floor(points.log2_lr.min())), int(np.ceil(points.log2_lr.max()))
-    ticks = list(range(low, high + 1, 2))
-    figure.update_xaxes(**axes[0])
-    figure.update_yaxes(**axes[1])
-    figure.update_xaxes(
-        tickvals=ticks,
-        ticktext=[f"2{superscript(t)}" for t in ticks],
-        range=[low - 0.3, high + 0.3],
-    )
-    figure.update_xaxes(title_text="base learning rate", row=rows)
-    figure.update_yaxes(title_text=f"loss above the lowest ({unit})", col=1)
-    figure.update_yaxes(range=[-0.14, max(0.3, 2 * highest)])
-    return figure

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
 from scaling.analysis.figures.style import escape, readable
-from scaling.analysis.questions.audit import Audit, audit
+from scaling.analysis.questions.audit import Audit
 from scaling.analysis.report.page import Column, table
-from scaling.analysis.tables.ladder import Ladder
-
-if TYPE_CHECKING:
-    from scaling.analysis.questions.frontier import StudyLaw
-
-
-def audit_section(
-    ladder: Ladder, study_law: StudyLaw | None, specifications: pd.DataFrame | None
-) -> str:
-    """Every question with its evidence, its weight and what would settle it."""
-    if not (ladder.rows.role != "lr_sweep").any():
-        return ""
-    return audit_table(audit(ladder, study=study_law, specifications=specifications))
 
 
 def audit_table(found: Audit) -> str:

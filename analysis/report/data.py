@@ -12,9 +12,9 @@ from scaling.analysis.figures import model as figures_model
 from scaling.analysis.figures import pictures
 from scaling.analysis.figures.style import count_text, escape, number_text, power_of_two_text
 from scaling.analysis.report.page import Column, figure, table
+from scaling.analysis.schema import loss_unit
 from scaling.data.tokens import ngrams
 from scaling.errors import UserError
-from scaling.results import loss_unit
 
 TABLE_ROWS = 2000  # rows of a table on the page, at most; rows.csv has them all
 STRIPS = 6  # clips shown, at most

@@ -19,35 +19,26 @@ from scaling.analysis.figures.style import (
     number_text,
     readable,
 )
-from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.laws.references import REFERENCES
 from scaling.analysis.questions import choices, isoflop
-from scaling.analysis.questions.frontier import BESIDE, fit_frontier
+from scaling.analysis.questions.frontier import BESIDE
 from scaling.analysis.report.page import Column, figure, table
-from scaling.analysis.tables.ladder import Ladder
-from scaling.results import loss_unit
 
 if TYPE_CHECKING:
-    from scaling.analysis.laws.fit import PowerLaw
+    from scaling.analysis.findings import Analysts, Forecast, Sizes
+    from scaling.analysis.laws.power_law import PowerLaw
     from scaling.analysis.questions.frontier import StudyLaw
 
-RESAMPLES = 1000  # of the intervals that only this page shows
-CELLS = 2000  # decayed points that the three approaches are applied to, at most
 
-
-def isoflop_section(ladder: Ladder) -> str:
+def isoflop_section(sizes: Sizes, unit: str) -> str:
     """Loss against parameters at each budget, and how the best size grows with compute."""
-    rows, table_of_cells = ladder.rows, ladder.cells(budgets=True)
-    if table_of_cells.empty:
+    points, every, fits = sizes.points, sizes.minima, sizes.laws
+    if points.empty:
         return "<p>No decayed point of the ladder has a nominal budget and a loss.</p>"
-    points = figures_law.isoflop_points(table_of_cells)
-    few, thinned = _every_kth_run(ladder)
-    try:
-        every = isoflop.minima(few, resamples=RESAMPLES)
-    except NotIdentified as refusal:
-        return f"<p>The best size of a budget: {escape(readable(str(refusal)))}</p>"
+    if every is None or fits is None:
+        return f"<p>The best size of a budget: {escape(readable(sizes.refusal))}</p>"
     minima = every[every.method == "parabola"]
-    drawn = figures_law.isoflop_figure(points, minima, unit=loss_unit(rows.tokenizer))
+    drawn = figures_law.isoflop_figure(points, minima, unit=unit)
     accepted = int(minima.accepted.sum())
     text = (
         "At one budget a small model sees many tokens and a large one few; the best lies between. "
@@ -62,9 +53,7 @@ def isoflop_section(ladder: Ladder) -> str:
         "isoflop", "Loss against parameters at each budget.", text, drawn, points,
         alt=f"Chart on two logarithmic axes: validation loss against parameters. {text}",
     )  # fmt: skip
-    body += _minima(every)
-    fits = isoflop.approaches(few, at=float(points.macs_total.max()), resamples=RESAMPLES)
-    return body + _approaches(fits, thinned)
+    return body + _minima(every) + _approaches(fits, sizes.thinned)
 
 
 def _minima(minima: pd.DataFrame) -> str:
@@ -139,22 +128,11 @@ def _approaches(fits: pd.DataFrame, thinned: str) -> str:
     return table(pd.DataFrame(records), columns, caption=caption)
 
 
-def _every_kth_run(ladder: Ladder) -> tuple[Ladder, str]:
-    """A ladder of so many runs that they have about CELLS cells, and a note that says so."""
-    table_of_cells = ladder.cells(budgets=True)
-    if len(table_of_cells) <= CELLS:
-        return ladder, ""
-    runs = table_of_cells.sort_values(["params", "macs_total", "run_id"]).run_id.drop_duplicates()
-    chosen = runs.iloc[:: -(-len(table_of_cells) // CELLS)]
-    return ladder.where(
-        ladder.rows.run_id.isin(chosen)
-    ), f" ({len(chosen):,} of {len(runs):,} runs)"
-
-
-def trust_section(ladder: Ladder, study_law: StudyLaw | None) -> str:
-    if study_law is None:
+def trust_section(study_law: StudyLaw | None, forecast: Forecast | None, unit: str) -> str:
+    """How well the law describes its points, and predicts what it has not seen."""
+    if study_law is None or forecast is None:
         return "<p>There is no law to judge.</p>"
-    law, unit = study_law.law, loss_unit(ladder.rows.tokenizer)
+    law = study_law.law
     residuals = figures.residual_points(study_law.points, law)
     worst = f"{residuals.residual_percent.abs().max():.2f}%"
     body = figure(
@@ -181,7 +159,7 @@ def trust_section(ladder: Ladder, study_law: StudyLaw | None) -> str:
         )  # fmt: skip
     return (
         body
-        + _prediction(ladder, study_law)
+        + _prediction(study_law, forecast, unit)
         + _forms(study_law)
         + _published(study_law, unit)
         + "<details><summary>The same as the command line prints it</summary>"
@@ -189,19 +167,14 @@ def trust_section(ladder: Ladder, study_law: StudyLaw | None) -> str:
     )
 
 
-def _prediction(ladder: Ladder, study_law: StudyLaw) -> str:
+def _prediction(study_law: StudyLaw, forecast: Forecast, unit: str) -> str:
     """The law of the smaller budgets, and what the largest turned out to be."""
-    law, points = study_law.law, study_law.points
-    unit = loss_unit(ladder.rows.tokenizer)
+    law, points, before = study_law.law, study_law.points, forecast.law
     top = points.iloc[-1]
-    try:
-        before = fit_frontier(
-            study_law.smaller(ladder), method=study_law.method, form=law.form, resamples=RESAMPLES
-        ).law
-    except NotIdentified as refusal:
+    if before is None:
         return (
             f"<p>Without the largest budget no {law.form} law is fitted, so there is no curve to "
-            f"set beside it: {escape(readable(str(refusal)))}</p>"
+            f"set beside it: {escape(readable(forecast.refusal))}</p>"
         )
     drawn = figures_law.prediction_points(before, points)
     promised, measured = before.predict(float(top.macs_total)), float(top.val_loss)
@@ -299,27 +272,15 @@ def _published(study_law: StudyLaw, unit: str) -> str:
 # --- other analysts
 
 
-def specified(ladder: Ladder, study_law: StudyLaw | None) -> pd.DataFrame | None:
-    """The exponent under every choice; None where there is no law."""
-    try:
-        return None if study_law is None else choices.specifications(ladder)
-    except NotIdentified:
-        return None
-
-
-def choices_section(
-    ladder: Ladder, study_law: StudyLaw | None, found: pd.DataFrame | None = None
-) -> str:
-    """The exponent under other choices (`specified`, made here where it is not given), and without
-    single runs, beside its interval."""
-    found = specified(ladder, study_law) if found is None else found
-    if study_law is None or found is None:
+def choices_section(study_law: StudyLaw | None, analysts: Analysts | None) -> str:
+    """The exponent under other choices, and without single runs, beside its interval."""
+    if study_law is None or analysts is None:
         return "<p>There is no law whose exponent could move.</p>"
-    try:
-        influence = choices.influence(ladder, form="saturating" if study_law.law.e else "pure")
-    except NotIdentified as refusal:
-        return f"<p>{escape(_sentence(readable(str(refusal))))}.</p>"
-    return _specifications(found, study_law) + _influence(influence, study_law)
+    if analysts.influence is None:
+        return f"<p>{escape(_sentence(readable(analysts.refusal)))}.</p>"
+    return _specifications(analysts.specifications, study_law) + _influence(
+        analysts.influence, study_law
+    )
 
 
 def _specifications(found: pd.DataFrame, study_law: StudyLaw) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from scaling.analysis.figures import pictures
 from scaling.analysis.figures import runs as figures
 from scaling.analysis.figures.probes import frame_loss_figure, layer_figure, quality_figure
 from scaling.analysis.figures.style import escape, number_text, readable
-from scaling.analysis.questions.frontier import StudyLaw
+from scaling.analysis.findings import QualityLaw
 from scaling.analysis.questions.paper_tables import paper_table, title_of, variant_points
 from scaling.analysis.questions.quality import (
     best_layers,
@@ -25,22 +26,20 @@ from scaling.analysis.questions.quality import (
     head_difference,
     over_seeds,
     probe_points,
-    quality_laws,
     read_quality,
     scored_by_others,
 )  # fmt: skip
 from scaling.analysis.report.page import Column, figure, table
-from scaling.errors import UserError
 
 SEQUENCES = 4  # film strips, at most
 CLIPS = 4  # generated clips, at most
 
 
-def probe_sections(study_dir: Path, rows: pd.DataFrame) -> list[tuple[str, str, str]]:
+def probe_sections(study_dir: Path, quality: Sequence[QualityLaw]) -> list[tuple[str, str, str]]:
     """(key, title, HTML) of probes, tracking and generation; a part that is missing is empty."""
     return [
         ("variants", "The choices compared", variants_section(study_dir)),
-        ("probes", "What the layers know", probe_section(study_dir, rows)),
+        ("probes", "What the layers know", probe_section(study_dir, quality)),
         ("tracking", "Tracking without training", davis_section(study_dir)),
         ("tuned", "Fine-tuned", tuned_section(study_dir)),
         ("generated", "Generated clips", generated_section(study_dir)),
@@ -53,12 +52,13 @@ def probe_files(study_dir: Path) -> list[Path]:
     return found + sorted((study_dir / "generated").glob("*.csv"))
 
 
-def probe_section(study_dir: Path, rows: pd.DataFrame) -> str:
+def probe_section(study_dir: Path, quality: Sequence[QualityLaw]) -> str:
+    """quality: the laws of probe_top1."""
     probes = read_quality(study_dir, "probes")
     if probes is None:
         return ""
     points, best = probe_points(probes), best_layers(probes)
-    laws = dict(quality_laws(rows, study_dir, "probe_top1"))
+    laws = {one.name: one for one in quality}
     parts = [_summary(probes, best)]
     for number, ((data, key, head), one) in enumerate(
         points.groupby(["data", "data_key", "head"], sort=False)
@@ -85,9 +85,9 @@ def probe_section(study_dir: Path, rows: pd.DataFrame) -> str:
     return "".join(parts)
 
 
-def _law_figure(key: str, what: str, errors: pd.DataFrame, law: StudyLaw | UserError | None) -> str:
-    curve = None
-    if isinstance(law, StudyLaw):
+def _law_figure(key: str, what: str, errors: pd.DataFrame, found: QualityLaw | None) -> str:
+    curve, law = None, None if found is None else found.law
+    if law is not None:
         curve = figures.law_points(law.law, law.law.compute.min(), law.law.compute.max())
         low, high = law.law.ci["b"]
         text = (
@@ -96,7 +96,7 @@ def _law_figure(key: str, what: str, errors: pd.DataFrame, law: StudyLaw | UserE
             f"[{low:.4f}, {high:.4f}], fitted to the best size of each budget."
         )
     else:
-        text = f"{what}. No law: {readable(str(law))}" if law else what
+        text = what if found is None else f"{what}. No law: {readable(found.refusal)}"
     return figure(
         key, "Error against compute.", text, quality_figure(errors, curve), errors,
         alt=f"Chart on two logarithmic axes: error of the best layer against training MACs. {text}",

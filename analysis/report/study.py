@@ -23,30 +23,29 @@ from scaling.analysis.figures.style import (
     power_of_two_text,
     readable,
 )
-from scaling.analysis.questions import transfer
-from scaling.analysis.report.audit import audit_section
+from scaling.analysis.report.audit import audit_table
 from scaling.analysis.report.data import (
     config_section,
     data_section,
     position_section,
     runs_section,
 )
-from scaling.analysis.report.law import choices_section, isoflop_section, specified, trust_section
+from scaling.analysis.report.law import choices_section, isoflop_section, trust_section
 from scaling.analysis.report.page import ASSETS, figure, head, page
 from scaling.analysis.report.probes import probe_files, probe_sections
 from scaling.analysis.report.transfer import transfer_section
-from scaling.analysis.tables.ladder import Ladder
+from scaling.analysis.schema import loss_unit
 from scaling.errors import UserError
-from scaling.results import POSITIONS, loss_unit
-from scaling.storage import outputs
 
 if TYPE_CHECKING:
+    from scaling.analysis.findings import Findings
     from scaling.analysis.questions.frontier import StudyLaw
+    from scaling.analysis.questions.transfer import Rates
 
-OF_THE_LADDER = ("compute", "audit", "isoflop", "trust", "choices")
+POSITIONS = "loss_by_position.json"  # of a study's best run: size, tokens_per_frame, loss
 
 
-def write_report(
+def opening(
     study_dir: Path,
     rows: pd.DataFrame,
     study_law: StudyLaw | None,
@@ -54,55 +53,62 @@ def write_report(
     config_text: str,
     data_dir: Path | None = None,
     refusal: str = "",
-) -> Path:
-    """Write `study_dir`/report.html and return its path; an unchanged page is left alone.
+) -> str:
+    """How the page of these rows begins. It names the digest of all that the page is made of (this
+    code too), so that an unchanged one is recognised without making it again.
 
-    The page names the digest of all it was made of (this code too), so that an unchanged one is
-    recognised without making it again. The loss by token position is shown when the study directory
-    holds loss_by_position.json: {"size": name, "tokens_per_frame": int, "loss": [nats]}.
-
-    Args:
-        rows: of `scaling.results.load`.
-        study_law: of `analysis.frontier.fit_frontier`; None when it was refused, with the reason
-            in `refusal`.
-        config_text: the study's configuration, shown as it is.
-        data_dir: the token data (index.json, manifest.csv, samples.npz, shards); None: that part
-            says so.
-    Raises:
-        UserError: `rows` is empty.
+    Raises UserError where there are no rows.
     """
     if rows.empty:
         raise UserError("the study has no rows yet: nothing to report; see `scaling status`")
-    path, positions = study_dir / "report.html", study_dir / POSITIONS
-    study = str(rows.study.iloc[0])
-    opening = head(study, _digest(rows, study_law, config_text, refusal, data_dir, positions))
-    if _is_made_of(path, opening):
-        return path
-    ladder = Ladder.of(rows)
-    choices = specified(ladder, study_law)
-    sections = [
-        ("rate", "The learning rate", _rate_section(rows)),
-        ("compute", "Loss against compute", _compute_section(rows, study_law)),
-        ("isoflop", "The best size of a budget", isoflop_section(ladder)),
-        ("trust", "How good the law is", trust_section(ladder, study_law)),
-        (
-            "choices",
-            "Would another analyst find the same?",
-            choices_section(ladder, study_law, choices),
-        ),
-        ("audit", "What a referee would ask", audit_section(ladder, study_law, choices)),
-        ("position", "Loss along the sequence", position_section(positions)),
-        *probe_sections(study_dir, rows),
+    positions = study_dir / POSITIONS
+    digest = _digest(rows, study_law, config_text, refusal, data_dir, positions)
+    return head(str(rows.study.iloc[0]), digest)
+
+
+def page_text(
+    begin: str,
+    study_dir: Path,
+    rows: pd.DataFrame,
+    found: Findings,
+    *,
+    config_text: str,
+    data_dir: Path | None = None,
+) -> str:
+    """The whole page. The loss by token position is shown when the study directory holds
+    loss_by_position.json: {"size": name, "tokens_per_frame": int, "loss": [nats]}.
+
+    Args:
+        begin: of `opening`.
+        rows: of the study, which are shown as they are.
+        found: what they say (`scaling.analysis.findings.find`); nothing is fitted here.
+        config_text: the study's configuration, shown as it is.
+        data_dir: the token data (index.json, manifest.csv, samples.npz, shards); None: that part
+            says so.
+    """
+    unit = loss_unit(rows.tokenizer)
+    sections = [("rate", "The learning rate", _rate_section(rows, found.rates))]
+    if found.sizes is not None and found.audit is not None:
+        sections += [
+            ("compute", "Loss against compute", _compute_section(rows, found.law)),
+            ("isoflop", "The best size of a budget", isoflop_section(found.sizes, unit)),
+            ("trust", "How good the law is", trust_section(found.law, found.forecast, unit)),
+            (
+                "choices",
+                "Would another analyst find the same?",
+                choices_section(found.law, found.analysts),
+            ),
+            ("audit", "What a referee would ask", audit_table(found.audit)),
+        ]
+    sections += [
+        ("position", "Loss along the sequence", position_section(study_dir / POSITIONS)),
+        *probe_sections(study_dir, found.quality),
         ("runs", "All runs", runs_section(rows)),
         ("data", "The data", data_section(data_dir)),
         ("config", "The configuration", config_section(config_text)),
     ]
-    if not (rows.role != "lr_sweep").any():  # a study of learning rates alone
-        sections = [one for one in sections if one[0] not in OF_THE_LADDER]
     shown = [section for section in sections if section[2]]
-    text = page(opening, _header(study, rows, study_law, refusal), shown, _footer(rows))
-    outputs.write(outputs.STUDY, path, text)
-    return path
+    return page(begin, _header(rows, found), shown, _footer(rows))
 
 
 def _digest(
@@ -130,11 +136,11 @@ def _digest(
     return digest.hexdigest()
 
 
-def _is_made_of(path: Path, opening: str) -> bool:
-    """Whether the page begins like this, which names its digest."""
+def is_made_of(path: Path, begin: str) -> bool:
+    """Whether the page in this file begins like this (`opening`)."""
     if not path.exists():
         return False
-    expected = opening.encode()
+    expected = begin.encode()
     with path.open("rb") as file:
         return file.read(len(expected)) == expected
 
@@ -142,15 +148,13 @@ def _is_made_of(path: Path, opening: str) -> bool:
 # --- what was found
 
 
-def _header(study: str, rows: pd.DataFrame, study_law: StudyLaw | None, refusal: str) -> str:
-    title = f'<p class="kicker">Scaling-law study</p><h1>{escape(study)}</h1>'
+def _header(rows: pd.DataFrame, found: Findings) -> str:
+    study_law, refusal = found.law, found.refusal
+    title = f'<p class="kicker">Scaling-law study</p><h1>{escape(str(rows.study.iloc[0]))}</h1>'
     if not (rows.role != "lr_sweep").any():
+        lines = [] if found.rates is None else found.rates.lines(loss_unit(rows.tokenizer))
         moves = "".join(
-            f"<li>{escape(readable(line))}</li>"
-            for line in transfer.verdict_lines(
-                transfer.series_points(rows), loss_unit(rows.tokenizer)
-            )
-            if not line.startswith(" ")
+            f"<li>{escape(readable(line))}</li>" for line in lines if not line.startswith(" ")
         )
         return f"{title}<ul>{moves}</ul>{_facts(rows)}"
     if study_law is None:
@@ -228,7 +232,7 @@ def _facts(rows: pd.DataFrame) -> str:
     return f'<dl class="facts">{items}</dl>'
 
 
-def _rate_section(rows: pd.DataFrame) -> str:
+def _rate_section(rows: pd.DataFrame, rates: Rates | None) -> str:
     points = figures.learning_rate_points(rows)
     chosen = sorted(set(rows.log2_lr[rows.role != "lr_sweep"]))
     if points.empty:
@@ -236,9 +240,8 @@ def _rate_section(rows: pd.DataFrame) -> str:
         return f"<p>No learning-rate sweep was run. The ladder used {rates}.</p>"
     if points.val_loss.isna().all():
         return "<p>Every run of the learning-rate sweep diverged: there is no optimum to show.</p>"
-    series = transfer.series_points(rows)
-    if series.groupby(transfer.GROUP).ngroups > 1:
-        return transfer_section(series, loss_unit(rows.tokenizer))
+    if rates is not None and rates.count > 1:
+        return transfer_section(rates, loss_unit(rows.tokenizer))
     rate = chosen[0] if len(chosen) == 1 else None
     best = points[points.best]
     optima = ", ".join(

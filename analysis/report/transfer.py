@@ -7,12 +7,13 @@ import math
 import pandas as pd
 
 from scaling.analysis.figures.style import count_text, power_of_two_text
+from scaling.analysis.figures.transfer import transfer_figure
 from scaling.analysis.questions import transfer
 from scaling.analysis.report.page import Column, figure, table
 
 
-def transfer_section(points: pd.DataFrame, unit: str) -> str:
-    """Figure, verdicts and optima of `analysis.transfer.series_points`; losses in `unit`."""
+def transfer_section(rates: transfer.Rates, unit: str) -> str:
+    """Figure, verdicts and optima; losses in `unit`."""
     text = (
         "A panel for each parametrisation and axis, a line for each model: loss above the model's "
         "own lowest. Open markers at the foot: each model's optimum, a parabola's vertex, with its "
@@ -21,13 +22,12 @@ def transfer_section(points: pd.DataFrame, unit: str) -> str:
     )
     drawn = figure(
         "rate", "Loss against learning rate.", text,
-        transfer.transfer_figure(points, unit=unit), points,
+        transfer_figure(rates, unit=unit), rates.points,
         alt=f"Line charts: final validation loss against learning rate. {text}", wide=True,
     )  # fmt: skip
-    found = transfer.verdicts(points)
-    found = found.assign(
-        series=_titles(found),
-        factor=found["last"] / found["first"],
+    found = rates.verdicts.assign(
+        series=_titles(rates.verdicts),
+        factor=rates.verdicts["last"] / rates.verdicts["first"],
     )
     verdicts = [
         Column("series", "sweep", kind="text"),
@@ -37,7 +37,7 @@ def transfer_section(points: pd.DataFrame, unit: str) -> str:
         Column("cost", f"cost of carrying the rate ({unit})", _cost),
         Column("verdict", "verdict", kind="text"),
     ]
-    best = transfer.optima(points)
+    best = rates.optima
     best = best.assign(
         series=_titles(best),
         interval=[

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scaling.analysis.schema import COLUMNS
 from scaling.analysis.tables import columns as names
 from scaling.analysis.tables.columns import Table, listed
 from scaling.analysis.tables.files import load
@@ -29,7 +30,6 @@ from scaling.analysis.tables.states import condition, state_columns, statuses
 from scaling.analysis.tables.trials import refuse_several
 from scaling.analysis.tables.units import numbers
 from scaling.errors import UserError
-from scaling.results import COLUMNS
 
 UNREAD = 5  # cells that are no numbers, named at most
 ROLES = ("lr_sweep", "ladder", "single", "repeat")

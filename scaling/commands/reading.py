@@ -422,9 +422,12 @@ def transfer(
         if figure is not None:
             raise UserError("--figure draws losses by rate; this table has best rates alone")
         return
-    print("\n".join(of_sweeps.verdict_lines(points)))
+    rates = of_sweeps.Rates.of(points)
+    print("\n".join(rates.lines()))
     if figure is not None:
-        draw("scaling transfer", of_sweeps.transfer_figure(points), points, figure)
+        from scaling.analysis.figures.transfer import transfer_figure
+
+        draw("scaling transfer", transfer_figure(rates), points, figure)
 
 
 def report(

@@ -344,11 +344,10 @@ def keep_positions(study: Study, table: pd.DataFrame) -> None:
 def fit_law(
     config: StudyConfig, study: Study, table: pd.DataFrame, say: Say
 ) -> tuple[StudyLaw | None, str]:
-    """Fit the frontier of the ladder and write law.json; or no law, and the reason."""
+    """The law of the ladder's frontier, which `report` writes down; or none, and the reason."""
     if config.ladder is None or config.variants:
         study.remove(study.law_json)
         return None, "The study compares choices, each at one budget." if config.variants else ""
-    from scaling.analysis.laws import saved_law
     from scaling.analysis.laws.fit import NotIdentified
     from scaling.analysis.questions.frontier import fit_frontier
 
@@ -360,7 +359,6 @@ def fit_law(
         study.remove(study.law_json)
         say(f"no law: {refusal}")
         return None, str(refusal)
-    study.write(study.law_json, saved_law.text(law))
     say(law.summary())
     return law, ""
 
@@ -375,7 +373,7 @@ def report(
 ) -> Path:
     """report.html, written again only when what it shows has changed."""
     from scaling.analysis.questions.paper_tables import paper_table
-    from scaling.analysis.report.study import write_report
+    from scaling.study.page import write_report
 
     if (beside := paper_table(study.folder)) is not None:
         study.write(study.paper_csv, beside.to_csv(index=False))

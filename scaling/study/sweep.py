@@ -19,11 +19,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from scaling.analysis.questions.best_rate import (
+    NEIGHBOURHOOD,
+    Optimum,
+    Trial,
+    drift,
+    optimum,
+    vertex_between,
+)
 from scaling.errors import UserError
 from scaling.jobs.job import Job
 from scaling.jobs.launch import Finished
 from scaling.results import TOKEN_UNIT
-from scaling.study.optimum import NEIGHBOURHOOD, Optimum, Trial, drift, optimum, vertex_between
 from scaling.study_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -58,9 +65,7 @@ class SweepResult:
     high: float | None
     trials: tuple[Trial, ...]  # by width, then rate
     optima: tuple[Optimum, ...]  # by width
-    drift_octaves: (
-        float  # from the narrowest to the widest (`scaling.study.optimum.drift`); nan: no bowl
-    )
+    drift_octaves: float  # from the narrowest to the widest (`best_rate.drift`); nan: no bowl
     drift_half: float | None  # half its 95% interval
     on_edge: bool  # the best rate is the first or last one tried
     warnings: tuple[str, ...]

@@ -16,6 +16,7 @@ from scaling.analysis.questions.frontier import fit_frontier
 from scaling.analysis.questions.simulate import PURE, TRUTH, Truth, study
 from scaling.analysis.report.audit import audit_table
 from scaling.analysis.tables import read
+from scaling.analysis.tables.ladder import Ladder
 from scaling.cli import app
 
 
@@ -37,7 +38,9 @@ def findings(rows: pd.DataFrame, *, at: float | None = None, notes=()) -> dict[s
         law = fit_frontier(rows, resamples=400)
     except NotIdentified as error:
         refusal = str(error)
-    case = Case(rows, tuple(notes), at, law, refusal, pd.DataFrame({"form": [], "b": []}))
+    case = Case(
+        Ladder.of(rows), tuple(notes), at, law, refusal, pd.DataFrame({"form": [], "b": []})
+    )
     return {f.key: f for ask in QUESTIONS for f in ask(case)}
 
 

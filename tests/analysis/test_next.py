@@ -101,7 +101,7 @@ def test_the_promise_is_kept(truth: Truth, design: dict[str, Any], target: float
         noise = np.hypot(design.get("run_noise", 0.002), 0.002)
         loss = truth(runs["params"].to_numpy(float), runs["tokens"].to_numpy(float))
         loss = loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(runs)))
-        _, interval = fitted(expanded(rows, runs, loss), plan.law, target, resamples=500)
+        _, interval = fitted(expanded(Ladder.of(rows), runs, loss), plan.law, target, resamples=500)
         ratios.append(np.ptp(interval) / np.ptp(plan.expected))
     assert 0.75 < np.median(ratios) < 1.33, ratios
 

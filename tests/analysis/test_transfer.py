@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scaling.analysis.figures.transfer import transfer_figure
 from scaling.analysis.questions import transfer
 
 RATES = range(-9, -2)
@@ -117,7 +118,7 @@ def test_one_model_is_no_series() -> None:
 
 
 def test_the_figure_has_a_panel_a_series_and_a_line_a_member(points: pd.DataFrame) -> None:
-    figure = transfer.transfer_figure(points)
+    figure = transfer_figure(transfer.Rates.of(points))
     assert [a.text for a in figure.layout.annotations] == [
         "muP over width (2 layers)",
         "standard over width (2 layers)",

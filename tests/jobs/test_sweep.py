@@ -11,11 +11,11 @@ import numpy as np
 import optuna
 import pytest
 
+from scaling.analysis.questions.best_rate import Trial, optimum
 from scaling.config.schema import LaunchConfig
 from scaling.errors import UserError
 from scaling.jobs.job import Job
 from scaling.jobs.launch import Launcher
-from scaling.study.optimum import Trial, optimum
 from scaling.study.sweep import SweepResult, read_trials, repair, sweep_lr
 
 

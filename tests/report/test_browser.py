@@ -8,7 +8,7 @@ import pytest
 
 from scaling.analysis.figures.export import find_browser
 from scaling.analysis.questions.frontier import StudyLaw
-from scaling.analysis.report.study import write_report
+from scaling.study.page import write_report
 from tests.report.browser import Browser
 
 pytestmark = pytest.mark.skipif(

@@ -16,8 +16,9 @@ from scaling.analysis.figures import runs as figures
 from scaling.analysis.figures.style import number_text
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.analysis.report.data import run_table
-from scaling.analysis.report.study import _compute_section, write_report
+from scaling.analysis.report.study import _compute_section
 from scaling.storage.outputs import RECORD
+from scaling.study.page import write_report
 
 CONFIG = "study: simulated\ndata:\n  note: '</script><script>alert(1)</script>'\n"
 

@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 
 from scaling.analysis.figures.style import exponent_text
+from scaling.analysis.findings import RESAMPLES, Findings, find
 from scaling.analysis.questions import choices, isoflop
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.analysis.report.data import config_section, position_section
-from scaling.analysis.report.law import RESAMPLES, choices_section, isoflop_section, trust_section
+from scaling.analysis.report.law import choices_section, isoflop_section, trust_section
 from scaling.analysis.report.study import POSITIONS
+from scaling.analysis.schema import TOKEN_UNIT
 from scaling.analysis.tables.ladder import Ladder
 from tests.report.conftest import simulated_rows
 
@@ -25,8 +27,19 @@ def words(section: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
+@pytest.fixture(scope="module")
+def found(rows: pd.DataFrame, study_law: StudyLaw) -> Findings:
+    return find(rows, study_law)
+
+
+def isoflops(rows: pd.DataFrame) -> str:
+    sizes = find(rows).sizes
+    assert sizes is not None
+    return words(isoflop_section(sizes, TOKEN_UNIT))
+
+
 def test_the_three_approaches_and_the_refused_vertices(rows: pd.DataFrame) -> None:
-    text = words(isoflop_section(Ladder.of(rows)))
+    text = isoflops(rows)
     fits = isoflop.approaches(rows, resamples=RESAMPLES)
     for exponent in [*fits["params_exponent"].dropna(), *fits["tokens_exponent"].dropna()]:
         assert f"{exponent:.3f}" in text
@@ -39,18 +52,16 @@ def test_the_three_approaches_and_the_refused_vertices(rows: pd.DataFrame) -> No
 
 def test_the_approaches_name_their_refusals(rows: pd.DataFrame) -> None:
     two = rows[(rows.role == "ladder") & ~(rows.budget_macs > 5e11)]
-    text = words(isoflop_section(Ladder.of(two)))
+    text = isoflops(two)
     assert "2 budgets with a usable optimum: a line needs 3" in text or "usable optimum" in text
     none = rows.assign(budget_macs=float("nan"))
-    assert "No decayed point of the ladder has a nominal budget" in words(
-        isoflop_section(Ladder.of(none))
-    )
+    assert "No decayed point of the ladder has a nominal budget" in isoflops(none)
 
 
 def test_both_forms_the_prediction_and_the_published_laws(
-    rows: pd.DataFrame, study_law: StudyLaw
+    rows: pd.DataFrame, study_law: StudyLaw, found: Findings
 ) -> None:
-    text = words(trust_section(Ladder.of(rows), study_law))
+    text = words(trust_section(study_law, found.forecast, TOKEN_UNIT))
     laws = [law for law in (study_law.pure, study_law.saturating) if law is not None]
     assert len(laws) == 2
     for law in laws:
@@ -93,19 +104,19 @@ def test_the_largest_bin_of_a_cloud_is_held_out_whole() -> None:
     assert len(kept) + len(in_top) == len(cloud)
 
 
-def test_other_analysts(rows: pd.DataFrame, study_law: StudyLaw) -> None:
-    text = words(choices_section(Ladder.of(rows), study_law))
+def test_other_analysts(rows: pd.DataFrame, study_law: StudyLaw, found: Findings) -> None:
+    text = words(choices_section(study_law, found.analysts))
     for row in choices.spread(choices.specifications(rows)).to_dict("records"):
         assert exponent_text(row["min"]) in text and exponent_text(row["max"]) in text
     form = "saturating" if study_law.law.e else "pure"
-    found = choices.influence(rows, form=form)
-    first = found[(found["kind"] == "run") & found["b"].notna()].iloc[0]
+    moved = choices.influence(rows, form=form)
+    first = moved[(moved["kind"] == "run") & moved["b"].notna()].iloc[0]
     assert first["left_out"] in text and exponent_text(first["b"]) in text
 
 
 def test_what_is_missing_is_said(rows: pd.DataFrame, tmp_path: Path) -> None:
-    assert "no law to judge" in trust_section(Ladder.of(rows), None)
-    assert "no law whose exponent" in choices_section(Ladder.of(rows), None)
+    assert "no law to judge" in trust_section(None, None, TOKEN_UNIT)
+    assert "no law whose exponent" in choices_section(None, None)
     assert position_section(tmp_path / POSITIONS) == ""
     assert "No configuration was given" in config_section(" ")
 

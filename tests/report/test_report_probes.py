@@ -21,7 +21,7 @@ from scaling.analysis.report.probes import (
     probe_section,
     tuned_section,
 )
-from scaling.analysis.report.study import write_report
+from scaling.study.page import write_report
 from tests.analysis.test_quality import table
 from tests.report.conftest import simulated_rows
 from tests.shell import HANGS, plain
@@ -74,7 +74,7 @@ def full(tmp_path: Path) -> Path:
 
 
 def test_absent_parts_are_not_there(tmp_path: Path) -> None:
-    assert probe_section(tmp_path, simulated_rows()) == ""
+    assert probe_section(tmp_path, ()) == ""
     assert davis_section(tmp_path) == generated_section(tmp_path) == ""
 
 

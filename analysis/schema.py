@@ -1,0 +1,73 @@
+"""The row: its columns, the unit of its loss. The contract between running and reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+COLUMNS: dict[str, str] = {
+    # identity
+    "run_id": "str",
+    "study": "str",
+    "role": "str",  # lr_sweep | ladder | single
+    "git_sha": "str",
+    "seed": "int",
+    "schema": "int",
+    # design
+    "size": "str",
+    "family": "str",
+    "parametrization": "str",
+    "d": "int",
+    "layers": "int",
+    "heads": "int",
+    "d_ff": "int",
+    "vocab": "int",
+    "context": "int",  # positions of a training sequence
+    "params": "int",
+    "params_non_embedding": "int",
+    "params_matmul_head": "int",
+    "tokenizer": "str",
+    "data_key": "str",
+    "data_mix": "str",  # JSON: source -> share of the sequences, as configured
+    "lr": "float",  # muP base rate
+    "log2_lr": "float",
+    "schedule": "str",
+    "warmup_steps": "int",
+    "batch_tokens": "int",
+    "weight_decay": "float",
+    "precision": "str",
+    # cost
+    "steps": "int",
+    "tokens": "int",
+    "drawn": "str",  # JSON: source -> sequences drawn so far
+    "epochs": "float",  # passes over the most-repeated source; NaN: every clip was new
+    "macs_qkvo": "int",
+    "macs_attention": "int",
+    "macs_ffn": "int",
+    "macs_head": "int",
+    "macs_total": "int",  # training MACs (3 x forward) of the path to this point
+    "seconds": "float",  # of the run's process so far; the one column that may differ in a repeat
+    "device": "str",
+    "mfu": "float",
+    # outcome
+    "budget_macs": "float",  # nominal budget that this decayed point serves; NaN mid-schedule
+    "val_loss": "float",  # in `loss_unit`, sources weighted as in training
+    "train_loss": "float",  # in the same, mean since the last evaluation
+    "decayed": "bool",
+    "status": "str",  # finished | diverged | failed
+}
+SOURCE_PREFIX = "val_loss/"  # one further float column per source
+TOKEN_UNIT, PATCH_UNIT = "nats per token", "squared error per value"  # of a loss
+
+
+def predicted(tokenizer: str) -> str:
+    """What the loss is of: `patch-8px` of `dvae-8px-8192 > patch-8px`, else the whole label."""
+    return tokenizer.split(" > ")[-1]
+
+
+def loss_unit(tokenizers: Iterable[str]) -> str:
+    """The unit of the losses of rows whose column `tokenizer` has these values.
+
+    Without any (rows of a foreign table) it is that of tokens.
+    """
+    patches = {predicted(label).startswith("patch-") for label in tokenizers}
+    return " or ".join(PATCH_UNIT if one else TOKEN_UNIT for one in sorted(patches or {False}))

@@ -1,0 +1,87 @@
+"""What a study's runs say is found once, is plain data, and is all that the page draws."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scaling.analysis import plain
+from scaling.analysis.findings import Findings, find
+from scaling.analysis.laws.power_law import PowerLaw
+from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
+from scaling.analysis.report.study import opening, page_text
+from scaling.analysis.tables import ladder
+from scaling.analysis.tables.ladder import Ladder
+from scaling.errors import UserError
+from scaling.study.page import write_report
+from tests.report.conftest import simulated_rows
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    return simulated_rows()
+
+
+@pytest.fixture(scope="module")
+def law(rows: pd.DataFrame) -> StudyLaw:
+    return fit_frontier(rows)
+
+
+def test_a_page_from_stored_findings_is_the_page_from_rows(
+    rows: pd.DataFrame, law: StudyLaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+    rules = ladder.exclude
+
+    def counted(given: pd.DataFrame, variable: str = "compute"):
+        asked.append(pd.util.hash_pandas_object(given).to_numpy().tobytes())
+        return rules(given, variable)
+
+    monkeypatch.setattr(ladder, "exclude", counted)
+    page = write_report(tmp_path, rows, law, config_text="a: 1").read_text(encoding="utf-8")
+    assert len(asked) == 1, "the rules are put to a study's rows once"
+    stored = Findings.read(tmp_path / "law.json")
+    monkeypatch.setattr(ladder, "exclude", None)  # nothing is asked of the rows again
+    begin = opening(tmp_path, rows, stored.law, config_text="a: 1")
+    assert page_text(begin, tmp_path, rows, stored, config_text="a: 1") == page
+
+
+def test_findings_come_back_as_they_were(rows: pd.DataFrame, law: StudyLaw) -> None:
+    found = find(rows, law)
+    text = json.dumps(found.to_json(), allow_nan=False)
+    same = Findings.from_json(json.loads(text))
+    assert json.dumps(same.to_json(), allow_nan=False) == text
+    assert same.law is not None and same.law.summary() == law.summary()
+    assert str(same.law.law.predict(5e11)) == str(law.law.predict(5e11))
+    assert same.audit == found.audit and found.sizes is not None and same.sizes is not None
+    for one, other in ((found.sizes.minima, same.sizes.minima), (law.points, same.law.points)):
+        assert one is not None and other is not None
+        pd.testing.assert_frame_equal(one, other)
+
+
+def test_numbers_that_json_has_not_come_back() -> None:
+    frame = pd.DataFrame(
+        {"x": [1.5, np.nan, np.inf], "n": [1, 2, 3], "runs": [("a", "b"), (), ("c",)],
+         "name": ["a", "nan and more", ""], "ok": [True, False, True]}
+    )  # fmt: skip
+    same = plain.back(pd.DataFrame, json.loads(json.dumps(plain.plain(frame), allow_nan=False)))
+    pd.testing.assert_frame_equal(frame, same)
+    assert plain.back(tuple[float, float], plain.plain((-np.inf, 0.1))) == (-np.inf, 0.1)
+
+
+def test_a_law_without_findings_says_how_to_get_them(tmp_path: Path, law: StudyLaw) -> None:
+    (tmp_path / "law.json").write_text(json.dumps({"law": law.law.to_json()}))
+    with pytest.raises(UserError, match=r"holds no findings of this version .* `scaling report`"):
+        Findings.read(tmp_path / "law.json")
+
+
+def test_a_ladder_is_made_once_and_parts_of_it_are_exact(rows: pd.DataFrame) -> None:
+    whole = Ladder.of(rows)
+    assert Ladder.of(whole) is whole and whole.cells() is whole.cells()
+    part = rows["macs_total"] < rows["macs_total"].median()
+    fewer, again = whole.where(part), Ladder.of(rows[part])
+    assert fewer.left_out(budgets=True) == again.left_out(budgets=True)
+    pd.testing.assert_frame_equal(fewer.cells(budgets=True), again.cells(budgets=True))
+    assert isinstance(fit_frontier(whole, resamples=100).law, PowerLaw)
