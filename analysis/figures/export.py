@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
@@ -20,7 +21,6 @@ from plotly.offline import get_plotlyjs
 
 from scaling.analysis.report.page import POLICY
 from scaling.errors import UserError
-from scaling.storage import scratch
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -65,25 +65,29 @@ def browser_command(browser: str, profile: Path) -> list[str]:
 
 
 def write_png(
-    figure: go.Figure, path: Path, *, width: int = 960, height: int | None = None, scale: float = 2
-) -> Path:
+    figure: go.Figure, path: Path, *, width: int = 960, height: int | None = None,
+    scale: float = 2, within: Path | None = None,
+) -> Path:  # fmt: skip
     """Draw a figure into a PNG of `width * scale` x `height * scale` pixels; returns the path.
 
-    `height` None: the figure's own. Raises UserError when no browser is found or it fails.
+    `height` None: the figure's own. within: a folder for what the browser needs meanwhile; None:
+    that of temporary files. Raises UserError when no browser is found or it fails.
     """
-    return _write(figure, path, "png", width, height, scale)
+    return _write(figure, path, "png", width, height, scale, within)
 
 
 def write_svg(
-    figure: go.Figure, path: Path, *, width: int = 960, height: int | None = None
-) -> Path:
-    """Draw a figure into an SVG; returns the path. Raises UserError as `write_png` does."""
-    return _write(figure, path, "svg", width, height, 1)
+    figure: go.Figure, path: Path, *, width: int = 960, height: int | None = None,
+    within: Path | None = None,
+) -> Path:  # fmt: skip
+    """Draw a figure into an SVG; returns the path. Arguments and errors as of `write_png`."""
+    return _write(figure, path, "svg", width, height, 1, within)
 
 
 def _write(
-    figure: go.Figure, path: Path, format: str, width: int, height: int | None, scale: float
-) -> Path:
+    figure: go.Figure, path: Path, format: str, width: int, height: int | None, scale: float,
+    within: Path | None,
+) -> Path:  # fmt: skip
     browser = find_browser()
     if browser is None:
         raise UserError(
@@ -97,7 +101,7 @@ def _write(
     page = _PAGE.format(
         policy=POLICY, script=get_plotlyjs(), figure=script, options=json.dumps(options)
     )
-    folder = scratch.make()
+    folder = Path(tempfile.mkdtemp(dir=within))
     try:
         source = folder / "figure.html"
         source.write_text(page, encoding="utf-8")

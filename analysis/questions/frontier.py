@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -32,8 +33,12 @@ from scaling.analysis.laws.power_law import conditions
 from scaling.analysis.laws.references import REFERENCES
 from scaling.analysis.questions.best_loss import BestLoss, best_loss
 from scaling.analysis.questions.doubts import BY_BUDGET, EXPECTED, doubts, lucky, warnings_for
+from scaling.analysis.schema import TOKEN_UNIT
 from scaling.analysis.tables.ladder import WEIGHT, Excluded, Ladder, of_points
 from scaling.errors import UserError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 METHODS = ("budget", "lowest", "binned", "envelope", "hull")
 BESIDE = ("gpt3", "toto")  # published laws that a study's is set beside: pure exponents too
@@ -81,6 +86,27 @@ class StudyLaw:
         elif self.method == "binned":
             cost, at = "budget_macs", ladder.binned().rows["budget_macs"].fillna(at)
         return ladder.where(~(at >= self.points[cost].iloc[point] * (1 - 1e-9)))
+
+    @property
+    def compared(self) -> PowerLaw:
+        """The law whose exponent is compared: above a floor that was pinned, else pure."""
+        return self.law if self.law.given else self.pure
+
+    def figure(self, runs: pd.DataFrame | None = None, *, unit: str = TOKEN_UNIT) -> go.Figure:
+        """The law over its points, beside the slopes of published ones.
+
+        runs: the rows of the study, all of which are drawn; None: the points alone. unit: of the
+        losses.
+        """
+        from scaling.analysis.figures import runs as figures
+
+        law = self.law
+        shown = figures.run_points(self.points if runs is None else runs)
+        return figures.scaling_figure(
+            shown, frontier=self.points,
+            law=figures.law_points(law, law.compute.min(), law.compute.max()),
+            slopes={one.other: one.b_other for one in self.compare()}, unit=unit,
+        )  # fmt: skip
 
     def compare(self) -> list[compare.Comparison]:
         """The pure exponent next to those of BESIDE."""

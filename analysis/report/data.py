@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -13,11 +15,28 @@ from scaling.analysis.figures import pictures
 from scaling.analysis.figures.style import count_text, escape, number_text, power_of_two_text
 from scaling.analysis.report.page import Column, figure, table
 from scaling.analysis.schema import loss_unit
-from scaling.data.tokens import ngrams
-from scaling.errors import UserError
 
 TABLE_ROWS = 2000  # rows of a table on the page, at most; rows.csv has them all
 STRIPS = 6  # clips shown, at most
+
+
+class NGrams(Protocol):
+    """How often each n-gram of codes that occurs does (of scaling/data/tokens.py)."""
+
+    @property
+    def counts(self) -> np.ndarray:
+        """One for each n-gram that occurs, falling."""
+
+    @property
+    def possible(self) -> float:
+        """How many there could be."""
+
+    @property
+    def coverage(self) -> float:
+        """Share of them that occur."""
+
+
+Counted = Sequence[Mapping[str, NGrams]]  # of single codes, pairs, triples: by tokenizer
 
 
 def runs_section(rows: pd.DataFrame) -> str:
@@ -40,7 +59,8 @@ def run_table(rows: pd.DataFrame) -> pd.DataFrame:
     return chosen.sort_values(order).reset_index(drop=True)
 
 
-def data_section(data_dir: Path | None) -> str:
+def data_section(data_dir: Path | None, ngrams: Counted | str) -> str:
+    """ngrams: of the codes; or why they were not counted."""
     if data_dir is None or not (data_dir / "index.json").exists():
         return (
             "<p>The token data of this study is not at hand, so this page cannot describe it.</p>"
@@ -84,7 +104,7 @@ def data_section(data_dir: Path | None) -> str:
         + table(sources, columns)
         + _files(data_dir)
         + _strips(data_dir)
-        + _ngrams(data_dir, index)
+        + _ngrams(ngrams)
     )
 
 
@@ -149,30 +169,17 @@ def _spread(clips: list[tuple]) -> list[tuple]:
     return [clips[i] for i in np.argsort(order, kind="stable")[:STRIPS]]
 
 
-def tokenizations(data_dir: Path) -> dict[str, Path]:
-    """Label -> token directory: the study's own, then others beside it with other tokenizers."""
-    beside = sorted(path.parent for path in data_dir.parent.glob("[!.]*/index.json"))
-    found: dict[str, Path] = {}
-    for folder in [data_dir, *beside]:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        found.setdefault(index["tokenizer"]["label"], folder)
-    return found
-
-
-def _ngrams(data_dir: Path, index: dict) -> str:
+def _ngrams(ngrams: Counted | str) -> str:
     """Which codes, and which runs of codes, the frames use; by tokenizer where there are several.
 
     (The paper's Figures 3, 12 and 13.)
     """
-    folders = tokenizations(data_dir)
+    if isinstance(ngrams, str):
+        return f'<p class="note">The n-grams were not counted: {escape(ngrams)}</p>'
     shown = []
-    for n, words in enumerate(("single codes", "pairs", "triples"), 1):
-        if n > index["tokens_per_frame"]:
-            break
-        try:
-            counted = {label: ngrams(folder, n) for label, folder in folders.items()}
-        except UserError as missing:
-            return f'<p class="note">The n-grams were not counted: {escape(missing)}</p>'
+    for n, (words, counted) in enumerate(
+        zip(("single codes", "pairs", "triples"), ngrams, strict=False), 1
+    ):
         points = figures_model.ngram_points(
             {label: (found.counts, found.possible) for label, found in counted.items()}
         )

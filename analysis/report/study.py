@@ -25,6 +25,7 @@ from scaling.analysis.figures.style import (
 )
 from scaling.analysis.report.audit import audit_table
 from scaling.analysis.report.data import (
+    Counted,
     config_section,
     data_section,
     position_section,
@@ -74,6 +75,7 @@ def page_text(
     *,
     config_text: str,
     data_dir: Path | None = None,
+    ngrams: Counted | str = "",
 ) -> str:
     """The whole page. The loss by token position is shown when the study directory holds
     loss_by_position.json: {"size": name, "tokens_per_frame": int, "loss": [nats]}.
@@ -85,6 +87,7 @@ def page_text(
         config_text: the study's configuration, shown as it is.
         data_dir: the token data (index.json, manifest.csv, samples.npz, shards); None: that part
             says so.
+        ngrams: of its codes, or why they were not counted.
     """
     unit = loss_unit(rows.tokenizer)
     sections = [("rate", "The learning rate", _rate_section(rows, found.rates))]
@@ -104,7 +107,7 @@ def page_text(
         ("position", "Loss along the sequence", position_section(study_dir / POSITIONS)),
         *probe_sections(study_dir, found.quality),
         ("runs", "All runs", runs_section(rows)),
-        ("data", "The data", data_section(data_dir)),
+        ("data", "The data", data_section(data_dir, ngrams)),
         ("config", "The configuration", config_section(config_text)),
     ]
     shown = [section for section in sections if section[2]]

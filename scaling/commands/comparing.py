@@ -48,11 +48,6 @@ class Arm:
     def rows(self) -> pd.DataFrame:
         return self.ladder.rows
 
-    @property
-    def compared(self) -> PowerLaw:
-        """The law whose exponent is compared: above a floor that was pinned, else pure."""
-        return self.law.law if self.law.law.given else self.law.pure
-
     def times(self, factor: float) -> PowerLaw:
         """The law of the losses times a factor, its floor too."""
         from scaling.analysis.questions.frontier import fit_frontier
@@ -198,7 +193,7 @@ def say_difference(ours: Arm, theirs: Arm, unit: str) -> None:
     from scaling.analysis.laws.compare import compute_multiplier, exponents, levels_differ
     from scaling.results import predicted
 
-    print(exponents(ours.compared, theirs.compared))
+    print(exponents(ours.law.compared, theirs.law.compared))
     law, other = ours.law.law, theirs.law.law
     condition = "if both were trained on the same tokens"
     tokenizers = [set(map(predicted, a.rows["tokenizer"])) for a in (ours, theirs)

@@ -49,87 +49,21 @@ FigureOption = Annotated[
 OF_SWEEPS = ("loss", "where", "finished_if", "by", "run", "history")  # read by `transfer`
 
 
-def read(
-    source: str | Path,
-    *,
-    of: str = "compute",
-    keep: Sequence[str] = (),
-    group: str | None = None,
-    **columns: Any,
-) -> pd.DataFrame:
+def read(source: str | Path, *, group: str | None = None, **options: Any) -> pd.DataFrame:
     """Rows of a study, or of anyone's runs in a file or an MLflow server; prints how the latter
-    were read. of, keep: of scaling.analysis.tables.read. columns: the other keyword arguments of
-    scaling.analysis.tables.read. group: only the rows of this value of the column `by`, without
-    printing."""
-    from scaling.analysis.tables import read as read_table
+    were read. options: of scaling.analysis.tables.read. group: only the rows of this value of the
+    column `by`, without printing."""
+    from scaling.runs import rows_of
 
-    table = _table(source)
-    given = {name: value for name, value in columns.items() if value is not None}
-    if given.get("metric") == "loss":
-        given.pop("metric")
-    if not isinstance(table, Path) and not given and _is_ours(table):
-        return table
-    found, notes = read_table(table, of=of, keep=keep, **given)
+    found, notes = rows_of(source, **options)
     if group is not None:
         found = found[found["by"] == group].reset_index(drop=True)
-        found.attrs["notes"] = tuple(notes)
-        return found
-    for note in notes:
-        beware = note.startswith("beware: ")
-        print(f"  {'beware' if beware else 'read':13s}{note.removeprefix('beware: ')}")
+    else:
+        for note in notes:
+            beware = note.startswith("beware: ")
+            print(f"  {'beware' if beware else 'read':13s}{note.removeprefix('beware: ')}")
     found.attrs["notes"] = tuple(notes)  # `scaling audit` asks for them
     return found
-
-
-def _table(source: str | Path) -> pd.DataFrame | Path:
-    """This tool's rows as a frame, a file of other rows as its path."""
-    from scaling.analysis.tables.files import is_folder, parted
-    from scaling.analysis.tables.trials import is_database
-    from scaling.results import COLUMNS, frame, read_csv
-    from scaling.study_folder import Study
-
-    path, part = parted(source)
-    if "://" in str(source) and not is_database(path):
-        import pandas as pd
-
-        from scaling.tracking import track
-
-        uri, _, study = str(source).partition("#")
-        if rows := track.load_rows(uri, study):
-            return frame(rows)
-        return pd.DataFrame(track.load_runs(uri, study))
-    if part:
-        return Path(f"{path}#{part}")
-    if path.is_dir():
-        ours = Study(path).is_there()
-        if not ours and is_folder(path):
-            return path
-        _refuse_other_folders(path)
-        return Study(path).rows()
-    if not path.exists():
-        raise UserError(f"{path}: not a study directory and no such file")
-    with path.open(errors="replace") as file:
-        header = file.readline().strip().split(",")
-    return read_csv(path) if path.suffix == ".csv" and set(COLUMNS) <= set(header) else path
-
-
-def _is_ours(table: pd.DataFrame) -> bool:
-    from scaling.results import COLUMNS
-
-    return set(COLUMNS) <= set(table.columns)
-
-
-def _refuse_other_folders(path: Path) -> None:
-    """Say what to give of a folder that another tool wrote."""
-    from scaling.study_folder import Study
-
-    if Study(path).runs_dir.is_dir():
-        return
-    if any(path.glob("*/meta.yaml")) or (path / "meta.yaml").exists():
-        raise UserError(
-            f"{path}: a folder of MLflow's old file store, which MLflow 3 refuses unless it is "
-            f"told: MLFLOW_ALLOW_FILE_STORE=true scaling fit file://{path.resolve()}#EXPERIMENT"
-        )
 
 
 @reads_tables
@@ -238,7 +172,7 @@ def _say_differences(
     ladders = {name: Ladder.of(rows, **of_ladder) for name, rows in parts.items()}
     arms = [Arm(name, one, fit_frontier(one, **chosen), chosen) for name, one in ladders.items()]
     for other in arms[1:]:
-        print(f"\n{other.name}: {other.compared}")
+        print(f"\n{other.name}: {other.law.compared}")
         say_difference(arms[0], other, unit_of(other.rows, metric))
 
 
@@ -293,13 +227,7 @@ def _fit_rows(
         found = fit_frontier(ladder, form=form, method=method, **options)
     print(found.summary())
     if figure is not None and isinstance(found, StudyLaw):
-        law = found.law
-        curve = figures.law_points(law, law.compute.min(), law.compute.max())
-        drawn = figures.scaling_figure(
-            figures.run_points(rows), frontier=found.points, law=curve,
-            slopes={one.other: one.b_other for one in found.compare()},
-            unit=loss_unit(rows.get("tokenizer", ())),
-        )  # fmt: skip
+        drawn = found.figure(rows, unit=loss_unit(rows.get("tokenizer", ())))
         draw("scaling fit", drawn, figures.run_points(rows), figure)
     if at is not None:
         print(found.prediction(at))
@@ -343,15 +271,21 @@ def drawn_files(command: str, path: Path, *sources: str) -> Path:
 
 def draw(command: str, figure: go.Figure, points: pd.DataFrame, path: Path) -> None:
     """A figure as HTML, PNG or SVG, by the file's ending, and its data beside it as CSV."""
+    import shutil
+
     from scaling.analysis.figures.export import write_png, write_svg
-    from scaling.storage import outputs
+    from scaling.storage import outputs, scratch
 
     data = drawn_files(command, path)
     if path.suffix == ".html":
         outputs.write(command, path, figure.to_html(include_plotlyjs=True))
     else:
-        with outputs.writing(command, path) as picture:
-            (write_png if path.suffix == ".png" else write_svg)(figure, picture)
+        room = scratch.make()
+        try:
+            with outputs.writing(command, path) as picture:
+                (write_png if path.suffix == ".png" else write_svg)(figure, picture, within=room)
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
     outputs.write(command, data, points.to_csv(index=False))
     print(f"  drawn        {path}, its data {data.name}")
 
@@ -394,11 +328,11 @@ def transfer(
     """
     from scaling.analysis.questions import transfer as of_sweeps
     from scaling.analysis.tables.sweeps import read_sweep
+    from scaling.runs import source_of
 
     if figure is not None:
         drawn_files("scaling transfer", figure, source)
-    frame = _table(source)
-    ours = not isinstance(frame, Path) and _is_ours(frame)
+    frame, ours = source_of(source)
     given = {name: value for name, value in table.items() if value is not None}
     asked = given if not ours else {"lr": lr, "width": width} | given
     if unread := [n for n, v in asked.items() if v is not None and (ours or n not in OF_SWEEPS)]:

@@ -1,6 +1,7 @@
 """Reading a token directory: what is in it, and how its tokens are distributed."""
 
 import csv
+import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,3 +123,13 @@ def tokens_summary(path: Path) -> dict[str, Any]:
         "not_used": {kind: index["files"].get(kind, 0) for kind in ("error", "ignored")},
         "rows": rows,
     }
+
+
+def tokenizations(data_dir: Path) -> dict[str, Path]:
+    """Label -> token directory: the study's own, then others beside it with other tokenizers."""
+    beside = sorted(path.parent for path in data_dir.parent.glob("[!.]*/index.json"))
+    found: dict[str, Path] = {}
+    for folder in [data_dir, *beside]:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        found.setdefault(index["tokenizer"]["label"], folder)
+    return found

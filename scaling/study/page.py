@@ -1,4 +1,4 @@
-"""What a study found, written beside its rows: law.json and report.html."""
+"""What a study found, written beside its rows: the law with all findings, and the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from scaling.analysis.findings import find
 from scaling.analysis.laws import saved_law
 from scaling.analysis.questions.quality import quality_laws, read_quality
 from scaling.analysis.report.study import is_made_of, opening, page_text
-from scaling.storage import outputs
+from scaling.data.shards import read_index
+from scaling.data.tokens import NGrams, ngrams, tokenizations
+from scaling.errors import UserError
+from scaling.study_folder import Study, TokenFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +29,7 @@ def write_report(
     data_dir: Path | None = None,
     refusal: str = "",
 ) -> Path:
-    """Write report.html, and law.json with all findings; an unchanged page is left alone.
+    """Write the page, and the law with all findings; an unchanged page is left alone.
 
     Args:
         study_dir: the study's folder.
@@ -35,21 +38,39 @@ def write_report(
         config_text: the study's configuration, shown as it is.
         data_dir: the token data; None: the page says so.
     Returns:
-        The path of report.html.
+        The path of the page.
     Raises:
         UserError: `rows` is empty.
     """
-    path, law_json = study_dir / "report.html", study_dir / "law.json"
+    study = Study(study_dir)
     begin = opening(
         study_dir, rows, study_law, config_text=config_text, data_dir=data_dir, refusal=refusal
     )
-    if is_made_of(path, begin) and (study_law is None or law_json.exists()):
-        return path
+    if is_made_of(study.report_html, begin) and (study_law is None or study.law_json.exists()):
+        return study.report_html
     probed = read_quality(study_dir, "probes") is not None
     quality = quality_laws(rows, study_dir, "probe_top1") if probed else ()
     found = find(rows, study_law, refusal=refusal, quality=quality)
     if study_law is not None:
-        outputs.write(outputs.STUDY, law_json, saved_law.text(study_law, findings=found.to_json()))
-    text = page_text(begin, study_dir, rows, found, config_text=config_text, data_dir=data_dir)
-    outputs.write(outputs.STUDY, path, text)
-    return path
+        study.write(study.law_json, saved_law.text(study_law, findings=found.to_json()))
+    text = page_text(
+        begin, study_dir, rows, found, config_text=config_text, data_dir=data_dir,
+        ngrams=counted(data_dir),
+    )  # fmt: skip
+    return study.write(study.report_html, text)
+
+
+def counted(data_dir: Path | None) -> list[dict[str, NGrams]] | str:
+    """Single codes, pairs and triples of the study's tokens, and of other tokenizers' beside them;
+    or why they cannot be counted."""
+    if data_dir is None or not TokenFolder(data_dir).index.exists():
+        return "the token data are not at hand"
+    try:
+        folders = tokenizations(data_dir)
+        longest = min(3, read_index(data_dir)["tokens_per_frame"])
+        return [
+            {label: ngrams(folder, n) for label, folder in folders.items()}
+            for n in range(1, longest + 1)
+        ]
+    except UserError as missing:
+        return str(missing)

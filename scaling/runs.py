@@ -1,0 +1,239 @@
+"""Runs of a study or of anyone's table, and what may be asked of them: the front door's objects.
+
+runs = scaling.open("studies/quickstart")     # or scaling.read("table.csv", n="Model Size")
+print(runs.law().summary()); runs.law().figure()
+print(runs.compare("gpt3", "toto")); print(runs.audit(at=1e15))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from scaling.analysis.findings import Findings, find
+from scaling.analysis.laws.compare import Comparison, exponents
+from scaling.analysis.laws.references import reference
+from scaling.analysis.questions import choices
+from scaling.analysis.questions.audit import Audit, audit
+from scaling.analysis.questions.design import Plan
+from scaling.analysis.questions.frontier import BESIDE, StudyLaw, fit_frontier
+from scaling.analysis.questions.isoflop import approaches
+from scaling.analysis.questions.next import next_runs
+from scaling.analysis.questions.parametric_study import StudySurface, fit_surface
+from scaling.analysis.questions.variable import VariableLaw, fit_variable
+from scaling.analysis.schema import COLUMNS, loss_unit
+from scaling.analysis.tables import read as read_table
+from scaling.analysis.tables.files import is_folder, parted
+from scaling.analysis.tables.ladder import Ladder
+from scaling.analysis.tables.trials import is_database
+from scaling.errors import UserError
+from scaling.results import frame, read_csv
+from scaling.study_folder import Study
+
+FORMS = ("select", "power", "saturating", "parametric", "overtraining")
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Rows, one an evaluation of a run, and the questions that `scaling` asks of them.
+
+    e: pins the floor E of every law. weights: column in proportion to 1 / variance of the loss.
+    """
+
+    name: str
+    rows: pd.DataFrame
+    notes: tuple[str, ...] = ()  # how a table was read; () of a study
+    e: float | None = None
+    weights: str | None = None
+
+    def ladder(self, variable: str = "compute") -> Ladder:
+        """The rows that count in a law of compute, of params or of tokens."""
+        if variable == "compute":
+            return self._ladder
+        return Ladder.of(self.rows, variable=variable, e=self.e, weights=self.weights)
+
+    @cached_property
+    def _ladder(self) -> Ladder:
+        return Ladder.of(self.rows, e=self.e, weights=self.weights)
+
+    def law(
+        self, *, form: str = "select", method: str = "auto", seed: int = 0, **options: Any
+    ) -> StudyLaw:
+        """The law of compute; arguments and errors as of `fit_frontier`."""
+        return fit_frontier(self._ladder, seed, form=form, method=method, **options)
+
+    def law_of(self, variable: str, *, form: str = "select", **options: Any) -> VariableLaw:
+        """The law of "params" or "tokens"; arguments and errors as of `fit_variable`."""
+        return fit_variable(self.ladder(variable), form=form, **options)
+
+    def surface(self, *, tied: bool = False, **options: Any) -> StudySurface:
+        """The law L(N, D); arguments and errors as of `fit_surface`."""
+        return fit_surface(self._ladder, tied=tied, **options)
+
+    def sizes(self, **options: Any) -> pd.DataFrame:
+        """The laws of the best size and number of tokens side by side, as `approaches`."""
+        return approaches(self._ladder, **options)
+
+    def choices(self) -> pd.DataFrame:
+        """The exponent under every reasonable choice, as `choices.specifications`."""
+        return choices.specifications(self._ladder)
+
+    def influence(self, *, form: str = "pure") -> pd.DataFrame:
+        """The exponent without each run and each budget, as `choices.influence`."""
+        return choices.influence(self._ladder, form=form)
+
+    def next(self, budget: float, **options: Any) -> Plan:
+        """The runs that so many MACs should buy, as `next_runs`."""
+        return next_runs(self._ladder, budget, **options)
+
+    def audit(self, *, at: float | None = None, seed: int = 0) -> Audit:
+        """What a referee would ask; at: MACs whose loss the law is to predict."""
+        return audit(self._ladder, notes=self.notes, at=at, seed=seed)
+
+    def findings(self, law: StudyLaw | None = None) -> Findings:
+        """All that a study's page says, as data; law: of `law`, fitted here where it is None."""
+        return find(self._ladder, law or self.law())
+
+    def compare(self, *others: str | Runs, seed: int = 0) -> list[Comparison]:
+        """The exponent beside that of published laws, by name, and of other runs.
+
+        Without any: beside GPT-3's and Toto's. Raises UserError for a name that is not known.
+        """
+        mine = self.law(seed=seed)
+        out = []
+        for other in others or BESIDE:
+            if isinstance(other, Runs):
+                theirs = other.law(seed=seed)
+                out.append(exponents(mine.compared, theirs.compared, name=self.name))
+            else:
+                law = reference(other)
+                above = mine.saturating if law.form == "saturating" else None
+                out.append(exponents(above or mine.pure, law, name=self.name))
+        return out
+
+    def figure(self, law: StudyLaw | None = None) -> go.Figure:
+        """Every run, the frontier and the law (of `law`, fitted here where it is None)."""
+        unit = loss_unit(self.rows.get("tokenizer", ()))
+        return (law or self.law()).figure(self.rows, unit=unit)
+
+
+def open(folder: str | Path, *, e: float | None = None, weights: str | None = None) -> Runs:
+    """The finished runs of a study, by its folder.
+
+    Raises UserError where it is none, or no run has finished.
+    """
+    path = Path(folder)
+    if path.is_file():
+        raise UserError(f"{path}: a file, not a study's folder; scaling.read(...) reads a table")
+    return Runs(path.name, Study.open(path).rows(), (), e, weights)
+
+
+def read(
+    source: str | Path | pd.DataFrame, *, e: float | None = None, weights: str | None = None,
+    keep: Sequence[str] = (), **columns: Any,
+) -> Runs:  # fmt: skip
+    """The runs of a table in any usual format, a frame, an MLflow address or a study's folder.
+
+    e, weights: of `Runs`. keep, columns: of `scaling.analysis.tables.read` (n=, d=, c=, loss=,
+    compute_unit=, where= ...).
+    Raises UserError on a table that cannot be read without guessing.
+    """
+    kept = (*keep, *(() if weights is None else (weights,)))
+    name = "table" if isinstance(source, pd.DataFrame) else str(source)
+    rows, notes = rows_of(source, keep=kept, **columns)
+    return Runs(name, rows, tuple(notes), e, weights)
+
+
+def fit(
+    source: str | Path | pd.DataFrame | Runs, *, form: str = "select", of: str = "compute",
+    method: str = "auto", seed: int = 0, e: float | None = None, weights: str | None = None,
+    **columns: Any,
+) -> StudyLaw | VariableLaw | StudySurface:  # fmt: skip
+    """The law of runs, as `scaling fit` finds it: of compute, of "params" or "tokens" (of), or
+    L(N, D) (form "parametric" or "overtraining").
+
+    source and the other arguments: of `read`; of `Runs` its own floor and weights hold.
+    Raises NotIdentified, a UserError, where the runs do not determine it.
+    """
+    if form not in FORMS:
+        raise UserError(f"form is {form!r}: choose one of {', '.join(FORMS)}")
+    surface = form in ("parametric", "overtraining")
+    if surface and of != "compute":
+        raise UserError(f"of is {of!r}: the form {form} is of parameters and tokens; leave it out")
+    if (surface or of != "compute") and method != "auto":
+        raise UserError(f"method is {method!r}: of a law of compute alone; leave it out")
+    runs = source
+    if not isinstance(runs, Runs):
+        runs = read(runs, e=e, weights=weights, of=of, **columns)
+    elif e is not None or weights is not None or columns:
+        raise UserError("runs that were read have their columns, floor and weights: leave them out")
+    if surface:
+        return runs.surface(tied=form == "overtraining", seed=seed)
+    if of != "compute":
+        return runs.law_of(of, form=form, seed=seed)
+    return runs.law(form=form, method=method, seed=seed)
+
+
+def rows_of(
+    source: str | Path | pd.DataFrame, *, of: str = "compute", keep: Sequence[str] = (),
+    **columns: Any,
+) -> tuple[pd.DataFrame, Sequence[str]]:  # fmt: skip
+    """Rows of a study, or of anyone's runs, and notes on how they were read; arguments and errors
+    as of `scaling.analysis.tables.read`, None for what is not given."""
+    found, ours = (
+        (source, set(COLUMNS) <= set(source.columns))
+        if isinstance(source, pd.DataFrame)
+        else source_of(source)
+    )
+    given = {name: value for name, value in columns.items() if value is not None}
+    if given.get("metric") == "loss":
+        given.pop("metric")
+    if ours and not given and isinstance(found, pd.DataFrame):
+        return found, ()
+    return read_table(found, of=of, keep=keep, **given)
+
+
+def source_of(source: str | Path) -> tuple[pd.DataFrame | Path, bool]:
+    """This tool's rows as a frame, a file of other rows as its path; and whether they are ours."""
+    found = _source(source)
+    return found, not isinstance(found, Path) and set(COLUMNS) <= set(found.columns)
+
+
+def _source(source: str | Path) -> pd.DataFrame | Path:
+    path, part = parted(source)
+    if "://" in str(source) and not is_database(path):
+        from scaling.tracking import track
+
+        uri, _, study = str(source).partition("#")
+        if rows := track.load_rows(uri, study):
+            return frame(rows)
+        return pd.DataFrame(track.load_runs(uri, study))
+    if part:
+        return Path(f"{path}#{part}")
+    if path.is_dir():
+        if not Study(path).is_there() and is_folder(path):
+            return path
+        _refuse_other_folders(path)
+        return Study(path).rows()
+    if not path.exists():
+        raise UserError(f"{path}: not a study directory and no such file")
+    with path.open(errors="replace") as file:
+        header = file.readline().strip().split(",")
+    return read_csv(path) if path.suffix == ".csv" and set(COLUMNS) <= set(header) else path
+
+
+def _refuse_other_folders(path: Path) -> None:
+    """Say what to give of a folder that another tool wrote."""
+    if Study(path).runs_dir.is_dir():
+        return
+    if any(path.glob("*/meta.yaml")) or (path / "meta.yaml").exists():
+        raise UserError(
+            f"{path}: a folder of MLflow's old file store, which MLflow 3 refuses unless it is "
+            f"told: MLFLOW_ALLOW_FILE_STORE=true scaling fit file://{path.resolve()}#EXPERIMENT"
+        )
