@@ -69,9 +69,9 @@ def back(hint: Any, value: Any) -> Any:
         return float(value)
     if is_dataclass(hint):
         kind: Any = LAWS[value["form"]] if hint is PowerLaw else hint
-        hints = _hints(kind)
+        of_fields = _hints(kind)
         names = [one.name for one in fields(kind) if one.init]
-        return kind(**{name: back(hints[name], value[name]) for name in names})
+        return kind(**{name: back(of_fields[name], value[name]) for name in names})
     return value
 
 

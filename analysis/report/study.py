@@ -239,8 +239,8 @@ def _rate_section(rows: pd.DataFrame, rates: Rates | None) -> str:
     points = figures.learning_rate_points(rows)
     chosen = sorted(set(rows.log2_lr[rows.role != "lr_sweep"]))
     if points.empty:
-        rates = ", ".join(power_of_two_text(c) for c in chosen)
-        return f"<p>No learning-rate sweep was run. The ladder used {rates}.</p>"
+        used = ", ".join(power_of_two_text(c) for c in chosen)
+        return f"<p>No learning-rate sweep was run. The ladder used {used}.</p>"
     if points.val_loss.isna().all():
         return "<p>Every run of the learning-rate sweep diverged: there is no optimum to show.</p>"
     if rates is not None and rates.count > 1:

@@ -127,9 +127,9 @@ def tokens_summary(path: Path) -> dict[str, Any]:
 
 def tokenizations(data_dir: Path) -> dict[str, Path]:
     """Label -> token directory: the study's own, then others beside it with other tokenizers."""
-    beside = sorted(path.parent for path in data_dir.parent.glob("[!.]*/index.json"))
     found: dict[str, Path] = {}
-    for folder in [data_dir, *beside]:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        found.setdefault(index["tokenizer"]["label"], folder)
+    own = TokenFolder(data_dir).index
+    for path in [own, *sorted(data_dir.parent.glob(f"[!.]*/{own.name}"))]:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(index["tokenizer"]["label"], path.parent)
     return found

@@ -138,8 +138,9 @@ def test_the_mixture_trusts_heavy_points() -> None:
 def test_weights_that_are_none_name_their_row(
     rows: pd.DataFrame, variable: str, value: object
 ) -> None:
-    of = {"variable": "tokens" if variable == "tokens" else "compute"}
-    find = {"compute": fit_frontier, "both": fit_surface, "tokens": fit_variable}[variable]
+    of: dict[str, Any] = {"variable": "tokens" if variable == "tokens" else "compute"}
+    finds: dict[str, Callable] = {"compute": fit_frontier, "both": fit_surface}
+    find = finds.get(variable, fit_variable)
     column = np.array([2.0] * len(rows), dtype=object)
     column[4] = value
     bad = rows.assign(w=column if value is not True else True)
