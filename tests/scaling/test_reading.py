@@ -25,7 +25,7 @@ from scaling.analysis.tables.ladder import Ladder
 from scaling.cli import app
 from scaling.commands.table_options import OPTIONS
 from scaling.errors import UserError
-from scaling.results import load
+from scaling.tracking.load import load
 from tests.report.conftest import simulated_rows
 
 Run = Callable[..., str]
