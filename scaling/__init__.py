@@ -46,13 +46,17 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name in _FRONT:
-        module, own = _FRONT[name]
-        return getattr(importlib.import_module(module), own)
-    if name in ("analysis", "models"):
-        return importlib.import_module(f"scaling.{name}")
-    raise AttributeError(f"module 'scaling' has no attribute {name!r}; it has {', '.join(__all__)}")
+if not TYPE_CHECKING:  # to a type checker only what is listed is there
+
+    def __getattr__(name: str) -> Any:
+        if name in _FRONT:
+            module, own = _FRONT[name]
+            return getattr(importlib.import_module(module), own)
+        if name in ("analysis", "models"):
+            return importlib.import_module(f"scaling.{name}")
+        raise AttributeError(
+            f"module 'scaling' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
 
 
 def __dir__() -> list[str]:
