@@ -16,6 +16,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from scaling.analysis.figures import law as figures_law
+from scaling.analysis.figures import runs as figures
 from scaling.analysis.findings import Findings, find
 from scaling.analysis.laws.compare import Comparison, exponents
 from scaling.analysis.laws.references import reference
@@ -23,9 +25,11 @@ from scaling.analysis.questions import choices
 from scaling.analysis.questions.audit import Audit, audit
 from scaling.analysis.questions.design import Plan
 from scaling.analysis.questions.frontier import BESIDE, StudyLaw, fit_frontier
-from scaling.analysis.questions.isoflop import approaches
+from scaling.analysis.questions.isoflop import approaches, size_laws
 from scaling.analysis.questions.next import next_runs
 from scaling.analysis.questions.parametric_study import StudySurface, fit_surface
+from scaling.analysis.questions.size_law import SizeLaw
+from scaling.analysis.questions.transfer import Rates, series_points
 from scaling.analysis.questions.variable import VariableLaw, fit_variable
 from scaling.analysis.schema import COLUMNS, loss_unit
 from scaling.analysis.tables import read as read_table
@@ -76,6 +80,10 @@ class Runs:
         """The law L(N, D); arguments and errors as of `fit_surface`."""
         return fit_surface(self._ladder, tied=tied, **options)
 
+    def size_laws(self, **options: Any) -> list[SizeLaw]:
+        """N* = k C^p and D* = k C^p by each method, as `isoflop.size_laws`."""
+        return size_laws(self._ladder, **options)
+
     def sizes(self, **options: Any) -> pd.DataFrame:
         """The laws of the best size and number of tokens side by side, as `approaches`."""
         return approaches(self._ladder, **options)
@@ -83,6 +91,17 @@ class Runs:
     def choices(self) -> pd.DataFrame:
         """The exponent under every reasonable choice, as `choices.specifications`."""
         return choices.specifications(self._ladder)
+
+    def choices_figure(self, shown: Sequence[str], *, law: StudyLaw | None = None) -> go.Figure:
+        """The exponents of `choices`, of the form of a law (of `law()`, where it is None).
+
+        shown: the choices of each that are marked below: compute, frontier, corner, points.
+        """
+        law = law or self.law()
+        table = self.choices()
+        mine = table[table["form"] == ("saturating" if law.law.e else "pure")]
+        points = figures_law.specification_points(mine)
+        return figures_law.specification_figure(points, shown, law.law.ci["b"])
 
     def influence(self, *, form: str = "pure") -> pd.DataFrame:
         """The exponent without each run and each budget, as `choices.influence`."""
@@ -99,6 +118,25 @@ class Runs:
     def findings(self, law: StudyLaw | None = None) -> Findings:
         """All that a study's page says, as data; law: of `law`, fitted here where it is None."""
         return find(self._ladder, law or self.law())
+
+    def rates(self) -> Rates:
+        """The sweeps over several widths or depths side by side: does the best rate transfer?"""
+        return Rates.of(series_points(self.rows))
+
+    def sweep(self) -> pd.DataFrame:
+        """Final losses by learning rate and model, as `learning_rate_points`."""
+        return figures.learning_rate_points(self.rows)
+
+    def rate_figure(self) -> go.Figure:
+        """Loss against learning rate, a line a width, and the rate of the ladder."""
+        used = self.rows.loc[self.rows["role"] == "ladder", "log2_lr"].unique()
+        chosen = float(used[0]) if len(used) == 1 else None
+        return figures.learning_rate_figure(self.sweep(), chosen, unit=self.unit)
+
+    @property
+    def unit(self) -> str:
+        """Of the losses, in words."""
+        return loss_unit(self.rows.get("tokenizer", ()))
 
     def compare(self, *others: str | Runs, seed: int = 0) -> list[Comparison]:
         """The exponent beside that of published laws, by name, and of other runs.
@@ -119,8 +157,7 @@ class Runs:
 
     def figure(self, law: StudyLaw | None = None) -> go.Figure:
         """Every run, the frontier and the law (of `law`, fitted here where it is None)."""
-        unit = loss_unit(self.rows.get("tokenizer", ()))
-        return (law or self.law()).figure(self.rows, unit=unit)
+        return (law or self.law()).figure(self.rows, unit=self.unit)
 
 
 def open(folder: str | Path, *, e: float | None = None, weights: str | None = None) -> Runs:

@@ -10,6 +10,7 @@ best size, and its error that of the same recipe on new noise (analysis/question
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,21 +93,39 @@ class StudyLaw:
         """The law whose exponent is compared: above a floor that was pinned, else pure."""
         return self.law if self.law.given else self.pure
 
-    def figure(self, runs: pd.DataFrame | None = None, *, unit: str = TOKEN_UNIT) -> go.Figure:
+    def figure(
+        self, runs: pd.DataFrame | None = None, *, unit: str = TOKEN_UNIT,
+        slopes: Mapping[str, float] | None = None,
+    ) -> go.Figure:  # fmt: skip
         """The law over its points, beside the slopes of published ones.
 
         runs: the rows of the study, all of which are drawn; None: the points alone. unit: of the
-        losses.
+        losses. slopes: name -> exponent of what it is drawn beside; None: of BESIDE.
         """
         from scaling.analysis.figures import runs as figures
 
         law = self.law
+        if slopes is None:
+            slopes = {one.other: one.b_other for one in self.compare()}
         shown = figures.run_points(self.points if runs is None else runs)
         return figures.scaling_figure(
             shown, frontier=self.points,
             law=figures.law_points(law, law.compute.min(), law.compute.max()),
-            slopes={one.other: one.b_other for one in self.compare()}, unit=unit,
+            slopes=slopes, unit=unit,
         )  # fmt: skip
+
+    def residual_figure(self) -> go.Figure:
+        """Measured less fitted loss of each point."""
+        from scaling.analysis.figures import runs as figures
+
+        return figures.residual_figure(figures.residual_points(self.points, self.law))
+
+    def holdout_figure(self) -> go.Figure:
+        """The error of each budget, predicted from the smaller ones by both forms."""
+        from scaling.analysis.figures import runs as figures
+
+        forms = [one for one in (self.pure, self.saturating) if one is not None]
+        return figures.holdout_figure(figures.holdout_points(forms))
 
     def compare(self) -> list[compare.Comparison]:
         """The pure exponent next to those of BESIDE."""
