@@ -109,8 +109,7 @@ def find(
     `quality.quality_laws`.
     """
     ladder = Ladder.of(rows)
-    series = transfer.series_points(ladder.rows)
-    rates = transfer.Rates.of(series) if len(series) else None
+    rates = _rates(ladder)
     told = tuple(
         QualityLaw(name, None, str(one))
         if isinstance(one, NotIdentified)
@@ -125,6 +124,16 @@ def find(
         law, refusal, _sizes(ladder), None if law is None else _forecast(ladder, law), analysts,
         audit(ladder, study=law, specifications=specified), rates, told,
     )  # fmt: skip
+
+
+def _rates(ladder: Ladder) -> transfer.Rates | None:
+    series = transfer.series_points(ladder.rows)
+    if series.empty:
+        return None
+    try:
+        return transfer.Rates.of(series)
+    except UserError:  # every rate of a member diverged: it has no best one to compare
+        return None
 
 
 def _sizes(ladder: Ladder) -> Sizes:

@@ -166,7 +166,7 @@ def test_an_unchanged_page_is_left_alone(
     assert path.stat().st_mtime_ns == before
     write_report(tmp_path, rows, study_law, config_text="a: 2")
     assert "a: 2" in page_of(path).text
-    assert sorted(p.name for p in tmp_path.iterdir()) == [RECORD, "report.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [RECORD, "law.json", "report.html"]
 
 
 @pytest.mark.parametrize(
