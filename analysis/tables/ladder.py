@@ -188,8 +188,10 @@ class Ladder:
 
     def _binned(self) -> Ladder:
         kept = self.kept()
+        if kept.empty:
+            return self.replaced(budget_macs=np.nan)
         decades = np.log10(kept["macs_total"].to_numpy(float))
-        reach = max(float(np.ptp(decades)), 1e-9) if len(decades) else 1.0
+        reach = max(float(np.ptp(decades)), 1e-9)
         count = int(np.clip(reach / BIN, 1, BINS))
         number = np.minimum(((decades - decades.min()) / reach * count).astype(int), count - 1)
         number = pd.Series(number, index=kept.index)

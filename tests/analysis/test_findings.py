@@ -85,3 +85,9 @@ def test_a_ladder_is_made_once_and_parts_of_it_are_exact(rows: pd.DataFrame) -> 
     assert fewer.left_out(budgets=True) == again.left_out(budgets=True)
     pd.testing.assert_frame_equal(fewer.cells(budgets=True), again.cells(budgets=True))
     assert isinstance(fit_frontier(whole, resamples=100).law, PowerLaw)
+
+
+def test_rows_of_which_none_counts_are_refused_in_words(rows: pd.DataFrame) -> None:
+    none = rows.assign(status="diverged", budget_macs=np.nan)
+    with pytest.raises(UserError, match="no row is left to fit: .* rows: diverged"):
+        fit_frontier(none)
