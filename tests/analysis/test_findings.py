@@ -89,5 +89,5 @@ def test_a_ladder_is_made_once_and_parts_of_it_are_exact(rows: pd.DataFrame) -> 
 
 def test_rows_of_which_none_counts_are_refused_in_words(rows: pd.DataFrame) -> None:
     none = rows.assign(status="diverged", budget_macs=np.nan)
-    with pytest.raises(UserError, match="no row is left to fit: .* rows: diverged"):
+    with pytest.raises(UserError, match=r"no row is left to fit: .* rows: diverged"):
         fit_frontier(none)
