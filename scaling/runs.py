@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 
 from scaling.analysis.figures import law as figures_law
 from scaling.analysis.figures import runs as figures
+from scaling.analysis.figures.transfer import transfer_figure
 from scaling.analysis.findings import Findings, find
 from scaling.analysis.laws.compare import Comparison, exponents
 from scaling.analysis.laws.references import reference
@@ -122,6 +123,10 @@ class Runs:
     def rates(self) -> Rates:
         """The sweeps over several widths or depths side by side: does the best rate transfer?"""
         return Rates.of(series_points(self.rows))
+
+    def transfer_figure(self) -> go.Figure:
+        """`rates` as a figure: loss against the rate, a panel a series."""
+        return transfer_figure(self.rates(), unit=self.unit)
 
     def sweep(self) -> pd.DataFrame:
         """Final losses by learning rate and model, as `learning_rate_points`."""

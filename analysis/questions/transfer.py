@@ -22,8 +22,6 @@ from scaling.analysis.schema import TOKEN_UNIT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import plotly.graph_objects as go
-
 TRANSFERS = 1.0  # octaves: the most that the best rate may move
 ORDER = ("mup", "standard", "completep")
 NAMES = {"mup": "muP", "standard": "standard", "completep": "CompleteP"}
@@ -141,12 +139,6 @@ class Rates:
     def count(self) -> int:
         """How many series there are."""
         return self.points.groupby(GROUP).ngroups
-
-    def figure(self, *, unit: str = TOKEN_UNIT) -> go.Figure:
-        """Loss against the rate, a panel a series; losses in `unit`."""
-        from scaling.analysis.figures.transfer import transfer_figure
-
-        return transfer_figure(self, unit=unit)
 
     def lines(self, unit: str = TOKEN_UNIT) -> Iterator[str]:
         """The verdicts and the optima that they rest on, as text; losses in `unit`."""
