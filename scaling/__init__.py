@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from scaling.analysis.laws.fit import NotIdentified as NotIdentified
     from scaling.analysis.laws.fit import fit as fit_points
     from scaling.analysis.laws.parametric import fit_parametric as fit_parametric
+    from scaling.analysis.laws.references import PORIAN_STEPS as PORIAN_STEPS
+    from scaling.analysis.laws.references import SURFACES as SURFACES
     from scaling.analysis.laws.references import reference as published
     from scaling.errors import UserError as UserError
     from scaling.runs import Runs as Runs
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _FRONT = {  # name -> module, and its name there
     "Findings": ("scaling.analysis.findings", "Findings"),
+    "PORIAN_STEPS": ("scaling.analysis.laws.references", "PORIAN_STEPS"),
+    "SURFACES": ("scaling.analysis.laws.references", "SURFACES"),
     "NotIdentified": ("scaling.analysis.laws.fit", "NotIdentified"),
     "Runs": ("scaling.runs", "Runs"),
     "UserError": ("scaling.errors", "UserError"),
@@ -41,8 +45,20 @@ _FRONT = {  # name -> module, and its name there
     "read": ("scaling.runs", "read"),
 }
 __all__ = [
-    "Findings", "NotIdentified", "Runs", "UserError", "__version__", "compare", "fit",
-    "fit_parametric", "fit_points", "open", "published", "read",
+    "PORIAN_STEPS",
+    "SURFACES",
+    "Findings",
+    "NotIdentified",
+    "Runs",
+    "UserError",
+    "__version__",
+    "compare",
+    "fit",
+    "fit_parametric",
+    "fit_points",
+    "open",
+    "published",
+    "read",
 ]  # fmt: skip
 
 
