@@ -15,6 +15,9 @@ from scaling.analysis.laws.references import Reference
 from scaling.analysis.schema import predicted
 from scaling.errors import UserError
 
+GRID, QUANTILES = 41, 400  # of log compute, of what a loss takes
+BESIDE = 0.5  # decades around the data in which the compute of a loss is looked for
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -127,34 +130,61 @@ def compute_multiplier(
 ) -> tuple[float, float, float]:
     """Compute that `other` needs for `loss` over what `law` needs, with interval.
 
-    Both laws must be of the same data, tokenizer and unit (checked for the unit only). Raises
-    UserError when a law does not reach the loss.
+    Both laws must be of the same data, tokenizer and unit (checked for the unit only). Where a
+    law's form was not asked for, its compute is that of all forms (laws/mixture.py): of two equal
+    studies one may show its floor and the other not, and the pure law misses by more than its
+    interval tells. Raises UserError when a law does not surely reach the loss.
     """
     if law.unit != other.unit:
         raise UserError(f"units differ ({law.unit}, {other.unit}): convert one law first")
-
-    def log_compute(samples: np.ndarray, centre: float) -> np.ndarray:
-        e, log_a, b = samples.T
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where((loss > e) & (b < 0), (np.log(loss - e) - log_a) / b + centre, np.nan)
-
-    def point(one: PowerLaw) -> float:
-        if loss <= one.e or one.b >= 0:
-            raise UserError(f"loss {loss:g} is not reached by {one}")
-        return float(np.log((loss - one.e) / one.a) / one.b)
-
-    estimate = point(other) - point(law)
-    rng = np.random.default_rng(0)
-    theirs = rng.permutation(other.samples)[: len(law.samples)]
-    ours = law.samples[: len(theirs)]
-    draws = log_compute(theirs, other.centre) - log_compute(ours, law.centre)
-    if np.isnan(draws).mean() > (1 - level) / 2:
-        raise UserError(
-            f"loss {loss:g} lies below the floor of {np.isnan(draws).mean():.0%} of the resamples: "
-            "choose a loss that both laws surely reach"
-        )
-    low, high = bca(draws[~np.isnan(draws)], estimate, None, level)
+    ours, theirs = _log_compute(law, loss, level), _log_compute(other, loss, level)
+    tails = (1 - level) / 2, 0.5, (1 + level) / 2
+    if law.mixture is None and other.mixture is None:
+        drawn = np.random.default_rng(0).permutation(theirs)[: len(ours)] - ours[: len(theirs)]
+        estimate = _exact(other, loss) - _exact(law, loss)
+        low, high = bca(drawn, estimate, None, level)
+    else:  # quantiles of both, all pairs of them
+        low, estimate, high = np.quantile((theirs[:, None] - ours).ravel(), tails)
     return float(np.exp(estimate)), float(np.exp(low)), float(np.exp(high))
+
+
+def _exact(law: PowerLaw, loss: float) -> float:
+    """Log compute at which the law itself is the loss."""
+    if loss <= law.e or law.b >= 0:
+        raise UserError(f"loss {loss:g} is not reached by {law}")
+    return float(np.log((loss - law.e) / law.a) / law.b)
+
+
+def _log_compute(law: PowerLaw, loss: float, level: float) -> np.ndarray:
+    """What log compute the loss takes, as equally likely values: resamples, or QUANTILES of the
+    mixture, whose loss at a compute is below `loss` as surely as no more than that is needed."""
+    if law.mixture is None:
+        _exact(law, loss)
+        e, log_a, b = law.samples.T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            draws = np.where((loss > e) & (b < 0), (np.log(loss - e) - log_a) / b, np.nan)
+        if np.isnan(draws).mean() > (1 - level) / 2:
+            raise UserError(
+                f"loss {loss:g} lies below the floor of {np.isnan(draws).mean():.0%} of the "
+                "resamples: choose a loss that both laws surely reach"
+            )
+        return draws[~np.isnan(draws)] + law.centre
+    low, high = np.log(law.compute.min()), np.log(law.compute.max())
+    target = np.array([np.log(loss)])
+    first, last = low - BESIDE * np.log(10), high + BESIDE * np.log(10)
+    for _ in range(2):  # the second grid lies where the first leaves it open
+        at = np.linspace(first, last, GRID)
+        reached = [float(law.mixture.distribution(float(np.exp(x)))(target)[0]) for x in at]
+        surely = np.maximum.accumulate(reached)
+        below, above = np.searchsorted(surely, (1e-3, 1 - 1e-3))
+        first, last = at[max(below - 1, 0)], at[min(above, GRID - 1)]
+    if surely[0] > (1 - level) / 2 or surely[-1] < (1 + level) / 2:
+        raise UserError(
+            f"loss {loss:g} is not surely reached within {BESIDE:g} decades of the data, "
+            f"{np.exp(low):.3g} to {np.exp(high):.3g} {law.unit}: choose a loss that both laws "
+            "reach inside their data"
+        )
+    return np.interp((np.arange(QUANTILES) + 0.5) / QUANTILES, surely, at)
 
 
 # What losses of one level share: column, and what differs where its values do.
