@@ -1,8 +1,39 @@
-"""Programs that tests start: a user's shell, and how long they may take."""
+"""Commands as a user gives them: in this process, and how those of their own are started."""
 
+import io
 import os
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from unittest.mock import patch
+
+import pytest
 
 HANGS = 1800  # seconds: far beyond any load, so that only what hangs is ended
+
+
+def answer(*words: str) -> tuple[int, str]:
+    """Exit code of `scaling WORDS` and all it says, run here: a process of its own would import
+    torch and MLflow for seconds. Asserts that no traceback is shown."""
+    from scaling.cli import main
+
+    said = io.StringIO()
+    with (
+        patch.object(sys, "argv", ["scaling", *words]),
+        redirect_stdout(said),
+        redirect_stderr(said),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
+    assert "Traceback" not in said.getvalue(), said.getvalue()
+    assert isinstance(end.value.code, int)
+    return end.value.code, said.getvalue()
+
+
+def scaling(*words: str, code: int = 0) -> str:
+    """What `answer` says, with this exit code."""
+    found, said = answer(*words)
+    assert found == code, said
+    return said
 
 
 def plain(**more: str) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """The command line with a user's mistakes: one clear message, exit code 2, nothing damaged."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -10,7 +8,7 @@ import pytest
 from PIL import Image
 
 from scaling.errors import UserError
-from tests.shell import HANGS
+from tests.shell import scaling
 
 CLIPS = """\
 study: own
@@ -26,22 +24,9 @@ data:
     - {name: clips, kind: video, path: clips, weight: 0.8}
     - {name: photos, kind: images, path: photos, weight: 0.2}
 tokenizer: {patch: 4, codes: 16, fit_frames: 64}
-ladder: {sizes: [t16], budgets_macs: [1e9], log2_lr: -6}
+ladder: {sizes: [t16], budgets_macs: [2e8], log2_lr: -6}
+launch: {parallel: 1}
 """
-
-
-def scaling(*arguments: str, code: int) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "scaling.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    assert "Traceback" not in said, said
-    assert done.returncode == code, said
-    return said
 
 
 def write_video(path: Path, seed: int, frames: int = 12, side: int = 32) -> None:

@@ -181,7 +181,11 @@ class Lane(Generic[T]):
             shutil.rmtree(Path(self.address).parent, ignore_errors=True)
             return
         if self.function is train:
-            import scaling.training.train  # noqa: F401  # torch, once; every run's process is forked warm
+            # Once, so that every run's process is forked warm; the second is what torch imports
+            # at a process's first optimizer, for as long as torch itself.
+            import torch._dynamo
+
+            import scaling.training.train  # noqa: F401
         # Forking is safe here: this process has one thread and never computes.
         processes: Any = get_context("fork" if sys.platform == "linux" else "spawn")
         while True:

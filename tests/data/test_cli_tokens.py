@@ -1,7 +1,6 @@
 """`scaling tokens` and `scaling tokenizer` as a user types them."""
 
-import subprocess
-import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,9 @@ import torch
 from scaling.data.shards import read_index
 from scaling.models.tokenizers.dvae import DVAE
 from scaling.models.tokenizers.weights import load
+from tests import shell
 from tests.data.clips import write_video
 from tests.data.test_encode import noise
-from tests.shell import HANGS
 
 STUDY = """\
 study: own
@@ -33,19 +32,8 @@ ladder: {sizes: [t16], budgets_macs: [1e9], log2_lr: -6}
 
 
 def scaling(where: Path, *arguments: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "scaling.cli", *arguments],
-        cwd=where,
-        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    assert "Traceback" not in said, said
-    assert done.returncode == code, said
-    return said
+    with chdir(where):
+        return shell.scaling(*arguments, code=code)
 
 
 @pytest.fixture(scope="module")
