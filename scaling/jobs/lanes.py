@@ -183,7 +183,7 @@ class Lane(Generic[T]):
         if self.function is train:
             # Once, so that every run's process is forked warm; the second is what torch imports
             # at a process's first optimizer, for as long as torch itself.
-            import torch._dynamo
+            import torch._dynamo  # noqa: F401
 
             import scaling.training.train  # noqa: F401
         # Forking is safe here: this process has one thread and never computes.
