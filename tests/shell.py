@@ -2,8 +2,12 @@
 
 import io
 import os
+import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+import time
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -42,3 +46,22 @@ def plain(**more: str) -> dict[str, str]:
     drops the first entry if it is the current folder.)"""
     ours = ("PYTHONSAFEPATH", "PYTHONPATH")
     return {k: v for k, v in os.environ.items() if k not in ours} | more
+
+
+def changed(process: subprocess.Popen[Any], folder: Path, times: int) -> bool:
+    """Wait until what is below the folder has changed so often: a moment of the program's own work,
+    however fast the machine. False: it ended before."""
+    seen = _written(folder)
+    while times and process.poll() is None:
+        time.sleep(0.005)
+        if (now := _written(folder)) != seen:
+            seen, times = now, times - 1
+    return process.poll() is None
+
+
+def _written(folder: Path) -> set[tuple[Path, int]]:
+    found = set()
+    for path in folder.glob("**/*"):
+        with suppress(OSError):  # renamed meanwhile
+            found.add((path, path.stat().st_mtime_ns))
+    return found

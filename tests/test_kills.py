@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.shell import changed
 from tests.test_study import command, no_process_left, run, table, undisturbed  # noqa: F401
 
 
@@ -35,12 +36,7 @@ def test_kills_at_random_moments(
         driver = subprocess.Popen(
             command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        seen, changes = written(tmp_path), draw.randint(1, 25)
-        while changes and driver.poll() is None:
-            time.sleep(0.01)
-            if (now := written(tmp_path)) != seen:
-                seen, changes = now, changes - 1
-        killed += driver.poll() is None
+        killed += changed(driver, tmp_path, draw.randint(1, 25))
         if kill % 2 and (jobs := descendants(driver.pid)):
             os.kill(draw.choice(jobs), signal.SIGKILL)
             time.sleep(draw.uniform(0, 2))
@@ -66,15 +62,6 @@ def test_kills_at_random_moments(
         ]
         assert len(positions) == len(set(positions))
     no_process_left(tmp_path)
-
-
-def written(out: Path) -> set[tuple[Path, int]]:
-    """What is below the study's folder, and when it was written."""
-    found = set()
-    for path in out.glob("tiny/**/*"):
-        with contextlib.suppress(OSError):  # renamed meanwhile
-            found.add((path, path.stat().st_mtime_ns))
-    return found
 
 
 def descendants(pid: int) -> list[int]:
