@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# A core for each worker of the tests: threads of one would wait for those of another.
+for library in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(library, "1")
 # A shell's background job ignores Ctrl-C, and so would every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -20,6 +23,8 @@ SLOW = (
     "test_study.py",
     "test_locks.py",
     "test_probe.py",
+    "test_ranks.py",
+    "test_shared_media.py",
     "test_launch.py",
     "test_cli.py",
 )
