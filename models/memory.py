@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -102,6 +103,7 @@ def _saved_bytes(config: ModelConfig, batch: int, bf16: bool, recompute: bool) -
     return of(1) + (config.layers - 1) * (of(2) - of(1))
 
 
+@lru_cache(maxsize=1024)
 def _traced_bytes(config: ModelConfig, batch: int, bf16: bool, recompute: bool) -> int:
     """The same by running it on tensors without data; each storage once, weights left out."""
     storages: dict[int, int] = {}

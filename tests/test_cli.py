@@ -24,7 +24,7 @@ data:
     - {name: clips, kind: video, path: clips, weight: 0.8}
     - {name: photos, kind: images, path: photos, weight: 0.2}
 tokenizer: {patch: 4, codes: 16, fit_frames: 64}
-ladder: {sizes: [t16], budgets_macs: [2e8], log2_lr: -6}
+ladder: {sizes: [t16], budgets_macs: [1e9], log2_lr: -6}
 launch: {parallel: 1}
 """
 
