@@ -24,12 +24,12 @@ data:
   train_sequences: 64
   val_sequences: 4
 tokenizer: {patch: 4, codes: 16, fit_frames: 50}
-train: {batch: 4, warmup_steps: 2, checkpoint_seconds: 0.2, precision: fp32}
+train: {batch: 4, warmup_steps: 2, checkpoint_seconds: 0.2}
 ladder:
   sizes: [t16, t24]
-  budgets_macs: [6e7, 1.2e8]
+  budgets_macs: [1e8, 2e8, 4e8]
   log2_lr: -6
-launch: {parallel: 1, threads: 1}
+launch: {parallel: 2, threads: 1}
 fit: {resamples: 200}
 """
 # Read by every Python of a "host": the driver, its lanes and their workers.
@@ -77,7 +77,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     return table(folder)
 
 
-@pytest.mark.parametrize("kind", ["ENOSYS", "local"])  # more: tests/scaling/test_files.py
+@pytest.mark.parametrize("kind", ["ENOSYS", "ENOLCK", "local"])
 def test_two_hosts_one_table(tmp_path: Path, kind: str, undisturbed: pd.DataFrame) -> None:
     """The second driver ends in a sentence; when the first is killed the next one goes on."""
     lock = tmp_path / "studies" / "s" / "driver.lock"

@@ -25,14 +25,14 @@ data:
   frames: 2
   size: 16
   stride: 1
-  train_sequences: 512
-  val_sequences: 16
+  train_sequences: 1024
+  val_sequences: 64
   sources:
     - {name: leaves, kind: leaves}
-tokenizer: {patch: 4, codes: 64, fit_frames: 200}
+tokenizer: {patch: 4, codes: 64, fit_frames: 1000}
 model: {base_width: 32}
 train: {batch: 4, warmup_steps: 10, evals: 3}
-ladder: {sizes: [t16], log2_lr: -6, budgets_macs: [1e8, 2e8]}
+ladder: {sizes: [t16, t24], log2_lr: -6, budgets_macs: [5e8, 1e9, 2e9]}
 launch: {parallel: 2}
 """
 THEIRS = ("models/__init__.py", "analysis/__init__.py", "numbers.py", "random.py")

@@ -1,5 +1,6 @@
 """A study is probed from its labelled files to its rows; killed anywhere, it ends the same."""
 
+import contextlib
 import json
 import random
 import shutil
@@ -27,7 +28,7 @@ from scaling.storage.files import RunLock
 from scaling.study_folder import Study
 from scaling.training.train import train
 from tests.representations.conftest import write_clip
-from tests.shell import HANGS, changed
+from tests.shell import HANGS
 
 QUICK = Recipe(steps=60, batch=32)
 
@@ -132,7 +133,7 @@ def test_kill_nine_at_random_moments(study: Path, pictures: Path, tmp_path: Path
     """The command itself, dying again and again while it writes: the same table, and no state
     computed twice."""
     draw, tables, killed = random.Random(0), [], 0
-    for kills in (0, 3):
+    for kills in (0, 6):
         own = Path(shutil.copytree(study, tmp_path / str(kills)))
         command = [sys.executable, "-m", "scaling.cli", "probe", str(own), "--data", str(pictures)]
         states: dict[Path, int] = {}
@@ -140,7 +141,11 @@ def test_kill_nine_at_random_moments(study: Path, pictures: Path, tmp_path: Path
         while code:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             if killed < kills:
-                changed(process, own / "probes", draw.randint(1, 3))
+                seen, changes = written(own), draw.randint(1, 3)
+                while changes and process.poll() is None:
+                    time.sleep(0.005)
+                    if (now := written(own)) != seen:
+                        seen, changes = now, changes - 1
                 time.sleep(draw.uniform(0, 0.1))
                 killed += process.poll() is None
                 process.kill()
@@ -152,7 +157,16 @@ def test_kill_nine_at_random_moments(study: Path, pictures: Path, tmp_path: Path
             states = kept
         tables.append((own / "probes.csv").read_bytes())
     assert tables[0] == tables[1]
-    assert killed
+    assert killed >= 3
+
+
+def written(study: Path) -> set[tuple[Path, int]]:
+    """What is below the study's probes, and when it was written."""
+    found = set()
+    for path in study.glob("probes/**/*"):
+        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+            found.add((path, path.stat().st_mtime_ns))
+    return found
 
 
 def test_two_at_once(own: Path, pictures: Path) -> None:

@@ -13,7 +13,6 @@ from scaling.checkpoint import STOP, Interrupted
 from scaling.errors import UserError
 from scaling.storage import files
 from scaling.storage.files import RunLock
-from tests.shell import HANGS
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def attempts(run_dir: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def until(what: Callable[[], object], seconds: float = HANGS) -> None:
+def until(what: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, f"waited {seconds} s in vain"
