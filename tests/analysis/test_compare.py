@@ -1,6 +1,7 @@
 """Exponents side by side: the test is honest, and says what may not be concluded."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -99,7 +100,7 @@ def test_the_multiplier_where_one_form_is_chosen_and_another_there() -> None:
     """Equal studies of 1% noise, of which some show their floor and some do not: a pure law misses
     the middle of a curve that bends. (Of the chosen laws' own resamples 6 of these 11 intervals
     held 1, and 79.5% of 200 of this kind.)"""
-    half = dict(run_noise=0.01 / 2**0.5, point_noise=0.01 / 2**0.5)
+    half: dict[str, Any] = dict(run_noise=0.01 / 2**0.5, point_noise=0.01 / 2**0.5)
     laws = [
         fit_frontier(study(TRUTH, seed=seed, sizes=8, budgets=6, **half), resamples=200).law
         for seed in range(121_000_020, 121_000_032)
