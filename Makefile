@@ -25,7 +25,7 @@ VERSIONED := tests/test_structure.py tests/data/test_media.py tests/data/test_pa
 	tests/report/test_figures.py tests/representations/test_sample.py tests/models/test_decoder.py \
 	tests/test_notebooks.py tests/test_cli.py
 
-.PHONY: study test test-newest test-versions check format clean
+.PHONY: study test test-newest test-versions check format docs clean
 
 study: $(VENV)/ready
 	$(BIN)/scaling study $(STUDY)
@@ -54,13 +54,18 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# In .venv, because the pages of the API import the code and the notebooks run it.
+docs: $(VENV)/ready
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html -t execute docs docs/_build
+	@echo "docs/_build/index.html"
+
 # Made again when the dependencies change; otherwise reused.
 $(VENV)/ready: pyproject.toml
 	@test -x $(BIN)/python || { python="$(PYTHON)"; test -n "$$python" || { echo "$(NONE)" >&2; \
 		exit 1; }; "$$python" -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable . --group dev
+	$(BIN)/python -m pip install --quiet --editable . --group dev --group docs
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-newest .mypy_cache .ruff_cache .pytest_cache docs/_build docs/api/modules docs/tutorial/*.ipynb

@@ -24,6 +24,9 @@ def forward_macs(config: ModelConfig, positions: int) -> dict[str, int]:
     qkvo: the mixer's projections. attention: the mixing of positions, pair by pair as the mode lets
     through (causally layers * d * T * (T + 1)); for mamba its convolution and the product that
     reads the state. head: the readout, and the embedding of patches (a look-up costs nothing).
+
+    >>> forward_macs(FAMILY["t16"], positions=129)
+    {'qkvo': 264192, 'attention': 536640, 'ffn': 544896, 'head': 1065024}
     """
     matrices = _matrices(config)
     if config.family == "mamba":

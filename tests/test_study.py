@@ -160,10 +160,16 @@ def test_a_folder_is_continued_where_it_lies(finished: tuple[Path, str], tmp_pat
 
 
 OF_ROWS = ("audit", "choices", "compare", "fit", "next")
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-# What the README says of a study; `ui` and `--watch` go on until they are stopped.
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+DOCS = "".join(page.read_text() for page in sorted((ROOT / "docs").rglob("*.md")))
+# What the README says of a study, and the site of studies/x; `ui` and `--watch` go on until they
+# are stopped.
 LINES = sorted(
-    set(re.findall(r"scaling (?!ui)[a-z]+ (?:studies/\w+|sweeps/x\.yaml)[^`\n]*", README))
+    {
+        *re.findall(r"scaling (?!ui)[a-z]+ (?:studies/\w+|sweeps/x\.yaml)[^`\n]*", README),
+        *re.findall(r"scaling (?!ui)[a-z]+ (?:studies/x\b(?!/)|sweeps/x\.yaml)[^`\n]*", DOCS),
+    }
 )
 
 

@@ -146,6 +146,15 @@ def fit(
     residuals do (questions/frontier.py does). weights: (n,) positive, in proportion to 1 / variance
     of log loss, such as the number of runs that a point is the mean of.
     Raises NotIdentified when the points cannot determine the law, UserError on bad input.
+
+    >>> compute = [1e15, 3e15, 1e16, 3e16, 1e17, 3e17]
+    >>> loss = [3.560, 3.363, 3.174, 2.998, 2.826, 2.672]
+    >>> law = fit(compute, loss, form="power")
+    >>> round(law.b, 3), law.ci["b"][0] < law.b < law.ci["b"][1]
+    (-0.05, True)
+    >>> fit(compute[:2], loss[:2], form="power")
+    Traceback (most recent call last):
+    scaling.analysis.laws.fit.NotIdentified: 2 distinct values of compute for 2 parameters of ...
     """
     options = Options(groups, noise, weights, delta, level, resamples, seed, unit)
     if e is None and form == "saturating":  # without the pure law, which `select` fits beside it

@@ -34,7 +34,11 @@ def macs_per(unit: str, *, mfu: float | None = None) -> float:
 
 
 def convert(value: float, unit: str, to: str, *, mfu: float | None = None) -> float:
-    """`value` of compute in another unit: convert(1, "PF-days", "FLOPs") is 8.64e19."""
+    """`value` of compute in another unit.
+
+    >>> convert(1, "PF-days", "FLOPs"), convert(6e21, "FLOPs", "MACs")
+    (8.64e+19, 3e+21)
+    """
     return value * macs_per(unit, mfu=mfu) / macs_per(to, mfu=mfu)
 
 
@@ -43,6 +47,9 @@ def bits_per_pixel(nats_per_token, tokens_per_frame: float, pixels_per_frame: fl
 
     A loss of tokens says nothing of what the tokenizer itself discards: compare reconstructions
     beside it.
+
+    >>> float(bits_per_pixel(3.27, tokens_per_frame=16, pixels_per_frame=16 * 16).round(4))
+    0.2949
     """
     return nats_per_token * tokens_per_frame / (pixels_per_frame * np.log(2))
 

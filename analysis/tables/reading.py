@@ -55,6 +55,11 @@ def read(
     the law will be of; for "params" or "tokens" that column and the loss are enough. keep: further
     columns, taken over as they are and for nothing else.
     Raises UserError on a table that cannot be read without guessing.
+
+    >>> runs = {"params (M)": [70, 160], "tokens (B)": [1, 3], "val_loss": [3.9, 3.5]}
+    >>> rows, notes = read(pd.DataFrame(runs))
+    >>> rows["macs_total"].tolist(), notes[1]
+    ([2.1e+17, 1.44e+18], "parameters (N): column 'params (M)', x 1e+06")
     """
     frame, notes = load(source)
     if where is not None:
