@@ -96,6 +96,19 @@ class Optimum:
         )
 
 
+def _beyond(value: float, runs: np.ndarray, what: str) -> tuple[float, str]:
+    """Decades by which a value lies beyond those of the runs, and why there is no interval there:
+    nothing was held out so far away that a form without a break could be trusted."""
+    decades = float(np.log10(value / np.clip(value, runs.min(), runs.max())))
+    reach = float(np.log10(runs.max() / runs.min()))
+    if abs(decades) <= reach:
+        return decades, ""
+    return decades, (
+        f"no interval: {abs(decades):.2f} decades beyond the runs, whose {what} spans {reach:.2f}; "
+        "no law is carried farther than its runs reach"
+    )
+
+
 @dataclass(frozen=True)
 class ParametricLaw:
     """L = E + A / N^alpha + B / D^beta. Call it with parameters and tokens."""
@@ -191,8 +204,10 @@ class ParametricLaw:
             return log_n, log_d, np.log(loss)
 
         point = [float(v[0]) for v in outcome(self._theta()[None])]
+        nd = self.per_token * self.n * self.d
+        decades, far = _beyond(compute, nd, "compute")
         names = ("size", "tokens", "loss")
-        bounds, refused = [], [NO_NOISE] if self.computed else []
+        bounds, refused = [], [NO_NOISE] if self.computed else [far] if far else []
         for name, of, at in zip(names, outcome(self.samples), point, strict=True):
             try:
                 bounds.append(
@@ -201,14 +216,12 @@ class ParametricLaw:
             except NotIdentified as reason:
                 bounds.append((np.nan, np.nan))
                 refused.append(str(reason))
-        if self.computed:
+        if self.computed or far:
             bounds = [(np.nan, np.nan)] * 3
         n, d, loss = np.exp(point)
-        nd = self.per_token * self.n * self.d
         return Optimum(
             float(compute), float(n), float(d), float(loss), bounds[0], bounds[1], bounds[2],
-            float(np.log10(compute / np.clip(compute, nd.min(), nd.max()))), self.unit,
-            "; ".join(refused),
+            decades, self.unit, "; ".join(refused),
         )  # fmt: skip
 
     def predict(self, n: float, d: float) -> Prediction:
@@ -221,7 +234,8 @@ class ParametricLaw:
         loss = np.exp(e) + np.exp(a - alpha * np.log(n)) + np.exp(b - beta * np.log(d))
         here = float(self(n, d))
         low, high, run_low, run_high = (float("nan"),) * 4
-        refused = NO_NOISE if self.computed else ""
+        (of_n, n_far), (of_d, d_far) = _beyond(n, self.n, "N"), _beyond(d, self.d, "D")
+        refused = NO_NOISE if self.computed else "; ".join(filter(None, (n_far, d_far)))
         if not refused:
             try:
                 low, high = interval("the loss", loss, here, None, self.level)
@@ -229,12 +243,8 @@ class ParametricLaw:
                 run_low, run_high = map(float, np.exp(ends))
             except NotIdentified as reason:
                 refused = str(reason)
-        beyond = [
-            float(np.log10(value / np.clip(value, runs.min(), runs.max())))
-            for value, runs in ((n, self.n), (d, self.d))
-        ]
         return Prediction(
-            self.per_token * n * d, here, low, high, run_low, run_high, max(beyond, key=abs),
+            self.per_token * n * d, here, low, high, run_low, run_high, max(of_n, of_d, key=abs),
             self.unit, refused, f"{n:.3g} parameters, {d:.3g} tokens",
         )  # fmt: skip
 

@@ -169,14 +169,14 @@ def _table(
         smooth = _described(single[near[single["place"].to_numpy()]], designs, log_n - centre)
     except NotIdentified as refusal:
         if grid is not None and grid.spread > SAME_COST:
-            notes += (f"costs within a budget differ by up to {grid.spread:.3g}x",)
+            notes += (f"costs within a budget differ by up to {grid.spread - 1:.2%}",)
         return Table(
             designs, grid, per_token, None, np.flatnonzero(near), str(refusal), notes
         )  # fmt: skip
     if grid is not None and grid.spread > SAME_COST:
         notes += (
-            f"costs within a budget differ by up to {grid.spread:.3g}x: each loss is moved along "
-            "the smooth loss to its budget's mean compute",
+            f"costs within a budget differ by up to {grid.spread - 1:.2%}: each loss is moved "
+            "along the smooth loss to its budget's mean compute",
         )
     kept = np.unique(smooth.cells["place"].to_numpy())
     return Table(designs, grid, per_token, smooth, kept, "", notes)

@@ -146,10 +146,15 @@ class Rates:
             key = [row[k] for k in GROUP]
             axis = row["axis"]
             error = "" if math.isnan(row["uncertainty"]) else f" ± {row['uncertainty']:.2f}"
+            cost = (
+                f"the rate of {axis} {row['first']} costs {row['cost']:.4f} {unit} at {axis} "
+                f"{row['last']}"
+            )
+            if math.isnan(row["cost"]):
+                cost = f"{axis} {row['last']} was not tried at the rate of {axis} {row['first']}"
             yield (
                 f"{title(*key)}: the best rate moves by {row['octaves']:+.2f}{error} octaves over "
-                f"a factor {row['last'] / row['first']:g}: {row['verdict']}; the rate of {axis} "
-                f"{row['first']} costs {row['cost']:.4f} {unit} at {axis} {row['last']}"
+                f"a factor {row['last'] / row['first']:g}: {row['verdict']}; {cost}"
             )
             for one in of_series(self.optima, key).to_dict("records"):
                 low, high = one["low"], one["high"]

@@ -50,7 +50,7 @@ def mark_budgets(
             )
     out.loc[counts, "budget_macs"] = budgets(macs[counts], params[counts])
     count = int(out["budget_macs"].nunique())
-    said = f"{count} nominal budgets" if count else "no nominal budgets: use the envelope frontier"
+    said = f"{count} nominal budgets" if count else "no nominal budgets"
     return [*notes, said]
 
 

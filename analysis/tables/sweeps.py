@@ -29,6 +29,8 @@ AXES = {
 RATES = names.LR | {"bestlr", "optimallr", "bestlearningrate", "optlearningrate", "lropt",
                     "log2lr", "log10lr"}  # fmt: skip
 CONSTANT = (1e-9, 10.0)  # of any learning rate
+LARGEST = {"width": 2**18, "depth": 2**12}  # of any model; a column D of tokens is no width
+EQUAL = 1.05  # tokens, batches and steps within this factor are one setting
 ENDED = 0.9  # of the steps of the longest run of its size
 LATER = 0.1  # share of rows of rates that begin later than others, up to which they are runs'
 SWEEP = ["parametrization", "shared", "member"]
@@ -97,6 +99,7 @@ def read_sweep(
         points = points[kept]
     points = points.assign(log2_lr=_log2(points["rate"], rates[0]))
     points = points[np.isfinite(points["log2_lr"])]
+    said = [*said, *_refuse_mixed(table, points, {rates[0], column, quality.column, by or ""})]
     points.loc[~np.isfinite(points["val_loss"]), "val_loss"] = np.nan
     members = points.groupby(SWEEP[:2], dropna=False)["member"].transform("nunique")
     if not (members > 1).any():
@@ -163,18 +166,52 @@ def _size(table: Table, given: str | None) -> tuple[str, str]:
         column = table.check("run", given)
         plain = "".join(table.names[column].everything)
         return ("depth" if plain in AXES["depth"] else "width"), column
-    found = {axis: table.named(wanted) for axis, wanted in AXES.items()}
-    varying = {
-        axis: [c for c in columns if table.frame[c].nunique() > 1]
-        for axis, columns in found.items()
-    }
-    for axis in ("width", "depth"):
-        if varying[axis]:
-            return axis, varying[axis][0]
+    beyond = ""
+    for axis, wanted in AXES.items():
+        for column in table.named(wanted):
+            if table.frame[column].nunique() < 2:
+                continue
+            largest = float(
+                np.nanmax(numbers(table.frame[column], thousands=True).values, initial=0)
+            )
+            if largest <= LARGEST[axis]:
+                return axis, column
+            beyond += f" ({column!r} goes up to {largest:.3g}, and is no {axis})"
     raise UserError(
-        f"no column of widths (or layers): the table has {listed(table.frame.columns)}; name one "
-        "with --width"
+        f"no column of widths (or layers): the table has {listed(table.frame.columns)}{beyond}; "
+        "name one with --width"
     )
+
+
+def _refuse_mixed(table: Table, points: pd.DataFrame, used: set[str]) -> list[str]:
+    """Raise UserError where a sweep of one size has several lengths or batches, on which the best
+    rate hangs; a note of other settings that vary there. points: rows of `table`, by its index."""
+    counts = points[np.isfinite(points["val_loss"])]
+    of = [counts[c] for c in SWEEP]
+
+    def values(column: str) -> pd.Series:
+        given = table.frame[column].loc[counts.index]
+        found = pd.Series(numbers(given, thousands=True).values, given.index)
+        return given.astype(str) if found.isna().all() else np.log(found.where(found > 0))
+
+    def varies(column: str) -> bool:
+        some = values(column)
+        if some.dtype == object:
+            return bool((some.groupby(of, dropna=False).nunique() > 1).any())
+        by = some.groupby(of, dropna=False)
+        return bool(((by.max() - by.min()) > np.log(EQUAL)).any())
+
+    lengths = [c for tier in table.quantity("d") for c in tier]
+    held = dict.fromkeys([*lengths, *table.named(names.BATCH), *table.named(names.PLANNED)])
+    if mixed := [c for c in held if c not in used and varies(c)]:
+        first = table.frame[mixed[0]].loc[counts.index[0]]
+        raise UserError(
+            f"runs of one size differ in {listed(mixed)}, on which the best rate hangs: hold them, "
+            f"as in --where '{mixed[0]} == {first}', or part the sweeps with --by {mixed[0]}"
+        )
+    others = [*table.named(names.SETTINGS), *table.named(names.SCHEDULE)]
+    free = [c for c in others if c not in used and varies(c)]
+    return [f"beware: runs of one size differ in {listed(free)}; the best rate may"] if free else []
 
 
 def _members(column: pd.Series, name: str) -> np.ndarray:

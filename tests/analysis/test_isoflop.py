@@ -251,7 +251,7 @@ def test_budgets_are_told_by_a_tolerance() -> None:
     law = size_laws(near, methods=("parabola",), resamples=100)[0]
     assert law.exponent == pytest.approx(exponent(EPOCH), abs=0.003)
     note = table_of(Ladder.of(near), window=8.0).notes[0]
-    assert note.startswith("costs within a budget differ by up to 1.3")
+    assert note.startswith("costs within a budget differ by up to 3")
     assert note in summary(approaches(near, resamples=100))
 
 

@@ -88,6 +88,18 @@ def test_weights_are_repeats() -> None:
     assert law.objective == pytest.approx(value.min(), rel=1e-9)
 
 
+def test_no_interval_farther_than_the_runs_reach() -> None:
+    n, d, loss = runs(noise=0.01)
+    law = fit_parametric(n, d, loss, resamples=200)
+    top, span = float((6 * n * d).max()), float((n * d).max() / (n * d).min())
+    near, far = law.optimum(top * span * 0.9), law.optimum(top * span * 1.1)
+    assert not near.refused and np.isfinite(near.loss_interval).all()
+    assert np.isnan([far.loss_interval, far.n_interval]).all()
+    assert "decades beyond the runs, whose compute spans" in str(far)
+    said = law.predict(float(n.max() ** 2 / n.min()) * 1.1, float(d.max()))
+    assert "whose N spans" in said.refused and np.isnan([said.low, said.high, said.run_low]).all()
+
+
 def test_optimum_is_the_minimum() -> None:
     law = fit_parametric(*runs(noise=0.01), resamples=200)
     best = law.optimum(1e22)

@@ -94,8 +94,39 @@ def test_runs_that_diverged_or_crashed() -> None:
         (BEST.assign(Width=["a", *WIDTHS[1:]]), "holds 'a', which is no width"),
         (sweep(0).assign(lr=lambda t: np.log2(t["lr"])), "no learning rates"),
         (sweep(0).iloc[:9].assign(width=128), "no column of widths"),
+        (
+            sweep(0).rename(columns={"width": "D"}).assign(D=lambda t: t["D"] * 1e8),
+            r"'D' goes up to 2.05e\+11, and is no width",
+        ),
+        (
+            pd.concat([sweep(0).assign(tokens=n, batch_size=256) for n in (1e9, 2e9)]),
+            r"differ in 'tokens', on which the best rate hangs: hold them, as in --where",
+        ),
+        (
+            pd.concat([sweep(0).assign(tokens=n, bs=n / 1e7) for n in (1e9, 2e9)]),
+            "differ in 'tokens', 'bs'",
+        ),
     ],
 )
 def test_what_is_no_sweep_is_said(table: pd.DataFrame, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read_sweep(table)
+
+
+def test_lengths_that_grow_with_the_width_are_one_sweep() -> None:
+    table = sweep(0).assign(tokens=lambda t: 2e7 * t["width"], weight_decay=0.1)
+    points, notes = read_sweep(table)
+    assert verdicts(points)["verdict"].tolist() == ["transfers"]
+    assert not any(note.startswith("beware") for note in notes)
+    both = pd.concat([table, sweep(0, seed=1).assign(tokens=2e7, weight_decay=0.2)])
+    parted, _ = read_sweep(both, by="weight_decay")
+    assert parted["parametrization"].nunique() == 2
+    _, notes = read_sweep(both.drop(columns="tokens"))
+    assert "beware: runs of one size differ in 'weight_decay'; the best rate may" in notes
+
+
+def test_a_rate_that_was_not_tried_costs_no_number() -> None:
+    table = sweep(-1.0)
+    near = (np.log2(table["lr"]) + 10 + np.log2(table["width"] / 128)).abs() <= 1.5
+    said = next(verdict_lines(read_sweep(table[near])[0]))
+    assert "; width 2048 was not tried at the rate of width 128" in said and "nan" not in said
