@@ -233,7 +233,8 @@ class Board:
         self._run(launcher, space, wanted=count)
 
     def _run(self, launcher: Mapper, space: dict[str, Any], wanted: int | None) -> None:
-        """Run open trials, then waiting ones, then (with `wanted`) new ones up to that count."""
+        """Run open trials and those whose directory is gone, then waiting ones, then (with
+        `wanted`) new ones up to that count."""
         from optuna.trial import TrialState
 
         open_trials: dict[Path, tuple[int, float, int]] = {}
@@ -245,8 +246,13 @@ class Board:
 
         def jobs() -> Iterator[Job[Any]]:
             for width, study in self.studies.items():
-                for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                    yield job(width, trial.params["log2_lr"], trial.number)
+                known = (TrialState.RUNNING, TrialState.COMPLETE)
+                for trial in study.get_trials(deepcopy=False, states=known):
+                    made = job(width, trial.params["log2_lr"], trial.number)
+                    if trial.state == TrialState.RUNNING or not made.run_dir.exists():
+                        yield made
+                    else:
+                        del open_trials[made.run_dir]
             for width, study in self.studies.items():
 
                 def more(study: optuna.Study = study) -> bool:
@@ -263,14 +269,19 @@ class Board:
         for finished in launcher.map(jobs()):
             width, log2_lr, number = open_trials.pop(finished.job.run_dir)
             study = self.studies[width]
-            trial_id = study.get_trials(deepcopy=False)[number]._trial_id
-            storage = study._storage
+            trial = study.get_trials(deepcopy=False)[number]
+            trial_id, storage = trial._trial_id, study._storage
+            again = trial.state == TrialState.COMPLETE  # its loss stands in the journal
             if finished.error is not None:
                 self.failed[width, log2_lr] = finished.error
+                if again:
+                    continue
                 storage.set_trial_user_attr(trial_id, "error", finished.error)
                 study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
                 continue
             self.failed.pop((width, log2_lr), None)
+            if again:
+                continue
             loss = self.read_loss(finished.job)
             storage.set_trial_user_attr(trial_id, "run_id", finished.job.run_dir.name)
             storage.set_trial_user_attr(trial_id, "diverged", loss is None)

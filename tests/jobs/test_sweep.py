@@ -121,6 +121,17 @@ def test_a_sweep_cut_at_any_line_ends_the_same(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
+def test_a_run_whose_directory_is_gone_is_trained_again(tmp_path: Path) -> None:
+    """Its loss is in the journal, but rows.csv and MLflow are made of directories."""
+    result = sweep(tmp_path)
+    before = (tmp_path / "j").read_bytes()
+    shutil.rmtree(tmp_path / "runs" / "w16_-7")
+    assert sweep(tmp_path) == result
+    assert (tmp_path / "runs" / "w16_-7" / "loss").exists()
+    assert (tmp_path / "j").read_bytes() == before
+    assert all((r / "trained").read_text() == "once\n" for r in (tmp_path / "runs").iterdir())
+
+
 def test_the_grid_grows_towards_a_minimum_outside_it(tmp_path: Path) -> None:
     result = sweep(tmp_path, -9, -7, best=-5.2)
     assert result.log2_lr == -5 and result.on_edge, "within its limit: two octaves"
