@@ -110,12 +110,10 @@ def rope_tables(positions: int, head_dim: int, base: float) -> tuple[Tensor, Ten
     """Cosines and signed sines (positions, head_dim) of rotary positions (arXiv 2104.09864).
 
     Dimension i turns with i + head_dim/2, the convention of Hugging Face's LLaMA. The sign of
-    the first half is in the table, so that a rotation is x cos + roll(x) sin. Always numbers, on
-    the CPU: arithmetic on the meta device, where shapes are asked for, first imports for seconds.
+    the first half is in the table, so that a rotation is x cos + roll(x) sin.
     """
-    halves = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
-    places = torch.arange(positions, dtype=torch.float64, device="cpu")
-    angle = torch.outer(places, base ** (-halves / head_dim))
+    frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle = torch.outer(torch.arange(positions, dtype=torch.float64), frequency)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), dim=1).float(), torch.cat((-sin, sin), dim=1).float()
 

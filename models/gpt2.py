@@ -83,11 +83,7 @@ class Block(nn.Module):
 
 
 def sine_cosine(positions: int, d: int) -> Tensor:
-    """Absolute positions of Vaswani et al. 2017 (Section 3.5): (positions, d), sines first.
-
-    On the CPU always, as `attention.rope_tables`.
-    """
-    halves = torch.arange(0, d, 2, dtype=torch.float64, device="cpu")
-    places = torch.arange(positions, dtype=torch.float64, device="cpu")
-    angle = torch.outer(places, 10_000.0 ** (-halves / d))
+    """Absolute positions of Vaswani et al. 2017 (Section 3.5): (positions, d), sines first."""
+    frequency = 10_000.0 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
+    angle = torch.outer(torch.arange(positions, dtype=torch.float64), frequency)
     return torch.cat((angle.sin(), angle.cos()), dim=1)[:, :d].float()

@@ -71,11 +71,13 @@ def tokens(
 
 def _token_folders(where: Path, out: Path | None) -> list[Path]:
     """The token directories of a study, or the one that is meant itself. Raises UserError."""
-    from scaling.study_folder import TokenFolder, choose
+    from scaling.study_folder import Study, TokenFolder, choose
 
     if TokenFolder(where).index.exists():
         return [where]
-    _, study = choose(where, out)
+    # A folder that was encoded alone has tokens and no study.yaml yet.
+    encoded = where.is_dir() and out is None
+    study = Study.open(where) if encoded else choose(where, out)[1]
     if not (found := study.tokens()):
         raise UserError(f"{study}: no tokens here; `scaling encode CONFIG` makes them")
     return [tokens.path for tokens in found]

@@ -98,6 +98,12 @@ def trained_runs(
         for row in there.read() or []:
             if not row["decayed"] or row["status"] != "finished":
                 continue
+            if row["steps"] not in run.budgets_steps:
+                raise UserError(
+                    f"{folder}: has a decayed row of {row['steps']} steps, and its "
+                    f"{there.config_yaml.name} none that ends there: one of the two was changed; "
+                    "remove the folder and run the study again"
+                )
             point = TrainedRun(folder, run, row, run.budgets_steps.index(row["steps"]))
             if point.last or there.weights(point.budget).exists():
                 found.setdefault(folder.name, []).append(point)

@@ -125,7 +125,7 @@ def test_a_study_is_tuned_to_find_the_ball(
 
 def test_windows_of_a_training_sequence_are_probed(study: Path, tmp_path: Path) -> None:
     """Eight frames, twice the context of the model."""
-    own = Path(shutil.copytree(study, tmp_path / "own"))
+    own = Study(Path(shutil.copytree(study, tmp_path / "own")))
     table = write_permanence(tmp_path / "p", clips=48, frames=8, size=32)
     settings = {"heads": ("attention",), "recipe": Recipe(steps=5), "say": lambda _: None}
     out = probe(own, table, seeds=1, views=Views(frames=8), **settings)  # type: ignore[arg-type]

@@ -273,7 +273,7 @@ def test_bad_input(own: Path, pictures: Path, clips: Path, tmp_path: Path) -> No
         run(own, pictures, heads=("mean",))
     with pytest.raises(UserError, match="no finished run 'nothere'"):
         run(own, pictures, runs=["nothere"])
-    with pytest.raises(UserError, match="not a study directory"):
+    with pytest.raises(UserError, match="no run of the ladder has finished yet"):
         run(tmp_path, pictures)
 
 

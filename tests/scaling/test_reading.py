@@ -125,7 +125,7 @@ def test_a_size_law_is_of_the_smallest_losses(rows_csv: Path) -> None:
     best = rows.groupby("params")["val_loss"].min()
     assert law.loss.tolist() == best.tolist() and law.unit == "parameters"
     assert str(law).startswith("L(N) = ")
-    with pytest.raises(ValueError, match="choose params or tokens"):
+    with pytest.raises(ValueError, match="the ladder is of 'seed': make it of params or tokens"):
         fit_variable(Ladder.of(rows, variable="seed"))
 
 
