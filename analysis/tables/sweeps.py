@@ -191,8 +191,10 @@ def _refuse_mixed(table: Table, points: pd.DataFrame, used: set[str]) -> list[st
 
     def values(column: str) -> pd.Series:
         given = table.frame[column].loc[counts.index]
-        found = pd.Series(numbers(given, thousands=True).values, given.index)
-        return given.astype(str) if found.isna().all() else np.log(found.where(found > 0))
+        found = numbers(given, thousands=True).values
+        if np.isnan(found).all():
+            return given.astype(str)
+        return pd.Series(np.log(np.where(found > 0, found, np.nan)), given.index)
 
     def varies(column: str) -> bool:
         some = values(column)

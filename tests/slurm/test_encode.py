@@ -52,8 +52,8 @@ def test_an_array_gives_the_bytes_of_one_process(own: Path) -> None:
 def test_a_killed_driver_leaves_jobs_that_the_next_one_takes_over(own: Path) -> None:
     code = (
         "from pathlib import Path; from scaling.config.study_file import load_study\n"
-        "from scaling.study.pipeline import encode\n"
-        f"encode(load_study(Path({str(own / 'own.yaml')!r})), Path({str(own)!r}), print)\n"
+        "from scaling.study.pipeline import encode; from scaling.study_folder import Study\n"
+        f"encode(load_study(Path({str(own / 'own.yaml')!r})), Study(Path({str(own)!r})), print)\n"
     )
     driver = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 90
