@@ -104,8 +104,8 @@ def _beyond(value: float, runs: np.ndarray, what: str) -> tuple[float, str]:
     if abs(decades) <= reach:
         return decades, ""
     return decades, (
-        f"no interval: {abs(decades):.2f} decades beyond the runs, whose {what} spans {reach:.2f}; "
-        "no law is carried farther than its runs reach"
+        f"no interval of the loss: {abs(decades):.2f} decades beyond the runs, whose {what} spans "
+        f"{reach:.2f}; no law is carried farther than its runs reach"
     )
 
 
@@ -216,8 +216,10 @@ class ParametricLaw:
             except NotIdentified as reason:
                 bounds.append((np.nan, np.nan))
                 refused.append(str(reason))
-        if self.computed or far:
+        if self.computed:
             bounds = [(np.nan, np.nan)] * 3
+        elif far:  # N* and D* are lines in logs, whose coefficient is their value at 1 MAC
+            bounds[2] = np.nan, np.nan
         n, d, loss = np.exp(point)
         return Optimum(
             float(compute), float(n), float(d), float(loss), bounds[0], bounds[1], bounds[2],

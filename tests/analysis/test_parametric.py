@@ -94,7 +94,7 @@ def test_no_interval_farther_than_the_runs_reach() -> None:
     top, span = float((6 * n * d).max()), float((n * d).max() / (n * d).min())
     near, far = law.optimum(top * span * 0.9), law.optimum(top * span * 1.1)
     assert not near.refused and np.isfinite(near.loss_interval).all()
-    assert np.isnan([far.loss_interval, far.n_interval]).all()
+    assert np.isnan(far.loss_interval).all() and np.isfinite(far.n_interval).all()
     assert "decades beyond the runs, whose compute spans" in str(far)
     said = law.predict(float(n.max() ** 2 / n.min()) * 1.1, float(d.max()))
     assert "whose N spans" in said.refused and np.isnan([said.low, said.high, said.run_low]).all()
