@@ -32,7 +32,7 @@ from scaling.commands import (  # noqa: E402
     reading,
     tokens,
 )
-from scaling.commands.planning import ConfigArg, OutOption, SetOption  # noqa: E402
+from scaling.commands.planning import ConfigArg, OutOption, SetOption, note  # noqa: E402
 from scaling.errors import UserError  # noqa: E402
 
 app = typer.Typer(
@@ -132,7 +132,7 @@ def train(
     except RunBusy as busy:
         raise UserError(f"{busy}; wait for it or stop it") from None
     except Interrupted as stopped:
-        _note(str(stopped))
+        note(str(stopped))
         raise typer.Exit(130) from None
     for row in rows:
         if row["decayed"] or row["status"] != "finished":
@@ -190,10 +190,6 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """Entry point: a user's mistake is one clear message and exit code 2; a traceback is a bug."""
     usage_error: Any = typer.BadParameter.__bases__[0]  # typer carries its own copy of click
@@ -212,17 +208,17 @@ def main() -> None:
 
             told = storage_error(error, Path(error.filename or "the study's folder"))
         if isinstance(told, UserError):
-            _note(f"error: {told}")
+            note(f"error: {told}")
             sys.exit(2)
         traceback.print_exc()
-        _note(
+        note(
             f"\nThis is a fault of scaling {__version__} (Python {platform.python_version()}), "
             "not of what you gave; what is finished is kept. Please report it where you got "
             "scaling from, with the lines above."
         )
         sys.exit(1)
     if code == 130:  # typer's answer to Ctrl-C
-        _note("interrupted; what is finished is kept, and the same command continues")
+        note("interrupted; what is finished is kept, and the same command continues")
     sys.exit(code if isinstance(code, int) else 0)
 
 

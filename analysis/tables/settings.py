@@ -63,7 +63,7 @@ def mixture_notes(
         more = f" and {len(values) - 4} more" if len(values) > 4 else ""
         notes.append(
             f"beware: {len(values)} values of {column!r} in one law, {shown}{more}: {_WHY[name]}; "
-            f"--by {_quoted(column)} fits a law for each, --where picks one"
+            f"--by {quoted(column)} fits a law for each, --where picks one"
         )
     return notes
 
@@ -75,7 +75,7 @@ def _of_sizes(rows: pd.DataFrame, name: str) -> bool:
     )
 
 
-def _quoted(column: str) -> str:
+def quoted(column: str) -> str:
     return f"'{column}'" if " " in column else column
 
 

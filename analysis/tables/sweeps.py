@@ -15,7 +15,7 @@ from scaling.analysis.tables.files import load
 from scaling.analysis.tables.histories import highest
 from scaling.analysis.tables.layouts import adapt
 from scaling.analysis.tables.losses import read_loss
-from scaling.analysis.tables.settings import mixes
+from scaling.analysis.tables.settings import mixes, quoted
 from scaling.analysis.tables.states import condition, statuses
 from scaling.analysis.tables.trials import refuse_several
 from scaling.analysis.tables.units import numbers
@@ -207,9 +207,11 @@ def _refuse_mixed(table: Table, points: pd.DataFrame, used: set[str]) -> list[st
     held = dict.fromkeys([*lengths, *table.named(names.BATCH), *table.named(names.PLANNED)])
     if mixed := [c for c in held if c not in used and varies(c)]:
         first = table.frame[mixed[0]].loc[counts.index[0]]
+        shown = f'"{first}"' if isinstance(first, str) else first
+        name = mixed[0] if str(mixed[0]).isidentifier() else f"`{mixed[0]}`"
         raise UserError(
             f"runs of one size differ in {listed(mixed)}, on which the best rate hangs: hold them, "
-            f"as in --where '{mixed[0]} == {first}', or part the sweeps with --by {mixed[0]}"
+            f"as in --where '{name} == {shown}', or part the sweeps with --by {quoted(mixed[0])}"
         )
     others = [*table.named(names.SETTINGS), *table.named(names.SCHEDULE)]
     free = [c for c in others if c not in used and varies(c)]

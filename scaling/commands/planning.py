@@ -61,7 +61,7 @@ def plan(
     chosen, study = choose(config, out, set_ or ())
     launch = chosen.launch
     parallel, threads = resources(launch)
-    costs, left_out = study_cost(chosen, threads=threads, measure=measure, log=_note)
+    costs, left_out = study_cost(chosen, threads=threads, measure=measure, log=note)
     told = [f"study {chosen.study}: {parallel} jobs at once, {threads} threads each"]
     told += _table(launch, costs)
     told += [f"left out: {x.size} at {x.budget_macs:.3g} MACs: {x.rule}" for x in left_out]
@@ -150,5 +150,5 @@ def _bytes(n: float) -> str:
     return f"{n:.3g} PB"
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from scaling.commands.planning import OutOption
 from scaling.errors import UserError
 
 StudyArg = Annotated[Path, typer.Argument(help="The study's folder, e.g. studies/quickstart.")]
@@ -230,9 +231,7 @@ def represent(
     clips: Annotated[int, typer.Option(help="Views of a labelled clip in time.")] = 1,
     rows: Annotated[int, typer.Option(help="DAVIS: tokens on the short side of a frame.")] = 24,
     frames: Annotated[int, typer.Option(help="Frames to draw after a prompt.")] = 64,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder that holds all studies; default: studies.")
-    ] = None,
+    out: OutOption = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="As of `scaling study`.")] = None,
     memory_gb: MemoryOption = 2.0,
 ) -> None:

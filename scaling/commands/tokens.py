@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from scaling.commands.planning import OutOption
 from scaling.errors import UserError
 
 tokenizer = typer.Typer(
@@ -18,9 +19,7 @@ def tokens(
     where: Annotated[
         Path, typer.Argument(help="A study: its YAML or its folder; or a folder of tokens.")
     ],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder that holds all studies; default: studies.")
-    ] = None,
+    out: OutOption = None,
 ) -> None:
     """Print what a study's tokens hold: sources, files, tokens, hours, codes used, n-grams, PSNR.
 

@@ -248,11 +248,10 @@ class Board:
             for width, study in self.studies.items():
                 known = (TrialState.RUNNING, TrialState.COMPLETE)
                 for trial in study.get_trials(deepcopy=False, states=known):
-                    made = job(width, trial.params["log2_lr"], trial.number)
-                    if trial.state == TrialState.RUNNING or not made.run_dir.exists():
-                        yield made
-                    else:
-                        del open_trials[made.run_dir]
+                    log2_lr = trial.params["log2_lr"]
+                    there = self.make_job(width, 2.0**log2_lr).run_dir.exists()
+                    if trial.state == TrialState.RUNNING or not there:
+                        yield job(width, log2_lr, trial.number)
             for width, study in self.studies.items():
 
                 def more(study: optuna.Study = study) -> bool:
