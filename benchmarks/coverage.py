@@ -34,10 +34,12 @@ from scaling.analysis.questions.simulate import (
 from scaling.analysis.questions.size_law import METHODS, OF
 
 Quantity = tuple[float, float, float, float]  # truth, estimate, low, high
+Study = Callable[[int], dict[str, Quantity]]  # of a seed
+Curve = Callable[[Any], Any]  # loss of compute, of a number or an array
 RESAMPLES = 1000
 
 
-def ladder(truth: Truth, **design) -> Callable[[int], dict[str, Quantity]]:
+def ladder(truth: Truth, **design: Any) -> Study:
     """A study of a ladder of sizes; the pure exponent of its frontier."""
     budgets = study(truth, **design)["budget_macs"].to_numpy()
     expected = frontier_exponent(truth, budgets)
@@ -50,7 +52,7 @@ def ladder(truth: Truth, **design) -> Callable[[int], dict[str, Quantity]]:
     return one
 
 
-def table(n: int, e: float, noise: float, decades: float, groups: int = 0):
+def table(n: int, e: float, noise: float, decades: float, groups: int = 0) -> Study:
     """Points of a law of compute, independent or in runs that share half of the variance."""
 
     def one(seed: int) -> dict[str, Quantity]:
@@ -75,7 +77,7 @@ def table(n: int, e: float, noise: float, decades: float, groups: int = 0):
     return one
 
 
-def ahead(curve: Callable[[np.ndarray | float], np.ndarray | float]):
+def ahead(curve: Curve) -> Study:
     """A curve of c = C / 1e15 at ten budgets from 1e16 to 1e19, noise .2%, whose form is not told;
     its loss at 1e20."""
 
@@ -91,12 +93,12 @@ def ahead(curve: Callable[[np.ndarray | float], np.ndarray | float]):
     return one
 
 
-def broken(a: float, b: float, at: float, turn: float, e: float = 0.0):
+def broken(a: float, b: float, at: float, turn: float, e: float = 0.0) -> Curve:
     """E + a c^-b (1 + (C / at)^(1 / .3))^turn: steeper beyond `at` where turn < 0."""
     return lambda c: e + a * c**-b * (1 + (c * 1e15 / at) ** (1 / 0.3)) ** turn
 
 
-def surface(truth: Truth, **design) -> Callable[[int], dict[str, Quantity]]:
+def surface(truth: Truth, **design: Any) -> Study:
     """L(N, D) of a study's cells."""
 
     def one(seed: int) -> dict[str, Quantity]:
@@ -114,9 +116,7 @@ def surface(truth: Truth, **design) -> Callable[[int], dict[str, Quantity]]:
     return one
 
 
-def best_sizes(
-    truth: Truth, methods: Sequence[str] = tuple(METHODS), **design
-) -> Callable[[int], dict[str, Quantity]]:
+def best_sizes(truth: Truth, methods: Sequence[str] = tuple(METHODS), **design: Any) -> Study:
     """N* by the methods of questions/isoflop.py: the exponent, and in logs the value inside the
     budgets and a decade beyond them; and D* there. A method's refusals are missing quantities."""
     macs = np.unique(study(truth, **design)["budget_macs"])
@@ -145,9 +145,7 @@ def best_sizes(
     return one
 
 
-def predictions(
-    truth: Truth, *, named: bool = True, **design
-) -> Callable[[int], dict[str, Quantity]]:
+def predictions(truth: Truth, *, named: bool = True, **design: Any) -> Study:
     """What a ladder's frontier predicts, the form not known: in logs, the loss of the best size
     between the two largest budgets and a decade beyond; and the compute that an equal study (of the
     next seed) needs for the loss in the middle, over what this one needs (1). named: the budgets
@@ -179,7 +177,7 @@ def predictions(
     return one
 
 
-def frontiers() -> dict[str, Callable[[int], dict[str, Quantity]]]:
+def frontiers() -> dict[str, Study]:
     """Frontiers of many sizes a budget, of fixed ladders, of two sizes, of trunks, of clouds."""
     kinds = {}
     budgets = (np.geomspace(1e17, 1e20, 8) / 2).tolist()
@@ -211,7 +209,7 @@ def frontiers() -> dict[str, Callable[[int], dict[str, Quantity]]]:
     return kinds
 
 
-def isoflops() -> dict[str, Callable[[int], dict[str, Quantity]]]:
+def isoflops() -> dict[str, Study]:
     """Fixed ladders, budgets with sizes of their own around the optimum, and trunks."""
     kinds = {}
     some = tuple(method for method in METHODS if method != "L(N, D)")  # it has kinds of its own
@@ -239,7 +237,7 @@ def isoflops() -> dict[str, Callable[[int], dict[str, Quantity]]]:
 EPOCH = Truth(e=1.8172, a=477.83, alpha=0.34731, b=2143.42, beta=0.36717)
 HOFFMANN = Truth(e=1.69, a=406.4, alpha=0.34, b=410.7, beta=0.28)
 NOISE = dict(run_noise=0.002, point_noise=0.002)
-KINDS: dict[str, Callable[[int], dict[str, Quantity]]] = {
+KINDS: dict[str, Study] = {
     "ladder, independent noise": ladder(PURE, run_noise=0.0, point_noise=0.003),
     "ladder, trunks share noise": ladder(PURE, **NOISE),
     "ladder, mostly shared noise": ladder(
@@ -283,7 +281,7 @@ KINDS: dict[str, Callable[[int], dict[str, Quantity]]] = {
 }  # fmt: skip
 
 
-def run(one: Callable[[int], dict[str, Quantity]], first_seed: int, studies: int) -> list[str]:
+def run(one: Study, first_seed: int, studies: int) -> list[str]:
     """Lines of the table for one kind."""
     found: dict[str, list[Quantity]] = {}
     for seed in range(first_seed, first_seed + studies):

@@ -29,7 +29,9 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -42,20 +44,24 @@ DELTA = 1e-3
 HOFFMANN = np.array(
     [6.0073404, 6.0179186, 0.5267228, 0.33917084, 0.2849083]
 )  # a, b, e, alpha, beta
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray]  # logs of parameters, tokens and loss
+Result = TypeVar("Result")
 TABLE = "scaling_tables/chinchilla_epoch_svg_extracted.csv"
 
 
-def peer_value(p, log_n, log_d, log_loss):
+def peer_value(p: np.ndarray, log_n: np.ndarray, log_d: np.ndarray, log_loss: np.ndarray) -> float:
     """Epoch's objective of (a, b, e, alpha, beta)."""
     a, b, e, alpha, beta = p
     with np.errstate(over="ignore"):
         prediction = np.log(np.exp(a - alpha * log_n) + np.exp(b - beta * log_d) + np.exp(e))
         r = log_loss - prediction
         size = np.abs(r)
-        return np.where(size <= DELTA, 0.5 * r**2, DELTA * (size - 0.5 * DELTA)).sum()
+        return float(np.where(size <= DELTA, 0.5 * r**2, DELTA * (size - 0.5 * DELTA)).sum())
 
 
-def peer_gradient(p, log_n, log_d, log_loss):
+def peer_gradient(
+    p: np.ndarray, log_n: np.ndarray, log_d: np.ndarray, log_loss: np.ndarray
+) -> np.ndarray:
     a, b, e, alpha, beta = p
     terms = np.exp(a - alpha * log_n), np.exp(b - beta * log_d), np.exp(e)
     f = terms[0] + terms[1] + terms[2]
@@ -66,7 +72,7 @@ def peer_gradient(p, log_n, log_d, log_loss):
     )
 
 
-def peer_fit(data, count):
+def peer_fit(data: Columns, count: int) -> float:
     starts_of = itertools.product(
         np.arange(0, 30, 5), np.arange(0, 30, 5), np.arange(-1, 1.5, 0.5),
         np.arange(0, 2.5, 0.5), np.arange(0, 2.5, 0.5),
@@ -75,10 +81,11 @@ def peer_fit(data, count):
     chosen = grid[np.linspace(0, len(grid) - 1, min(count, len(grid))).astype(int)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # starts that run into infinity
-        return min(minimize(peer_value, x, args=data, method="L-BFGS-B").fun for x in chosen)
+        found = (minimize(peer_value, x, args=data, method="L-BFGS-B").fun for x in chosen)
+        return float(min(found))
 
 
-def peer_bootstrap(data, indices):
+def peer_bootstrap(data: Columns, indices: np.ndarray) -> np.ndarray:
     out = []
     for rows in indices:
         args = tuple(column[rows] for column in data)
@@ -86,7 +93,7 @@ def peer_bootstrap(data, indices):
     return np.array(out)
 
 
-def peer_autograd(data, indices):
+def peer_autograd(data: Columns, indices: np.ndarray) -> np.ndarray | None:
     """As published: the gradient from automatic differentiation. None without that package."""
     try:
         anp = importlib.import_module("autograd.numpy")
@@ -94,7 +101,7 @@ def peer_autograd(data, indices):
     except ImportError:
         return None
 
-    def value(p, log_n, log_d, log_loss):
+    def value(p: Any, log_n: Any, log_d: Any, log_loss: Any) -> Any:
         a, b, e, alpha, beta = p
         f = anp.exp(a - alpha * log_n) + anp.exp(b - beta * log_d) + anp.exp(e)
         r = log_loss - anp.log(f)
@@ -164,7 +171,7 @@ def against(base: Path, epoch: tuple[np.ndarray, ...], repeats: int = 3) -> None
     noisy = loss * np.exp(0.01 * rng.standard_normal(len(n)))
     print(f"{'rows':>7s}{'there, s':>10s}{'here, s':>10s}{'ratio':>8s}   optimum beside theirs")
     for data in (epoch, (n, d, noisy)):
-        found: dict[Path, list] = {base: [], Path(__file__).resolve().parents[1]: []}
+        found: dict[Path, list[Any]] = {base: [], Path(__file__).resolve().parents[1]: []}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "runs.npy"
             np.save(path, np.stack(data))
@@ -184,7 +191,7 @@ def against(base: Path, epoch: tuple[np.ndarray, ...], repeats: int = 3) -> None
         )
 
 
-def timed(function, *args):
+def timed(function: Callable[..., Result], *args: Any) -> tuple[Result, float]:
     """The result, and CPU seconds over all threads: other work on the machine does not count."""
     start = time.process_time()
     result = function(*args)
@@ -217,7 +224,7 @@ def main() -> None:
 
     objective = Objective(data[0] - data[0].mean(), data[1] - data[1].mean(), data[2], DELTA)
 
-    def our_fit():
+    def our_fit() -> tuple[np.ndarray, float]:
         first = starts(objective, loss)
         weights = np.ones((len(first), len(loss)))
         theta, value, _ = newton(objective, first, weights, continuation(DELTA, cold=True))
@@ -228,7 +235,7 @@ def main() -> None:
     our_fit()  # touch the code once
     (best, value), fit_seconds = timed(our_fit)
 
-    def our_bootstrap():
+    def our_bootstrap() -> np.ndarray:
         return newton(objective, np.tile(best, (4000, 1)), counts, continuation(DELTA, cold=False))[
             1
         ]

@@ -68,7 +68,7 @@ def beginnings(decades: np.ndarray) -> list[int]:
     return [int(k) for k in counts if k >= FEWEST and decades[k - 1] >= 1 - 1e-9]
 
 
-def forecasts(name: str, rows: pd.DataFrame, resamples: int) -> Iterator[dict]:
+def forecasts(name: str, rows: pd.DataFrame, resamples: int) -> Iterator[dict[str, Any]]:
     """One row per beginning and distance."""
     try:
         ladder = Ladder.of(rows)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def write(folder: Path, gigabytes: float) -> None:
     total = int(gigabytes * 1e9 / (2 * (codes + 2)))
     sources = []
     for number, weight in enumerate(WEIGHTS):
-        entry: dict = {"name": f"s{number}", "kind": "video", "weight": weight}
+        entry: dict[str, Any] = {"name": f"s{number}", "kind": "video", "weight": weight}
         for split, count in (("train", max(1, round(weight * total))), ("validation", 1)):
             writer = shards.Writer(folder, f"{number}.{split}", codes + 2)
             for first in range(0, count, 4096):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from scaling.analysis.questions.next import expanded, fitted, next_runs
 from scaling.analysis.questions.simulate import PURE, TRUTH, Truth, study
 from scaling.analysis.tables.ladder import Ladder
 
-Kind = tuple[Truth, dict, float, float | None]  # truth, design, budget, target
+Kind = tuple[Truth, dict[str, Any], float, float | None]  # truth, design, budget, target
 KINDS: dict[str, Kind] = {
     "L(N, D), exponent": (TRUTH, dict(sizes=8, trunks=False, run_noise=0.0), 1e14, None),
     "L(N, D), loss a decade on": (TRUTH, dict(sizes=8, trunks=False, run_noise=0.0), 1e14, 1.5e14),

@@ -9,11 +9,13 @@ as they are), and docstrings as reStructuredText. Docstrings of this repository 
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import plotly.offline
 from nbclient import NotebookClient
 from plotly.graph_objects import Figure
+from sphinx.application import Sphinx
 
 from scaling import __version__
 
@@ -51,7 +53,7 @@ html_title = f"scaling {release}"
 html_copy_source = html_show_sourcelink = False
 
 
-def executed(name):
+def executed(name: str) -> tuple[Any, str]:
     """The notebook, with its outputs where what it needs is here; and which of both, in words."""
     variable, default, file = NEEDS[name]
     given = os.environ.get(variable, default)
@@ -74,7 +76,7 @@ def executed(name):
     return notebook, f"Executed on `{given}`."
 
 
-def write_notebooks(app, config):
+def write_notebooks(app: Sphinx, config: Any) -> None:
     for name in NEEDS:
         notebook, said = executed(name)
         notebook.cells[0].source += f"\n\n*{said}*"
@@ -87,17 +89,19 @@ def write_notebooks(app, config):
             path.write_text(text)
 
 
-def add_plotly(app, exception):
+def add_plotly(app: Sphinx, exception: Exception | None) -> None:
     """The script of figures; without a network, so from the package."""
     if exception is None and tags.has("execute"):  # noqa: F821
         (Path(app.outdir) / "_static" / "plotly.min.js").write_text(plotly.offline.get_plotlyjs())
 
 
-def as_rst(text):
+def as_rst(text: str) -> list[str]:
     """A plain docstring as reStructuredText: paragraphs, indented blocks as they are, examples."""
-    blocks, made = re.split(r"\n\s*\n", text.strip("\n")), []
+    blocks: list[str] = re.split(r"\n\s*\n", text.strip("\n"))
+    made: list[str] = []
     for block in blocks:
-        lines, quoted, example = block.split("\n"), [], block.lstrip().startswith(">>>")
+        lines, example = block.split("\n"), block.lstrip().startswith(">>>")
+        quoted: list[str] = []
         if example:
             made += [*(line.strip() for line in lines), ""]
             continue
@@ -118,11 +122,13 @@ def as_rst(text):
     return made
 
 
-def plain_docstrings(app, what, name, obj, options, lines):
+def plain_docstrings(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
     lines[:] = as_rst("\n".join(lines)) if any(lines) else []
 
 
-def setup(app):
+def setup(app: Sphinx) -> None:
     app.connect("config-inited", write_notebooks)
     app.connect("build-finished", add_plotly)
     app.connect("autodoc-process-docstring", plain_docstrings)

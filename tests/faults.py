@@ -90,9 +90,9 @@ class Study:
     slurm: bool
     long: bool  # one run outlasts Slurm's time limit
     rng: random.Random
-    driver: subprocess.Popen | None = None
+    driver: subprocess.Popen[bytes] | None = None
     detached: bool = False  # the last session left its jobs to Slurm
-    injected: Counter = field(default_factory=Counter)
+    injected: Counter[str] = field(default_factory=Counter)
     sessions: int = 0
     undo: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
 
@@ -554,8 +554,8 @@ def main() -> None:
         sys.exit("no `sbatch` on this machine")
     if chosen.cluster == "both" and not with_slurm:
         print("no Slurm here: local faults only")
-    total: Counter = Counter()
-    steps: Counter = Counter()
+    total: Counter[str] = Counter()
+    steps: Counter[str] = Counter()
     lost: list[str] = []
     begin = time.monotonic()
     number = 0

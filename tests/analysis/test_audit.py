@@ -1,8 +1,9 @@
 """The audit: a fault that is planted alone is found, a clean table raises nothing weighty."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,10 +21,12 @@ from scaling.analysis.tables.ladder import Ladder
 from scaling.cli import app
 
 
-def clean(truth: Truth = PURE, **more) -> pd.DataFrame:
+def clean(truth: Truth = PURE, **more: Any) -> pd.DataFrame:
     """Two seeds of nine sizes over 2.4 decades, settings told, rates by size."""
-    design = dict(sizes=9, budgets=7, decades=2.4, seeds=2, trunks=False, run_noise=0.0,
-                  point_noise=0.001, seed=4)  # fmt: skip
+    design: dict[str, Any] = {
+        "sizes": 9, "budgets": 7, "decades": 2.4, "seeds": 2, "trunks": False,
+        "run_noise": 0.0, "point_noise": 0.001, "seed": 4,
+    }  # fmt: skip
     rows = study(truth, **(design | more))
     rate = 0.01 * (rows["params"] / rows["params"].min()) ** -0.3
     return rows.assign(
@@ -31,7 +34,9 @@ def clean(truth: Truth = PURE, **more) -> pd.DataFrame:
     )
 
 
-def findings(rows: pd.DataFrame, *, at: float | None = None, notes=()) -> dict[str, Finding]:
+def findings(
+    rows: pd.DataFrame, *, at: float | None = None, notes: Iterable[str] = ()
+) -> dict[str, Finding]:
     """Everything but the costly question of the analysts' choices, by key."""
     law, refusal = None, ""
     try:

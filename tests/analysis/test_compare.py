@@ -9,6 +9,7 @@ import pytest
 
 from scaling.analysis.laws.compare import compute_multiplier, exponents, levels_differ
 from scaling.analysis.laws.fit import fit
+from scaling.analysis.laws.power_law import PowerLaw
 from scaling.analysis.laws.references import (
     REFERENCES,
     SURFACES,
@@ -23,7 +24,7 @@ from scaling.analysis.questions.simulate import TRUTH, study
 MACS = np.geomspace(1e12, 1e15, 16)
 
 
-def law(b: float, seed: int = 0, a: float = 3.0, noise: float = 0.002, e: float = 0.0):
+def law(b: float, seed: int = 0, a: float = 3.0, noise: float = 0.002, e: float = 0.0) -> PowerLaw:
     draw = np.random.default_rng(seed).standard_normal(len(MACS))
     loss = (e + a * (MACS / 1e12) ** b) * np.exp(noise * draw)
     return fit(MACS, loss, form="saturating" if e else "power", seed=seed, resamples=1000)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ def test_a_page_from_stored_findings_is_the_page_from_rows(
     asked: list[bytes] = []
     rules = ladder.exclude
 
-    def counted(given: pd.DataFrame, variable: str = "compute"):
+    def counted(given: pd.DataFrame, variable: str = "compute") -> Any:
         asked.append(pd.util.hash_pandas_object(given).to_numpy().tobytes())
         return rules(given, variable)
 

@@ -1,6 +1,8 @@
 """From rows to a law: which rows count, the frontier, the interval, what is printed."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -167,7 +169,7 @@ def test_a_point_is_the_mean_over_its_seeds() -> None:
 
 def test_seeds_narrow_the_interval_as_runs_do() -> None:
     """Four seeds have half of one seed's noise, in the draws as in the points."""
-    noise: dict = dict(sizes=10, budgets=6, run_noise=0.002, point_noise=0.002)
+    noise: dict[str, Any] = dict(sizes=10, budgets=6, run_noise=0.002, point_noise=0.002)
     widths = []
     for seeds in (1, 4):
         laws = [fit_frontier(study(PURE, **noise, seeds=seeds, seed=s), form="power", resamples=500)
@@ -262,7 +264,9 @@ def test_mixed_tokens_are_warned_of(rows: pd.DataFrame) -> None:
         (lambda r: r.assign(macs_total=r["macs_total"] ** 0.1), "spans 0.17 decades"),
     ],
 )
-def test_refusals(rows: pd.DataFrame, change, words: str) -> None:
+def test_refusals(
+    rows: pd.DataFrame, change: Callable[[pd.DataFrame], pd.DataFrame], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         fit_frontier(change(rows), resamples=300)
 

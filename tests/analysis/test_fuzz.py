@@ -1,5 +1,8 @@
 """Garbage gives a clear ValueError or a right answer: never a traceback, never a silent fit."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scaling.analysis.laws.fit import PowerLaw, fit
+from scaling.analysis.laws.fit import fit
 from scaling.analysis.laws.parametric import ParametricLaw, fit_parametric
+from scaling.analysis.laws.power_law import PowerLaw
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.analysis.questions.isoflop import approaches, minima
 from scaling.analysis.questions.simulate import study
 from scaling.analysis.tables import read
 from scaling.errors import UserError
 
+Found = TypeVar("Found")
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 anything = st.floats(allow_nan=True, allow_infinity=True, width=64)
 nice = st.floats(min_value=1e-3, max_value=1e24)
@@ -32,7 +37,7 @@ def sane(law: PowerLaw) -> None:
         assert np.abs(law.residuals).min() <= law.noise * 3
 
 
-def attempt(function, *args, **kwargs):
+def attempt(function: Callable[..., Found], *args: Any, **kwargs: Any) -> Found | None:
     """The result, or None for a UserError with a sentence in it."""
     try:
         return function(*args, **kwargs)
@@ -43,7 +48,7 @@ def attempt(function, *args, **kwargs):
 
 @QUICK
 @given(st.lists(st.tuples(anything, anything), max_size=12))
-def test_any_two_columns(pairs) -> None:
+def test_any_two_columns(pairs: list[tuple[float, float]]) -> None:
     compute, loss = [p[0] for p in pairs], [p[1] for p in pairs]
     law = attempt(fit, compute, loss, resamples=100)
     if law is not None:
@@ -52,7 +57,7 @@ def test_any_two_columns(pairs) -> None:
 
 @QUICK
 @given(st.lists(st.tuples(nice, st.floats(1e-2, 20)), min_size=3, max_size=12), st.booleans())
-def test_positive_columns(pairs, repeat) -> None:
+def test_positive_columns(pairs: list[tuple[float, float]], repeat: bool) -> None:
     pairs = pairs * 2 if repeat else pairs
     law = attempt(fit, [p[0] for p in pairs], [p[1] for p in pairs], resamples=100)
     if law is not None:
@@ -61,7 +66,7 @@ def test_positive_columns(pairs, repeat) -> None:
 
 @QUICK
 @given(hnp.arrays(float, st.tuples(st.integers(0, 14), st.just(3)), elements=anything))
-def test_any_three_columns(values) -> None:
+def test_any_three_columns(values: np.ndarray) -> None:
     law = attempt(fit_parametric, *values.T, resamples=100)
     assert law is None or isinstance(law, ParametricLaw)
 
@@ -72,7 +77,7 @@ def test_any_three_columns(values) -> None:
     st.floats(0.5, 6),
     st.integers(0, 1000),
 )
-def test_positive_three_columns(values, level, seed) -> None:
+def test_positive_three_columns(values: np.ndarray, level: float, seed: int) -> None:
     loss = level * np.exp(0.3 * np.random.default_rng(seed).standard_normal(len(values)))
     law = attempt(fit_parametric, *values.T, loss, resamples=100)
     if law is not None:
@@ -96,7 +101,7 @@ names = st.one_of(
 
 @QUICK
 @given(st.data())
-def test_any_table(data) -> None:
+def test_any_table(data: st.DataObject) -> None:
     columns = data.draw(st.lists(names, max_size=6))
     rows = data.draw(st.integers(0, 8))
     content = [data.draw(st.lists(cells, min_size=rows, max_size=rows)) for _ in columns]
@@ -121,7 +126,9 @@ bad = st.sampled_from([np.nan, np.inf, -np.inf, 0.0, -1.0, 1e300, 1e-300, 1e12])
     st.lists(st.tuples(spoil, st.integers(0, 35), bad), max_size=6),
     st.booleans(),
 )
-def test_spoilt_studies(sizes, budgets, spoiled, repeated) -> None:
+def test_spoilt_studies(
+    sizes: int, budgets: int, spoiled: list[tuple[str, int, float]], repeated: bool
+) -> None:
     rows = study(sizes=sizes, budgets=budgets, seed=sizes + budgets)
     rows = pd.concat([rows, rows], ignore_index=True) if repeated else rows
     for column, row, value in spoiled:

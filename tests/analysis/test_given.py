@@ -21,7 +21,9 @@ from scaling.analysis.tables.ladder import Ladder
 FLOOR = 1.7
 
 
-def points(count: int = 10, noise: float = 0.004, seed: int = 0):
+def points(
+    count: int = 10, noise: float = 0.004, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute, loss and weights: the noise of a loss is that of a run over the weight's root."""
     rng = np.random.default_rng(seed)
     compute, weights = 1e14 * np.geomspace(1, 1e3, count), rng.choice([1.0, 4.0, 25.0], count)
@@ -29,7 +31,9 @@ def points(count: int = 10, noise: float = 0.004, seed: int = 0):
     return compute, loss * np.exp(noise * rng.standard_normal(count) / np.sqrt(weights)), weights
 
 
-def surface(count: int = 40, noise: float = 0.004, seed: int = 0):
+def surface(
+    count: int = 40, noise: float = 0.004, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     n, d = 10 ** rng.uniform(7.5, 10, count), 10 ** rng.uniform(9, 11.5, count)
     weights = rng.choice([1.0, 4.0, 25.0], count)
@@ -74,7 +78,7 @@ def test_weights_that_are_all_the_same_change_nothing(count: int, runs: int) -> 
     lambda rows, w: fit_surface(Ladder.of(rows, weights=w), resamples=200),
     lambda rows, w: fit_surface(Ladder.of(rows, weights=w), resamples=200, tied=True),
 ])  # fmt: skip
-def test_nor_do_they_in_a_table(rows: pd.DataFrame, find: Callable) -> None:
+def test_nor_do_they_in_a_table(rows: pd.DataFrame, find: Callable[..., Any]) -> None:
     one, other = (find(rows, column).law for column in (None, "same"))
     assert ends(one) == pytest.approx(ends(other))
     assert other.weights == pytest.approx(1) and one.weights is None
@@ -139,7 +143,7 @@ def test_weights_that_are_none_name_their_row(
     rows: pd.DataFrame, variable: str, value: object
 ) -> None:
     of: dict[str, Any] = {"variable": "tokens" if variable == "tokens" else "compute"}
-    finds: dict[str, Callable] = {"compute": fit_frontier, "both": fit_surface}
+    finds: dict[str, Callable[..., Any]] = {"compute": fit_frontier, "both": fit_surface}
     find = finds.get(variable, fit_variable)
     column = np.array([2.0] * len(rows), dtype=object)
     column[4] = value
@@ -215,7 +219,7 @@ def test_the_large_table_keeps_its_floor_too() -> None:
 
 @pytest.mark.parametrize("e", [3.0, 99.0, -0.1, np.nan, np.inf])
 def test_a_floor_that_is_none_is_refused(rows: pd.DataFrame, e: float) -> None:
-    finds: list[Callable] = [fit_frontier, fit_surface, fit_variable]
+    finds: list[Callable[..., Any]] = [fit_frontier, fit_surface, fit_variable]
     for find, variable in zip(finds, ("compute", "compute", "params"), strict=True):
         with pytest.raises(ValueError, match=r"E pinned at .* is not in \[0, .* pin it lower"):
             find(Ladder.of(rows, variable=variable, e=e))

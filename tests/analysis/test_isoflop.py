@@ -155,7 +155,7 @@ def test_all_methods_agree_with_the_truth(truth: Truth) -> None:
     assert np.log(table["params"] / truth.n_opt(1e13)).abs().max() < 0.15
 
 
-def covered(truth: Truth, methods: tuple[str, ...], studies: int, **design) -> pd.DataFrame:
+def covered(truth: Truth, methods: tuple[str, ...], studies: int, **design: Any) -> pd.DataFrame:
     """Whether each interval holds the truth: of the exponent, of N* inside and a decade beyond."""
     records = []
     for seed in range(studies):
@@ -271,7 +271,7 @@ def test_standard_errors_weigh_and_tell_the_noise() -> None:
     error = np.where(rng.random(len(clean)) < 0.3, 0.02, 0.001)
     rows = clean.assign(val_loss=clean["val_loss"] + error * rng.standard_normal(len(clean)))
 
-    def width(frame: pd.DataFrame, **options) -> float:
+    def width(frame: pd.DataFrame, **options: Any) -> float:
         law = size_laws(frame, methods=("parabola",), resamples=400, **options)[0]
         low, high = law.exponent_interval
         assert low < exponent(EPOCH) < high

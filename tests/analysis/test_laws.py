@@ -1,6 +1,7 @@
 """Laws of one variable: the optimum, the truth, the interval, and the refusals."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +11,16 @@ from scaling.analysis.laws import solver
 from scaling.analysis.laws.fit import (
     NotIdentified,
     Options,
-    PowerLaw,
-    SaturatingLaw,
     curvature,
     fit,
     select,
 )
+from scaling.analysis.laws.power_law import PowerLaw, SaturatingLaw
 
 
-def points(n: int = 8, e: float = 0.0, noise: float = 0.0, decades: float = 2.0, seed: int = 0):
+def points(
+    n: int = 8, e: float = 0.0, noise: float = 0.0, decades: float = 2.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     compute = 1e12 * np.geomspace(1, 10**decades, n)
     loss = e + 2.6 * (compute / 1e12) ** -0.1
@@ -52,9 +54,9 @@ def test_optimum_agrees_with_scipy(form: str, e: float | None) -> None:
     pin = 0.0 if form == "power" else e
     x, y = np.log(compute / np.exp(np.log(compute).mean())), np.log(loss)
 
-    def residual(t):
+    def residual(t: np.ndarray) -> np.ndarray:
         floor = np.exp(t[2]) if pin is None else pin
-        return y - np.log(floor + np.exp(t[0] + t[1] * x))
+        return np.asarray(y - np.log(floor + np.exp(t[0] + t[1] * x)))
 
     best = min(
         (
@@ -202,7 +204,7 @@ def test_curvature_sees_a_floor() -> None:
         ([1e12, 1e13, 1e14, 1e15, 1e16], [3, 3.2, 3.1, 3.4, 3.5], "saturating", "not identified"),
     ],
 )  # fmt: skip
-def test_refusals_say_why(compute, loss, form, words) -> None:
+def test_refusals_say_why(compute: list[float], loss: list[float], form: str, words: str) -> None:
     with pytest.raises(NotIdentified, match=words):
         fit(compute, loss, form=form)
 
@@ -235,8 +237,8 @@ def test_a_few_wild_points_are_solved(noise: float) -> None:
         noisy = y + rng.normal(0, 0.3, (50, n))
         solver.best(x, noisy, np.ones((50, n)), 0.01, None, theta[0])
 
-        def residual(t, x=x, y=y):
-            return y - np.log(t[0] + np.exp(t[1] + t[2] * x))
+        def residual(t: np.ndarray, x: np.ndarray = x, y: np.ndarray = y) -> np.ndarray:
+            return np.asarray(y - np.log(t[0] + np.exp(t[1] + t[2] * x)))
 
         again = least_squares(residual, theta[0], loss="huber", f_scale=0.01,
                               bounds=([0, -np.inf, -np.inf], np.inf))  # fmt: skip
@@ -281,7 +283,7 @@ def test_a_floor_that_is_not_there_is_refused() -> None:
         (dict(noise=np.zeros((200, 3))), "want"),
     ],
 )
-def test_bad_input_is_named(arguments, words) -> None:
+def test_bad_input_is_named(arguments: dict[str, Any], words: str) -> None:
     compute, loss = points(noise=0.003)
     with pytest.raises(ValueError, match=words):
         fit(**{"compute": compute, "loss": loss} | arguments)

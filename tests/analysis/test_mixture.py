@@ -1,6 +1,9 @@
 """Forms weighed: exact evidence, truths held a decade on, and refusals beyond what data support."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +14,14 @@ from scaling.analysis.laws.fit import fit, select
 from scaling.analysis.laws.mixture import PRIOR, SLACK, mix
 
 BUDGETS = np.geomspace(1e16, 1e19, 10)
+Curve = Callable[[Any], Any]  # loss of compute in MACs, of a number or an array
 
 
-def broken(a: float, b: float, at: float, turn: float, e: float = 0.0):
+def broken(a: float, b: float, at: float, turn: float, e: float = 0.0) -> Curve:
     return lambda c: e + a * (c / 1e15) ** -b * (1 + (c / at) ** (1 / 0.3)) ** turn
 
 
-TRUTHS = {
+TRUTHS: dict[str, Curve] = {
     "pure": lambda c: 8 * (c / 1e15) ** -0.06,
     "floor": lambda c: 2 + 6 * (c / 1e15) ** -0.12,
     "two powers": lambda c: 1.5 + 2 * (c / 1e15) ** -0.04 + 3 * (c / 1e15) ** -0.25,
@@ -26,8 +30,9 @@ TRUTHS = {
 }
 
 
-def study(truth, seed: int, noise: float = 0.002) -> np.ndarray:
-    return truth(BUDGETS) * np.exp(noise * np.random.default_rng(seed).standard_normal(10))
+def study(truth: Curve, seed: int, noise: float = 0.002) -> np.ndarray:
+    draws = np.random.default_rng(seed).standard_normal(10)
+    return np.asarray(truth(BUDGETS)) * np.exp(noise * draws)
 
 
 @pytest.mark.parametrize("name", TRUTHS)
@@ -177,7 +182,7 @@ def test_the_chosen_law_carries_the_mixture_and_a_form_asked_for_does_not() -> N
     assert fit(BUDGETS, loss, form="saturating", resamples=200).mixture is None
 
 
-def test_a_smooth_break_over_five_decades(shared_data) -> None:
+def test_a_smooth_break_over_five_decades(shared_data: Path) -> None:
     """The pure law said 4.846 [4.428, 5.753] at 5e20 FLOPs; it was 4.230."""
     path = shared_data.parent / "cases/tables/sim_broken.csv"
     if not path.exists():

@@ -1,7 +1,9 @@
 """L(N, D): derivatives, truth, published fits, refusals."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +16,13 @@ from scaling.analysis.laws.parametric import LOSSES, TIE, fit_parametric
 from scaling.analysis.laws.parametric_law import interval, span
 from scaling.analysis.laws.surface import Objective, continuation, minimum, newton, starts
 
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray]  # parameters, tokens, loss
+Change = Callable[..., Columns]
+
 TRUTH = dict(e=1.7, a=400.0, b=1500.0, alpha=0.34, beta=0.36)
 
 
-def runs(noise: float = 0.0, seed: int = 0, count: int = 60):
+def runs(noise: float = 0.0, seed: int = 0, count: int = 60) -> Columns:
     rng = np.random.default_rng(seed)
     n, d = 10 ** rng.uniform(7.5, 10, count), 10 ** rng.uniform(9, 11.5, count)
     loss = TRUTH["e"] + TRUTH["a"] / n ** TRUTH["alpha"] + TRUTH["b"] / d ** TRUTH["beta"]
@@ -27,7 +32,9 @@ def runs(noise: float = 0.0, seed: int = 0, count: int = 60):
 @pytest.mark.parametrize("log", [True, False])
 @pytest.mark.parametrize("below", [1.0, 10.0])
 @pytest.mark.parametrize("delta", [0.01, 0.5])
-def test_gradient_and_hessian_against_finite_differences(log, below, delta) -> None:
+def test_gradient_and_hessian_against_finite_differences(
+    log: bool, below: float, delta: float
+) -> None:
     n, d, loss = runs(noise=0.05)
     u, v = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
     objective = Objective(u, v, np.log(loss) if log else loss, delta, log, below)
@@ -60,7 +67,7 @@ def test_agrees_with_scipy_from_many_starts() -> None:
     n, d, loss = runs(noise=0.02, seed=4)
     law = fit_parametric(n, d, loss, resamples=100)
 
-    def value(p):
+    def value(p: np.ndarray) -> Any:
         prediction = np.logaddexp(
             np.logaddexp(p[0] - p[3] * np.log(n), p[1] - p[4] * np.log(d)), p[2]
         )
@@ -124,7 +131,7 @@ def test_few_runs_use_the_noise_of_clusters() -> None:
     assert law.ci["size_exponent"][0] < 0.36 / 0.70 < law.ci["size_exponent"][1]
 
 
-def epoch(shared_data: Path):
+def epoch(shared_data: Path) -> Columns:
     table = pd.read_csv(shared_data / "scaling_tables/chinchilla_epoch_svg_extracted.csv")
     n = table["Model Size"].to_numpy()
     d, loss = table["Training FLOP"].to_numpy() / (6 * n), table["loss"].to_numpy()
@@ -177,7 +184,7 @@ def test_asymmetric_floor(shared_data: Path) -> None:
     found = (law.e, law.a, law.b, law.alpha, law.beta)
     assert found == pytest.approx((1.70023, 184.715, 1632.85, 0.289016, 0.355775), rel=5e-4)
 
-    def value(e, a, b, alpha, beta):
+    def value(e: float, a: float, b: float, alpha: float, beta: float) -> Any:
         r = loss - (e + a / n**alpha + b / d**beta)
         return np.where(r < 0, -10 * r, r).sum()
 
@@ -230,7 +237,7 @@ def test_overtraining_form_equals_the_surface() -> None:
         (lambda n, d, x: (n, d, 2 + 400 / n**0.34), "bound 0|not positive|between 0 and 5"),
     ],
 )
-def test_refusals(change, words: str) -> None:
+def test_refusals(change: Change, words: str) -> None:
     with pytest.raises(NotIdentified, match=words):
         fit_parametric(*change(*runs(noise=0.001)), resamples=100)
 
@@ -253,7 +260,7 @@ def test_noise_alone_is_refused() -> None:
         (dict(d=-np.ones(60)), r"d\[0\] is -1"),
     ],
 )
-def test_bad_input_is_named(arguments, words: str) -> None:
+def test_bad_input_is_named(arguments: dict[str, Any], words: str) -> None:
     n, d, loss = runs(noise=0.01)
     with pytest.raises(ValueError, match=words):
         fit_parametric(**(dict(n=n, d=d, loss=loss) | arguments))
@@ -271,7 +278,7 @@ def test_bad_input_is_named(arguments, words: str) -> None:
         (lambda n, d, x: (n, d, x - 1.7 - 0.3 * (x - 1.7).min()), "E is the bound 0"),
     ],
 )  # fmt: skip
-def test_poor_tables_are_refused_with_the_reason(change, words: str) -> None:
+def test_poor_tables_are_refused_with_the_reason(change: Change, words: str) -> None:
     """Two sizes, four runs repeated, one budget, NaN, text, no floor."""
     with pytest.raises(ValueError, match=words):
         fit_parametric(*change(*runs(noise=0.001)), resamples=100)
@@ -326,7 +333,7 @@ def test_what_the_solver_knows_is_read() -> None:
     assert set(law.to_json()["status"]) >= {"converged", "basin_share", "at_bound_share"}
 
 
-def test_many_points_give_the_intervals_of_full_refits(monkeypatch) -> None:
+def test_many_points_give_the_intervals_of_full_refits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A linear step and the parameters of its fitted values, beside Newton on every resample."""
     data = runs(noise=0.01, count=1000, seed=2)
     quick = fit_parametric(*data, resamples=400)
@@ -341,7 +348,7 @@ def test_many_points_give_the_intervals_of_full_refits(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["huber", "asymmetric", "linear"])
-def test_large_tables_of_few_runs(kind: str, monkeypatch) -> None:
+def test_large_tables_of_few_runs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten runs of 60 points: their noise is drawn anew, and the intervals are those of refits."""
     n, d, loss = runs(noise=0.002, count=600, seed=5)
     run = np.arange(600) % 10

@@ -54,7 +54,8 @@ def rows() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def law(rows: pd.DataFrame) -> dict[str, Any]:
     """A file's content, of the smallest kind."""
-    return json.loads(saved_law.text(fit_frontier(rows, resamples=200)))
+    content: dict[str, Any] = json.loads(saved_law.text(fit_frontier(rows, resamples=200)))
+    return content
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -149,10 +150,10 @@ def test_compute_of_points_follows_from_sizes_and_tokens() -> None:
     assert points["macs_total"][0] == 1e15
 
 
-def _put(content: dict, path: str, value: object) -> dict:
+def _put(content: dict[str, Any], path: str, value: object) -> dict[str, Any]:
     """The content with one value changed; without it where that is ...."""
     *places, last = path.split("/")
-    changed = json.loads(json.dumps(content))
+    changed: dict[str, Any] = json.loads(json.dumps(content))
     holder = changed
     for place in places:
         holder = holder[place]

@@ -1,5 +1,6 @@
 """Anyone's table: columns by name or by flag, units, and no silent guess."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def test_a_table_gives_the_law_of_the_study(runs: pd.DataFrame) -> None:
         ({"loss": "eval/loss", "N": "n_params"}, {}),
     ],
 )  # fmt: skip
-def test_columns_are_found_by_name_or_by_flag(runs: pd.DataFrame, names, flags) -> None:
+def test_columns_are_found_by_name_or_by_flag(
+    runs: pd.DataFrame, names: dict[str, str], flags: dict[str, Any]
+) -> None:
     rows, notes = read(runs.rename(columns=names), **flags)
     assert rows["macs_total"].to_numpy() == pytest.approx(runs["C"].to_numpy() / 2)
     assert rows["params"].to_numpy() == pytest.approx(runs["N"].to_numpy())
@@ -138,7 +141,9 @@ def test_a_weights_and_biases_export(runs: pd.DataFrame) -> None:
         (lambda t: t.assign(D=t["D"] / 1e9).drop(columns="C"), "in millions or billions"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_said(runs: pd.DataFrame, change, words: str) -> None:
+def test_what_cannot_be_read_is_said(
+    runs: pd.DataFrame, change: Callable[[pd.DataFrame], pd.DataFrame], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         read(change(runs))
 

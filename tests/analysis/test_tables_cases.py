@@ -205,7 +205,7 @@ def test_a_missing_loss_is_missing(text: str) -> None:
      {"tokens per parameter": BASE["D"] / BASE["N"]}],
     ids=str,
 )  # fmt: skip
-def test_columns_that_are_something_else(more: dict) -> None:
+def test_columns_that_are_something_else(more: dict[str, Any]) -> None:
     same_runs(read(PLAIN.assign(**more))[0])
 
 

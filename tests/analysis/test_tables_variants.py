@@ -1,5 +1,6 @@
 """200 tables of the same runs, and tables of anything: right or refused, never silently wrong."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ LAYOUTS = ["table", "table", "history", "history", "resumed", "grid", "copies",
 LOST = (5, 12)  # runs that did not finish, with a loss that would win its budget
 
 
-def written(values: np.ndarray, unit: float | str) -> list | np.ndarray:
+def written(values: np.ndarray, unit: float | str) -> list[str] | np.ndarray:
     """A column in a unit, or as text such as "1.95B"."""
     if isinstance(unit, str):
         scale = next((s for k, s in {"E": 1e18, "B": 1e9, "M": 1e6}.items()
@@ -128,7 +129,9 @@ def variant(seed: int) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     return table[list(order)], truth, shown
 
 
-def laid_out(runs: pd.DataFrame, truth: pd.DataFrame, layout: str, rng) -> tuple:
+def laid_out(
+    runs: pd.DataFrame, truth: pd.DataFrame, layout: str, rng: np.random.Generator
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The runs as finished rows, as histories, as grids."""
     if layout == "table":
         return runs, truth
@@ -206,7 +209,7 @@ def test_200_variants_are_right_or_refused() -> None:
 
 
 @pytest.mark.parametrize("seed", range(0, VARIANTS, 25))
-def test_a_variant_survives_its_file(seed: int, tmp_path) -> None:
+def test_a_variant_survives_its_file(seed: int, tmp_path: Path) -> None:
     """The same table through a CSV is read alike."""
     table, _, shown = variant(seed)
     table.to_csv(tmp_path / "t.csv", index=False)
@@ -242,11 +245,11 @@ cells = st.one_of(
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.data())
-def test_any_table_is_read_or_refused(data) -> None:
+def test_any_table_is_read_or_refused(data: st.DataObject) -> None:
     columns = data.draw(st.lists(names, max_size=7, unique_by=str.strip))
     height = data.draw(st.integers(0, 8))
     content = {c: data.draw(st.lists(cells, min_size=height, max_size=height)) for c in columns}
-    flags = data.draw(
+    flags: dict[str, Any] = data.draw(
         st.fixed_dictionaries(
             {},
             optional={
@@ -271,7 +274,9 @@ def test_any_table_is_read_or_refused(data) -> None:
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=200).map(str.encode)),
        st.sampled_from(["csv", "tsv", "txt", "json", "jsonl", "md", "csv.gz", "parquet",
        "dat"]))  # fmt: skip
-def test_any_bytes_are_read_or_refused(tmp_path_factory, content: bytes, ending: str) -> None:
+def test_any_bytes_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, ending: str
+) -> None:
     path = tmp_path_factory.mktemp("bytes") / f"t.{ending}"
     path.write_bytes(content)
     with pytest.raises(ValueError) as refusal:

@@ -1,6 +1,7 @@
 """L(N), L(D) and L(N, D) of rows: what they need, and what they say against themselves."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ def mixed(**columns: Any) -> pd.DataFrame:
 @pytest.mark.parametrize(
     "fit", [fit_surface, lambda rows, **o: fit_variable(Ladder.of(rows, variable="params"), **o)]
 )
-def test_one_list_of_warnings(fit) -> None:
+def test_one_list_of_warnings(fit: Callable[..., Any]) -> None:
     """What the law of compute warns of, the others warn of."""
     rows = mixed(seed=0, epochs=9.0)
     rows["tokenizer"] = np.where(np.arange(len(rows)) % 2, "a", "b")

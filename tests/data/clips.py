@@ -15,7 +15,7 @@ def level(index: int) -> int:
 
 def indices(pixels: np.ndarray) -> np.ndarray:
     """The frame numbers in clips (n, T, S, S, 3) of a test video, by brightness, (n, T)."""
-    return np.rint((pixels.mean((2, 3, 4)) - 5) / 6).astype(int)
+    return np.asarray(np.rint((pixels.mean((2, 3, 4)) - 5) / 6).astype(int))
 
 
 def write_video(

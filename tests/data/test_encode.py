@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def noise(seed: int, frames: int, width: int = 24, height: int = 20) -> np.ndarr
 
 
 @pytest.fixture(scope="session")
-def videos(tmp_path_factory) -> Path:
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     for i in range(6):
         write_video(folder / f"{i}.mp4", noise(i, 12))
@@ -83,7 +84,7 @@ def videos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory) -> Path:
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for i in range(12):
         Image.fromarray(noise(100 + i, 1)[0]).save(folder / f"{i}.png")
@@ -93,7 +94,7 @@ def photos(tmp_path_factory) -> Path:
 # -- what is written -------------------------------------------------------------------------------
 
 
-def test_leaves_tokens_are_the_codes_of_the_clips(tmp_path):
+def test_leaves_tokens_are_the_codes_of_the_clips(tmp_path: Path) -> None:
     path = run(tmp_path, source("leaves"))
     data = TokenData.open(path)
     assert (data.vocab, data.context, data.tokenizer) == (16 + 4, 2 * 16 + 1, "codebook-4px-16")
@@ -114,7 +115,7 @@ def test_leaves_tokens_are_the_codes_of_the_clips(tmp_path):
     )
 
 
-def test_videos_and_images_mixed(tmp_path, videos, photos):
+def test_videos_and_images_mixed(tmp_path: Path, videos: Path, photos: Path) -> None:
     path = run(tmp_path, source("video", videos, 0.8), source("images", photos, 0.2))
     data = TokenData.open(path)
     tokens, origin = data.batch(0, 1000, 0)
@@ -132,7 +133,7 @@ def test_videos_and_images_mixed(tmp_path, videos, photos):
     assert video_tokens == (train[0] + validation[0]) * 32
 
 
-def test_split_is_by_content_and_never_shares_a_file(tmp_path, videos):
+def test_split_is_by_content_and_never_shares_a_file(tmp_path: Path, videos: Path) -> None:
     folder = tmp_path / "videos"
     shutil.copytree(videos, folder)
     for i in range(6):  # the same clips again under other names
@@ -143,7 +144,7 @@ def test_split_is_by_content_and_never_shares_a_file(tmp_path, videos):
     assert {row["split"] for row in rows.values()} == {"train", "validation"}
 
 
-def test_tokenizer_is_fitted_on_training_files_only(tmp_path, videos):
+def test_tokenizer_is_fitted_on_training_files_only(tmp_path: Path, videos: Path) -> None:
     """Changing a validation file must not change the tokenizer."""
     folder = tmp_path / "videos"
     shutil.copytree(videos, folder)
@@ -165,7 +166,7 @@ def test_tokenizer_is_fitted_on_training_files_only(tmp_path, videos):
     )
 
 
-def test_frames_are_stored_beside_their_tokens(tmp_path, videos, photos):
+def test_frames_are_stored_beside_their_tokens(tmp_path: Path, videos: Path, photos: Path) -> None:
     sources = (source("video", videos), source("images", photos), source("leaves"))
     path = run(tmp_path / "a", *sources, pixels=True)
     data = TokenData.open(path)
@@ -188,7 +189,7 @@ def test_frames_are_stored_beside_their_tokens(tmp_path, videos, photos):
 # -- the same bytes --------------------------------------------------------------------------------
 
 
-def test_key_follows_content_and_settings_not_place(tmp_path, videos):
+def test_key_follows_content_and_settings_not_place(tmp_path: Path, videos: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(videos, moved)
     first = run(tmp_path / "a", source("video", videos))
@@ -206,7 +207,9 @@ def test_key_follows_content_and_settings_not_place(tmp_path, videos):
     assert len({path.name for path in [first, *others]}) == 7
 
 
-def test_second_call_does_nothing(tmp_path, videos, monkeypatch):
+def test_second_call_does_nothing(
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = run(tmp_path, source("video", videos))
     before = {p: p.stat().st_mtime_ns for p in path.iterdir()}
     monkeypatch.setattr(encode, "_Encoder", None)
@@ -214,7 +217,9 @@ def test_second_call_does_nothing(tmp_path, videos, monkeypatch):
     assert before == {p: p.stat().st_mtime_ns for p in path.iterdir()}
 
 
-def test_stopped_anywhere_then_the_same_bytes(tmp_path, videos, photos, monkeypatch):
+def test_stopped_anywhere_then_the_same_bytes(
+    tmp_path: Path, videos: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fail at every durable write in turn; the next call always ends with the reference bytes."""
     sources = (source("video", videos), source("images", photos), source("leaves"))
     reference = digest(run(tmp_path / "reference", *sources))
@@ -246,7 +251,7 @@ def test_stopped_anywhere_then_the_same_bytes(tmp_path, videos, photos, monkeypa
     pytest.fail("the reference run makes more than 90 durable writes")
 
 
-def test_killed_then_the_same_bytes(tmp_path):
+def test_killed_then_the_same_bytes(tmp_path: Path) -> None:
     script = (
         "import sys; sys.path[:0] = [{tests!r}]\n"
         "from pathlib import Path; from test_encode import run, source\n"
@@ -273,7 +278,9 @@ def test_killed_then_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_with_two_workers(tmp_path, videos, photos):
+def test_killed_at_random_moments_with_two_workers(
+    tmp_path: Path, videos: Path, photos: Path
+) -> None:
     """The driver and its workers at once, as a node that loses its power."""
     script = (
         "import sys; from pathlib import Path; from tests.data.test_encode import run, source\n"
@@ -285,7 +292,7 @@ def test_killed_at_random_moments_with_two_workers(tmp_path, videos, photos):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
     def start(root: Path) -> subprocess.Popen[bytes]:
-        arguments = [sys.executable, tmp_path / "main.py", root, videos, photos]
+        arguments: list[str | Path] = [sys.executable, tmp_path / "main.py", root, videos, photos]
         return subprocess.Popen(arguments, env=environment, start_new_session=True)
 
     begin = time.monotonic()
@@ -310,14 +317,14 @@ def test_killed_at_random_moments_with_two_workers(tmp_path, videos, photos):
         assert digest(made) == digest(reference)
 
 
-def test_two_workers_give_the_same_bytes(tmp_path, videos, photos):
+def test_two_workers_give_the_same_bytes(tmp_path: Path, videos: Path, photos: Path) -> None:
     sources = (source("video", videos), source("images", photos), source("leaves"))
     one = run(tmp_path / "one", *sources)
     two = run(tmp_path / "two", *sources, workers=2)
     assert digest(one) == digest(two)
     calls = []
 
-    def mapper(work, lists):
+    def mapper(work: Any, lists: Any) -> Any:
         calls.extend(lists)
         return [pickle.loads(pickle.dumps(work))(units) for units in reversed(lists)]
 
@@ -325,7 +332,7 @@ def test_two_workers_give_the_same_bytes(tmp_path, videos, photos):
     assert digest(one) == digest(three) and len(calls) == 3
 
 
-def test_a_killed_driver_leaves_no_worker(tmp_path):
+def test_a_killed_driver_leaves_no_worker(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from tests.data.test_encode import run, source\n"
         "if __name__ == '__main__':\n"
@@ -349,7 +356,7 @@ def test_a_killed_driver_leaves_no_worker(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["vqgan", "dvae"])
-def test_learned_tokenizers(tmp_path, videos, kind):
+def test_learned_tokenizers(tmp_path: Path, videos: Path, kind: str) -> None:
     sources = (source("video", videos), source("leaves"))
     settings = {"kind": kind, "width": 8, "steps": 6}
     one = run(tmp_path / "one", *sources, tokenizer=settings)
@@ -371,7 +378,7 @@ def test_learned_tokenizers(tmp_path, videos, kind):
 # -- bad input -------------------------------------------------------------------------------------
 
 
-def test_bad_files_are_listed_and_the_rest_is_used(tmp_path, videos):
+def test_bad_files_are_listed_and_the_rest_is_used(tmp_path: Path, videos: Path) -> None:
     folder = tmp_path / "videos"
     shutil.copytree(videos, folder)
     (folder / "text.mp4").write_text("no video")
@@ -394,7 +401,7 @@ def test_bad_files_are_listed_and_the_rest_is_used(tmp_path, videos):
     assert str(tmp_path) not in json.dumps(rows)
 
 
-def test_validation_is_never_empty_because_of_a_bad_file(tmp_path, videos):
+def test_validation_is_never_empty_because_of_a_bad_file(tmp_path: Path, videos: Path) -> None:
     """Whatever file the hash would hold out, a usable one is found and is not trained on."""
     for seed in range(8):
         folder = tmp_path / f"{seed}"
@@ -417,7 +424,9 @@ def test_validation_is_never_empty_because_of_a_bad_file(tmp_path, videos):
         (["0.mp4", "text.mp4"], "too few that can be used"),
     ],
 )
-def test_nothing_usable_is_an_error_with_a_remedy(tmp_path, videos, content, message):
+def test_nothing_usable_is_an_error_with_a_remedy(
+    tmp_path: Path, videos: Path, content: list[str], message: str
+) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
     for name in content:
@@ -429,7 +438,9 @@ def test_nothing_usable_is_an_error_with_a_remedy(tmp_path, videos, content, mes
         run(tmp_path / "data", source("video", folder))
 
 
-def test_missing_folder_few_images_and_odd_patch(tmp_path, photos, videos):
+def test_missing_folder_few_images_and_odd_patch(
+    tmp_path: Path, photos: Path, videos: Path
+) -> None:
     with pytest.raises(UserError, match="does not exist"):
         run(tmp_path, source("video", tmp_path / "nowhere"))
     few = tmp_path / "few"
@@ -444,7 +455,9 @@ def test_missing_folder_few_images_and_odd_patch(tmp_path, photos, videos):
         run(tmp_path, source("leaves"), codes=4000)
 
 
-def test_full_disk_is_a_message_and_damages_nothing(tmp_path, monkeypatch):
+def test_full_disk_is_a_message_and_damages_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = os.fsync
     calls = 0
 
@@ -467,7 +480,7 @@ def test_full_disk_is_a_message_and_damages_nothing(tmp_path, monkeypatch):
 # -- real data -------------------------------------------------------------------------------------
 
 
-def test_real_clips_and_photos(tmp_path, shared_data):
+def test_real_clips_and_photos(tmp_path: Path, shared_data: Path) -> None:
     folder = tmp_path / "clips"
     folder.mkdir()
     for name in ("imageio-binaries__realshort.mp4", "interactive-examples__stream-of-water.webm"):

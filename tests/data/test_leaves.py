@@ -1,19 +1,21 @@
 """The built-in source: reproducible, endless, and with the statistics that it claims."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from scaling.data import leaves
 
 
-def test_a_clip_depends_only_on_seed_stream_and_index():
+def test_a_clip_depends_only_on_seed_stream_and_index() -> None:
     together = leaves.clips(7, 0, 40, frames=3, size=16)
     alone = np.concatenate([leaves.clips(7, i, 1, frames=3, size=16) for i in (0, 17, 39)])
     assert together.dtype == np.uint8 and together.shape == (40, 3, 16, 16, 3)
     np.testing.assert_array_equal(together[[0, 17, 39]], alone)
 
 
-def test_streams_and_seeds_share_no_clip():
+def test_streams_and_seeds_share_no_clip() -> None:
     def distinct(array: np.ndarray) -> set[bytes]:
         return {clip.tobytes() for clip in array}
 
@@ -24,12 +26,12 @@ def test_streams_and_seeds_share_no_clip():
     assert not train & validation and not train & other
 
 
-def test_the_stream_has_no_end():
+def test_the_stream_has_no_end() -> None:
     far = leaves.clips(0, 10**9, 2, frames=2, size=16)
     assert not np.array_equal(far[0], far[1])
 
 
-def test_power_spectrum_falls_like_a_natural_image():
+def test_power_spectrum_falls_like_a_natural_image() -> None:
     """Natural images have power ~ 1 / f^2 to 1 / f^3 (Ruderman 1997); white noise would give 0."""
     grey = leaves.clips(0, 0, 300, frames=1, size=64)[:, 0].mean(-1)
     grey -= grey.mean((1, 2), keepdims=True)
@@ -43,7 +45,7 @@ def test_power_spectrum_falls_like_a_natural_image():
     assert -3.3 < slope < -1.7
 
 
-def test_objects_move_at_constant_velocity_and_colours_are_skewed():
+def test_objects_move_at_constant_velocity_and_colours_are_skewed() -> None:
     clips = leaves.clips(0, 0, 100, frames=4, size=32).astype(int)
     step = [np.abs(clips[:, t + 1] - clips[:, t]).mean() for t in range(3)]
     assert min(step) > 1  # things move ...
@@ -55,7 +57,7 @@ def test_objects_move_at_constant_velocity_and_colours_are_skewed():
 
 
 @pytest.mark.parametrize("wrong", [{"stream": "test"}, {"start": -1}, {"count": 0}, {"size": 2}])
-def test_wrong_arguments(wrong):
-    arguments = {"seed": 0, "start": 0, "count": 1, "frames": 1, "size": 8} | wrong
+def test_wrong_arguments(wrong: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {"seed": 0, "start": 0, "count": 1, "frames": 1, "size": 8} | wrong
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         leaves.clips(**arguments)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from scaling.data import media
 from scaling.data.media import (
     MediaError,
+    VideoClips,
     fingerprint,
     list_files,
     read_image,
@@ -25,7 +27,14 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def read(path, frames=4, size=16, stride=2, clips=3, rng=None):
+def read(
+    path: Path,
+    frames: int = 4,
+    size: int = 16,
+    stride: int = 2,
+    clips: int = 3,
+    rng: np.random.Generator | None = None,
+) -> VideoClips:
     return read_video(path, frames=frames, size=size, stride=stride, clips=clips, rng=rng)
 
 
@@ -45,7 +54,7 @@ def read(path, frames=4, size=16, stride=2, clips=3, rng=None):
         ("a.mov", "mjpeg"),
     ],
 )
-def test_frames_are_chosen_by_stride(tmp_path, name, codec):
+def test_frames_are_chosen_by_stride(tmp_path: Path, name: str, codec: str) -> None:
     pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     path = write_video(tmp_path / name, 40, codec=codec, pix_fmt=pix_fmt)
     found = read(path, stride=3, clips=8)
@@ -58,14 +67,14 @@ def test_frames_are_chosen_by_stride(tmp_path, name, codec):
     assert many[0, 0] <= 1 and many[-1, -1] >= 37  # the whole video is used
 
 
-def test_training_clips_depend_on_the_generator_only(tmp_path):
+def test_training_clips_depend_on_the_generator_only(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", 30, size=(64, 36))
     a, b, c = (read(path, rng=rng(seed)).pixels for seed in (0, 0, 1))
     np.testing.assert_array_equal(a, b)
     assert (a != c).any()
 
 
-def test_variable_frame_rate_is_sampled_by_time(tmp_path):
+def test_variable_frame_rate_is_sampled_by_time(tmp_path: Path) -> None:
     """Frames at 0, 40, 80 ... ms, but numbers 10 to 14 were never recorded: time must not bend."""
     recorded = [i for i in range(30) if not 10 <= i < 15]
     pixels = np.empty((25, 36, 48, 3), np.uint8)
@@ -81,7 +90,7 @@ def test_variable_frame_rate_is_sampled_by_time(tmp_path):
         np.testing.assert_array_equal(index[usual, offset], shown[usual])
 
 
-def test_one_frame_and_too_few_frames(tmp_path):
+def test_one_frame_and_too_few_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "one.mp4", 1)
     assert read(path, frames=1).pixels.shape == (1, 1, 16, 16, 3)
     with pytest.raises(MediaError, match="1 frames are too few for 4 frames at stride 2"):
@@ -102,7 +111,7 @@ def picture(height: int, width: int) -> np.ndarray:
     return out
 
 
-def test_short_side_is_resized_and_the_centre_is_cut(tmp_path):
+def test_short_side_is_resized_and_the_centre_is_cut(tmp_path: Path) -> None:
     frames = np.repeat(picture(48, 96)[None], 5, axis=0)
     path = write_video(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0")
     same = read(path, frames=2, stride=1, size=48, clips=1).pixels[0, 0]
@@ -112,14 +121,14 @@ def test_short_side_is_resized_and_the_centre_is_cut(tmp_path):
     assert np.abs(half - average).mean() < 1.5  # the way through YUV rounds
 
 
-def test_resizing_is_the_area_average():
+def test_resizing_is_the_area_average() -> None:
     rgb = rng().integers(0, 256, (60, 96, 3)).astype(np.uint8)
     average = rgb.reshape(20, 3, 32, 3, 3).mean((1, 3))
     assert np.abs(resize_short(rgb, 20) - average).max() <= 1
 
 
 @pytest.mark.parametrize(("turns", "corner"), [(0, "tl"), (1, "tr"), (2, "br"), (3, "bl")])
-def test_rotation_metadata_is_honoured(tmp_path, turns, corner):
+def test_rotation_metadata_is_honoured(tmp_path: Path, turns: int, corner: str) -> None:
     """A clockwise quarter turn brings the blue corner from top left to top right."""
     path = write_video(tmp_path / "a.mp4", np.repeat(picture(64, 64)[None], 4, axis=0))
     rotate_mp4(path, turns)
@@ -130,14 +139,14 @@ def test_rotation_metadata_is_honoured(tmp_path, turns, corner):
     assert means[corner] > 150
 
 
-def test_the_largest_video_stream_is_read(tmp_path):
+def test_the_largest_video_stream_is_read(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mkv", 6, size=(32, 32), sizes=[(96, 64), (48, 48)])
     with av.open(str(path)) as container:
         assert len(container.streams.video) == 3
     assert media._open(path)[1].width == 96
 
 
-def test_a_cover_picture_is_not_the_video(tmp_path):
+def test_a_cover_picture_is_not_the_video(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=25)
@@ -168,13 +177,15 @@ def test_a_cover_picture_is_not_the_video(tmp_path):
         ((54, 36), "ffv1", "bgra"),
     ],
 )
-def test_odd_sizes_and_pixel_formats(tmp_path, size, codec, pix_fmt):
+def test_odd_sizes_and_pixel_formats(
+    tmp_path: Path, size: tuple[int, int], codec: str, pix_fmt: str
+) -> None:
     path = write_video(tmp_path / "a.mkv", 8, size=size, codec=codec, pix_fmt=pix_fmt)
     found = read(path, stride=1)
     assert indices(found.pixels)[0].tolist() == [0, 1, 2, 3] and found.note == ""
 
 
-def test_resize_never_falls_below_the_crop():
+def test_resize_never_falls_below_the_crop() -> None:
     for height in range(20, 60):
         out = resize_short(np.zeros((height, 47, 3), np.uint8), 24)
         assert min(out.shape[:2]) == 24
@@ -183,7 +194,7 @@ def test_resize_never_falls_below_the_crop():
 # -- bad files -------------------------------------------------------------------------------------
 
 
-def test_text_empty_and_pictureless_files(tmp_path):
+def test_text_empty_and_pictureless_files(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("this is no video\n" * 50)
     (tmp_path / "empty.mp4").touch()
     for name in ("text.mp4", "empty.mp4"):
@@ -195,7 +206,7 @@ def test_text_empty_and_pictureless_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.avi", "a.webm"])
-def test_a_truncated_video_gives_its_usable_frames_and_says_so(tmp_path, name):
+def test_a_truncated_video_gives_its_usable_frames_and_says_so(tmp_path: Path, name: str) -> None:
     codec = {"a.webm": "libvpx", "a.ts": "mpeg2video"}.get(name, "mpeg4")
     noise = rng().integers(0, 256, (40, 36, 48, 3)).astype(np.uint8) // 2
     noise += np.array([4 * i for i in range(40)], np.uint8)[:, None, None, None]
@@ -211,14 +222,14 @@ def test_a_truncated_video_gives_its_usable_frames_and_says_so(tmp_path, name):
         assert "of 40 frames are missing" in cut.note
 
 
-def test_a_video_that_ends_before_its_index_is_an_error(tmp_path):
+def test_a_video_that_ends_before_its_index_is_an_error(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", 40)
     path.write_bytes(path.read_bytes()[:2000])  # the index of an mp4 is at its end
     with pytest.raises(MediaError):
         read(path)
 
 
-def test_a_title_need_not_be_utf8(tmp_path):
+def test_a_title_need_not_be_utf8(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=25)
@@ -236,7 +247,7 @@ def test_a_title_need_not_be_utf8(tmp_path):
     assert found.note == "" and indices(found.pixels).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_damage_in_the_middle_costs_only_what_it_hits(tmp_path):
+def test_damage_in_the_middle_costs_only_what_it_hits(tmp_path: Path) -> None:
     noise = rng().integers(0, 256, (60, 36, 48, 3)).astype(np.uint8)
     path = write_video(tmp_path / "a.mov", noise, codec="png", pix_fmt="rgb24")
     content = bytearray(path.read_bytes())
@@ -252,10 +263,11 @@ def test_damage_in_the_middle_costs_only_what_it_hits(tmp_path):
 
 
 def one(path: Path, size: int = 8) -> np.ndarray:
-    return read_image(path, size=size, crops=1, rng=None)[0]
+    (pixels,) = read_image(path, size=size, crops=1, rng=None)
+    return np.asarray(pixels)
 
 
-def test_exif_orientation(tmp_path):
+def test_exif_orientation(tmp_path: Path) -> None:
     image = Image.fromarray(picture(32, 32))
     upright = resize_short(picture(32, 32), 8)
     exif = image.getexif()
@@ -277,13 +289,15 @@ def test_exif_orientation(tmp_path):
         ("P", 0, (0, 0, 0)),
     ],
 )
-def test_modes_become_rgb(tmp_path, mode, colour, expected):
+def test_modes_become_rgb(
+    tmp_path: Path, mode: str, colour: Any, expected: tuple[int, int, int]
+) -> None:
     path = tmp_path / "a.png"
     Image.new(mode, (20, 20), colour).save(path)
     assert (one(path) == expected).all()
 
 
-def test_palette_transparency_cmyk_and_float(tmp_path):
+def test_palette_transparency_cmyk_and_float(tmp_path: Path) -> None:
     Image.new("P", (20, 20), 0).save(tmp_path / "a.png", transparency=0)
     assert (one(tmp_path / "a.png") == 255).all()
     Image.new("CMYK", (20, 20), (0, 0, 0, 0)).save(tmp_path / "b.jpg")
@@ -292,7 +306,7 @@ def test_palette_transparency_cmyk_and_float(tmp_path):
     assert (one(tmp_path / "c.tif") == 128).all()
 
 
-def test_crops_are_random_in_training_and_central_in_validation(tmp_path):
+def test_crops_are_random_in_training_and_central_in_validation(tmp_path: Path) -> None:
     Image.fromarray(picture(32, 64)).save(tmp_path / "a.png")
     crops = read_image(tmp_path / "a.png", size=32, crops=6, rng=rng())
     assert crops.shape == (6, 32, 32, 3)
@@ -300,7 +314,7 @@ def test_crops_are_random_in_training_and_central_in_validation(tmp_path):
     np.testing.assert_array_equal(one(tmp_path / "a.png", 32), picture(32, 64)[:, 16:48])
 
 
-def test_random_crops_are_cut_at_several_sizes(tmp_path):
+def test_random_crops_are_cut_at_several_sizes(tmp_path: Path) -> None:
     """Of a ramp from black to white, a crop at z times the size of the whole shows 1 / z of it."""
     ramp = np.repeat(np.linspace(0, 255, 192).astype(np.uint8)[None, :, None], 192, 0)
     Image.fromarray(np.repeat(ramp, 3, 2)).save(tmp_path / "a.png")
@@ -317,7 +331,7 @@ def test_random_crops_are_cut_at_several_sizes(tmp_path):
     np.testing.assert_array_equal(whole, read_video(path, **settings, rng=None).pixels)
 
 
-def test_bad_images(tmp_path):
+def test_bad_images(tmp_path: Path) -> None:
     (tmp_path / "zero.png").touch()
     (tmp_path / "text.jpg").write_text("no picture")
     Image.fromarray(picture(64, 64)).save(tmp_path / "whole.png")
@@ -331,7 +345,7 @@ def test_bad_images(tmp_path):
 # -- files -----------------------------------------------------------------------------------------
 
 
-def test_list_files_follows_links_once(tmp_path):
+def test_list_files_follows_links_once(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "b" / "c").mkdir(parents=True)
     (root / "b" / "x.MP4").touch()
@@ -351,7 +365,7 @@ def test_list_files_follows_links_once(tmp_path):
     assert list_files(root / "a.mp4", media.VIDEO_SUFFIXES)[0] == ["a.mp4"]
 
 
-def test_fingerprint_is_of_the_content(tmp_path):
+def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 5_000_000)
     shutil.copy(tmp_path / "a", tmp_path / "b")
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")

@@ -1,5 +1,7 @@
 """What is left out of decoding must not change a pixel of what is kept."""
 
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from tests.data.clips import write_video
 
 def moving(frames: int) -> np.ndarray:
     """Real motion, so that predicted frames depend on what they refer to."""
-    return leaves.clips(3, 0, 1, frames=frames, size=64)[0]
+    (clip,) = leaves.clips(3, 0, 1, frames=frames, size=64)
+    return np.asarray(clip)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +32,9 @@ def moving(frames: int) -> np.ndarray:
         ("a.mkv", "ffv1", {}, 1.0),
     ],
 )
-def test_selected_frames_are_identical(tmp_path, name, codec, options, share):
+def test_selected_frames_are_identical(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str], share: float
+) -> None:
     path = write_video(tmp_path / name, moving(60), codec=codec, options=options)
     with av.open(str(path)) as container:
         every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -51,7 +56,7 @@ def test_selected_frames_are_identical(tmp_path, name, codec, options, share):
     assert min(fractions) <= share
 
 
-def test_to_decode():
+def test_to_decode() -> None:
     """Two groups, decoded I P b b P b | I P b; the fifth and the last frame are wanted."""
     n, b, i = Kind.NEEDED, Kind.DISPOSABLE, Kind.RESTART
     kinds = [i, n, b, b, n, b, i, n, b]
@@ -62,7 +67,7 @@ def test_to_decode():
     assert to_decode(kinds, wanted).tolist() == [1, 1, 0, 1, 0, 0, 1, 1, 1]
 
 
-def test_h264_headers():
+def test_h264_headers() -> None:
     classify = packets.classifier("h264", b"\1\0\0\0\xff")  # lengths of 4 bytes
     plain = packets.classifier("h264", None)
 
@@ -82,7 +87,9 @@ def test_h264_headers():
         assert plain(memoryview(codes), False) is kind
 
 
-def test_large_files_are_read_twice_with_the_same_result(tmp_path, monkeypatch):
+def test_large_files_are_read_twice_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_video(tmp_path / "a.mp4", moving(30), codec="libx264")
     arguments = {"frames": 3, "size": 32, "stride": 2, "clips": 4}
     held = media.read_video(path, rng=np.random.default_rng(0), **arguments)
@@ -91,7 +98,7 @@ def test_large_files_are_read_twice_with_the_same_result(tmp_path, monkeypatch):
     np.testing.assert_array_equal(held.pixels, again.pixels)
 
 
-def test_fps_is_a_clock(tmp_path):
+def test_fps_is_a_clock(tmp_path: Path) -> None:
     """25 frames a second sampled at 5 a second: every fifth frame."""
     from tests.data.clips import indices
 

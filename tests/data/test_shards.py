@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +17,12 @@ from scaling.errors import UserError
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**31), st.integers(0, 5))
-def test_permute_is_a_permutation(size, seed, epoch):
+def test_permute_is_a_permutation(size: int, seed: int, epoch: int) -> None:
     out = permute(np.arange(size), size, (seed, epoch))
     assert sorted(out.tolist()) == list(range(size))
 
 
-def test_permute_differs_by_key_and_looks_random():
+def test_permute_differs_by_key_and_looks_random() -> None:
     size = 10_000
     a = permute(np.arange(size), size, (0, 0, 0))
     b = permute(np.arange(size), size, (0, 0, 1))
@@ -29,7 +31,7 @@ def test_permute_differs_by_key_and_looks_random():
     assert abs(np.corrcoef(a[:-1], a[1:])[0, 1]) < 0.03
 
 
-def test_permute_works_far_beyond_memory():
+def test_permute_works_far_beyond_memory() -> None:
     size = 10**15
     places = np.array([0, 1, 10**14, size - 1])
     out = permute(places, size, (1,))
@@ -38,7 +40,7 @@ def test_permute_works_far_beyond_memory():
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=6))
-def test_mixture_keeps_the_shares_over_any_window(weights):
+def test_mixture_keeps_the_shares_over_any_window(weights: list[float]) -> None:
     order, before = mixture(tuple(weights))
     share = np.asarray(weights) / sum(weights)
     twice = np.concatenate([order, order])
@@ -48,17 +50,22 @@ def test_mixture_keeps_the_shares_over_any_window(weights):
     np.testing.assert_array_equal(before[-1], np.bincount(order, minlength=len(weights)))
 
 
-def test_the_papers_mixture():
+def test_the_papers_mixture() -> None:
     order, _ = mixture((0.2, 0.1, 0.1, 0.6))
     assert Counter(order[:1000].tolist()) == {0: 200, 1: 100, 2: 100, 3: 600}
 
 
-def test_a_weight_too_small_to_be_honoured_is_refused():
+def test_a_weight_too_small_to_be_honoured_is_refused() -> None:
     with pytest.raises(UserError, match="never be seen"):
         mixture((1.0, 1e-6))
 
 
-def write(path, sizes=(50, 7), weights=(0.8, 0.2), length=6):
+def write(
+    path: Path,
+    sizes: tuple[int, ...] = (50, 7),
+    weights: tuple[float, ...] = (0.8, 0.2),
+    length: int = 6,
+) -> Path:
     """A token directory whose codes say source and row."""
     path.mkdir()
     sources = []
@@ -87,13 +94,13 @@ def write(path, sizes=(50, 7), weights=(0.8, 0.2), length=6):
     return path
 
 
-def test_sequence_has_start_codes_end():
+def test_sequence_has_start_codes_end() -> None:
     tokens = sequence(np.array([[0, 5, 8191]]), 3)
     assert tokens.dtype == np.uint16
     assert tokens.tolist() == [[3, SPECIALS, 5 + SPECIALS, 8191 + SPECIALS, 2]]
 
 
-def test_batches_are_a_pure_function_of_the_counter(tmp_path):
+def test_batches_are_a_pure_function_of_the_counter(tmp_path: Path) -> None:
     data = TokenData.open(write(tmp_path / "d"))
     big, big_source = data.batch(0, 120, seed=5)
     for step in (7, 0, 3):  # any order, any split into batches
@@ -104,7 +111,7 @@ def test_batches_are_a_pure_function_of_the_counter(tmp_path):
     np.testing.assert_array_equal(TokenData.open(tmp_path / "d").batch(0, 120, 5)[0], big)
 
 
-def test_every_pass_sees_every_sequence_once_in_a_new_order(tmp_path):
+def test_every_pass_sees_every_sequence_once_in_a_new_order(tmp_path: Path) -> None:
     data = TokenData.open(write(tmp_path / "d"))
     tokens, source = data.batch(0, 20_000, seed=0)  # crosses periods and blocks
     for s, size in ((0, 50), (1, 7)):
@@ -116,7 +123,7 @@ def test_every_pass_sees_every_sequence_once_in_a_new_order(tmp_path):
     assert epochs == {"s0": 16_000 / 50, "s1": 4_000 / 7}
 
 
-def test_many_small_shards_read_like_one(tmp_path, monkeypatch):
+def test_many_small_shards_read_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = TokenData.open(write(tmp_path / "one"))
     monkeypatch.setattr(shards, "SHARD_BYTES", 100)  # 6 sequences of 16 bytes
     many = TokenData.open(write(tmp_path / "many"))
@@ -126,7 +133,7 @@ def test_many_small_shards_read_like_one(tmp_path, monkeypatch):
     np.testing.assert_array_equal(many.validation()["s0"], one.validation()["s0"])
 
 
-def test_contract_of_the_opened_data(tmp_path):
+def test_contract_of_the_opened_data(tmp_path: Path) -> None:
     data = TokenData.open(write(tmp_path / "d"))
     assert (data.vocab, data.context, data.sources) == (5000, 7, ("s0", "s1"))
     validation = data.validation()
@@ -151,7 +158,9 @@ def test_contract_of_the_opened_data(tmp_path):
         (lambda d: (d / "index.json").write_text('{"schema": 0}'), "schema 0"),
     ],
 )
-def test_damage_is_named_with_the_remedy(tmp_path, damage, message):
+def test_damage_is_named_with_the_remedy(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
     path = write(tmp_path / "d")
     damage(path)
     with pytest.raises(UserError, match=message) as caught:
@@ -159,7 +168,7 @@ def test_damage_is_named_with_the_remedy(tmp_path, damage, message):
     assert "again" in str(caught.value)
 
 
-def test_a_flipped_bit_is_found(tmp_path):
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     path = write(tmp_path / "d")
     content = bytearray((path / "0.train-00000.bin").read_bytes())
     content[100] ^= 1

@@ -1,6 +1,7 @@
 """Summaries and n-grams of a token directory, against direct counts."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tests.data.clips import write_video
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory):
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     rng = np.random.default_rng(0)
     for i in range(4):
@@ -40,7 +41,7 @@ def tokens(tmp_path_factory):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_ngrams_are_direct_counts(tokens, n):
+def test_ngrams_are_direct_counts(tokens: Path, n: int) -> None:
     data = TokenData.open(tokens)
     frames = data.validation()["leaves"][:, 1:17] - SPECIALS
     direct = Counter(tuple(frame[i : i + n]) for frame in frames for i in range(len(frame) - n + 1))
@@ -51,7 +52,7 @@ def test_ngrams_are_direct_counts(tokens, n):
     assert found.entropy_nats == pytest.approx(-(share * np.log(share)).sum())
 
 
-def test_ngrams_over_all_sources_and_a_limit(tokens):
+def test_ngrams_over_all_sources_and_a_limit(tokens: Path) -> None:
     whole = ngrams(tokens, 1)
     assert whole.counts.sum() == (40 + 15) * 16  # the first frame of every training sequence
     assert whole.coverage == 1
@@ -61,7 +62,7 @@ def test_ngrams_over_all_sources_and_a_limit(tokens):
         ngrams(tokens, 1, source="nothing")
 
 
-def test_summary(tokens):
+def test_summary(tokens: Path) -> None:
     summary = tokens_summary(tokens)
     assert summary["tokenizer"] == "codebook-4px-12"
     assert (summary["vocab"], summary["context"], summary["coverage"]) == (16, 33, 1)

@@ -68,7 +68,7 @@ def attempts(run_dir: Path) -> list[str]:
     return (run_dir / "attempts").read_text().splitlines()
 
 
-def jobs(tmp_path: Path, *tasks: Task) -> list[Job]:
+def jobs(tmp_path: Path, *tasks: Task) -> list[Job[Task]]:
     made = []
     for k, task in enumerate(tasks):
         run_dir = tmp_path / f"run{k}"
@@ -77,7 +77,7 @@ def jobs(tmp_path: Path, *tasks: Task) -> list[Job]:
     return made
 
 
-def run(tmp_path: Path, made: list[Job], **launch: object) -> dict[str, Finished]:
+def run(tmp_path: Path, made: list[Job[Task]], **launch: object) -> dict[str, Finished[Task]]:
     config = LaunchConfig.model_validate({"parallel": 2, "threads": 1} | launch)
     with Launcher(config, tmp_path / "jobs", function=perform) as launcher:
         return {f.job.run_dir.name: f for f in launcher.map(made)}
@@ -122,7 +122,7 @@ def test_jobs_are_bounded_drawn_late_and_processes_are_their_own(tmp_path: Path)
     started: list[int] = []
     yielded: list[int] = []
 
-    def lazily() -> Iterator[Job]:
+    def lazily() -> Iterator[Job[Task]]:
         for k, job in enumerate(jobs(tmp_path, *[Task(seconds=0.1)] * 6)):
             assert len(started) - len(yielded) < 2, "drawn only when a place is free"
             started.append(k)
@@ -224,7 +224,7 @@ def test_why_a_run_gave_up_is_kept_until_it_starts_again(tmp_path: Path) -> None
     assert not (failing.run_dir / "error.txt").exists()
 
 
-def test_what_can_be_known_before_a_start(tmp_path: Path, monkeypatch) -> None:
+def test_what_can_be_known_before_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = LaunchConfig()
     check(local, tmp_path / "new" / "study")
     with pytest.raises(UserError, match=r"its jobs end with this program.*cluster: slurm"):

@@ -2,6 +2,7 @@
 
 import threading
 from functools import partial
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -65,7 +66,7 @@ def test_models_built_at_once_are_those_built_alone() -> None:
         assert all(torch.equal(state[name], together[seed][name]) for name in state)
 
 
-def test_threads_may_write_one_file(tmp_path) -> None:
+def test_threads_may_write_one_file(tmp_path: Path) -> None:
     content = bytes(1_000_000)
 
     def piece(stop: Event) -> None:

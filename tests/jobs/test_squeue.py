@@ -103,9 +103,9 @@ def says(programs: Path, name: str, script: str) -> None:
     (programs / name).chmod(0o755)
 
 
-def driver(tmp_path: Path, count: int = 1) -> tuple[Slurm, list[Job]]:
+def driver(tmp_path: Path, count: int = 1) -> tuple[Slurm[None], list[Job[None]]]:
     launch = LaunchConfig(cluster="slurm", timeout_min=30)
-    jobs: list[Job] = [Job(None, tmp_path / "runs" / str(k)) for k in range(count)]
+    jobs: list[Job[None]] = [Job(None, tmp_path / "runs" / str(k)) for k in range(count)]
     return Slurm(launch, tmp_path / "jobs", print, 1), jobs
 
 

@@ -44,7 +44,7 @@ def train(point: Point, run_dir: Path) -> None:
     (run_dir / "loss").write_text(repr(math.inf if log2_lr > point.edge else loss))
 
 
-def read(job: Job) -> float | None:
+def read(job: Job[Point]) -> float | None:
     loss = float((job.run_dir / "loss").read_text())
     return None if math.isinf(loss) else loss
 
@@ -57,7 +57,7 @@ def sweep(
     sampler: str = "grid",
     **point: float,
 ) -> SweepResult:
-    def job(width: int, lr: float) -> Job:
+    def job(width: int, lr: float) -> Job[Point]:
         name = f"w{width}_{math.log2(lr):.6f}".replace(".000000", "")
         return Job(Point(width, lr, **point), folder / "runs" / name)
 

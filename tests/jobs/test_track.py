@@ -288,7 +288,7 @@ class Server:
         command += ["--default-artifact-root", str(folder / "artifacts")]
         self._command = [*command, "--host", "127.0.0.1", "--port", str(self.port)]
         self._log = folder / "server.log"
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -1,6 +1,7 @@
 """The table of sizes: the paper's counts, exact muP proportions, mistakes with a remedy."""
 
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,7 @@ def test_config_is_plain_and_hashable() -> None:
         ({"patch_targets": -1}, "must not be negative"),
     ],
 )
-def test_mistakes(change: dict, message: str) -> None:
+def test_mistakes(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TINY, **change)
 

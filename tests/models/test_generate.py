@@ -1,6 +1,7 @@
 """Drawing frames: the cache changes nothing, the window slides on frames, the knobs work."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,8 @@ def test_frequencies_are_the_model_s() -> None:
         (replace(TOTO, patch_inputs=48), a_prompt(1), {}, "only tokens can be drawn"),
     ],
 )
-def test_mistakes(config: ModelConfig, prompt: Tensor, options: dict, message: str) -> None:
+def test_mistakes(
+    config: ModelConfig, prompt: Tensor, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         generate(randomised(config), prompt, frames=1, tokens_per_frame=PER_FRAME, **options)

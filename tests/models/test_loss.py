@@ -1,5 +1,7 @@
 """The chunked losses against the plain ones."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -47,7 +49,12 @@ def test_logits_are_never_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = 0
 
     class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        def __init__(self) -> None:
+            super().__init__()
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             nonlocal largest
             out = func(*args, **(kwargs or {}))
             for x in out if isinstance(out, tuple | list) else (out,):

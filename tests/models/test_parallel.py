@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from scaling.models import parallel
 from scaling.models.family import FAMILY
@@ -65,9 +66,7 @@ def one_rank(rank: int, ranks: int, port: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    ranks_2 = torch.multiprocessing.spawn(
-        one_rank, args=(2, meeting_port(), tmp_path), nprocs=2, join=False
-    )
+    ranks_2 = spawn(one_rank, args=(2, meeting_port(), tmp_path), nprocs=2, join=False)
     deadline = time.monotonic() + 240
     while not ranks_2.join(timeout=5):  # raises what a rank raised
         if time.monotonic() > deadline:

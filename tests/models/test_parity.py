@@ -84,7 +84,7 @@ def from_mamba(get: Get, layers: int) -> dict[str, Tensor]:
 
 
 def llama(hf: ModuleType, c: ModelConfig) -> torch.nn.Module:
-    return hf.LlamaForCausalLM(
+    model: torch.nn.Module = hf.LlamaForCausalLM(
         hf.LlamaConfig(
             hidden_size=c.d,
             intermediate_size=c.d_ff,
@@ -98,10 +98,11 @@ def llama(hf: ModuleType, c: ModelConfig) -> torch.nn.Module:
             attn_implementation="sdpa",
         )
     )
+    return model
 
 
 def gpt2(hf: ModuleType, c: ModelConfig) -> torch.nn.Module:
-    return hf.GPT2LMHeadModel(
+    model: torch.nn.Module = hf.GPT2LMHeadModel(
         hf.GPT2Config(
             n_embd=c.d,
             n_layer=c.layers,
@@ -116,10 +117,11 @@ def gpt2(hf: ModuleType, c: ModelConfig) -> torch.nn.Module:
             eos_token_id=0,
         )
     )
+    return model
 
 
 def mamba(hf: ModuleType, c: ModelConfig) -> torch.nn.Module:
-    return hf.MambaForCausalLM(
+    model: torch.nn.Module = hf.MambaForCausalLM(
         hf.MambaConfig(
             hidden_size=c.d,
             num_hidden_layers=c.layers,
@@ -128,6 +130,7 @@ def mamba(hf: ModuleType, c: ModelConfig) -> torch.nn.Module:
             use_associative_scan=False,
         )
     )
+    return model
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:

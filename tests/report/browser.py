@@ -66,7 +66,8 @@ class Browser:
             if answer.get("id") == self._last_id:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
-                return answer["result"]
+                result: dict[str, Any] = answer["result"]
+                return result
             self.events.append(answer)
 
     def _receive(self) -> dict[str, Any]:
@@ -80,7 +81,8 @@ class Browser:
                 raise RuntimeError("the browser ended")
             self._buffer += chunk
         text, _, self._buffer = self._buffer.partition(b"\0")
-        return json.loads(text)
+        message: dict[str, Any] = json.loads(text)
+        return message
 
     def evaluate(self, expression: str) -> Any:
         """The JSON value of a JavaScript expression; a promise is awaited."""

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,12 @@ CONTEXT = 257
 BEST_LOG2_LR = -6
 
 
-def _row(run_id: str, role: str, d: int, layers: int, log2_lr: int, **outcome: object) -> dict:
+def _row(
+    run_id: str, role: str, d: int, layers: int, log2_lr: int, **outcome: object
+) -> dict[str, Any]:
     matmul = 12 * layers * d * d
     head = 516 * d
-    row: dict = dict.fromkeys(results.COLUMNS, "")
+    row: dict[str, Any] = dict.fromkeys(results.COLUMNS, "")
     row |= dict.fromkeys([c for c, kind in results.COLUMNS.items() if kind in ("int", "float")], 0)
     row |= {
         "run_id": run_id,
@@ -60,7 +63,7 @@ def _row(run_id: str, role: str, d: int, layers: int, log2_lr: int, **outcome: o
 
 
 def _loss(params: float, tokens: float) -> float:
-    return 2.0 + 6.0 / params**0.25 + 60.0 / tokens**0.35
+    return float(2.0 + 6.0 / params**0.25 + 60.0 / tokens**0.35)
 
 
 def simulated_rows(seed: int = 0) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Figures that question a law, and figures of models and tokens."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ def specifications() -> pd.DataFrame:
     )
 
 
-def coordinate_records(growth: float) -> list[dict]:
+def coordinate_records(growth: float) -> list[dict[str, Any]]:
     return [
         {"width": w, "layer": layer, "step": s, "seed": seed, "scale": base * w ** (growth * s)}
         for w in (64, 128, 256)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from scaling.models.decoder import Decoder
 from scaling.models.family import size
 from scaling.models.memory import peak_bytes
 from scaling.models.parametrization import build
@@ -32,7 +33,9 @@ def main(folder: Path, memory: float) -> None:
     print(peak_bytes() - before)
 
 
-def probe(model, codes: np.ndarray, labels: torch.Tensor, path: Path, memory: float) -> None:
+def probe(
+    model: Decoder, codes: np.ndarray, labels: torch.Tensor, path: Path, memory: float
+) -> None:
     shape = write_features(model, codes, path, start=1, side=16, memory_bytes=memory)
     layers = list(range(shape[1]))
     grids = {grid_of(kind, 16, shape[3]) for kind in LINEAR}

@@ -24,6 +24,7 @@ from scaling.representations.davis_measures import (
     jaccard,
     statistics,
 )
+from scaling.representations.weights import data_dir_of, open_tokenizer, trained_runs
 from scaling.study_folder import Study
 
 
@@ -195,8 +196,8 @@ def test_channels_are_standardised_over_the_first_frame() -> None:
 
 def test_tiles_are_the_models_own_states(study: Path) -> None:
     """A frame of one tile gives exactly model(x, hidden=True)."""
-    (trained,) = davis.trained_runs(Study(study))
-    tokenizer, index = davis.open_tokenizer(davis.data_dir_of(Study(study), trained.run))
+    (trained,) = trained_runs(Study(study))
+    tokenizer, index = open_tokenizer(data_dir_of(Study(study), trained.run))
     frame = np.random.default_rng(1).integers(0, 255, (8, 8, 3)).astype(np.uint8)
     model = trained.model("trained")
     got = davis.tiled_features(model, tokenizer, frame, size=8, patch=4, at_once=2)

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
 from scaling.config.schema import Tuning
 from scaling.config.study_file import checked
 from scaling.errors import UserError
+from scaling.models.decoder import Decoder
 from scaling.models.family import size
 from scaling.models.parametrization import build
 from scaling.models.probes import Heads
@@ -34,7 +36,7 @@ from tests.representations.conftest import write_clip
 QUICK = Tuning(steps=15, batch=8)
 
 
-def model_and_heads(attention: str, prefix: int = 0):
+def model_and_heads(attention: str, prefix: int = 0) -> tuple[Decoder, Heads, Tensor, Tensor]:
     config = size(16, 2, 2, vocab=20, context=9, base_width=16)
     model = build(replace(config, attention=attention, prefix=prefix), seed=0)
     with torch.no_grad():
@@ -67,13 +69,15 @@ def test_end_to_end_the_labels_train_the_model(attention: str) -> None:
     loss, nats = objective(model, heads, ids, labels, end_to_end=True)
     loss.backward()
     assert torch.isnan(nats) and model.head.grad is None
-    assert float(model.layers[0].down.grad.abs().max()) > 0
-    got = model.embed.grad.clone()
+    down, embed = dict(model.named_parameters())["layers.0.down"], model.embed
+    assert down.grad is not None and float(down.grad.abs().max()) > 0
+    assert embed.grad is not None
+    got = embed.grad.clone()
     model.zero_grad()
     _, hidden = model(ids, hidden=True)
     last = torch.nn.functional.layer_norm(hidden["layer_2"][None, :, 1:], (16,))
     torch.nn.functional.cross_entropy(heads(last)[0], labels).backward()
-    torch.testing.assert_close(got, model.embed.grad)
+    torch.testing.assert_close(got, embed.grad)
 
 
 def test_prefix_does_not_predict_what_it_has_seen() -> None:

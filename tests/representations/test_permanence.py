@@ -25,7 +25,7 @@ from tests.representations.conftest import moving_bar, write_clip
 
 def red(frame: np.ndarray) -> np.ndarray:
     r, g, b = frame.astype(int).transpose(2, 0, 1)
-    return (r > 200) & (g < 100) & (b < 90)
+    return np.asarray((r > 200) & (g < 100) & (b < 90))
 
 
 def test_label_is_where_the_ball_is_seen() -> None:

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,9 +21,10 @@ import torch
 from scaling.data.shards import TokenData
 from scaling.errors import UserError
 from scaling.models.parametrization import build
-from scaling.models.probes import Recipe
+from scaling.models.probes import Heads, Recipe
 from scaling.representations import encoded, features, probe
 from scaling.representations.encoded import Views
+from scaling.representations.features import Features
 from scaling.representations.weights import open_tokenizer, trained_runs
 from scaling.storage import files
 from scaling.storage.files import RunLock
@@ -34,7 +37,7 @@ QUICK = Recipe(steps=60, batch=32)
 
 
 def run(study: Path, data: Path, **options: object) -> pd.DataFrame:
-    settings: dict = {"seeds": 2, "recipe": QUICK, "say": lambda _: None} | options
+    settings: dict[str, Any] = {"seeds": 2, "recipe": QUICK, "say": lambda _: None} | options
     return pd.read_csv(probe.probe(Study(study), data, **settings))
 
 
@@ -101,8 +104,8 @@ def test_killed_anywhere_ends_the_same(
     monkeypatch.setattr(encoded, "CHUNK", 16)
     writes = 0
 
-    def dying(real):
-        def write(*arguments):
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*arguments: Any) -> Any:
             nonlocal writes
             if writes == after:
                 raise KeyboardInterrupt
@@ -119,7 +122,7 @@ def test_killed_anywhere_ends_the_same(
     read: list[int] = []
     real_pixels = encoded._pixels
 
-    def watched(labelled, i, *rest):
+    def watched(labelled: Any, i: int, *rest: Any) -> Any:
         read.append(i)
         return real_pixels(labelled, i, *rest)
 
@@ -201,11 +204,10 @@ def test_layers_that_are_asked_for_alone_are_trained(
     everything = run(own, pictures)
     shutil.rmtree(own / "probes")
     trained: list[list[int]] = []
-    real = probe.Heads
 
-    def watched(kind: str, layers: list[int], *rest: object, **more: object) -> object:
+    def watched(kind: str, layers: list[int], *rest: Any, **more: Any) -> Heads:
         trained.append(list(layers))
-        return real(kind, layers, *rest, **more)  # type: ignore[arg-type]
+        return Heads(kind, layers, *rest, **more)
 
     monkeypatch.setattr(probe, "Heads", watched)
     some = run(own, pictures, layers=[2])
@@ -228,23 +230,21 @@ def test_linear_heads_need_no_state_of_every_token(own: Path, pictures: Path) ->
     pd.testing.assert_frame_equal(cells, tokens, atol=0.12)  # one file in nine may tip
 
 
-def test_memory_bound_changes_no_number(own: Path, pictures: Path) -> None:
+def test_memory_bound_changes_no_number(
+    own: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     free = run(own, pictures)
     shutil.rmtree(own / "probes")
-    states = probe.Features
     sizes = []
 
-    class Watched(states):  # type: ignore[misc, valid-type]
+    class Watched(Features):
         def raw(self, rows: torch.Tensor) -> torch.Tensor:
             x = super().raw(rows)
             sizes.append(x.numel() * 4)
             return x
 
-    probe.Features = Watched  # type: ignore[misc]
-    try:
-        tight = run(own, pictures, memory_gb=40e-6)  # 40 kB: six rows of 768 B at a time
-    finally:
-        probe.Features = states  # type: ignore[misc]
+    monkeypatch.setattr(probe, "Features", Watched)
+    tight = run(own, pictures, memory_gb=40e-6)  # 40 kB: six rows of 768 B at a time
     assert max(sizes) <= 40e3 / 8
     pd.testing.assert_frame_equal(tight, free, atol=0.12)  # one file in nine may tip
 

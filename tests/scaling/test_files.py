@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -47,7 +48,8 @@ def lacking(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
 
 
 def record(lock: Path) -> dict[str, Any]:
-    return json.loads(lock.read_text())
+    content: dict[str, Any] = json.loads(lock.read_text())
+    return content
 
 
 @pytest.mark.parametrize("kind", ["shared", *KINDS])
@@ -59,7 +61,7 @@ def test_one_at_a_time_on_a_host(
     for _ in range(2):
         with RunLock(tmp_path):
             assert held(tmp_path / "lock")
-            said = f"in use by process {os.getpid()} on {files.socket.gethostname()}$"
+            said = f"in use by process {os.getpid()} on {socket.gethostname()}$"
             with pytest.raises(RunBusy, match=said), RunLock(tmp_path):
                 pass
             assert record(tmp_path / "lock")["pid"] == os.getpid(), "the attempt changed nothing"

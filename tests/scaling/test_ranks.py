@@ -119,7 +119,8 @@ def scenario(run: RunConfig, run_dir: Path, looks: tuple[int, int] = (0, 0)) -> 
 
 
 def came(run_dir: Path, rank: int) -> dict[str, Any]:
-    return json.loads((run_dir / f"came.{rank}.json").read_text())
+    came: dict[str, Any] = json.loads((run_dir / f"came.{rank}.json").read_text())
+    return came
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_a_killed_process_leaves_nothing_for_long(temporary: Path) -> None:
     assert mine.is_dir(), "its maker, this process, lives"
 
 
-def record(**other: object) -> dict:
+def record(**other: object) -> dict[str, Any]:
     """Of a process that is gone: no process has this number."""
     return files.process() | {"pid": 2**22 + 1, "started": "1"} | other
 

@@ -28,22 +28,24 @@ from tests.slurm.cluster_work import Task, attempts, perform, until
 pytestmark = pytest.mark.slurm
 
 
-def jobs(tmp_path: Path, *tasks: Task) -> list[Job]:
+def jobs(tmp_path: Path, *tasks: Task) -> list[Job[Task]]:
     return [Job(task, tmp_path / "runs" / f"run{k}") for k, task in enumerate(tasks)]
 
 
-def launcher(tmp_path: Path, *, detach: bool = False, **launch: Any) -> Launcher:
+def launcher(tmp_path: Path, *, detach: bool = False, **launch: Any) -> Launcher[Task]:
     config = LaunchConfig.model_validate({"cluster": "slurm", "threads": 1} | launch)
     return Launcher(config, tmp_path / "jobs", function=perform, detach=detach)
 
 
-def run(tmp_path: Path, made: list[Job], **launch: Any) -> dict[str, Finished]:
+def run(tmp_path: Path, made: list[Job[Task]], **launch: Any) -> dict[str, Finished[Task]]:
     with launcher(tmp_path, **launch) as started:
         return {f.job.run_dir.name: f for f in started.map(made)}
 
 
-def in_background(tmp_path: Path, made: list[Job], **launch: object) -> tuple[Thread, dict]:
-    found: dict[str, Finished] = {}
+def in_background(
+    tmp_path: Path, made: list[Job[Task]], **launch: object
+) -> tuple[Thread, dict[str, Finished[Task]]]:
+    found: dict[str, Finished[Task]] = {}
     thread = Thread(target=lambda: found.update(run(tmp_path, made, **launch)), daemon=True)
     thread.start()
     return thread, found
@@ -82,7 +84,9 @@ def test_modules_where_the_command_is_given_are_not_imported(
     assert not (tmp_path / "mark").exists()
 
 
-def test_a_job_that_dies_is_tried_a_bounded_number_of_times(tmp_path: Path, monkeypatch) -> None:
+def test_a_job_that_dies_is_tried_a_bounded_number_of_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 3.0)
     finished = run(tmp_path, jobs(tmp_path, Task("killed")))
     assert "died without leaving a result" in str(finished["run0"].error)
@@ -151,13 +155,15 @@ def test_detached_jobs_of_all_kinds_together_are_as_many_as_launch_says(tmp_path
     assert [len(attempts(j.run_dir)) for j in made] == [1] * 6
 
 
-def test_a_cancelled_job_is_not_brought_back(tmp_path: Path, monkeypatch) -> None:
+def test_a_cancelled_job_is_not_brought_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 3.0)
     thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=60)))
     until(lambda: working(tmp_path))
     assert squeue.cancel(tmp_path / "jobs") == 1
     thread.join(60)
-    assert "was cancelled" in found["run0"].error
+    assert "was cancelled" in (found["run0"].error or "")
     assert len(attempts(tmp_path / "runs" / "run0")) == 1
     assert squeue.entries(tmp_path / "jobs") == {}
 
@@ -266,7 +272,7 @@ def test_each_job_gets_the_gpus_of_its_size(tmp_path: Path) -> None:
     ],
 )
 def test_what_slurm_refuses_is_said_before_anything_starts(
-    tmp_path: Path, launch: dict, words: str
+    tmp_path: Path, launch: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
         run(tmp_path, jobs(tmp_path, Task()), **launch)
@@ -296,12 +302,14 @@ def test_without_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             run(tmp_path, jobs(tmp_path, Task()))
 
 
-def test_a_job_that_slurm_forgot_is_submitted_again(tmp_path: Path, monkeypatch) -> None:
+def test_a_job_that_slurm_forgot_is_submitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As after a controller that died just behind a submission."""
     monkeypatch.setattr(slurm, "UNKNOWN_SECONDS", 2.0)
     original = slurm.Slurm._place
 
-    def forget(self: slurm.Slurm, at_once: int) -> None:
+    def forget(self: slurm.Slurm[Task], at_once: int) -> None:
         before = len(self._placed)
         original(self, at_once)
         if before == 0 and self._placed and not (tmp_path / "forgot").exists():
@@ -316,13 +324,13 @@ def test_a_job_that_slurm_forgot_is_submitted_again(tmp_path: Path, monkeypatch)
 
 
 def test_a_controller_that_is_away_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     there = Path(os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
     away = tmp_path / "slurm.conf"  # the same cluster at a port where nobody listens
     text = re.sub(r"(?m)^SlurmctldPort=.*$", "SlurmctldPort=9", there.read_text())
     away.write_text(text)
-    finished: list[Finished] = []
+    finished: list[Finished[Task]] = []
     with launcher(tmp_path) as started:
         started._open()
         monkeypatch.setenv("SLURM_CONF", str(away))

@@ -36,7 +36,7 @@ def dvae() -> DVAE:
     return model
 
 
-def test_dvae_names_and_counts(dvae):
+def test_dvae_names_and_counts(dvae: DVAE) -> None:
     weights = dvae.state_dict()
     encoder, decoder = reference.half(weights, "encoder."), reference.half(weights, "decoder.")
     assert (len(encoder), len(decoder)) == (74, 76)
@@ -53,7 +53,7 @@ def test_dvae_names_and_counts(dvae):
     assert shortcuts == {f"blocks.group_{g}.block_1" for g in (2, 3, 4)}
 
 
-def test_dvae_equals_the_reference(dvae):
+def test_dvae_equals_the_reference(dvae: DVAE) -> None:
     weights = dict(dvae.state_dict())
     image = frames(32)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_dvae_equals_the_reference(dvae):
 
 
 @pytest.mark.parametrize("size", [128, 256])
-def test_dvae_grid(size):
+def test_dvae_grid(size: int) -> None:
     small = DVAE(codes=16, width=4)  # the paper's 128 px -> 16 x 16 and 256 px -> 32 x 32
     assert small.encode(frames(size)).shape == (1, (size // 8) ** 2)
 
@@ -86,7 +86,7 @@ def test_dvae_grid(size):
         ("ldm-f16", 343, 69.593371),
     ],
 )
-def test_vqgan_names_and_counts(name, tensors, millions):
+def test_vqgan_names_and_counts(name: str, tensors: int, millions: float) -> None:
     with torch.device("meta"):
         weights = VQGAN(PUBLISHED[name]).state_dict()
     assert len(weights) == tensors
@@ -106,7 +106,7 @@ def test_vqgan_names_and_counts(name, tensors, millions):
 
 
 @pytest.mark.parametrize("name", ["taming-f16-1024", "ldm-f8"])
-def test_vqgan_equals_the_reference(name):
+def test_vqgan_equals_the_reference(name: str) -> None:
     arch = PUBLISHED[name]
     torch.manual_seed(0)
     model = VQGAN(arch)
@@ -137,7 +137,7 @@ def test_vqgan_equals_the_reference(name):
 
 
 @pytest.mark.parametrize("name", ["taming-f16-16384", "ldm-f16"])
-def test_architecture_is_read_from_the_shapes(name):
+def test_architecture_is_read_from_the_shapes(name: str) -> None:
     with torch.device("meta"):
         weights = VQGAN(PUBLISHED[name]).state_dict()
         assert VQGAN.from_weights(weights).arch == PUBLISHED[name]

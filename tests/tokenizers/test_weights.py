@@ -23,7 +23,7 @@ def frames() -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["dvae", "vqgan", "codebook"])
-def test_save_and_load(tmp_path, frames, kind):
+def test_save_and_load(tmp_path: Path, frames: np.ndarray, kind: str) -> None:
     torch.manual_seed(0)
     made: Tokenizer
     if kind == "dvae":
@@ -41,7 +41,7 @@ def test_save_and_load(tmp_path, frames, kind):
     np.testing.assert_array_equal(again.decode(codes), made.decode(codes))
 
 
-def test_lightning_checkpoints_are_unpacked(tmp_path):
+def test_lightning_checkpoints_are_unpacked(tmp_path: Path) -> None:
     model = VQGAN(SMALL)
     state = dict(model.state_dict()) | {"loss.discriminator.weight": torch.zeros(3)}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
@@ -53,7 +53,7 @@ def test_lightning_checkpoints_are_unpacked(tmp_path):
     assert load(tmp_path / "out.safetensors").arch == SMALL
 
 
-def test_another_architecture_is_refused(tmp_path):
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
     model = VQGAN(SMALL)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     del state["decoder.mid.attn_1.q.bias"]
@@ -85,7 +85,7 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
-def test_a_pickle_with_code_is_never_executed(tmp_path):
+def test_a_pickle_with_code_is_never_executed(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     torch.save({"state_dict": Bomb(trace)}, tmp_path / "a.ckpt")
     (tmp_path / "b.pkl").write_bytes(pickle.dumps(Bomb(trace)))
@@ -97,7 +97,7 @@ def test_a_pickle_with_code_is_never_executed(tmp_path):
     assert not trace.exists() and not (tmp_path / "out.safetensors").exists()
 
 
-def test_whole_modules_are_converted_only_when_asked(tmp_path, frames):
+def test_whole_modules_are_converted_only_when_asked(tmp_path: Path, frames: np.ndarray) -> None:
     """As OpenAI publishes the dVAE: two pickled modules, without prefixes."""
     model = DVAE(codes=24, width=8)
     torch.save(model.encoder, tmp_path / "encoder.pkl")
@@ -112,7 +112,7 @@ def test_whole_modules_are_converted_only_when_asked(tmp_path, frames):
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
-def test_garbage_files(tmp_path, name):
+def test_garbage_files(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not a checkpoint at all")
     with pytest.raises(ValueError, match=f"{name}"):
         load(tmp_path / name)
@@ -126,7 +126,7 @@ def test_garbage_files(tmp_path, name):
         load(tmp_path / "scalar.pt")
 
 
-def test_wrong_frames(frames):
+def test_wrong_frames(frames: np.ndarray) -> None:
     model = DVAE(codes=24, width=8)
     with pytest.raises(ValueError, match="no whole number of 8 px codes"):
         model.encode(frames[:, :20])
