@@ -20,7 +20,7 @@ from scaling.analysis.figures import law as figures_law
 from scaling.analysis.figures import runs as figures
 from scaling.analysis.figures.transfer import transfer_figure
 from scaling.analysis.findings import Findings, find
-from scaling.analysis.laws.compare import Comparison, exponents
+from scaling.analysis.laws.compare import Comparison
 from scaling.analysis.laws.references import reference
 from scaling.analysis.questions import choices
 from scaling.analysis.questions.audit import Audit, audit
@@ -151,13 +151,8 @@ class Runs:
         mine = self.law(seed=seed)
         out = []
         for other in others or BESIDE:
-            if isinstance(other, Runs):
-                theirs = other.law(seed=seed)
-                out.append(exponents(mine.compared, theirs.compared, name=self.name))
-            else:
-                law = reference(other)
-                above = mine.saturating if law.form == "saturating" else None
-                out.append(exponents(above or mine.pure, law, name=self.name))
+            theirs = other.law(seed=seed) if isinstance(other, Runs) else reference(other)
+            out.append(mine.beside(theirs, name=self.name))
         return out
 
     def figure(self, law: StudyLaw | None = None) -> go.Figure:

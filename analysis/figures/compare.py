@@ -128,8 +128,7 @@ def _fitted_exponents(studies: Mapping[str, StudyLaw]) -> list[dict[str, Any]]:
     """A row for each fitted exponent: the pure one, and that above a floor where identified."""
     rows = []
     for name, study in studies.items():
-        bends = study.law.mixture is not None and study.law.mixture.bends
-        turn = study.law.mixture.slopes if bends and study.law.mixture else (np.nan, np.nan)
+        turn = study.bends or (np.nan, np.nan)
         laws: list[PowerLaw | None] = [study.pure, study.saturating]
         for law in laws:
             if law is None:

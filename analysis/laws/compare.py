@@ -49,11 +49,20 @@ class Comparison:
         return self.brief + rest
 
 
-def exponents(law: PowerLaw, other: PowerLaw | Reference, *, name: str = "this law") -> Comparison:
+Slopes = tuple[float, float]  # d log L / d log C at the least and the most compute
+
+
+def exponents(
+    law: PowerLaw, other: PowerLaw | Reference, *, name: str = "this law",
+    bends: Slopes | None = None, other_bends: Slopes | None = None,
+) -> Comparison:  # fmt: skip
     """Test whether two exponents differ.
 
     A published exponent without an interval is taken as exact, which the conclusion says. Two
-    fitted laws are independent studies: their resamples are paired at random.
+    fitted laws are independent studies: their resamples are paired at random. bends, other_bends:
+    slopes at the ends of a curve that is not straight, None for one that is. The one exponent of a
+    pure law is then an average over its own data, and where the slopes of both overlap, none is
+    called the steeper, however small p is.
     """
     samples = law.samples[:, 2]
     if isinstance(other, PowerLaw):
@@ -76,7 +85,7 @@ def exponents(law: PowerLaw, other: PowerLaw | Reference, *, name: str = "this l
     p_value = float(tail / (len(null) + 1))
     return Comparison(
         name, label, law.b, b_other, float(difference), low, high, p_value, 1 / (len(null) + 1),
-        *_verdict(law, other, low, high),
+        *_verdict(law, other, low, high, bends, other_bends),
     )  # fmt: skip
 
 
@@ -95,8 +104,9 @@ def _variable(law: PowerLaw | Reference) -> str:
 
 
 def _verdict(
-    law: PowerLaw, other: PowerLaw | Reference, low: float, high: float
-) -> tuple[str, str]:
+    law: PowerLaw, other: PowerLaw | Reference, low: float, high: float,
+    bends: Slopes | None, other_bends: Slopes | None,
+) -> tuple[str, str]:  # fmt: skip
     """The verdict, and the conclusion that begins with it."""
     mine, theirs = _variable(law), _variable(other)
     if mine != theirs:
@@ -110,6 +120,8 @@ def _verdict(
         )
     if low <= 0 <= high:
         verdict = "not separated by these data"
+    elif law.form == "power" and (overlap := _overlap(law, other, bends, other_bends)):
+        verdict = overlap
     else:
         verdict = f"here loss falls {'more' if high < 0 else 'less'} steeply with {mine}"
     ranges = ""
@@ -123,6 +135,25 @@ def _verdict(
     exact = isinstance(other, Reference) and other.interval is None
     taken = "; its own uncertainty is unpublished and taken as none" if exact else ""
     return verdict, f"{verdict}{ranges}{taken}; {CAVEAT}"
+
+
+def _overlap(
+    law: PowerLaw, other: PowerLaw | Reference, bends: Slopes | None, other_bends: Slopes | None
+) -> str:
+    """That neither of two curves, one of which bends, is steeper everywhere; empty where one is."""
+    if bends is None and other_bends is None:
+        return ""
+    here, there = sorted(bends or (law.b, law.b)), sorted(other_bends or (other.b, other.b))
+    if here[1] < there[0] or there[1] < here[0]:
+        return ""
+    said = [
+        f"{turn[0]:.4f} to {turn[1]:.4f} {place}"
+        for turn, place in ((bends, "here"), (other_bends, "there")) if turn is not None
+    ]  # fmt: skip
+    return (
+        f"steeper or not depends on the {_variable(law)}: a curve that bends has a local exponent, "
+        + " and ".join(said)
+    )
 
 
 def compute_multiplier(

@@ -31,7 +31,7 @@ from scaling.analysis.laws.fit import (
     select,
 )
 from scaling.analysis.laws.power_law import conditions
-from scaling.analysis.laws.references import REFERENCES
+from scaling.analysis.laws.references import REFERENCES, Reference
 from scaling.analysis.questions.best_loss import BestLoss, best_loss
 from scaling.analysis.questions.doubts import BY_BUDGET, EXPECTED, doubts, lucky, warnings_for
 from scaling.analysis.schema import TOKEN_UNIT
@@ -127,9 +127,24 @@ class StudyLaw:
         forms = [one for one in (self.pure, self.saturating) if one is not None]
         return figures.holdout_figure(figures.holdout_points(forms))
 
+    @property
+    def bends(self) -> tuple[float, float] | None:
+        """Slopes d log L / d log C at both ends of a curve that bends; None for a straight one."""
+        mixture = self.law.mixture
+        return mixture.slopes if mixture is not None and mixture.bends else None
+
+    def beside(self, other: StudyLaw | Reference, *, name: str = "this law") -> compare.Comparison:
+        """The exponent beside that of another study, or beside a published one of the same form."""
+        if isinstance(other, StudyLaw):
+            return compare.exponents(
+                self.compared, other.compared, name=name, bends=self.bends, other_bends=other.bends
+            )
+        above = self.saturating if other.form == "saturating" else None
+        return compare.exponents(above or self.pure, other, name=name, bends=self.bends)
+
     def compare(self) -> list[compare.Comparison]:
         """The pure exponent next to those of BESIDE."""
-        return [compare.exponents(self.pure, REFERENCES[name]) for name in BESIDE]
+        return [self.beside(REFERENCES[name]) for name in BESIDE]
 
     def summary(self, *, published: bool = True) -> str:
         """The law, its unit, its judgement, in plain text of several lines.

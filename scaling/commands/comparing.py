@@ -81,7 +81,6 @@ def compare(
 
     Example: `scaling compare studies/a --to studies/b table.csv gpt3 --figure all.html`
     """
-    from scaling.analysis.laws.compare import exponents
     from scaling.analysis.questions.frontier import BESIDE
     from scaling.analysis.tables.ladder import Ladder
 
@@ -110,9 +109,7 @@ def compare(
         _say(other)
         say_difference(first, other, unit)
     for law in published:
-        # An exponent above a floor is set beside one above a floor.
-        mine = first.law.saturating if law.form == "saturating" else None
-        print(f"\n{exponents(mine or first.law.pure, law)}\n  source: {law.source}")
+        print(f"\n{first.law.beside(law)}\n  source: {law.source}")
         if law.note:
             print(f"  note: {law.note}")
     if (tests := len(others) + len(published)) > 2:
@@ -190,10 +187,10 @@ def say_difference(ours: Arm, theirs: Arm, unit: str) -> None:
 
     unit: of the losses.
     """
-    from scaling.analysis.laws.compare import compute_multiplier, exponents, levels_differ
+    from scaling.analysis.laws.compare import compute_multiplier, levels_differ
     from scaling.results import predicted
 
-    print(exponents(ours.law.compared, theirs.law.compared))
+    print(ours.law.beside(theirs.law))
     law, other = ours.law.law, theirs.law.law
     condition = "if both were trained on the same tokens"
     tokenizers = [set(map(predicted, a.rows["tokenizer"])) for a in (ours, theirs)

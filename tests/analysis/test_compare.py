@@ -19,7 +19,7 @@ from scaling.analysis.laws.references import (
     reference,
 )
 from scaling.analysis.questions.frontier import fit_frontier
-from scaling.analysis.questions.simulate import TRUTH, study
+from scaling.analysis.questions.simulate import PURE, TRUTH, study
 
 MACS = np.geomspace(1e12, 1e15, 16)
 
@@ -177,3 +177,20 @@ def test_where_published_laws_were_fitted() -> None:
     assert high / low == pytest.approx(1e8)
     assert reference("kaplan-n").fitted_macs is None, "a law of parameters"
     assert "section 4.9" in reference("toto").source
+
+
+def test_no_curve_that_bends_is_called_steeper_where_the_slopes_of_both_overlap() -> None:
+    """TRUTH's slopes run from -.093 to -.045 here: GPT-3's -.048 lies among them, -.2 does not."""
+    design = {"sizes": 9, "budgets": 8, "decades": 3.0, "trunks": False, "run_noise": 0.001}
+    curved, straight = fit_frontier(study(TRUTH, **design)), fit_frontier(study(PURE, **design))
+    assert curved.bends is not None and straight.bends is None
+    found = curved.beside(REFERENCES["gpt3"])
+    assert found.p_value < 0.01 and "steeply" not in found.verdict
+    assert "depends on the compute" in found.verdict
+    assert f"{curved.bends[0]:.4f} to {curved.bends[1]:.4f} here" in found.conclusion
+    flat = Reference("x", -0.2, 2.6, "MACs", "nowhere")
+    assert "less steeply" in curved.beside(flat).verdict
+    assert "steeply" in straight.beside(REFERENCES["gpt3"]).verdict
+    # The pure law of PURE has -.075, among the slopes of the curve: from either side.
+    for one in (curved.beside(straight), straight.beside(curved)):
+        assert "depends on the compute" in one.verdict or one.low <= 0 <= one.high
