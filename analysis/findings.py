@@ -80,7 +80,8 @@ class Findings:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only."""
-        return plain.plain(self)
+        content: dict[str, Any] = plain.plain(self)
+        return content
 
     @classmethod
     def read(cls, path: Path) -> Findings:
@@ -96,7 +97,8 @@ class Findings:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Findings:
         """The findings that `to_json` made plain, to the last digit."""
-        return plain.back(cls, content)
+        found: Findings = plain.back(cls, content)
+        return found
 
 
 def find(

@@ -22,7 +22,8 @@ from scaling.analysis.laws.compare import compute_multiplier
 from scaling.analysis.laws.fit import NotIdentified, fit
 from scaling.analysis.laws.power_law import PowerLaw
 from scaling.analysis.questions.frontier import fit_frontier
-from scaling.analysis.questions.isoflop import fit_rows, size_laws
+from scaling.analysis.questions.isoflop import size_laws
+from scaling.analysis.questions.parametric_study import fit_rows
 from scaling.analysis.questions.simulate import (
     MACS_PER_PARAMETER_TOKEN,
     PURE,

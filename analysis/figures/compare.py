@@ -273,7 +273,11 @@ def _lay_out(figure: go.Figure, rows: Sequence[int], laws: int) -> None:
 
 
 def _add_forest(
-    figure: go.Figure, panel: int, heading: str, rows: pd.DataFrame, looks: dict[str, dict]
+    figure: go.Figure,
+    panel: int,
+    heading: str,
+    rows: pd.DataFrame,
+    looks: dict[str, dict[str, Any]],
 ) -> None:
     """Exponents with their intervals, one under the other; a published one also as a line."""
     x, y = f"x{panel}", f"y{panel}"

@@ -29,7 +29,7 @@ from scaling.analysis.figures.style import (
 from scaling.analysis.schema import TOKEN_UNIT
 
 if TYPE_CHECKING:
-    from scaling.analysis.laws.fit import PowerLaw
+    from scaling.analysis.laws.power_law import PowerLaw
 
 SHOWN = 24  # lines of the influence figure, at most
 REACH = 1.5  # beyond the sizes tried, the factor of parameters that the isoFLOP figure shows
@@ -124,11 +124,7 @@ def specification_figure(
             one column of labels for each of `choices`.
         interval: the statistical interval of the main specification, drawn as a band.
     """
-    # From the top down: the name of a choice, then its options, the study's own first.
-    rows: list[tuple[str, str | None]] = []
-    for choice in choices:
-        options = pd.concat([points[choice][points.main], points[choice].sort_values()])
-        rows += [(choice, None), *((choice, option) for option in dict.fromkeys(map(str, options)))]
+    rows = _choices_and_options(points, choices)
     place = {row: len(rows) - 1 - i for i, row in enumerate(rows)}
     height = 340 + 19 * len(rows)
     figure = base_figure("", "exponent b", height=height)
@@ -174,6 +170,17 @@ def specification_figure(
                 marker={"size": 8, "symbol": "line-ns", "line": {"color": colour, "width": 1.5}},
             )  # fmt: skip
     return figure
+
+
+def _choices_and_options(
+    points: pd.DataFrame, choices: Sequence[str]
+) -> list[tuple[str, str | None]]:
+    """From the top down: a choice without an option, then with each, the study's own first."""
+    rows: list[tuple[str, str | None]] = []
+    for choice in choices:
+        options = pd.concat([points[choice][points.main], points[choice].sort_values()])
+        rows += [(choice, None), *((choice, option) for option in dict.fromkeys(map(str, options)))]
+    return rows
 
 
 def _around(values: pd.Series, interval: tuple[float, float] | None) -> list[float]:

@@ -34,7 +34,7 @@ from scaling.analysis.schema import TOKEN_UNIT
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scaling.analysis.laws.fit import PowerLaw
+    from scaling.analysis.laws.power_law import PowerLaw
 
 DRAWN_POINTS = 3000  # points of one kind in a figure, at most; above it they are thinned
 LEGEND_SIZES = 24  # more than that are drawn by half decades of parameters
@@ -57,33 +57,6 @@ def learning_rate_points(rows: pd.DataFrame) -> pd.DataFrame:
     best = points.groupby(group).val_loss.transform("min")
     points["best"] = (points.val_loss == best) & points.val_loss.notna()
     return points.sort_values([*group, "log2_lr", "seed"]).reset_index(drop=True)
-
-
-def optimum_points(points: pd.DataFrame) -> pd.DataFrame:
-    """Each width's best learning rate: the best run, and the vertex of a parabola through it.
-
-    Args:
-        points: of `learning_rate_points`; seeds of one rate are averaged.
-    Returns columns parametrization, layers, d, best_log2_lr, vertex_log2_lr, val_loss, edge. The
-    parabola passes through the best rate and its two neighbours; where one is missing (`edge`: the
-    best rate is the lowest or highest that converged) the vertex is the best rate itself.
-    """
-    import pandas as pd
-
-    group = ["parametrization", "layers", "d"]
-    records = []
-    for key, one in points.dropna(subset="val_loss").groupby(group):
-        curve = one.groupby("log2_lr").val_loss.mean().sort_index()
-        rates, losses = curve.index.to_numpy(float), curve.to_numpy()
-        i = int(losses.argmin())
-        edge = not 0 < i < len(rates) - 1
-        vertex = rates[i]
-        if not edge:
-            a, b, _ = np.polyfit(rates[i - 1 : i + 2] - rates[i], losses[i - 1 : i + 2], 2)
-            vertex = rates[i] - b / (2 * a) if a > 0 else rates[i]
-        records.append((*key, rates[i], vertex, losses[i], edge))
-    columns = [*group, "best_log2_lr", "vertex_log2_lr", "val_loss", "edge"]
-    return pd.DataFrame(records, columns=columns)
 
 
 def run_points(rows: pd.DataFrame) -> pd.DataFrame:
@@ -128,7 +101,8 @@ def drawn_points(points: pd.DataFrame) -> pd.DataFrame:
     place = place.loc[points.val_loss.sort_values(kind="stable").index].drop_duplicates()
     best = ~place.duplicated(["size", "macs"])
     every = np.arange(len(place)) % _stride(len(place)) == 0
-    return points.loc[place.index[best | every]].sort_index()
+    shown: pd.DataFrame = points.loc[place.index[best | every]].sort_index()
+    return shown
 
 
 def _stride(count: int) -> int:
@@ -232,31 +206,6 @@ def learning_rate_figure(
     return figure
 
 
-def optimum_figure(optima: pd.DataFrame) -> go.Figure:
-    """The best learning rate against width (of `optimum_points`); hollow: at the sweep's edge."""
-    figure = base_figure("width", "best base learning rate", height=360)
-    groups = list(optima.groupby(["parametrization", "layers"]))
-    for ((kind, layers), group), colour in zip(groups, shades(len(groups)), strict=True):
-        figure.add_scatter(
-            x=group.d, y=group.vertex_log2_lr, mode="lines+markers",
-            name=f"{escape(kind)}, {layers} layers", showlegend=len(groups) > 1,
-            line={"color": colour, "width": 2},
-            marker={"size": 10, "color": [PAPER if edge else colour for edge in group.edge],
-                    "line": {"color": colour, "width": 2}},
-            customdata=group[["best_log2_lr", "val_loss"]],
-            hovertemplate="width %{x}<br>vertex 2^%{y:.2f}<br>best run 2^%{customdata[0]}, loss "
-            "%{customdata[1]:.4f}<extra></extra>",
-        )  # fmt: skip
-    widths = sorted(set(optima.d))
-    figure.update_xaxes(type="log", tickvals=widths, ticktext=[str(d) for d in widths])
-    low, high = math.floor(optima.vertex_log2_lr.min()), math.ceil(optima.vertex_log2_lr.max())
-    ticks = list(range(low - 1, high + 2))
-    figure.update_yaxes(
-        range=[ticks[0], ticks[-1]], tickvals=ticks, ticktext=[f"2{superscript(t)}" for t in ticks]
-    )
-    return figure
-
-
 def scaling_figure(
     points: pd.DataFrame,
     *,
@@ -279,28 +228,7 @@ def scaling_figure(
     log_compute(figure)
     sizes = _by_size(points)
     for (size, group), colour, i in zip(sizes, shades(len(sizes)), range(len(sizes)), strict=True):
-        name, shape = escape(size), i % len(SYMBOLS)
-        label = name
-        if group.params.nunique() == 1:
-            label += f" ({count_text(group.params.iloc[0])} parameters)"
-        mid, done = group[group.kind != "decayed"], group[group.kind == "decayed"]
-        x, y = _broken_lines(mid)
-        figure.add_scatter(
-            x=x, y=y, mode="lines", line={"color": colour, "width": 1.2}, opacity=0.55,
-            legendgroup=name, showlegend=False, hoverinfo="skip",
-        )  # fmt: skip
-        x, y = _cooldowns(mid, done)
-        figure.add_scatter(
-            x=x, y=y, mode="lines", line={"color": colour, "width": 1, "dash": "dot"}, opacity=0.7,
-            legendgroup=name, showlegend=False, hoverinfo="skip",
-        )  # fmt: skip
-        figure.add_scatter(
-            x=done.macs_total, y=done.val_loss, mode="markers", name=name, legendgroup=name,
-            marker={"color": colour, "size": SYMBOL_SIZES[shape], "symbol": SYMBOLS[shape]},
-            customdata=np.stack([done.run_id, done.tokens], 1) if len(done) else None,
-            hovertemplate=f"{label}<br>%{{x:.3s}} MACs, %{{customdata[1]:.3s}} tokens<br>"
-            "loss %{y:.4f}<br>run %{customdata[0]}<extra></extra>",
-        )  # fmt: skip
+        _add_size(figure, escape(size), group, colour, i % len(SYMBOLS))
     seen = points[np.isfinite(points.val_loss)]
     solid = seen[seen.kind == "decayed"] if (seen.kind == "decayed").any() else seen
     low, high = float(solid.val_loss.min()) * 0.975, float(solid.val_loss.max()) * 1.12
@@ -328,6 +256,31 @@ def scaling_figure(
         )  # fmt: skip
     log_loss(figure, low, high)
     return figure
+
+
+def _add_size(figure: go.Figure, name: str, group: pd.DataFrame, colour: str, shape: int) -> None:
+    """Runs of one size: lines before the decay, dotted through it, a marker at each end."""
+    label = name
+    if group.params.nunique() == 1:
+        label += f" ({count_text(group.params.iloc[0])} parameters)"
+    mid, done = group[group.kind != "decayed"], group[group.kind == "decayed"]
+    x, y = _broken_lines(mid)
+    figure.add_scatter(
+        x=x, y=y, mode="lines", line={"color": colour, "width": 1.2}, opacity=0.55,
+        legendgroup=name, showlegend=False, hoverinfo="skip",
+    )  # fmt: skip
+    x, y = _cooldowns(mid, done)
+    figure.add_scatter(
+        x=x, y=y, mode="lines", line={"color": colour, "width": 1, "dash": "dot"}, opacity=0.7,
+        legendgroup=name, showlegend=False, hoverinfo="skip",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=done.macs_total, y=done.val_loss, mode="markers", name=name, legendgroup=name,
+        marker={"color": colour, "size": SYMBOL_SIZES[shape], "symbol": SYMBOLS[shape]},
+        customdata=np.stack([done.run_id, done.tokens], 1) if len(done) else None,
+        hovertemplate=f"{label}<br>%{{x:.3s}} MACs, %{{customdata[1]:.3s}} tokens<br>"
+        "loss %{y:.4f}<br>run %{customdata[0]}<extra></extra>",
+    )  # fmt: skip
 
 
 def _by_size(points: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

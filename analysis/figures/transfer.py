@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -44,27 +45,11 @@ def transfer_figure(rates: Rates, *, unit: str = TOKEN_UNIT) -> go.Figure:
             mine = of_series(best, key)
             vertex = mine[mine.member == member].iloc[0]
             curve = one.dropna(subset="val_loss").groupby("log2_lr").val_loss.mean()
-            excess = curve - vertex.val_loss
-            highest = max(highest, float(excess.median()))
-            symbol = SYMBOLS[j % len(SYMBOLS)]
-            figure.add_scatter(
-                x=curve.index, y=excess, mode="lines+markers", name=name, legendgroup=name,
-                showlegend=name not in shown, line={"color": colour, "width": 2},
-                marker={"size": 7, "symbol": symbol}, customdata=curve,
-                hovertemplate=f"{name}<br>rate 2^%{{x}}<br>loss %{{customdata:.4f}}<extra></extra>",
-                **place,
-            )  # fmt: skip
-            interval = None
-            if not math.isnan(vertex.low):
-                half = [float(vertex.high - vertex.log2_lr)]
-                interval = {"type": "data", "array": half, "color": colour, "thickness": 1.5}
-            figure.add_scatter(
-                x=[vertex.log2_lr], y=[-0.02 * (j + 1)], mode="markers", legendgroup=name,
-                showlegend=False, error_x=interval,
-                marker={"color": PAPER, "size": 10, "symbol": symbol,
-                        "line": {"color": colour, "width": 2}},
-                hovertemplate=f"{name}: optimum 2^%{{x:.2f}}<extra></extra>", **place,
-            )  # fmt: skip
+            highest = max(highest, float((curve - vertex.val_loss).median()))
+            losses, optimum = _member(name, curve, vertex, colour, j)
+            losses.showlegend = name not in shown
+            figure.add_trace(losses, **place)
+            figure.add_trace(optimum, **place)
             shown.add(name)
     low, high = int(np.floor(points.log2_lr.min())), int(np.ceil(points.log2_lr.max()))
     ticks = list(range(low, high + 1, 2))
@@ -79,3 +64,28 @@ def transfer_figure(rates: Rates, *, unit: str = TOKEN_UNIT) -> go.Figure:
     figure.update_yaxes(title_text=f"loss above the lowest ({unit})", col=1)
     figure.update_yaxes(range=[-0.14, max(0.3, 2 * highest)])
     return figure
+
+
+def _member(
+    name: str, curve: pd.Series, vertex: pd.Series, colour: str, number: int
+) -> tuple[go.Scatter, go.Scatter]:
+    """A model's losses by rate, above its lowest, and its optimum at the foot."""
+    symbol = SYMBOLS[number % len(SYMBOLS)]
+    losses = go.Scatter(
+        x=curve.index, y=curve - vertex.val_loss, mode="lines+markers", name=name,
+        legendgroup=name, line={"color": colour, "width": 2},
+        marker={"size": 7, "symbol": symbol}, customdata=curve,
+        hovertemplate=f"{name}<br>rate 2^%{{x}}<br>loss %{{customdata:.4f}}<extra></extra>",
+    )  # fmt: skip
+    interval = None
+    if not math.isnan(vertex.low):
+        half = [float(vertex.high - vertex.log2_lr)]
+        interval = {"type": "data", "array": half, "color": colour, "thickness": 1.5}
+    optimum = go.Scatter(
+        x=[vertex.log2_lr], y=[-0.02 * (number + 1)], mode="markers", legendgroup=name,
+        showlegend=False, error_x=interval,
+        marker={"color": PAPER, "size": 10, "symbol": symbol,
+                "line": {"color": colour, "width": 2}},
+        hovertemplate=f"{name}: optimum 2^%{{x:.2f}}<extra></extra>",
+    )  # fmt: skip
+    return losses, optimum

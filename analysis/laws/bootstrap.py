@@ -58,7 +58,8 @@ class Noise:
         common = rng.standard_normal((resamples, len(sums))) @ sums
         own = rng.standard_normal((resamples, len(square))) @ np.linalg.cholesky(square).T
         scale = np.sqrt(self.df / rng.chisquare(self.df, resamples))
-        return scale[:, None] * (self.run * common + self.point * own)
+        moved: np.ndarray = scale[:, None] * (self.run * common + self.point * own)
+        return moved
 
 
 def components(
@@ -133,7 +134,9 @@ def widen(
 ) -> np.ndarray:
     """Undo the narrowness of drawing with replacement: its spread is too small by
     sqrt((G - p) / G), as a variance that divides by G is (Hesterberg 2015, section 4.3)."""
-    return estimate + (samples - estimate) * np.sqrt(clusters / max(clusters - parameters, 1))
+    factor = np.sqrt(clusters / max(clusters - parameters, 1))
+    widened: np.ndarray = estimate + (samples - estimate) * factor
+    return widened
 
 
 def bca(

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from scaling.analysis.laws.bootstrap import bca
-from scaling.analysis.laws.fit import PowerLaw
+from scaling.analysis.laws.power_law import PowerLaw
 from scaling.analysis.laws.references import Reference
 from scaling.analysis.schema import predicted
 from scaling.errors import UserError

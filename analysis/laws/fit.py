@@ -11,31 +11,20 @@ How intervals arise: analysis/laws/bootstrap.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
-from scaling.analysis.laws.bootstrap import (
-    FEW,
-    MANY,
-    bca,
-    cluster_weights,
-    components,
-    effective,
-    widen,
-)
+from scaling.analysis.laws.bootstrap import bca, components
 from scaling.analysis.laws.mixture import BUDGETS, WORDS
-from scaling.analysis.laws.power_law import Holdout, PowerLaw, SaturatingLaw, Status
-from scaling.analysis.laws.solver import (
-    best,
-    cluster_sums,
-    condition_number,
-    log_jacobian,
-    log_law,
-    one_step,
-)
+from scaling.analysis.laws.power_law import PowerLaw, SaturatingLaw, Status
+from scaling.analysis.laws.resample import Fitted, Resampled, resample
+from scaling.analysis.laws.solver import best, condition_number
+from scaling.analysis.laws.windows import expanding_window
 from scaling.errors import UserError
 
 DELTA = 0.01
@@ -44,9 +33,7 @@ MIN_DECADES = 1.0
 # What lies outside is a mistake of units or of columns, and would overflow in the fits.
 LIMITS = {"loss": (1e-9, 1e9), "compute": (1e-12, 1e40)}
 FORMS = ("select", "power", "saturating")
-LARGE = 500  # points beyond which a resample is one Newton step from the estimate
 DRAWS = 500  # of the noise of points of one run, for its covariance
-WINDOWS = 20  # at most so many held-out values of compute
 HELD = {"parameters": "larger models", "tokens": "longer runs"}  # by unit
 E_BOUND = 1e-3  # E below this share of the smallest loss is the bound E = 0
 
@@ -55,15 +42,16 @@ class NotIdentified(UserError):
     """The points cannot determine the law; the message says why and what would."""
 
 
-def usable(values, kind: str) -> np.ndarray:
+def usable(values: npt.ArrayLike, kind: str) -> np.ndarray:
     """Which values are finite, positive and within LIMITS[kind]; a NaN is not."""
     low, high = LIMITS[kind]
-    values = np.asarray(values, dtype=float)
-    return (values >= low) & (values <= high)
+    given = np.asarray(values, dtype=float)
+    fine: np.ndarray = (given >= low) & (given <= high)
+    return fine
 
 
 def checked(
-    compute, loss, names: tuple[str, str] = ("compute", "loss")
+    compute: npt.ArrayLike, loss: npt.ArrayLike, names: tuple[str, str] = ("compute", "loss")
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finite positive float arrays of one length, or a UserError naming the first bad value."""
     try:
@@ -91,7 +79,7 @@ def checked(
 class Options:
     """The arguments of `fit` that every form shares."""
 
-    groups: Sequence | None = None
+    groups: Sequence[object] | None = None
     noise: np.ndarray | None = None
     weights: Sequence[float] | np.ndarray | None = None
     delta: float = DELTA
@@ -111,7 +99,26 @@ class Options:
         """The weights (n,) of points in this order, of mean 1."""
         if self.weights is None:
             return np.ones(len(order))
-        return relative(self.weights, len(order))[order]
+        weights: np.ndarray = relative(self.weights, len(order))[order]
+        return weights
+
+    def clusters(self, order: np.ndarray) -> np.ndarray:
+        """The run (n,) of each of the points in this order, numbered from 0."""
+        if self.groups is None:
+            return np.arange(len(order))
+        index: np.ndarray = numbered(self.groups, len(order))[order]
+        return index
+
+    def noise_of(self, order: np.ndarray) -> np.ndarray | None:
+        """The draws (R, n) of the noise of points in this order, where they are given."""
+        if self.noise is None:
+            return None
+        noise = np.asarray(self.noise, dtype=float)
+        if noise.ndim != 2 or noise.shape[1] != len(order) or not np.isfinite(noise).all():
+            raise UserError(
+                f"noise has shape {noise.shape}: want (resamples, {len(order)}), all finite"
+            )
+        return noise[:, order]
 
 
 def relative(weights: Sequence[float] | np.ndarray, count: int) -> np.ndarray:
@@ -119,7 +126,15 @@ def relative(weights: Sequence[float] | np.ndarray, count: int) -> np.ndarray:
     given = np.asarray(weights, dtype=float)
     if given.shape != (count,) or not (np.isfinite(given) & (given > 0)).all():
         raise UserError(f"weights of {count} points: give as many positive finite numbers")
-    return given / given.mean()
+    weight: np.ndarray = given / given.mean()
+    return weight
+
+
+def numbered(groups: Sequence[object], count: int) -> np.ndarray:
+    """The group (count,) of each point by its place among their sorted names."""
+    if len(groups) != count:
+        raise UserError(f"{len(groups)} groups for {count} points: give one per point")
+    return np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
 
 
 def fit(
@@ -128,7 +143,7 @@ def fit(
     *,
     form: str = "select",
     e: float | None = None,
-    groups: Sequence | None = None,
+    groups: Sequence[object] | None = None,
     noise: np.ndarray | None = None,
     weights: Sequence[float] | np.ndarray | None = None,
     delta: float = DELTA,
@@ -163,8 +178,9 @@ def fit(
 
 
 def select(
-    compute, loss, options: Options | None = None, form: str = "select", e: float | None = None
-) -> tuple[PowerLaw, PowerLaw, SaturatingLaw | None, str]:
+    compute: npt.ArrayLike, loss: npt.ArrayLike, options: Options | None = None,
+    form: str = "select", e: float | None = None,
+) -> tuple[PowerLaw, PowerLaw, SaturatingLaw | None, str]:  # fmt: skip
     """The chosen law, the pure one, the saturating one (None if refused), and the reason.
 
     The saturating law is chosen only where it is identified (the interval of E excludes 0) and
@@ -220,7 +236,7 @@ def select(
     return pure, pure, saturating, text
 
 
-def _covariance(compute, loss, options: Options) -> np.ndarray | None:
+def _covariance(compute: npt.ArrayLike, loss: npt.ArrayLike, options: Options) -> np.ndarray | None:
     """Covariance (n, n) of the noise of the points' log loss, sorted by compute: of the draws
     given, or where runs have several points each of those of `components` about a quadratic; None
     where nothing tells the noise."""
@@ -230,7 +246,7 @@ def _covariance(compute, loss, options: Options) -> np.ndarray | None:
         return np.cov(np.asarray(options.noise, dtype=float)[:, order].T)
     if options.groups is None or len(np.unique(compute)) < 4:
         return None
-    index = np.unique(np.asarray(options.groups).astype(str), return_inverse=True)[1]
+    index = numbered(options.groups, len(loss))
     if index.max() + 1 == len(loss):
         return None
     x = np.log(compute) - np.log(compute).mean()
@@ -243,7 +259,9 @@ def _covariance(compute, loss, options: Options) -> np.ndarray | None:
     return np.cov(draws[:, order].T)
 
 
-def _fit(compute, loss, pin: float | None, form: str, options: Options) -> PowerLaw:
+def _fit(
+    compute: npt.ArrayLike, loss: npt.ArrayLike, pin: float | None, form: str, options: Options
+) -> PowerLaw:
     """pin: 0 for the pure law, None for a free E, else the value that E keeps."""
     compute, loss = checked(compute, loss)
     order = np.argsort(compute, kind="stable")
@@ -258,47 +276,28 @@ def _fit(compute, loss, pin: float | None, form: str, options: Options) -> Power
     centre = float(np.log(compute).mean())
     x, y, weights = np.log(compute) - centre, np.log(loss), options.of_points(order)
     theta, reached = best(x, y[None], weights[None], options.delta, pin)
-    estimate, gradient = theta[0], float(reached["gradient"][0])
+    law, gradient = Fitted(x, y, weights, options.delta, pin, theta[0]), reached["gradient"][0]
     if pin is None:
-        _refuse_bounds(estimate, gradient, loss)
-    fitted = log_law(estimate[None], x)[0]
-    jacobian = log_jacobian(estimate[None], x, pin)[0]
-    samples, jackknife, how = _resample(x, y, weights, estimate, jacobian, pin, order, options)
-    share = float((samples[:, 0] < E_BOUND * loss.min()).mean()) if pin is None else 0.0
-    if share > (1 - options.level) / 2:
-        raise NotIdentified(
-            f"L = E + a C^b is not identified: the {options.level:.0%} interval of E reaches 0 "
-            f"({share:.0%} of the resamples sit on that bound), so a pure power law fits as well; "
-            f"add {WORDS.get(options.unit, BUDGETS)[2]}, repeat seeds, or pin E"
-        )
-
-    def log_a(t: np.ndarray) -> np.ndarray:  # at compute 1, not at the centre
-        return t[:, 1] - t[:, 2] * centre
-
-    def interval(of) -> tuple[float, float]:
-        jack = None if jackknife is None else of(jackknife)
-        return bca(of(samples), float(of(estimate[None])[0]), jack, options.level)
-
-    low, high = np.exp(interval(log_a))
-    ci = {"a": (float(low), float(high)), "b": interval(lambda t: t[:, 2])}
-    if pin is None:
-        ci["E"] = interval(lambda t: t[:, 0])
-    residual, middle = y - fitted, np.average(y, weights=weights)
-    n, rss = len(y), float(weights @ residual**2)
-    total = float(weights @ (y - middle) ** 2)
-    fields: dict = dict(
-        a=float(np.exp(log_a(estimate[None])[0])), b=float(estimate[2]), e=float(estimate[0]),
-        unit=options.unit, level=options.level, ci=ci,
+        _refuse_bounds(law.theta, float(gradient), loss)
+    index, noise = options.clusters(order), options.noise_of(order)
+    other = resample(law, index, noise, options.resamples, options.seed)
+    share = 0.0 if pin is not None else _share_at_bound(other.samples, loss, options)
+    n, rss = len(y), float(weights @ (y - law.log_loss) ** 2)
+    total = float(weights @ (y - np.average(y, weights=weights)) ** 2)
+    e, log_a, b = theta[0]
+    fields: dict[str, Any] = dict(
+        a=float(np.exp(log_a - b * centre)), b=float(b), e=float(e),
+        unit=options.unit, level=options.level, ci=_intervals(law, other, centre, options.level),
         status=Status(
-            converged=gradient < 1e-8, gradient_norm=gradient,
+            converged=bool(gradient < 1e-8), gradient_norm=float(gradient),
             starts=int(reached["starts"][0]), basins=int(reached["basins"][0]),
-            condition=condition_number(jacobian * np.sqrt(weights)[:, None]), bootstrap=how,
-            resamples=len(samples), at_bound_share=share,
+            condition=condition_number(law.jacobian), bootstrap=other.how,
+            resamples=len(other.samples), at_bound_share=share,
         ),
-        compute=compute, loss=loss, samples=samples, centre=centre, r2=1 - rss / total,
+        compute=compute, loss=loss, samples=other.samples, centre=centre, r2=1 - rss / total,
         noise=float(np.sqrt(rss / (n - free))),
         aic=float(n * np.log(max(rss, 1e-300) / n) + 2 * (free + 1)),
-        holdout=expanding_window(compute, loss, pin, options.delta, weights),
+        holdout=expanding_window(compute, loss, pin, delta=options.delta, given=weights),
         weights=None if options.weights is None else weights,
     )  # fmt: skip
     if form == "power":
@@ -306,109 +305,37 @@ def _fit(compute, loss, pin: float | None, form: str, options: Options) -> Power
     return SaturatingLaw(**fields, pinned=pin is not None)
 
 
-def _resample(
-    x: np.ndarray, y: np.ndarray, given: np.ndarray, estimate: np.ndarray, jacobian: np.ndarray,
-    pin: float | None, order: np.ndarray, options: Options,
-) -> tuple[np.ndarray, np.ndarray | None, str]:  # fmt: skip
-    """Refitted parameters (R, 3), leave-one-cluster-out ones (G, 3) or None, and how, in words.
-
-    given: the points' weights (n,). Times their root, the noise of all points is of one scale.
-    """
-    rng = np.random.default_rng(options.seed)
-    n, resamples, delta = len(y), options.resamples, options.delta
-    index = np.arange(n)
-    if options.groups is not None:
-        if len(options.groups) != n:
-            raise UserError(f"{len(options.groups)} groups for {n} points: give one per point")
-        index = np.unique(np.asarray(options.groups).astype(str)[order], return_inverse=True)[1]
-    clusters, root = int(index.max()) + 1, np.sqrt(given)
-    worth = effective(clusters, given)
-
-    def refit(targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return best(x, targets, weights * given, delta, pin, estimate)[0]
-
-    if options.noise is not None:
-        noise = np.asarray(options.noise, dtype=float)
-        if noise.ndim != 2 or noise.shape[1] != n or not np.isfinite(noise).all():
-            raise UserError(f"noise has shape {noise.shape}: want (resamples, {n}), all finite")
-        targets = log_law(estimate[None], x) + noise[:, order]
-        how = "noise of the study's runs drawn anew, frontier recomputed"
-        return refit(targets, np.ones_like(targets)), None, how
-    fitted = log_law(estimate[None], x)[0]
-    jacobian, residual = jacobian * root[:, None], (y - fitted) * root
-    influence = np.linalg.pinv(jacobian)[-1]  # of each point's noise on the exponent
-    if n > LARGE:
-        scores, curvatures = cluster_sums(x, y, given, index, delta, pin, estimate)
-        total = curvatures.sum(0)[None]
-        if worth < FEW:
-            spread = components(jacobian, residual, index, influence)
-            sums = np.stack([np.bincount(index, j, clusters) for j in jacobian.T], 1)
-            moved = spread.draw_sums(sums, jacobian.T @ jacobian, resamples, rng)
-            how = f"noise of {clusters} clusters drawn anew, linearised"
-            return one_step(estimate, moved, (jacobian.T @ jacobian)[None]), None, how
-        jackknife = one_step(estimate, -scores, total)
-        if clusters > MANY:  # the bootstrap's limit: normal scores, fixed curvature
-            normal = rng.standard_normal((resamples, scores.shape[1]))
-            moved = normal @ np.linalg.cholesky(scores.T @ scores).T
-            how = f"{clusters} clusters, the normal limit of drawing them with replacement"
-            return one_step(estimate, moved, total), jackknife, how
-        counts = cluster_weights(np.arange(clusters), resamples, rng)
-        hessian = np.tensordot(counts, curvatures, 1)
-        how = f"{clusters} clusters drawn with replacement, linearised"
-        return one_step(estimate, counts @ scores, hessian), jackknife, how
-    if worth < FEW:
-        noise = components(jacobian, residual, index, influence).draw(index, resamples, rng)
-        how = f"noise of {clusters} clusters drawn anew"
-        return refit(fitted + noise / root, np.ones_like(noise)), None, how
-    weights = cluster_weights(index, resamples, rng)
-    samples = refit(np.broadcast_to(y, weights.shape), weights)
-    samples = widen(samples, estimate, worth, jacobian.shape[1])
-    samples[:, 0] = np.maximum(samples[:, 0], 0)
-    drop = (index[None] != np.arange(clusters)[:, None]).astype(float)
-    how = f"{clusters} clusters drawn with replacement"
-    return samples, refit(np.broadcast_to(y, drop.shape), drop), how
+def _share_at_bound(samples: np.ndarray, loss: np.ndarray, options: Options) -> float:
+    """Share of the resamples in which E is 0; NotIdentified where the interval of E reaches it."""
+    share = float((samples[:, 0] < E_BOUND * loss.min()).mean())
+    if share > (1 - options.level) / 2:
+        raise NotIdentified(
+            f"L = E + a C^b is not identified: the {options.level:.0%} interval of E reaches 0 "
+            f"({share:.0%} of the resamples sit on that bound), so a pure power law fits as well; "
+            f"add {WORDS.get(options.unit, BUDGETS)[2]}, repeat seeds, or pin E"
+        )
+    return share
 
 
-def expanding_window(
-    compute: np.ndarray, loss: np.ndarray, e: float | None = 0.0, delta: float = DELTA,
-    given: np.ndarray | None = None,
-) -> tuple[Holdout, ...]:  # fmt: skip
-    """Predict each distinct compute from all smaller ones: two or more for a law without a free E
-    (which two points determine), four or more for one with it.
+def _intervals(
+    law: Fitted, other: Resampled, centre: float, level: float
+) -> dict[str, tuple[float, float]]:
+    """Of a, b and a free E; centre: mean log compute."""
 
-    compute, loss: (n,) sorted. e: 0 for the pure law, None for a free E, a number for a pin. given:
-    (n,) weights of the points.
-    """
-    given = np.ones(len(loss)) if given is None else given
-    free = 3 if e is None else 2
-    tops = np.unique(compute)
-    if len(tops) > WINDOWS:  # a cloud of runs: the windows end at evenly spaced quantiles
-        tops = tops[np.linspace(0, len(tops) - 1, WINDOWS + 1).astype(int)[1:]]
-    distinct = np.searchsorted(np.unique(compute), tops)  # values of compute below each top
-    tops = tops[distinct > free - (free == 2)]
-    x, y = np.log(compute) - np.log(compute).mean(), np.log(loss)
-    below = [int(np.searchsorted(compute, top)) for top in tops]
-    if not below:
-        return ()
-    if len(compute) <= LARGE:  # all windows at once, as weights of zero and one
-        weights = (np.arange(len(x)) < np.array(below)[:, None]) * given
-        thetas = best(x, np.tile(y, (len(below), 1)), weights, delta, e)[0]
-    else:  # so many points that a window is worth its own, shorter arrays
-        fits = [best(x[:k], y[None, :k], given[None, :k], delta, e)[0] for k in below]
-        thetas = np.concatenate(fits)
-    out = []
-    for top, k, theta in zip(tops, below, thetas, strict=True):
-        here = compute == top
-        # A law of few windows may run away; e^100 is absurd enough, and finite.
-        predicted = float(np.exp(np.clip(log_law(theta[None], x[here][:1])[0, 0], -100, 100)))
-        actual = float(np.exp(np.average(y[here], weights=given[here])))
-        out.append(Holdout(float(top), k, actual, predicted))
-    return tuple(out)
+    def interval(of: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+        jackknife = None if other.jackknife is None else of(other.jackknife)
+        return bca(of(other.samples), float(of(law.theta[None])[0]), jackknife, level)
+
+    # log a at compute 1, not at the centre
+    low, high = np.exp(interval(lambda theta: theta[:, 1] - theta[:, 2] * centre))
+    found = {"a": (float(low), float(high)), "b": interval(lambda theta: theta[:, 2])}
+    return found if law.pin is not None else found | {"E": interval(lambda theta: theta[:, 0])}
 
 
 def curvature(
-    compute, loss, weights: Sequence[float] | np.ndarray | None = None
-) -> tuple[float, float]:
+    compute: npt.ArrayLike, loss: npt.ArrayLike,
+    weights: Sequence[float] | np.ndarray | None = None,
+) -> tuple[float, float]:  # fmt: skip
     """Quadratic coefficient of log loss in log10 compute, and its two-sided p-value (Student).
 
     Positive: the curve flattens, as it does above a floor E (its local slope is b (1 - E/L)).

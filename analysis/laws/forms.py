@@ -82,17 +82,24 @@ class _Regression:
 
     def root(self, grid: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """A square root R of the posterior covariance R @ R.T at K indices, (K, p, p)."""
-        return self.vectors[grid] / np.sqrt(self.precision[grid, scale])[:, None]
+        root: np.ndarray = self.vectors[grid] / np.sqrt(self.precision[grid, scale])[:, None]
+        return root
 
 
 class _Power:
     """log(L - E) = log a + b x, with or without a soft bend; one grid point per floor (and break).
 
-    floor, at, width (G,).
+    floor (G,); bend: where, in x, and over what width, (G,) each.
     """
 
-    def __init__(self, data: Points, floor: np.ndarray, at=None, width=None) -> None:
-        self.floor, self.at, self.width = floor, at, width
+    floor: np.ndarray
+    bend: tuple[np.ndarray, np.ndarray] | None
+    offset: np.ndarray  # (G,) log of the typical loss above the floor
+
+    def __init__(
+        self, data: Points, floor: np.ndarray, bend: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> None:
+        self.floor, self.bend = floor, bend
         loss = np.exp(data.y)
         above = loss - floor[:, None]
         self.offset = np.log(np.exp(data.centre_y) - floor)  # the floor is below every loss
@@ -106,20 +113,21 @@ class _Power:
 
     def keep(self, grid: np.ndarray, scale: np.ndarray) -> None:
         self.floor, self.offset = self.floor[grid], self.offset[grid]
-        if self.at is not None:
-            self.at, self.width = self.at[grid], self.width[grid]
+        if self.bend is not None:
+            at, width = self.bend
+            self.bend = at[grid], width[grid]
         self.mean, self.root = self.posterior.mean[grid, scale], self.posterior.root(grid, scale)
 
     def _basis(self, x: np.ndarray) -> np.ndarray:
         """x (n,) -> (G, n, p)."""
         x = np.broadcast_to(x, (len(self.floor), len(x)))
         columns = [np.ones_like(x), x]
-        if self.at is not None:
-            f, d = self.width[:, None], self.at[:, None]
+        if self.bend is not None:
+            d, f = (one[:, None] for one in self.bend)
             columns.append(f * (np.logaddexp(0, (x - d) / f) - np.logaddexp(0, -d / f)))
         return np.stack(columns, -1)
 
-    def curve(self, x: float):
+    def curve(self, x: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         basis = self._basis(np.array([x]))[:, 0]
         mean = (self.mean * basis).sum(-1) + self.offset
         turned = (basis[:, None] @ self.root)[:, 0]
@@ -156,7 +164,7 @@ class _TwoPowers:
         self.rates = self.rates[grid]
         self.weights, self.inside = self.weights[grid, scale], self.inside[grid, scale]
 
-    def curve(self, x: float):
+    def curve(self, x: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         loss = (self.weights * np.exp(-self.rates * x)[:, None]).sum(-1)
         log_loss = np.log(np.where(self.inside, loss, 1))
         count = np.maximum(self.inside.sum(-1), 1)
@@ -168,13 +176,18 @@ class _TwoPowers:
 class _Drift:
     """log L = an integrated Wiener process about a line; one row per size of the drift."""
 
+    variance: np.ndarray  # (Q, S, n)
+    covariance: np.ndarray  # (Q, S, 2, 2) of the line
+    mean: np.ndarray  # (Q, S, 2)
+    residual: np.ndarray  # (Q, S, n)
+
     def __init__(self, data: Points) -> None:
         self.first, self.centre = data.x[0], data.centre_y
         self.u = (data.x - self.first) / np.log(10)
         values, vectors = np.linalg.eigh(data.whiten @ self._kernel(self.u) @ data.whiten.T)
         self.rotate = vectors.T @ data.whiten
         noise = data.scales[None, :, None] ** 2
-        self.variance = noise + DRIFTS[:, None, None] ** 2 * np.maximum(values, 0)  # (Q, S, n)
+        self.variance = noise + DRIFTS[:, None, None] ** 2 * np.maximum(values, 0)
         design = self.rotate @ np.stack([np.ones_like(data.x), data.x], -1)
         z = self.rotate @ (data.y - data.centre_y)
         precision = np.array([1.0, SLOPE]) ** -2
@@ -190,14 +203,15 @@ class _Drift:
     def _kernel(self, at: np.ndarray) -> np.ndarray:
         """Covariance of the process at `u` (n,) and `at` (m,), decades from the first point."""
         low, high = np.minimum(self.u[:, None], at), np.maximum(self.u[:, None], at)
-        return low**2 * (3 * high - low) / 6
+        covariance: np.ndarray = low**2 * (3 * high - low) / 6
+        return covariance
 
     def keep(self, grid: np.ndarray, scale: np.ndarray) -> None:
         self.size = DRIFTS[grid] ** 2
         self.variance, self.residual = self.variance[grid, scale], self.residual[grid, scale]
         self.mean, self.covariance = self.mean[grid, scale], self.covariance[grid, scale]
 
-    def curve(self, x: float):
+    def curve(self, x: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         u = (x - self.first) / np.log(10)
         at = max(u, 0.0)  # before the data the process starts anew, backwards
         kernel = self.size[:, None] * (self.rotate @ self._kernel(np.array([at])))[:, 0]
@@ -269,6 +283,6 @@ def weighed(data: Points) -> dict[str, Form]:
         "pure": _Power(data, np.zeros(1)),
         "floor": _Power(data, least * FLOORS),
         "two powers": _TwoPowers(data),
-        "break": _Power(data, floor, at, width),
+        "break": _Power(data, floor, (at, width)),
         "drift": _Drift(data),
     }

@@ -20,8 +20,9 @@ benchmarks/forecast.py measure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
@@ -62,7 +63,7 @@ class Mixture:
     slopes: tuple[float, float]  # d log L / d log C at both ends
     reach: float = float("nan")  # decades beyond the data that held-out windows support
     why: str = ""  # what limits the reach
-    scores: dict[str, tuple[float, ...]] = field(default_factory=dict)  # see `held_out`
+    scores: dict[str, tuple[float, ...]] = field(default_factory=dict)  # see `_held_out`
     held: tuple[int, int] = (0, 0)  # held-out points inside their 95% interval, of how many
     windows: int = 0
 
@@ -86,7 +87,9 @@ class Mixture:
         kept = weight > KEEP * weight.max()
         return weight[kept], floor[kept], mean[kept], np.hypot(deviation, again)[kept]
 
-    def distribution(self, compute: float, *, run: bool = False) -> Callable:
+    def distribution(
+        self, compute: float, *, run: bool = False
+    ) -> Callable[[np.ndarray], np.ndarray]:
         """Probability that the log loss at `compute` lies below its argument (m,): of the law, or
         of one more such point's (`Mixture.scatter`)."""
         weight, floor, mean, deviation = self._components(compute)
@@ -97,11 +100,13 @@ class Mixture:
         def below(log_loss: np.ndarray) -> np.ndarray:
             at = np.asarray(log_loss, dtype=float)[:, None]
             if run:
-                return ndtr((at - centre) / spread) @ weight
+                share_below: np.ndarray = ndtr((at - centre) / spread) @ weight
+                return share_below
             # log(L - floor), without L itself: far from the data its logarithm is in the hundreds.
             share = floor * np.exp(-np.maximum(at, -600))
             above = at + np.log1p(-np.minimum(share, 1 - 1e-15))
-            return ndtr(np.where(share < 1, (above - mean) / deviation, -40)) @ weight
+            share_below = ndtr(np.where(share < 1, (above - mean) / deviation, -40)) @ weight
+            return share_below
 
         return below
 
@@ -123,7 +128,8 @@ class Mixture:
             middle = (low + high) / 2
             under = below(middle) < wanted
             low, high = np.where(under, middle, low), np.where(under, high, middle)
-        return np.exp(np.minimum((low + high) / 2, 700))
+        loss: np.ndarray = np.exp(np.minimum((low + high) / 2, 700))
+        return loss
 
     def means(self, compute: float) -> dict[str, float]:
         """Posterior mean of log loss by each form (0 by one without weights)."""
@@ -163,7 +169,7 @@ class Mixture:
         said.append(f"  reach        {self.reach:.2f} decades beyond the data: {self.why}")
         return said + ([f"  bends        {self.local()}"] if self.bends else [])
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Plain numbers; a missing one is None."""
         return {
             "shares": self.shares,
@@ -280,22 +286,44 @@ def mix(
         residual = float(np.std(np.log(loss) - at))
         whole = replace(whole, scatter=max(whole.scatter, residual))
     known = covariance is not None
-    tops = np.flatnonzero(np.diff(x) > 1e-9) + 1  # a window ends below a distinct compute
-    distinct = np.arange(1, len(tops) + 1)
-    span = (x[tops - 1] - x[0]) / np.log(10)
-    tops = tops[(distinct >= ENOUGH - known) & (span >= WINDOW)]
-    most, larger, _ = WORDS.get(unit, BUDGETS)
+    tops = _tops(x, known)
     reach, why = _reach(x, tops, known, unit)
     if not len(tops):
         nothing = {name: (float("nan"),) * (1 + len(DISTANCES)) for name in PRIOR}
         return replace(whole, reach=reach, why=why, scores=nothing)
     chosen = np.unique(tops[np.linspace(0, len(tops) - 1, WINDOWS).astype(int)])
+    windows = {int(top): up_to(int(top)) for top in chosen}
+    scores, held = _held_out(windows, x, y)
+    largest = windows[int(tops[-1])]
+    surprised = not _within(largest, float(np.exp(x[-1])), y[-1], SURPRISE)
+    if surprised and whole.shares["break"] + whole.shares["drift"] < SEEN:
+        reach, why = 0.0, _broken(largest, whole.ends[1], y[-1], unit)
+    return replace(
+        whole, reach=reach, why=why, scores=scores, held=(sum(held), len(held)),
+        windows=len(windows),
+    )  # fmt: skip
+
+
+def _tops(x: np.ndarray, known: bool) -> np.ndarray:
+    """Where windows of the sorted points end: below a distinct compute, with points and decades
+    enough; known: whether the noise is."""
+    tops = np.flatnonzero(np.diff(x) > 1e-9) + 1
+    distinct = np.arange(1, len(tops) + 1)
+    span = (x[tops - 1] - x[0]) / np.log(10)
+    enough: np.ndarray = tops[(distinct >= ENOUGH - known) & (span >= WINDOW)]
+    return enough
+
+
+def _held_out(
+    windows: Mapping[int, Mixture], x: np.ndarray, y: np.ndarray
+) -> tuple[dict[str, tuple[float, ...]], list[bool]]:
+    """Root mean square error of each form on the next point and at DISTANCES, and whether each
+    point lies in the interval predicted for it; windows: by where they end."""
     errors: dict[str, list[list[float]]] = {
         name: [[] for _ in range(1 + len(DISTANCES))] for name in PRIOR
     }
-    held, surprised = [], False
-    for top in chosen:
-        window = up_to(top)
+    held = []
+    for top, window in windows.items():
         for k, target in enumerate(_targets(x, top)):
             if target is None:
                 continue
@@ -304,25 +332,23 @@ def mix(
             for name, mean in window.means(at).items():
                 if window.shares[name] > 0 or mean:
                     errors[name][k].append(mean - y[target])
-        if top == tops[-1]:
-            surprised = not _within(window, float(np.exp(x[-1])), y[-1], SURPRISE)
-    if surprised and whole.shares["break"] + whole.shares["drift"] < SEEN:
-        tails = (1 - SURPRISE) / 2, (1 + SURPRISE) / 2
-        low, high = window.quantiles(whole.ends[1], tails, run=True)
-        reach = 0.0
-        why = (
-            f"the loss at the {most}, {np.exp(y[-1]):.4g}, lies outside the "
-            f"{SURPRISE:.0%} interval that the rest predict for it, {low:.4g} to {high:.4g}: the "
-            f"curve may have broken there; add a {larger}, or repeat that one"
-        )
     scores = {
         name: tuple(float(np.sqrt(np.mean(np.square(e)))) if e else float("nan") for e in one)
         for name, one in errors.items()
     }
-    return replace(
-        whole, reach=reach, why=why, scores=scores, held=(sum(held), len(held)),
-        windows=len(chosen),
-    )  # fmt: skip
+    return scores, held
+
+
+def _broken(window: Mixture, compute: float, log_loss: float, unit: str) -> str:
+    """Why nothing is predicted beyond the last point, which the others did not expect."""
+    most, larger, _ = WORDS.get(unit, BUDGETS)
+    tails = (1 - SURPRISE) / 2, (1 + SURPRISE) / 2
+    low, high = window.quantiles(compute, tails, run=True)
+    return (
+        f"the loss at the {most}, {np.exp(log_loss):.4g}, lies outside the "
+        f"{SURPRISE:.0%} interval that the rest predict for it, {low:.4g} to {high:.4g}: the "
+        f"curve may have broken there; add a {larger}, or repeat that one"
+    )
 
 
 def _within(mixture: Mixture, compute: float, log_loss: float, level: float) -> bool:

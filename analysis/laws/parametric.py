@@ -9,11 +9,19 @@ the over-training law of Gadre et al. 2024: L = E + (a M^eta + b M^-eta) C^-eta,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from scaling.analysis.laws.fit import E_BOUND, MIN_DECADES, NotIdentified, checked, relative
+from scaling.analysis.laws.fit import (
+    E_BOUND,
+    MIN_DECADES,
+    NotIdentified,
+    checked,
+    numbered,
+    relative,
+)
 from scaling.analysis.laws.parametric_law import (
     EXACT,
     Optimum,
@@ -41,6 +49,13 @@ NEGLIGIBLE = 1e-5  # a term that is nowhere more than this share of the loss is 
 STEEPEST = 5.0  # an exponent beyond is a term that only the smallest runs see
 UNMOVED = 1e-4  # gradient at which no start has reached a minimum; `CONVERGED` is what all reach
 CONVERGED = 1e-7
+# What is said of a law, of theta (R, 5) at N = D = 1.
+QUANTITIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "E": lambda t: np.exp(t[:, 0]), "A": lambda t: np.exp(t[:, 1]),
+    "B": lambda t: np.exp(t[:, 2]), "alpha": lambda t: t[:, 3], "beta": lambda t: t[:, 4],
+    "size_exponent": lambda t: t[:, 4] / (t[:, 3] + t[:, 4]),
+    "loss_exponent": lambda t: -t[:, 3] * t[:, 4] / (t[:, 3] + t[:, 4]),
+}  # fmt: skip
 
 
 def fit_parametric(
@@ -53,7 +68,7 @@ def fit_parametric(
     tied: bool = False,
     e: float | None = None,
     weights: Sequence[float] | np.ndarray | None = None,
-    groups: Sequence | None = None,
+    groups: Sequence[object] | None = None,
     noise: np.ndarray | None = None,
     per_token: float = 6.0,
     unit: str = "FLOPs",
@@ -72,8 +87,7 @@ def fit_parametric(
     """
     if loss_kind not in LOSSES:
         raise UserError(f"loss_kind is {loss_kind!r}: choose one of {', '.join(LOSSES)}")
-    corner, log, below = LOSSES[loss_kind]
-    corner = delta if delta is not None else corner
+    corner = LOSSES[loss_kind][0] if delta is None else delta
     if not corner > 0 or not 0 < level < 1 or resamples < 100 or not per_token > 0:
         raise UserError(
             f"delta {corner}, level {level}, resamples {resamples}, per_token {per_token}: want "
@@ -81,78 +95,97 @@ def fit_parametric(
         )
     n, loss = checked(n, loss, names=("n", "loss"))
     d, loss = checked(d, loss, names=("d", "loss"))
+    _require_runs(n, d, loss, e, tied)
+    index = np.arange(len(loss)) if groups is None else numbered(groups, len(loss))
+    centre = np.array([np.log(n).mean(), np.log(d).mean()])
+    objective = replace(
+        _objective(n, d, loss, centre, loss_kind, tied, e), delta=corner,
+        weight=None if weights is None else relative(weights, len(loss)),
+    )  # fmt: skip
+    found = minimum(objective, loss)
+    _refuse_minimum(objective, found, loss)
+    other = resample(objective, found.theta, index, noise, resamples, seed)
+    bound = _refuse_resamples(objective, other, loss, level)
+    exact = float(np.abs(np.log(loss / objective.fitted(found.theta))).max()) < EXACT
+    point, other = _at_one(found.theta[None], centre), _resamples_at_one(other, centre)
+    ci = _intervals(objective, point, other, level)
+    log_e, log_a, log_b, alpha, beta = point[0]
+    return ParametricLaw(
+        e=float(np.exp(log_e)) if e is None else float(e), a=float(np.exp(log_a)),
+        b=float(np.exp(log_b)), alpha=float(alpha), beta=float(beta), objective=found.value,
+        level=level, ci=dict.fromkeys(ci, (float("nan"), float("nan"))) if exact else ci,
+        status=_status(objective, found, other, bound), per_token=float(per_token), unit=unit, n=n,
+        d=d, loss=loss, samples=other.samples, run_index=index, loss_kind=loss_kind, tied=tied,
+        corner=corner, pinned=e is not None, weights=objective.weight,
+    )  # fmt: skip
+
+
+def _objective(
+    n: np.ndarray, d: np.ndarray, loss: np.ndarray, centre: np.ndarray, loss_kind: str,
+    tied: bool, e: float | None,
+) -> Objective:  # fmt: skip
+    """What is minimised; centre (2,): the means of log N and log D."""
+    corner, log, below = LOSSES[loss_kind]
+    relations = TIE if tied else np.eye(5)
+    return Objective(
+        np.log(n) - centre[0], np.log(d) - centre[1], np.log(loss) if log else loss, corner, log,
+        below, relations if e is None else relations[:, 1:],
+        log_e=None if e is None else float(np.log(max(e, NO_FLOOR))),
+    )  # fmt: skip
+
+
+def _at_one(theta: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """theta (R, 5) with log A and log B at N = D = 1, not at the centre."""
+    out = theta.copy()
+    out[:, 1] += theta[:, 3] * centre[0]
+    out[:, 2] += theta[:, 4] * centre[1]
+    return out
+
+
+def _resamples_at_one(other: Resampled, centre: np.ndarray) -> Resampled:
+    left_out = None if other.jackknife is None else _at_one(other.jackknife, centre)
+    return replace(other, samples=_at_one(other.samples, centre), jackknife=left_out)
+
+
+def _intervals(
+    objective: Objective, point: np.ndarray, other: Resampled, level: float
+) -> dict[str, tuple[float, float]]:
+    """Of each of QUANTITIES but a pinned E, and the size exponent of tied ones, which is 1/2 by
+    construction; point (1, 5) and the resamples at N = D = 1."""
+    found = {}
+    for name, of in QUANTITIES.items():
+        if (name == "E" and objective.log_e is not None) or (
+            name == "size_exponent" and objective.tied
+        ):
+            continue
+        left_out = None if other.jackknife is None else of(other.jackknife)
+        found[name] = interval(name, of(other.samples), float(of(point)[0]), left_out, level)
+    return found
+
+
+def _status(
+    objective: Objective, found: Minimum, other: Resampled, at_bound: float
+) -> SurfaceStatus:
+    weights = objective.each(1)
+    hessian = objective.derivatives(found.theta[None], weights, objective.delta)[2][0]
+    return SurfaceStatus(
+        converged=found.gradient < CONVERGED, gradient_norm=found.gradient,
+        starts=found.starts, basin_share=found.share, basins=found.basins,
+        condition=float(np.linalg.cond(objective.free.T @ hessian @ objective.free)),
+        bootstrap=other.how, resamples=len(other.samples), at_bound_share=at_bound,
+        unfinished_share=other.unfinished,
+    )  # fmt: skip
+
+
+def _require_runs(
+    n: np.ndarray, d: np.ndarray, loss: np.ndarray, e: float | None, tied: bool
+) -> None:
     if e is not None and not 0 <= e < loss.min():
         raise UserError(
             f"E pinned at {e:g} is not in [0, {loss.min():.5g}), the lowest loss: no run is below "
             "the floor; pin it lower, or leave it free"
         )
     free = 5 - tied - (e is not None)
-    _require_grid(n, d, loss, free, tied)
-    log_n, log_d = np.log(n), np.log(d)
-    centre = np.array([log_n.mean(), log_d.mean()])
-    relations = TIE if tied else np.eye(5)
-    objective = Objective(
-        log_n - centre[0], log_d - centre[1], np.log(loss) if log else loss, corner, log, below,
-        relations if e is None else relations[:, 1:],
-        None if weights is None else relative(weights, len(loss)),
-        None if e is None else float(np.log(max(e, NO_FLOOR))),
-    )  # fmt: skip
-    found = minimum(objective, loss)
-    estimate = found.theta
-    _refuse_minimum(objective, found, loss)
-    index = np.arange(len(loss))
-    if groups is not None:
-        if len(groups) != len(loss):
-            raise UserError(f"{len(groups)} groups for {len(loss)} points: give one per point")
-        index = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
-    other = resample(objective, estimate, index, noise, resamples, seed)
-    bound = _refuse_resamples(objective, other, loss, level)
-    _, _, hessian = objective.derivatives(estimate[None], objective.each(1), corner)
-    reduced = objective.free.T @ hessian[0] @ objective.free
-
-    def natural(t: np.ndarray) -> np.ndarray:
-        """log E, log A, log B at N = D = 1, alpha, beta."""
-        out = t.copy()
-        out[:, 1] += t[:, 3] * centre[0]
-        out[:, 2] += t[:, 4] * centre[1]
-        return out
-
-    point, draws = natural(estimate[None])[0], natural(other.samples)
-    jack = None if other.jackknife is None else natural(other.jackknife)
-    quantities = {
-        "E": lambda t: np.exp(t[:, 0]), "A": lambda t: np.exp(t[:, 1]),
-        "B": lambda t: np.exp(t[:, 2]), "alpha": lambda t: t[:, 3], "beta": lambda t: t[:, 4],
-        "size_exponent": lambda t: t[:, 4] / (t[:, 3] + t[:, 4]),
-        "loss_exponent": lambda t: -t[:, 3] * t[:, 4] / (t[:, 3] + t[:, 4]),
-    }  # fmt: skip
-    exact = float(np.abs(np.log(loss / objective.fitted(estimate))).max()) < EXACT
-    ci = {
-        name: interval(
-            name, of(draws), float(of(point[None])[0]), None if jack is None else of(jack), level
-        )
-        for name, of in quantities.items()
-        if not (tied and name == "size_exponent")  # one half, by construction
-        and not (e is not None and name == "E")
-    }
-    if exact:
-        ci = dict.fromkeys(ci, (float("nan"), float("nan")))
-    return ParametricLaw(
-        e=float(np.exp(point[0])) if e is None else float(e),
-        a=float(np.exp(point[1])), b=float(np.exp(point[2])),
-        alpha=float(point[3]), beta=float(point[4]), objective=found.value, level=level,
-        ci=ci, per_token=float(per_token), unit=unit, n=n, d=d, loss=loss, samples=draws,
-        run_index=index, loss_kind=loss_kind, tied=tied, corner=corner, pinned=e is not None,
-        weights=objective.weight,
-        status=SurfaceStatus(
-            converged=found.gradient < CONVERGED, gradient_norm=found.gradient,
-            starts=found.starts, basin_share=found.share, basins=found.basins,
-            condition=float(np.linalg.cond(reduced)), bootstrap=other.how,
-            resamples=len(draws), at_bound_share=bound, unfinished_share=other.unfinished,
-        ),
-    )  # fmt: skip
-
-
-def _require_grid(n: np.ndarray, d: np.ndarray, loss: np.ndarray, free: int, tied: bool) -> None:
     points = len({*zip(n.tolist(), d.tolist(), strict=True)})
     if points <= free:
         raise NotIdentified(

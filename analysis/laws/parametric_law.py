@@ -6,12 +6,14 @@ analysis/laws/parametric.py makes it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, overload
 
 import numpy as np
 
 from scaling.analysis.laws.bootstrap import bca
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.laws.power_law import Prediction, distance, one_more
+from scaling.analysis.laws.value import Value
 from scaling.errors import UserError
 
 NAMES = ("E", "A", "B", "alpha", "beta")
@@ -137,9 +139,13 @@ class ParametricLaw:
     pinned: bool = False  # E was given and not fitted
     weights: np.ndarray | None = field(default=None, repr=False)  # (points,) of mean 1; None: 1
 
-    def __call__(self, n, d):
-        n, d = np.asarray(n, dtype=float), np.asarray(d, dtype=float)
-        return self.e + self.a / n**self.alpha + self.b / d**self.beta
+    @overload
+    def __call__(self, n: float, d: float) -> float: ...
+    @overload
+    def __call__(self, n: np.ndarray, d: np.ndarray) -> np.ndarray: ...
+    def __call__(self, n: float | np.ndarray, d: float | np.ndarray) -> float | np.ndarray:
+        size, tokens = np.asarray(n, dtype=float), np.asarray(d, dtype=float)
+        return self.e + self.a / size**self.alpha + self.b / tokens**self.beta
 
     @property
     def size_exponent(self) -> float:
@@ -154,7 +160,8 @@ class ParametricLaw:
     @property
     def residuals(self) -> np.ndarray:
         """log observed - log fitted, per point."""
-        return np.log(self.loss) - np.log(self(self.n, self.d))
+        residuals: np.ndarray = np.log(self.loss) - np.log(self(self.n, self.d))
+        return residuals
 
     @property
     def noise(self) -> float:
@@ -164,15 +171,18 @@ class ParametricLaw:
         if self.weights is not None:
             size = size * np.sqrt(self.weights)
         free = max(len(size) - 5 + self.tied + self.pinned, 1)
-        return max(1.4826 * float(np.median(size)) * np.sqrt(len(size) / free), 1e-6)
+        return max(float(1.4826 * float(np.median(size)) * np.sqrt(len(size) / free)), 1e-6)
 
-    def n_opt(self, compute):
+    def n_opt(self, compute: Value) -> Value:
         """Parameters that minimise the loss at a budget (Hoffmann et al. 2022, eq. 4)."""
-        return np.exp(_log_n_opt(self._theta(), np.log(np.asarray(compute) / self.per_token)))
+        log_nd = np.log(np.asarray(compute) / self.per_token)
+        best: Value = np.exp(_log_n_opt(self._theta(), log_nd))
+        return best
 
-    def d_opt(self, compute):
+    def d_opt(self, compute: Value) -> Value:
         """Tokens that go with `n_opt`."""
-        return np.asarray(compute) / (self.per_token * self.n_opt(compute))
+        best: Value = compute / (self.per_token * self.n_opt(compute))
+        return best
 
     @property
     def given(self) -> dict[str, float]:
@@ -317,7 +327,7 @@ class ParametricLaw:
         low, high = self.ci[name]
         return span(low, high, digits) if np.isfinite([low, high]).all() else f"({NO_NOISE})"
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
         return {
             "form": "parametric", "tied": self.tied, "unit": self.unit, "per_token": self.per_token,
@@ -334,9 +344,10 @@ class ParametricLaw:
         }  # fmt: skip
 
 
-def _log_n_opt(theta: np.ndarray, log_nd) -> np.ndarray:
+def _log_n_opt(theta: np.ndarray, log_nd: float | np.ndarray) -> np.ndarray:
     """theta (..., 5) -> log N that minimises A/N^alpha + B (N/ND)^beta."""
     _, a, b, alpha, beta = np.moveaxis(theta, -1, 0)
     # A resample whose loss does not fall with a term has its optimum far away, not nowhere.
     alpha, beta = np.maximum(alpha, 1e-6), np.maximum(beta, 1e-6)
-    return (np.log(alpha / beta) + a - b + beta * log_nd) / (alpha + beta)
+    log_n: np.ndarray = (np.log(alpha / beta) + a - b + beta * log_nd) / (alpha + beta)
+    return log_n

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from scipy import stats
@@ -78,7 +78,8 @@ def one_more(curves: np.ndarray, noise: float) -> np.ndarray:
     """Log losses (R,) of a law with the noise of one more run's: by quantiles of the normal, which
     are no further draw of chance."""
     order = np.random.default_rng(0).permutation(len(curves))
-    return curves + noise * stats.norm.ppf((order + 0.5) / len(curves))
+    noisy: np.ndarray = curves + noise * stats.norm.ppf((order + 0.5) / len(curves))
+    return noisy
 
 
 def distance(decades: float, what: str) -> str:
@@ -133,6 +134,10 @@ class PowerLaw:
     form = "power"
     parameters = 2
 
+    @overload
+    def __call__(self, compute: float) -> float: ...
+    @overload
+    def __call__(self, compute: np.ndarray) -> np.ndarray: ...
     def __call__(self, compute: float | np.ndarray) -> float | np.ndarray:
         return self.e + self.a * np.asarray(compute, dtype=float) ** self.b
 
@@ -151,7 +156,8 @@ class PowerLaw:
     @property
     def residuals(self) -> np.ndarray:
         """log observed - log fitted, per point."""
-        return np.log(self.loss) - np.log(self(self.compute))
+        residuals: np.ndarray = np.log(self.loss) - np.log(self(self.compute))
+        return residuals
 
     @property
     def holdout_error(self) -> float | None:
@@ -221,7 +227,7 @@ class PowerLaw:
         """The parameters that were not fitted, on which every interval is conditional."""
         return {"E": self.e} if self.pinned else {}
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Plain numbers; a missing one is None."""
         h = self.holdout[-1] if self.holdout else None
         return {
@@ -231,9 +237,9 @@ class PowerLaw:
             "level": self.level,
             "interval": {k: list(v) for k, v in self.ci.items()},
             "given": self.given,
-            "r2_log": _finite(self.r2),
-            "noise_log": _finite(self.noise),
-            "aic": _finite(self.aic),
+            "r2_log": finite(self.r2),
+            "noise_log": finite(self.noise),
+            "aic": finite(self.aic),
             "points": len(self.compute),
             "compute_range": [float(self.compute.min()), float(self.compute.max())],
             "decades": self.decades,
@@ -242,7 +248,7 @@ class PowerLaw:
             else {"compute": h.compute, "actual": h.actual, "predicted": h.predicted,
                   "error": h.error, "window_rms": self.held_out},
             "mixture": None if self.mixture is None else self.mixture.to_json(),
-            "status": {k: _finite(v) for k, v in vars(self.status).items()},
+            "status": finite(vars(self.status)),
         }  # fmt: skip
 
 
@@ -254,9 +260,12 @@ class SaturatingLaw(PowerLaw):
     parameters = 3
 
 
-def _finite(value):
-    if isinstance(value, tuple):
-        return list(value)
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
+def finite(value: Any) -> Any:
+    """Plain values, with None for a number that is not finite: JSON has none."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

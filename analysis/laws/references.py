@@ -6,10 +6,10 @@ units of `u` MACs is a (C / u)^b in MACs. Losses are nats per token of the sourc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
-
+from scaling.analysis.laws.value import Value
 from scaling.errors import UserError
 
 MACS_PER_FLOP = 0.5
@@ -42,16 +42,19 @@ def convert(value: float, unit: str, to: str, *, mfu: float | None = None) -> fl
     return value * macs_per(unit, mfu=mfu) / macs_per(to, mfu=mfu)
 
 
-def bits_per_pixel(nats_per_token, tokens_per_frame: float, pixels_per_frame: float):
+def bits_per_pixel(
+    nats_per_token: Value, tokens_per_frame: float, pixels_per_frame: float
+) -> Value:
     """What losses of different tokenizers can be compared in; the shape of the first argument.
 
     A loss of tokens says nothing of what the tokenizer itself discards: compare reconstructions
     beside it.
 
-    >>> float(bits_per_pixel(3.27, tokens_per_frame=16, pixels_per_frame=16 * 16).round(4))
+    >>> round(bits_per_pixel(3.27, tokens_per_frame=16, pixels_per_frame=16 * 16), 4)
     0.2949
     """
-    return nats_per_token * tokens_per_frame / (pixels_per_frame * np.log(2))
+    bits: Value = nats_per_token * tokens_per_frame / (pixels_per_frame * math.log(2))
+    return bits
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class Reference:
 
     def __call__(self, x: float) -> float:
         """Loss at x in this law's own unit."""
-        return self.e + self.a * x**self.b
+        loss: float = self.e + self.a * x**self.b
+        return loss
 
     @property
     def form(self) -> str:
@@ -89,7 +93,8 @@ class Reference:
         """a for compute in another unit."""
         if self.x != "compute":
             raise UserError(f"{self.name} is a law of {self.x}: its coefficient has no conversion")
-        return self.a * convert(1.0, unit, self.unit) ** self.b
+        converted: float = self.a * convert(1.0, unit, self.unit) ** self.b
+        return converted
 
     def __str__(self) -> str:
         floor = f"{self.e:g} + " if self.e else ""
@@ -164,7 +169,8 @@ class ReferenceSurface:
     source: str
 
     def __call__(self, n: float, d: float) -> float:
-        return self.e + self.a / n**self.alpha + self.b / d**self.beta
+        loss: float = self.e + self.a / n**self.alpha + self.b / d**self.beta
+        return loss
 
 
 SURFACES: dict[str, ReferenceSurface] = {

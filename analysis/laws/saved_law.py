@@ -28,7 +28,14 @@ import numpy as np
 import pandas as pd
 
 from scaling.analysis.laws.parametric_law import NAMES, Optimum, ParametricLaw, SurfaceStatus
-from scaling.analysis.laws.power_law import PowerLaw, Prediction, SaturatingLaw, Status, conditions
+from scaling.analysis.laws.power_law import (
+    PowerLaw,
+    Prediction,
+    SaturatingLaw,
+    Status,
+    conditions,
+    finite,
+)
 from scaling.analysis.questions.frontier import StudyLaw
 from scaling.analysis.questions.parametric_study import StudySurface
 from scaling.analysis.questions.variable import VariableLaw
@@ -127,17 +134,8 @@ def text(
     about["warnings"] = [*warnings, *found.warnings]
     if findings is not None:
         about["findings"] = findings
-    lines = [f" {json.dumps(key)}: {json.dumps(_finite(value))}" for key, value in about.items()]
+    lines = [f" {json.dumps(key)}: {json.dumps(finite(value))}" for key, value in about.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _finite(value: Any) -> Any:
-    """The same without numbers that JSON does not have: they are missing."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def load(path: Path) -> SavedLaw:
@@ -180,7 +178,7 @@ class _Wrong(Exception):
     """What is wrong with a value."""
 
 
-def _law(content: dict) -> SavedLaw:
+def _law(content: dict[str, Any]) -> SavedLaw:
     about, data = _part(content, "law"), _part(content, "data")
     warnings = content.get("warnings")
     if not isinstance(warnings, list) or not all(isinstance(one, str) for one in warnings):
@@ -234,14 +232,14 @@ def _law(content: dict) -> SavedLaw:
     )  # fmt: skip
 
 
-def _part(holder: dict, key: str) -> dict:
+def _part(holder: dict[str, Any], key: str) -> dict[str, Any]:
     value = holder.get(key)
     if not isinstance(value, dict):
         raise _Wrong(f"it has no {key!r}")
     return value
 
 
-def _number(holder: dict, key: str, low: float = -np.inf, high: float = np.inf) -> float:
+def _number(holder: dict[str, Any], key: str, low: float = -np.inf, high: float = np.inf) -> float:
     value = holder.get(key)
     fine = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not fine or not -1e308 < value < 1e308 or not low <= value <= high:  # type: ignore[operator]
@@ -250,7 +248,7 @@ def _number(holder: dict, key: str, low: float = -np.inf, high: float = np.inf) 
 
 
 def _array(
-    holder: dict, key: str, shape: tuple[int | None, ...], *, positive: bool = False
+    holder: dict[str, Any], key: str, shape: tuple[int | None, ...], *, positive: bool = False
 ) -> np.ndarray:
     """Finite numbers of a shape, None of any length from 1 on."""
     try:
@@ -269,12 +267,12 @@ def _array(
 
 
 def _optional(
-    holder: dict, key: str, shape: tuple[int | None, ...], *, positive: bool = False
+    holder: dict[str, Any], key: str, shape: tuple[int | None, ...], *, positive: bool = False
 ) -> np.ndarray | None:
     return None if holder.get(key) is None else _array(holder, key, shape, positive=positive)
 
 
-def _intervals(given: dict) -> dict[str, tuple[float, float]]:
+def _intervals(given: dict[str, Any]) -> dict[str, tuple[float, float]]:
     """Of each quantity; NaN where the fit had none."""
     none = (float("nan"), float("nan"))
     found = {k: none if v is None else _array(given, k, (2,)) for k, v in given.items()}
@@ -288,7 +286,7 @@ def _require_covariance(value: np.ndarray) -> None:
         raise _Wrong("'covariance' is none")
 
 
-def _status(kind: type[S], about: dict) -> S:
+def _status(kind: type[S], about: dict[str, Any]) -> S:
     """What the optimiser had reached; a number that is missing was not finite."""
     given = _part(about, "status")
     values: dict[str, Any] = {}

@@ -9,6 +9,7 @@ exponents or its floor, and follows laws of exponents from 0.15 to 0.45 to 1 to 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,9 +43,8 @@ class Smooth:
     coefficient: np.ndarray  # (p,)
     noise: Noise
     known: np.ndarray | None  # standard errors of log loss (cells,), where the table gives them
-    share: (
-        np.ndarray
-    )  # (cells,) of a cell's noise in that of a run of mean weight; 1 without weights
+    # (cells,) of a cell's noise in that of a run of mean weight; 1 without weights
+    share: np.ndarray
 
     def loss(self, log_n: np.ndarray, log_d: np.ndarray, coefficient: np.ndarray) -> np.ndarray:
         """Loss (R, ...) at sizes and tokens (...) by coefficients (R, p)."""
@@ -57,11 +57,14 @@ class Smooth:
     def draw(self, resamples: int, rng: np.random.Generator) -> np.ndarray:
         """New noise of log loss (resamples, cells), on Student's scale."""
         run_index = np.unique(self.cells["run_id"].astype(str), return_inverse=True)[1]
+        noise: np.ndarray
         if self.known is None:
-            return self.share * self.noise.draw(run_index, resamples, rng)
-        if np.isfinite(self.noise.df):
-            return self.known * self.noise.draw(np.arange(len(self.known)), resamples, rng)
-        return self.known * rng.standard_normal((resamples, len(self.known)))
+            noise = self.share * self.noise.draw(run_index, resamples, rng)
+        elif np.isfinite(self.noise.df):
+            noise = self.known * self.noise.draw(np.arange(len(self.known)), resamples, rng)
+        else:
+            noise = self.known * rng.standard_normal((resamples, len(self.known)))
+        return noise
 
     def refit(self, log_loss: np.ndarray) -> np.ndarray:
         """Coefficients (R, p) of the same cells with other losses, log_loss (R, cells)."""
@@ -70,7 +73,8 @@ class Smooth:
         weight = 1 / (basis @ self.coefficient)
         weight = weight / (self.share if self.known is None else self.known)
         inverse = np.linalg.pinv(basis * weight[:, None], rcond=1e-13)
-        return (np.exp(log_loss) * weight) @ inverse.T
+        coefficients: np.ndarray = (np.exp(log_loss) * weight) @ inverse.T
+        return coefficients
 
     def optimum(
         self, low: np.ndarray, high: np.ndarray, log_nd: np.ndarray, coefficient: np.ndarray
@@ -98,7 +102,9 @@ def _logs(cells: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return np.log(cells["params"].to_numpy(float)), np.log(cells["tokens"].to_numpy(float))
 
 
-def _basis(log_n, log_d, centre: tuple[float, float], degree: int) -> np.ndarray:
+def _basis(
+    log_n: np.ndarray, log_d: np.ndarray, centre: tuple[float, float], degree: int
+) -> np.ndarray:
     """1 and the powers 1 to degree of N^-KAPPA and of D^-KAPPA about one, along the last axis."""
     u, v = (np.expm1(-KAPPA * (z - c)) for z, c in zip((log_n, log_d), centre, strict=True))
     powers = range(1, degree + 1)
@@ -121,7 +127,7 @@ def describe(cells: pd.DataFrame, slope_of: np.ndarray, known: np.ndarray | None
         given = cells[WEIGHT].to_numpy(float)
         share = np.sqrt(given.mean() / given)
     size = share if known is None else known
-    wild: list = []
+    wild: list[Hashable] = []
     most = int(MOST_WILD * len(cells))
     while True:
         keep = ~cells.index.isin(wild)
@@ -148,7 +154,9 @@ def describe(cells: pd.DataFrame, slope_of: np.ndarray, known: np.ndarray | None
     return Smooth(kept, pd.Index(wild), degree, centre, coefficient, noise, standard, share[keep])
 
 
-def _fit(cells: pd.DataFrame, size: np.ndarray):
+def _fit(
+    cells: pd.DataFrame, size: np.ndarray
+) -> tuple[int, tuple[float, float], np.ndarray, np.ndarray, np.ndarray]:
     """Degree, centre, coefficient, design (cells, p) and residuals, relative to the loss and to
     the size of its noise (cells,)."""
     log_n, log_d = _logs(cells)

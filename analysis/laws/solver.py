@@ -16,7 +16,8 @@ THIN = 2000  # points of a large sample on which several starts are tried
 def log_law(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
     """theta (R, 3) of E, log a, b; x (n,) or (R, n) -> log loss (R, n), wherever theta has run."""
     log_e = np.log(np.maximum(theta[:, :1], 1e-300))
-    return np.logaddexp(log_e, theta[:, 1:2] + theta[:, 2:] * x)
+    log_loss: np.ndarray = np.logaddexp(log_e, theta[:, 1:2] + theta[:, 2:] * x)
+    return log_loss
 
 
 def log_jacobian(theta: np.ndarray, x: np.ndarray, pin: float | None) -> np.ndarray:
@@ -70,15 +71,7 @@ def solve(
             break
         active, t, w, at = active[going], t[going], w[going], at[going]
         r, jacobian, gradient, resting = r[going], jacobian[going], gradient[going], resting[going]
-        inside = w * (np.abs(r) <= delta)
-        reweighted = w * np.minimum(1, delta / np.maximum(np.abs(r), 1e-300))
-        turned = jacobian.transpose(0, 2, 1)
-        descent = (turned * reweighted[:, None]) @ jacobian
-        # The damped matrix is as singular as this one (a law that bends at one point only), at any
-        # damping: the ridge grows with it.
-        ridge = 1e-10 * np.trace(descent, axis1=1, axis2=2)[:, None, None] * np.eye(len(turned[0]))
-        matrix = (turned * inside[:, None]) @ jacobian + ridge
-        matrix += damping[active, None, None] * (descent + ridge)
+        matrix = _damped(jacobian, r, w, damping[active], delta)
         step = _step(matrix, gradient, resting)
         if pin is None:
             blocked = ~resting & (t[:, 0] <= 0) & (step[:, 0] < 0)
@@ -101,6 +94,23 @@ def solve(
         damping[active] *= np.where(better, 0.2, 8.0)
         damping[active] = np.maximum(damping[active], 1e-12)
     return theta, objective, gradient_norm
+
+
+def _damped(
+    jacobian: np.ndarray, r: np.ndarray, w: np.ndarray, damping: np.ndarray, delta: float
+) -> np.ndarray:
+    """Gauss-Newton curvature (R, p, p) without Huber's flat parts, and its damping (R,) times the
+    matrix of reweighted least squares; jacobian (R, n, p), residuals r and weights w (R, n)."""
+    inside = w * (np.abs(r) <= delta)
+    reweighted = w * np.minimum(1, delta / np.maximum(np.abs(r), 1e-300))
+    turned = jacobian.transpose(0, 2, 1)
+    descent = (turned * reweighted[:, None]) @ jacobian
+    # The damped matrix is as singular as this one (a law that bends at one point only), at any
+    # damping: the ridge grows with it.
+    ridge = 1e-10 * np.trace(descent, axis1=1, axis2=2)[:, None, None] * np.eye(len(turned[0]))
+    matrix: np.ndarray = (turned * inside[:, None]) @ jacobian + ridge
+    matrix += damping[:, None, None] * (descent + ridge)
+    return matrix
 
 
 def _step(matrix: np.ndarray, gradient: np.ndarray, resting: np.ndarray) -> np.ndarray:

@@ -71,7 +71,8 @@ class Objective:
     def fitted(self, theta: np.ndarray) -> np.ndarray:
         """Loss (n,) of one theta (5,)."""
         e, s2, s3 = self.terms(theta[None])
-        return (e + s2 + s3)[0]
+        loss: np.ndarray = (e + s2 + s3)[0]
+        return loss
 
     def jacobian(self, theta: np.ndarray) -> np.ndarray:
         """d f / d theta (n, 5) of one theta (5,), or d log f / d theta where `log` is set."""
@@ -101,7 +102,9 @@ class Objective:
         """The objective of some rows."""
         return self if self.y.ndim == 1 else replace(self, y=self.y[rows])
 
-    def derivatives(self, theta: np.ndarray, w: np.ndarray, delta: float):
+    def derivatives(
+        self, theta: np.ndarray, w: np.ndarray, delta: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Value (R,), gradient (R, 5), Hessian (R, 5, 5) for weights w (R, n)."""
         e, q2, q3 = self.terms(theta)
         f = q2 + q3
@@ -148,7 +151,9 @@ class Objective:
         three shares add to one, in loss it is E itself. Saves a third of all products."""
         return (np.ones(len(e)), 1.0) if self.log else (e[:, 0], 0.0)
 
-    def _outer(self, weight, e, q2, q3) -> np.ndarray:
+    def _outer(
+        self, weight: np.ndarray, e: np.ndarray, q2: np.ndarray, q3: np.ndarray
+    ) -> np.ndarray:
         """Sum over points of weight g g' with g = (q1, q2, q3, -u q2, -v q3): (R, 5, 5)."""
         one_u, one_v, cross = self.moments
         w2, w3 = weight * q2, weight * q3
@@ -194,10 +199,14 @@ def newton(
             _newton(objective.rows(part), theta[part], w[part], stages, iterations, tolerance)
             for part in blocks
         ]
-    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))  # type: ignore[return-value]
+    theta, value, norm = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return theta, value, norm
 
 
-def _newton(objective, theta, w, stages, iterations, tolerance):
+def _newton(
+    objective: Objective, theta: np.ndarray, w: np.ndarray, stages: tuple[float, ...],
+    iterations: int, tolerance: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     theta = theta.copy()
     free = objective.free
     p = free.shape[1]

@@ -95,7 +95,9 @@ def resample(
     )
 
 
-def _refit(objective: Objective, estimate, weights) -> tuple[np.ndarray, np.ndarray]:
+def _refit(
+    objective: Objective, estimate: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     first = np.tile(estimate, (len(weights), 1))
     stages = continuation(objective.delta, cold=False)
     theta, _, gradient = newton(objective, first, weights, stages, tolerance=1e-8)
@@ -126,11 +128,14 @@ def _noise(objective: Objective, estimate: np.ndarray, index: np.ndarray) -> Noi
     return components(jacobian, residual, index, influence)
 
 
-def _draw(noise: Noise, objective: Objective, index, rows: int, rng) -> np.ndarray:
+def _draw(
+    noise: Noise, objective: Objective, index: np.ndarray, rows: int, rng: np.random.Generator
+) -> np.ndarray:
     """Noise (rows, n) whose middle in the sense of the objective is 0: a fit that counts misses
     below it ten times passes through the 1/11 quantile."""
     drawn = noise.draw(index, rows, rng) - noise.total * stats.norm.ppf(1 / (1 + objective.below))
-    return drawn / np.sqrt(objective.each(1))
+    scaled: np.ndarray = drawn / np.sqrt(objective.each(1))
+    return scaled
 
 
 def _steps_anew(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -61,12 +62,12 @@ class Audit:
         lines.append(f"  {'next':12} {self.next}")
         return "\n".join(lines)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives the audit back."""
         return {"law": self.law, "findings": [asdict(f) for f in self.findings], "next": self.next}
 
     @classmethod
-    def from_json(cls, plain: dict) -> Audit:
+    def from_json(cls, plain: dict[str, Any]) -> Audit:
         """The audit that `to_json` wrote."""
         return cls(plain["law"], tuple(Finding(**f) for f in plain["findings"]), plain["next"])
 
@@ -109,13 +110,14 @@ def _next(ladder: Ladder, at: float | None, study: StudyLaw | None, seed: int) -
     except UserError as refusal:
         return f"none can be chosen: {refusal}"
     designs = "; ".join(
-        ("" if run.seeds == 1 else f"{run.seeds} x ") + _design(run)
-        for run in plan.runs.itertuples()
+        ("" if run["seeds"] == 1 else f"{run['seeds']} x ")
+        + _design(run["params"], run["tokens"], run["macs_total"])
+        for run in plan.runs.to_dict("records")
     )
     return f"{designs}: narrows {plan.what} most of all that cost at most {budget:.3g} MACs"
 
 
-def _design(run) -> str:
-    if not run.params > 0:
-        return f"a run of {run.macs_total:.3g} MACs"
-    return f"{run.params:.3g} parameters on {run.tokens:.3g} tokens ({run.macs_total:.3g} MACs)"
+def _design(params: float, tokens: float, macs: float) -> str:
+    if not params > 0:
+        return f"a run of {macs:.3g} MACs"
+    return f"{params:.3g} parameters on {tokens:.3g} tokens ({macs:.3g} MACs)"

@@ -12,7 +12,7 @@ from scaling.analysis.questions import choices
 from scaling.analysis.questions.audit_case import Case, Finding, Found
 from scaling.analysis.questions.doubts import BY_BUDGET, doubts, lucky, overfitting
 from scaling.analysis.questions.frontier import fit_frontier
-from scaling.analysis.questions.isoflop import fit_rows
+from scaling.analysis.questions.parametric_study import fit_rows
 
 RESAMPLES = 500  # of the law without the largest budget
 

@@ -48,11 +48,13 @@ class Level:
         middle = np.median(residual, axis=1) if len(self.cells) > 2 else residual.mean(1)
         cut = CUT * smooth.noise.total
         off = np.clip(residual - middle[:, None], -cut, cut) * self._weight(smooth)
-        return np.log(least) + middle + off.sum(1)
+        level: np.ndarray = np.log(least) + middle + off.sum(1)
+        return level
 
     def _weight(self, smooth: Smooth) -> np.ndarray:
         weight = nearness(self.above(smooth), smooth) * self.weight
-        return weight / weight.sum()
+        share: np.ndarray = weight / weight.sum()
+        return share
 
     def mean_weight(self, smooth: Smooth) -> float:
         """Of the cells, by how near they are to the best size."""
@@ -62,7 +64,8 @@ class Level:
         """Smooth log loss (k,) of the cells' sizes above the best of them, at one compute."""
         at = np.interp(self.log_n, self.between_n, self.between_d)
         loss = np.log(smooth.loss(self.log_n, at, smooth.coefficient[None])[0])
-        return loss - loss.min()
+        above: np.ndarray = loss - loss.min()
+        return above
 
 
 def nearness(above: np.ndarray, smooth: Smooth) -> np.ndarray:
@@ -107,7 +110,8 @@ class BestLoss:
 
     def _fitted(self) -> np.ndarray:
         log_n, log_d = (np.log(self.smooth.cells[c].to_numpy(float)) for c in ("params", "tokens"))
-        return self.smooth.loss(log_n, log_d, self.smooth.coefficient[None])[0]
+        loss: np.ndarray = self.smooth.loss(log_n, log_d, self.smooth.coefficient[None])[0]
+        return loss
 
 
 def best_loss(table: pd.DataFrame, points: pd.DataFrame, *, cloud: bool = False) -> BestLoss | None:

@@ -48,7 +48,8 @@ class Grid:
     @property
     def budgets(self) -> np.ndarray:
         """Name of each budget (B,): its `budget_macs`."""
-        return self.cells["budget_macs"].to_numpy(float)[self.index[:, 0]]
+        budgets: np.ndarray = self.cells["budget_macs"].to_numpy(float)[self.index[:, 0]]
+        return budgets
 
     @property
     def spread(self) -> float:
@@ -74,13 +75,15 @@ class Grid:
     @property
     def sizes(self) -> np.ndarray:
         """Sizes of each budget (B,)."""
-        return (self.index >= 0).sum(-1)
+        count: np.ndarray = (self.index >= 0).sum(-1)
+        return count
 
 
 def best_runs(grid: Grid, loss: np.ndarray) -> np.ndarray:
     """log N (R, B) of the least loss (R, B, S), wherever it lies."""
     best = np.where(np.isnan(loss), np.inf, loss).argmin(-1)
-    return grid.log_n[np.arange(len(grid.log_n)), best]
+    log_n: np.ndarray = grid.log_n[np.arange(len(grid.log_n)), best]
+    return log_n
 
 
 def interpolated(grid: Grid, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +131,8 @@ def centres(grid: Grid, loss: np.ndarray) -> np.ndarray:
     if len(grid.log_c) < 3:
         return best
     level, slope = line(grid.log_c, best)
-    return level[:, None] + slope[:, None] * (grid.log_c - grid.log_c.mean())
+    on_line: np.ndarray = level[:, None] + slope[:, None] * (grid.log_c - grid.log_c.mean())
+    return on_line
 
 
 def window(grid: Grid, centre: np.ndarray, factor: float) -> np.ndarray:
@@ -136,7 +140,8 @@ def window(grid: Grid, centre: np.ndarray, factor: float) -> np.ndarray:
     far = np.abs(grid.log_n - centre[..., None])
     far = np.where(np.isnan(far), np.inf, far)
     rank = far.argsort(-1, kind="stable").argsort(-1, kind="stable")
-    return ((far <= np.log(factor)) | (rank < NEAREST)) & (grid.index >= 0)
+    used: np.ndarray = ((far <= np.log(factor)) | (rank < NEAREST)) & (grid.index >= 0)
+    return used
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ FORMS = ("pure", "saturating")
 CHOICES = ("compute", "frontier", "corner", "points", "form")
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]  # log compute, ascending, log loss, weight: (n,)
+Key = tuple[float, ...]  # the same numbers are the same points
 Fitted = tuple[float, float] | None  # E and b
 
 
@@ -46,28 +47,8 @@ def specifications(rows: pd.DataFrame | Ladder) -> pd.DataFrame:
     """
     ladder = Ladder.of(rows)
     ladder = ladder.where(ladder.counts())
-    rows = ladder.kept()
     own = auto_method(ladder)  # that of `scaling fit`
-    named = bool((rows["budget_macs"] > 0).any())
-    # Bins of compute are for rows without budgets.
-    others = [
-        m for m in METHODS if (m in BY_BUDGET or m in ALL_ROWS if named else m not in BY_BUDGET)
-    ]
-    methods = [own, *(m for m in others if m != own)]
-    found: dict[tuple[str, str], tuple] = {}  # which points a way to count and a method lead to
-    samples: dict[tuple, Sample] = {}  # several lead to the same
-    for label, compute in _conventions(rows).items():
-        for method in methods:
-            # The frontier itself depends on what is counted.
-            try:
-                points = frontier(ladder.replaced(macs_total=compute), method=method)
-            except NotIdentified:
-                continue
-            points = points.sort_values("macs_total", kind="stable")
-            x, y, weight = sample = _sample(points)
-            key = tuple(np.concatenate([x - x[0], y, weight]).round(12).tolist())
-            found[label, method] = key
-            samples.setdefault(key, sample)
+    found, samples = _points_of_choices(ladder, own)
     ways = list(itertools.product(CORNERS, FORMS if ladder.e != 0 else FORMS[:1]))
     every = list(samples.values())
     fits = {
@@ -98,6 +79,35 @@ def specifications(rows: pd.DataFrame | Ladder) -> pd.DataFrame:
     return _distinct(table)
 
 
+def _points_of_choices(
+    ladder: Ladder, own: str
+) -> tuple[dict[tuple[str, str], Key], dict[Key, Sample]]:
+    """Which points a way to count compute and a method lead to, several to the same; own: the
+    first of the methods."""
+    rows = ladder.kept()
+    named = bool((rows["budget_macs"] > 0).any())
+    # Bins of compute are for rows without budgets.
+    others = [
+        m for m in METHODS if (m in BY_BUDGET or m in ALL_ROWS if named else m not in BY_BUDGET)
+    ]
+    methods = [own, *(m for m in others if m != own)]
+    found: dict[tuple[str, str], Key] = {}
+    samples: dict[Key, Sample] = {}
+    for label, compute in _conventions(rows).items():
+        for method in methods:
+            # The frontier itself depends on what is counted.
+            try:
+                points = frontier(ladder.replaced(macs_total=compute), method=method)
+            except NotIdentified:
+                continue
+            points = points.sort_values("macs_total", kind="stable")
+            x, y, weight = sample = _sample(points)
+            key = tuple(np.concatenate([x - x[0], y, weight]).round(12).tolist())
+            found[label, method] = key
+            samples.setdefault(key, sample)
+    return found, samples
+
+
 def _sample(points: pd.DataFrame) -> Sample:
     x, y = (np.log(points[c].to_numpy(float)) for c in ("macs_total", "val_loss"))
     given = of_points(points)
@@ -109,7 +119,7 @@ def _pin(form: str, ladder: Ladder) -> float | None:
     return 0.0 if form == "pure" else ladder.e
 
 
-def _signature(x: np.ndarray, y: np.ndarray, b: float, e: float) -> tuple:
+def _signature(x: np.ndarray, y: np.ndarray, b: float, e: float) -> Key:
     """What two combinations share that are one analysis: points in order, up to a constant factor
     of compute, and the fit's exponent and floor."""
     points = np.concatenate([x - x[0], y]).round(6)

@@ -9,6 +9,7 @@ Elfving 1952), which the exchange of single candidates lowers until none helps (
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,7 +75,7 @@ class Plan:
         lines.append(f"  because      {self.reason}")
         return "\n".join(lines)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Plain values only."""
         return {
             "runs": self.runs.to_dict("records"), "what": self.what, "estimate": self.estimate,
@@ -113,16 +114,22 @@ def variance(information: np.ndarray, direction: np.ndarray) -> float:
 
 def _added(candidates: Candidates, information: np.ndarray, chosen: list[int]) -> np.ndarray:
     g = candidates.gradient[chosen]
-    return information + g.T @ g
+    added: np.ndarray = information + g.T @ g
+    return added
 
 
 def _gain(candidates: Candidates, information: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """What each candidate takes off the variance: (m,)."""
     moved = np.linalg.solve(information, candidates.gradient.T).T
-    return (moved @ direction) ** 2 / (1 + np.einsum("mp,mp->m", moved, candidates.gradient))
+    own = np.einsum("mp,mp->m", moved, candidates.gradient)
+    gain: np.ndarray = (moved @ direction) ** 2 / (1 + own)
+    return gain
 
 
-def _greedy(candidates, information, direction, budget, runs, even) -> list[int]:
+def _greedy(
+    candidates: Candidates, information: np.ndarray, direction: np.ndarray, budget: float,
+    runs: int, even: bool,
+) -> list[int]:  # fmt: skip
     chosen: list[int] = []
     while True:
         left = budget - candidates.cost[chosen].sum()
@@ -137,7 +144,10 @@ def _greedy(candidates, information, direction, budget, runs, even) -> list[int]
         chosen.append(int(np.argmax(np.where(fits, gain, -1))))
 
 
-def _exchange(candidates, information, direction, budget, runs, chosen) -> list[int]:
+def _exchange(
+    candidates: Candidates, information: np.ndarray, direction: np.ndarray, budget: float,
+    runs: int, chosen: list[int],
+) -> list[int]:  # fmt: skip
     """Replace one candidate at a time by the best that its place affords, and fill what is free."""
     for _ in range(PASSES):
         now = variance(_added(candidates, information, chosen), direction)

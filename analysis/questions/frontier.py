@@ -12,9 +12,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from scaling.analysis.laws import compare
@@ -22,15 +23,12 @@ from scaling.analysis.laws.fit import (
     DELTA,
     MIN_DECADES,
     RESAMPLES,
-    Holdout,
     NotIdentified,
     Options,
-    PowerLaw,
-    SaturatingLaw,
     curvature,
     select,
 )
-from scaling.analysis.laws.power_law import conditions
+from scaling.analysis.laws.power_law import Holdout, PowerLaw, SaturatingLaw, conditions, finite
 from scaling.analysis.laws.references import REFERENCES, Reference
 from scaling.analysis.questions.best_loss import BestLoss, best_loss
 from scaling.analysis.questions.doubts import BY_BUDGET, EXPECTED, doubts, lucky, warnings_for
@@ -210,7 +208,7 @@ class StudyLaw:
             f"lowest run is {off.min():+.2%} to {off.max():+.2%} off"
         ]
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Plain values only; what is missing is None."""
         coefficient, p_value = self.curvature
         return {
@@ -220,22 +218,12 @@ class StudyLaw:
             "selected": self.selected,
             "choice": self.choice,
             "method": self.method,
-            "points": [
-                {k: _plain(v) for k, v in row.items()} for row in self.points.to_dict("records")
-            ],
+            "points": finite(self.points.to_dict("records")),
             "excluded": [{"rule": rule, "rows": count} for rule, count in self.excluded],
             "warnings": list(self.warnings),
-            "curvature": {"coefficient": _plain(coefficient), "p_value": _plain(p_value)},
-            "references": [{k: _plain(v) for k, v in vars(c).items()} for c in self.compare()],
+            "curvature": {"coefficient": finite(coefficient), "p_value": finite(p_value)},
+            "references": [finite(vars(one)) for one in self.compare()],
         }
-
-
-def _plain(value):
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
 
 
 def frontier(rows: pd.DataFrame | Ladder, *, method: str = "budget") -> pd.DataFrame:
@@ -311,7 +299,7 @@ def _frontier(ladder: Ladder, method: str) -> tuple[pd.DataFrame, BestLoss | Non
     ).reset_index(drop=True), best
 
 
-def lower_hull(x, y) -> list[int]:
+def lower_hull(x: npt.ArrayLike, y: npt.ArrayLike) -> list[int]:
     """Indices of the lower convex hull of points sorted by x (Andrew's monotone chain)."""
     x, y = np.asarray(x), np.asarray(y)
     hull: list[int] = []

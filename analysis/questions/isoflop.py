@@ -27,7 +27,6 @@ import numpy as np
 import pandas as pd
 
 from scaling.analysis.laws.fit import NotIdentified
-from scaling.analysis.laws.parametric import fit_parametric
 from scaling.analysis.laws.parametric_law import NO_NOISE, ParametricLaw
 from scaling.analysis.questions.best_size import (
     MIN_SIZES,
@@ -43,8 +42,9 @@ from scaling.analysis.questions.best_size import (
     window,
 )
 from scaling.analysis.questions.isoflop_table import NEAR, Draws, Table, draws_of, table_of
+from scaling.analysis.questions.parametric_study import fit_rows
 from scaling.analysis.questions.size_law import METHODS, OF, SizeLaw, side_by_side
-from scaling.analysis.tables.ladder import Ladder, of_points
+from scaling.analysis.tables.ladder import Ladder
 from scaling.errors import UserError
 
 WINDOW = 8.0  # factor of the centre within which a parabola takes sizes
@@ -250,14 +250,16 @@ def _laws(method: str, table: Table, points: _Points, level: float) -> list[Size
         middle = float(points.log_c.mean())
         missed, refused = None, f"no interval: {table.reason}"
         if points.drawn is not None and points.truth is not None:
-            missed, refused = _missed([points.drawn, points.truth], value, middle)
+            missed, refused = _missed([points.drawn, points.truth], middle, value)
         p, at = float(slope[0]), float(level_at[0])
         out.append(SizeLaw(method, of, p, at, middle, level, count, refused, missed))
     return out
 
 
 def _missed(
-    drawn_and_truth: list[tuple[np.ndarray, np.ndarray]], value: Callable, middle: float
+    drawn_and_truth: list[tuple[np.ndarray, np.ndarray]],
+    middle: float,
+    value: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray | None, str]:
     """Estimate less truth (R, 2) of the line's value at `middle` and of its slope; or why none."""
     ends = []
@@ -301,21 +303,6 @@ def _parametric(ladder: Ladder, seed: int, level: float, resamples: int) -> list
         SizeLaw("L(N, D)", of, exponent, at, middle, level, runs, refused, surface=surface)
         for of, exponent, at in (("params", p, n), ("tokens", 1 - p, d))
     ]
-
-
-def fit_rows(rows: pd.DataFrame | Ladder, **options) -> ParametricLaw:
-    """The parametric law of all decayed points, in MACs; options of `fit_parametric`."""
-    ladder = Ladder.of(rows)
-    table = ladder.cells()
-    if table.empty:
-        raise NotIdentified("no row is left to fit")
-    n, d = table["params"].to_numpy(float), table["tokens"].to_numpy(float)
-    per_token = float(np.median(table["macs_total"].to_numpy(float) / (n * d)))
-    return fit_parametric(
-        n, d, table["val_loss"].to_numpy(float), groups=table["run_id"].tolist(),
-        weights=of_points(table), e=ladder.e,
-        per_token=per_token, unit="MACs", **options,
-    )  # fmt: skip
 
 
 def minima(

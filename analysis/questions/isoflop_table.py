@@ -50,6 +50,11 @@ def with_budgets(rows: pd.DataFrame, within: float) -> pd.DataFrame:
     return rows.assign(budget_macs=np.where(fine, budget, np.nan))
 
 
+def _log(table: pd.DataFrame, column: str) -> np.ndarray:
+    log: np.ndarray = np.log(table[column].to_numpy(float))
+    return log
+
+
 @dataclass(frozen=True)
 class Table:
     """The rows that count, and the smooth loss near their best sizes."""
@@ -64,33 +69,34 @@ class Table:
 
     @property
     def log_c(self) -> np.ndarray:
-        return np.log(self.designs["macs_total"].to_numpy(float))
+        return _log(self.designs, "macs_total")
 
     @property
     def log_n(self) -> np.ndarray:
-        return np.log(self.designs["params"].to_numpy(float))
+        return _log(self.designs, "params")
 
     @property
     def edge(self) -> np.ndarray:
         """Which designs are the smallest or largest size of their budget, or, without budgets, of
         the table."""
         n = self.designs["params"]
-        if self.grid is None:
-            return ((n == n.min()) | (n == n.max())).to_numpy()
-        by = n.groupby(self.designs["budget_macs"])
-        return ((n == by.transform("min")) | (n == by.transform("max"))).to_numpy()
+        low, high = n.min(), n.max()
+        if self.grid is not None:
+            by = n.groupby(self.designs["budget_macs"])
+            low, high = by.transform("min"), by.transform("max")
+        edge: np.ndarray = ((n == low) | (n == high)).to_numpy(bool)
+        return edge
 
     def log_tokens(self, log_c: np.ndarray, log_n: np.ndarray) -> np.ndarray:
         """log D that a size is trained on at a compute."""
-        return log_c - log_n - self.per_token(log_n)
+        log_d: np.ndarray = log_c - log_n - self.per_token(log_n)
+        return log_d
 
     def at_budget(self, grid: Grid, loss: np.ndarray, coefficient: np.ndarray | None) -> np.ndarray:
         """Losses (R, B, S) moved along the smooth loss to what the cells would have at their
         budget's compute. loss: (R, cells of the grid); coefficient: (R, p) of the smooth loss."""
         if self.smooth is not None and coefficient is not None and grid.spread > SAME_COST:
-            log_n, log_d, own = (
-                np.log(grid.cells[c].to_numpy(float)) for c in ("params", "tokens", "macs_total")
-            )
+            log_n, log_d, own = (_log(grid.cells, c) for c in ("params", "tokens", "macs_total"))
             budget = np.searchsorted(grid.budgets, grid.cells["budget_macs"].to_numpy(float))
             moved = log_d + grid.log_c[budget] - own
             loss = loss + self.smooth.loss(log_n, moved, coefficient)
@@ -161,7 +167,7 @@ def _table(
         weight = designs[WEIGHT].to_numpy(float)
     designs = designs.assign(weight=weight)
     grid = Grid.of(designs) if cost == "budget_macs" else None
-    log_n = np.log(designs["params"].to_numpy(float))
+    log_n = _log(designs, "params")
     per_token = _cost_of_size(designs)
     centre = _centre(designs, grid)
     near = _near(np.abs(log_n - centre), grid, NEAR * window)
@@ -189,7 +195,7 @@ def _cost_of_size(designs: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
     between them it is interpolated. Elsewhere each value stands for itself, with what rounding the
     columns (tokens of "0.18B") did to it, and a curve through all of them does not follow that.
     """
-    log_n = np.log(designs["params"].to_numpy(float))
+    log_n = _log(designs, "params")
     costs = np.log(designs["macs_total"] / (designs["params"] * designs["tokens"]))
     by = costs.groupby(log_n)
     mean = by.mean()
@@ -204,7 +210,7 @@ def _cost_of_size(designs: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
 def _centre(designs: pd.DataFrame, grid: Grid | None) -> np.ndarray:
     """log N, at each design's compute, of the straight line through the best runs of all budgets,
     or through those of the envelope."""
-    log_c, log_n = (np.log(designs[c].to_numpy(float)) for c in ("macs_total", "params"))
+    log_c, log_n = (_log(designs, c) for c in ("macs_total", "params"))
     loss = designs["val_loss"].to_numpy(float)[None]
     if grid is not None:
         x, best = grid.log_c, best_runs(grid, grid.pad(loss))[0]
@@ -214,12 +220,13 @@ def _centre(designs: pd.DataFrame, grid: Grid | None) -> np.ndarray:
     level, slope = line(x, best[None])
     if not np.isfinite(slope[0]):
         return np.full(len(log_c), best.mean())
-    return level[0] + slope[0] * (log_c - x.mean())
+    on_line: np.ndarray = level[0] + slope[0] * (log_c - x.mean())
+    return on_line
 
 
 def _near(far: np.ndarray, grid: Grid | None, factor: float) -> np.ndarray:
     """Which designs lie within `factor` of the centre; of a budget at least the NEAREST."""
-    near = far <= np.log(factor)
+    near: np.ndarray = far <= np.log(factor)
     if grid is not None:
         here = grid.index >= 0
         padded = np.where(here, far[grid.index], np.inf)
@@ -234,7 +241,7 @@ def _described(single: pd.DataFrame, designs: pd.DataFrame, off: np.ndarray) -> 
     if single["loss_error"].notna().all():
         known = (single["loss_error"] / single["val_loss"]).to_numpy(float)
     # The exponent hangs on how losses tilt within a budget, times the budget's distance.
-    log_c = np.log(designs["macs_total"].to_numpy(float))
+    log_c = _log(designs, "macs_total")
     influence = off * (log_c - log_c.mean()) / designs["seeds"].to_numpy(float)
     return describe(single, influence[single["place"].to_numpy()], known)
 
@@ -255,7 +262,7 @@ def draws_of(table: Table, resamples: int, seed: int) -> Draws | None:
         return None
     rng = np.random.default_rng(seed)
     one = smooth.cells
-    log_n, log_d = (np.log(one[c].to_numpy(float)) for c in ("params", "tokens"))
+    log_n, log_d = (_log(one, c) for c in ("params", "tokens"))
     fitted = np.log(smooth.loss(log_n, log_d, smooth.coefficient[None]))
     truth = smooth.refit(fitted + smooth.draw(resamples, rng))
     log_loss = np.log(smooth.loss(log_n, log_d, truth)) + smooth.draw(resamples, rng)

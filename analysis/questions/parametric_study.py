@@ -6,17 +6,18 @@ found = fit_surface(rows)                   # StudySurface: .law, .warnings, .su
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.laws.parametric import fit_parametric
 from scaling.analysis.laws.parametric_law import ParametricLaw
 from scaling.analysis.laws.power_law import conditions
 from scaling.analysis.questions.doubts import SCATTER, warnings_for
-from scaling.analysis.questions.isoflop import fit_rows
 from scaling.analysis.questions.variable import judged, none_left
-from scaling.analysis.tables.ladder import DESIGN, SIZES, Excluded, Ladder
+from scaling.analysis.tables.ladder import DESIGN, SIZES, Excluded, Ladder, of_points
 
 SEVERAL = 3  # runs of one size and length that differ in their settings: a sweep, not repeats
 REPEATS = "each counts as a run of its own"
@@ -66,7 +67,7 @@ class StudySurface:
             )
         return text
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Plain values only; what is missing is None."""
         return {
             "law": self.law.to_json(),
@@ -75,8 +76,23 @@ class StudySurface:
         }
 
 
+def fit_rows(rows: pd.DataFrame | Ladder, **options: Any) -> ParametricLaw:
+    """The parametric law of all decayed points, in MACs; options of `fit_parametric`."""
+    ladder = Ladder.of(rows)
+    table = ladder.cells()
+    if table.empty:
+        raise NotIdentified("no row is left to fit")
+    n, d = table["params"].to_numpy(float), table["tokens"].to_numpy(float)
+    per_token = float(np.median(table["macs_total"].to_numpy(float) / (n * d)))
+    return fit_parametric(
+        n, d, table["val_loss"].to_numpy(float), groups=table["run_id"].tolist(),
+        weights=of_points(table), e=ladder.e,
+        per_token=per_token, unit="MACs", **options,
+    )  # fmt: skip
+
+
 def fit_surface(
-    rows: pd.DataFrame | Ladder, *, tied: bool = False, seed: int = 0, **options
+    rows: pd.DataFrame | Ladder, *, tied: bool = False, seed: int = 0, **options: Any
 ) -> StudySurface:
     """L(N, D) of all decayed points of a study (or of its ladder, whose pinned floor and weights
     hold), in MACs.

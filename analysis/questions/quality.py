@@ -41,7 +41,9 @@ def read_quality(study: Path, name: str) -> pd.DataFrame | None:
         raise UserError(f"{path}: damaged ({error}); remove it and probe the study again") from None
 
 
-def over_seeds(values: np.ndarray, n_train: float, n_test: float, split: str) -> tuple:
+def over_seeds(
+    values: np.ndarray, n_train: float, n_test: float, split: str
+) -> tuple[float, float, float]:
     """Mean accuracy over seeds, and the ends of its 95% interval.
 
     Where seeds draw the split, training sets overlap and the variance over seeds is too small:
@@ -63,12 +65,12 @@ def half_width(
     sampling: the mean's variance by the choice of the test files.
     """
     seeds = len(values)
-    shared = float(stats.norm.ppf(0.5 + LEVEL / 2)) * sampling**0.5
+    shared = float(stats.norm.ppf(0.5 + LEVEL / 2) * sampling**0.5)
     if seeds == 1:
         return shared
     s2, quantile = float(values.var(ddof=1)), float(stats.t.ppf(0.5 + LEVEL / 2, seeds - 1))
     if split == "drawn":
-        return quantile * (s2 * (1 / seeds + n_test / n_train)) ** 0.5
+        return float(quantile * (s2 * (1 / seeds + n_test / n_train)) ** 0.5)
     return float(np.hypot(quantile * (s2 / seeds) ** 0.5, shared))
 
 
@@ -80,7 +82,8 @@ def scored_by_others(values_SL: np.ndarray) -> np.ndarray:
     if len(values_SL) == 1:
         return values_SL[:, values_SL[0].argmax()]
     others = np.round(values_SL.sum(0) - values_SL, 9)  # so that equal layers stay equal
-    return values_SL[np.arange(len(values_SL)), others.argmax(1)]
+    scored: np.ndarray = values_SL[np.arange(len(values_SL)), others.argmax(1)]
+    return scored
 
 
 def probe_points(table: pd.DataFrame, metric: str = "top1") -> pd.DataFrame:

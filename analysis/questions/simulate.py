@@ -11,10 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.questions.frontier import fit_frontier
+from scaling.analysis.questions.parametric_study import fit_rows
 from scaling.analysis.tables.ladder import Ladder
 from scaling.errors import UserError
 
@@ -32,8 +37,9 @@ class Truth:
     b: float
     beta: float
 
-    def __call__(self, n, d) -> np.ndarray:
-        return self.e + self.a / n**self.alpha + self.b / d**self.beta
+    def __call__(self, n: npt.ArrayLike, d: npt.ArrayLike) -> np.ndarray:
+        size, tokens = np.asarray(n, dtype=float), np.asarray(d, dtype=float)
+        return self.e + self.a / size**self.alpha + self.b / tokens**self.beta
 
     def __str__(self) -> str:
         return (
@@ -46,13 +52,14 @@ class Truth:
         """b of the frontier's E + a C^b: -alpha beta / (alpha + beta)."""
         return -self.alpha * self.beta / (self.alpha + self.beta)
 
-    def n_opt(self, macs) -> np.ndarray:
+    def n_opt(self, macs: npt.ArrayLike) -> np.ndarray:
         """Parameters that minimise the loss at a budget (Hoffmann et al. 2022, eq. 4)."""
         g = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
         nd = np.asarray(macs, dtype=float) / MACS_PER_PARAMETER_TOKEN
-        return g * nd ** (self.beta / (self.alpha + self.beta))
+        best: np.ndarray = g * nd ** (self.beta / (self.alpha + self.beta))
+        return best
 
-    def frontier(self, macs) -> np.ndarray:
+    def frontier(self, macs: npt.ArrayLike) -> np.ndarray:
         """The smallest loss at a budget, over all sizes."""
         n = self.n_opt(macs)
         return self(n, np.asarray(macs, dtype=float) / (MACS_PER_PARAMETER_TOKEN * n))
@@ -94,34 +101,23 @@ def study(
     log2 learning rate; a run loses 0.4% of its loss per squared octave. short_warmup: relative
     loss that the smallest budget has too much, falling with the square of the budget.
     """
-    for name, value in dict(run_noise=run_noise, point_noise=point_noise, mistuned=mistuned,
-                            outliers=outliers, short_warmup=short_warmup).items():  # fmt: skip
-        if not (np.isfinite(value) and value >= 0):
-            raise UserError(f"{name} is {value}: must be finite and not negative")
+    _require_positive(
+        run_noise=run_noise, point_noise=point_noise, mistuned=mistuned, outliers=outliers,
+        short_warmup=short_warmup,
+    )  # fmt: skip
     rng = np.random.default_rng(seed)
     if isinstance(budgets, int):
         macs = first_macs * np.geomspace(1, 10**decades, budgets)
     else:
         macs = np.sort(np.asarray(budgets, dtype=float))
-    if around is not None:
-        if not isinstance(sizes, int) or not around > 1:
-            raise UserError(
-                f"around is {around:g}, sizes {sizes}: give a factor above 1 and a number of sizes"
-            )
-        own = truth.n_opt(macs) * np.geomspace(1 / around, around, sizes)[:, None]
-        n_params, reach, trunks = own.ravel(), np.inf, False
-    elif isinstance(sizes, int):
-        low, high = truth.n_opt(macs[[0, -1]])
-        n_params = np.geomspace(low / 2, high * 2, sizes)
-    else:
-        n_params = np.sort(np.asarray(sizes, dtype=float))
+    n_params = _sizes(truth, macs, sizes, around)
     grid = np.meshgrid(np.arange(len(n_params)), np.arange(seeds), np.arange(len(macs)))
     s, j, c = (g.transpose(1, 0, 2).ravel() for g in grid)
     near = np.abs(np.log(n_params[s] / truth.n_opt(macs[c]))) <= np.log(reach)
     if around is not None:
         near = s % len(macs) == c
     s, j, c = s[near], j[near], c[near]
-    run = s * seeds + j if trunks else (s * seeds + j) * len(macs) + c
+    run = s * seeds + j if trunks and around is None else (s * seeds + j) * len(macs) + c
     n = n_params[s]
     d = macs[c] / (MACS_PER_PARAMETER_TOKEN * n)
     octaves = mistuned * rng.standard_normal(run.max() + 1)[run]
@@ -133,21 +129,51 @@ def study(
         + 0.004 * octaves**2
         + short_warmup * (macs[0] / macs[c]) ** 2
     )
+    return _rows(run, j, n, d, macs[c], np.exp(log_loss))
+
+
+def _require_positive(**given: float) -> None:
+    for name, value in given.items():
+        if not (np.isfinite(value) and value >= 0):
+            raise UserError(f"{name} is {value}: must be finite and not negative")
+
+
+def _sizes(
+    truth: Truth, macs: np.ndarray, sizes: int | Sequence[float], around: float | None
+) -> np.ndarray:
+    """Parameters of the sizes tried; around: of each size at each budget, budgets running first."""
+    if around is not None:
+        if not isinstance(sizes, int) or not around > 1:
+            raise UserError(
+                f"around is {around:g}, sizes {sizes}: give a factor above 1 and a number of sizes"
+            )
+        return (truth.n_opt(macs) * np.geomspace(1 / around, around, sizes)[:, None]).ravel()
+    if isinstance(sizes, int):
+        low, high = truth.n_opt(macs[[0, -1]])
+        return np.geomspace(low / 2, high * 2, sizes)
+    return np.sort(np.asarray(sizes, dtype=float))
+
+
+def _rows(
+    run: np.ndarray, seed: np.ndarray, n: np.ndarray, d: np.ndarray, macs: np.ndarray,
+    loss: np.ndarray,
+) -> pd.DataFrame:  # fmt: skip
+    """A row for each of these evaluations, all of a decayed rate."""
     return pd.DataFrame(
         {
             "run_id": [f"run{r:04d}" for r in run],
             "role": "ladder",
             "status": "finished",
             "decayed": True,
-            "seed": j,
+            "seed": seed,
             "size": [f"n{v:.3g}" for v in n],
             "params": n,
             "tokens": d,
             "tokenizer": "simulated",
             "vocab": 1,
-            "macs_total": macs[c],
-            "budget_macs": macs[c],
-            "val_loss": np.exp(log_loss),
+            "macs_total": macs,
+            "budget_macs": macs,
+            "val_loss": loss,
         }
     )
 
@@ -171,11 +197,8 @@ class Power:
     reason: str  # of the last refusal
 
 
-def power(truth: Truth = TRUTH, *, studies: int = 50, seed: int = 0, **design) -> Power:
+def power(truth: Truth = TRUTH, *, studies: int = 50, seed: int = 0, **design: Any) -> Power:
     """Simulate `studies` of one design (arguments of `study`) and fit the pure law to each."""
-    from scaling.analysis.laws.fit import NotIdentified
-    from scaling.analysis.questions.frontier import fit_frontier
-
     widths, covered, refused, reason = [], [], 0, ""
     table = study(truth, seed=seed, **design)
     expected = frontier_exponent(truth, table["budget_macs"].to_numpy())
@@ -201,7 +224,7 @@ def power(truth: Truth = TRUTH, *, studies: int = 50, seed: int = 0, **design) -
 
 def designs(
     truth: Truth, *, width: float | None = None, noise: float = 0.002, sizes: int = 6,
-    budgets: int = 5, studies: int = 50, seed: int = 0, **design,
+    budgets: int = 5, studies: int = 50, seed: int = 0, **design: Any,
 ) -> pd.DataFrame:  # fmt: skip
     """`power` of a design, and of ever larger ones (half as many sizes and budgets more each time,
     at most MORE) until the exponent's interval is no wider than `width`.
@@ -231,8 +254,6 @@ def truth_of(rows: pd.DataFrame | Ladder) -> tuple[Truth, float]:
 
     Raises NotIdentified when L(N, D) is not identified in them.
     """
-    from scaling.analysis.questions.isoflop import fit_rows
-
     law = fit_rows(rows, resamples=200)
     # Their cost of a parameter and token is taken into D, since a truth costs 3 MACs.
     scale = (law.per_token / MACS_PER_PARAMETER_TOKEN) ** law.beta

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.laws.parametric_law import ParametricLaw
+from scaling.analysis.laws.value import Value
 from scaling.errors import UserError
 
 METHODS = {
@@ -38,16 +41,18 @@ class SizeLaw:
     missed: np.ndarray | None = field(repr=False, default=None)
     surface: ParametricLaw | None = field(repr=False, default=None)
 
-    def __call__(self, macs):
+    def __call__(self, macs: Value) -> Value:
         """Parameters, or tokens, at a budget."""
-        macs = np.asarray(macs, float)
-        if not (np.isfinite(macs) & (macs > 0)).all():
+        given = np.asarray(macs, float)
+        if not (np.isfinite(given) & (given > 0)).all():
             raise UserError(f"macs is {macs}: give a positive number of MACs")
         with np.errstate(over="ignore", under="ignore"):
-            return np.exp(self._log(macs))
+            best: Value = np.exp(self._log(given))
+        return best
 
-    def _log(self, macs):
-        return self.value + self.exponent * (np.log(macs) - self.middle)
+    def _log(self, macs: float | np.ndarray) -> np.ndarray:
+        log_best: np.ndarray = self.value + self.exponent * (np.log(macs) - self.middle)
+        return log_best
 
     @property
     def coefficient(self) -> float:
@@ -109,17 +114,18 @@ class SizeLaw:
 
 def side_by_side(laws: list[SizeLaw], macs: float) -> pd.DataFrame:
     """One row a method; columns of `approaches`."""
-    records: dict[str, dict] = {}
+    records: dict[str, dict[str, Any]] = {}
     for law in laws:
         row = records.setdefault(law.method, {"approach": METHODS[law.method]})
         known = np.isfinite(law.exponent)
         nothing = (float("nan"), float("nan"))
         refused = law.refused
-        for key, value, interval in (
+        asked: tuple[tuple[str, float, Callable[[SizeLaw], tuple[float, float]]], ...] = (
             (f"{law.of}_exponent", law.exponent, lambda one: one.exponent_interval),
             (f"{law.of}_coefficient", law.coefficient, lambda one: one.coefficient_interval),
             (law.of, float(law(macs)), lambda one: one.interval(macs)),
-        ):
+        )
+        for key, value, interval in asked:
             low, high = nothing
             try:
                 low, high = interval(law) if known else nothing
@@ -145,7 +151,7 @@ def summary(found: pd.DataFrame, *, level: float = 0.95) -> str:
     return "\n".join(lines)
 
 
-def _line(row: dict, of: str) -> str:
+def _line(row: Mapping[Hashable, Any], of: str) -> str:
     if not np.isfinite(row[f"{of}_exponent"]):
         return f"no law: {row['refused']}"
     parts = []

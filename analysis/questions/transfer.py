@@ -106,11 +106,12 @@ def verdicts(points: pd.DataFrame) -> pd.DataFrame:
 def of_series(table: pd.DataFrame, key: Sequence[Any]) -> pd.DataFrame:
     """The rows of one series."""
     parametrization, axis, shared = key
-    return table[
+    rows: pd.DataFrame = table[
         (table.parametrization == parametrization)
         & (table.axis == axis)
         & ((table.shared == shared) | (table.shared.isna() & pd.isna(shared)))
     ]
+    return rows
 
 
 def _cost(one: pd.DataFrame, first: int, last: int) -> float:

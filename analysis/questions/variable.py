@@ -10,6 +10,7 @@ the other one was ample in every run; it is fitted to what is there.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ class VariableLaw:
         """The loss at so many parameters or tokens, in a line of text."""
         return f"  predicts     {self.law.predict(at)}"
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Plain values only; what is missing is None."""
         coefficient, p_value = (float(v) if np.isfinite(v) else None for v in self.curvature)
         return {

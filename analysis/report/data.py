@@ -159,7 +159,10 @@ def _strips(data_dir: Path) -> str:
     )
 
 
-def _spread(clips: list[tuple]) -> list[tuple]:
+Strip = tuple[str, np.ndarray, np.ndarray]  # source, frames, and the same as their tokens have it
+
+
+def _spread(clips: list[Strip]) -> list[Strip]:
     """A few clips, taken from every source in turn."""
     turn: dict[str, int] = {}
     order = []

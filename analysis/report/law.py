@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from scaling.analysis.figures.style import (
 from scaling.analysis.laws.references import REFERENCES
 from scaling.analysis.questions import choices, isoflop
 from scaling.analysis.questions.frontier import BESIDE
+from scaling.analysis.questions.size_law import OF
 from scaling.analysis.report.page import Column, figure, table
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def isoflop_section(sizes: Sizes, unit: str) -> str:
 
 def _minima(minima: pd.DataFrame) -> str:
     """The best size of each budget, a column a method."""
-    records: dict[float, dict] = {}
+    records: dict[float, dict[str, Any]] = {}
     for one in minima.to_dict("records"):
         text = readable(one["reason"])
         if one["accepted"]:
@@ -82,7 +83,7 @@ def _minima(minima: pd.DataFrame) -> str:
 def _approaches(fits: pd.DataFrame, thinned: str) -> str:
     """N* and D* of every method."""
 
-    def text(row: dict, key: str, show: Callable[[float], str]) -> str:
+    def text(row: Mapping[Hashable, Any], key: str, show: Callable[[float], str]) -> str:
         if not np.isfinite(row[key]):
             return "–"
         ends = [row[f"{key}_low"], row[f"{key}_high"]]
@@ -98,7 +99,7 @@ def _approaches(fits: pd.DataFrame, thinned: str) -> str:
         }
         | {
             f"{of}_{what}": text(fit, of if what == "at" else f"{of}_{what}", show)
-            for of in isoflop.OF
+            for of in OF
             for what, show in (
                 ("exponent", lambda v: f"{v:.3f}"), ("coefficient", number_text), ("at", count_text)
             )

@@ -218,7 +218,8 @@ def highest(values: np.ndarray, key: np.ndarray) -> np.ndarray:
     """
     top = np.full(key.max(initial=-1) + 2, -np.inf)  # the last one is of -1
     np.fmax.at(top, key, values)
-    return top[key]
+    largest: np.ndarray = top[key]
+    return largest
 
 
 def _moving(points: Points, key: np.ndarray, usable: np.ndarray) -> np.ndarray:

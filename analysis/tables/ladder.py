@@ -107,13 +107,15 @@ class Ladder:
         """What `make` gives; of one key it is made once."""
         if key not in self._made:
             self._made[key] = make()
-        return self._made[key]
+        made: T = self._made[key]
+        return made
 
     def counts(self, *, budgets: bool = False) -> np.ndarray:
         """Which rows (rows,) count; budgets: and have a nominal budget."""
+        counts: np.ndarray = self.rule < 0
         if budgets:
-            return (self.rule < 0) & usable(self.rows["budget_macs"], "compute")
-        return self.rule < 0
+            counts = counts & usable(self.rows["budget_macs"], "compute")
+        return counts
 
     def kept(self, *, budgets: bool = False) -> pd.DataFrame:
         """The rows that count, with their weights, if they have some, in the column WEIGHT.

@@ -97,7 +97,8 @@ def _scale_by_cost(chosen: dict[str, Quantity], scales: dict[str, str | None]) -
 
 def _ratio(c: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
-        return c / (n * d)
+        ratio: np.ndarray = c / (n * d)
+    return ratio
 
 
 def _check_count(quantity: Quantity, role: str, flag: str) -> None:

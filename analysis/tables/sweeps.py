@@ -193,7 +193,8 @@ def _refuse_mixed(table: Table, points: pd.DataFrame, used: set[str]) -> list[st
         given = table.frame[column].loc[counts.index]
         found = numbers(given, thousands=True).values
         if np.isnan(found).all():
-            return given.astype(str)
+            text: pd.Series = given.astype(str)
+            return text
         return pd.Series(np.log(np.where(found > 0, found, np.nan)), given.index)
 
     def varies(column: str) -> bool:
@@ -253,14 +254,16 @@ def _log2(column: pd.Series, name: str) -> np.ndarray:
     if plain.startswith("log2"):
         return values
     if plain.startswith(("log10", "lg")):
-        return values / np.log10(2)
+        log2: np.ndarray = values / np.log10(2)
+        return log2
     usable = values[np.isfinite(values)]
     if len(usable) and not ((usable >= CONSTANT[0]) & (usable <= CONSTANT[1])).all():
         raise UserError(
             f"column {name!r} runs from {usable.min():.3g} to {usable.max():.3g}: no learning "
             "rates. Logarithms are read where the name begins with log2 or log10"
         )
-    return np.log2(values)
+    log2 = np.log2(values)
+    return log2
 
 
 def _best_rates(

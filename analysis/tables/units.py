@@ -125,14 +125,16 @@ def _divided(text: str) -> tuple[str, float, list[str]]:
     return text, factor, parts or [""]
 
 
-def _both(a: tuple, b: tuple) -> tuple:
+# (factor, whether one is given, unit, whether it is a rate)
+Said = tuple[float, bool, str | None, bool]
+
+
+def _both(a: Said, b: Said) -> Said:
     return a[0] * b[0], a[1] or b[1], a[2] or b[2], a[3] or b[3]
 
 
-def _unit_words(
-    words: list[str], rest: list[str], *, bracket: bool = False
-) -> tuple[float, bool, str | None, bool]:
-    """(factor, whether one is given, unit, whether it is a rate); the other words go to `rest`.
+def _unit_words(words: list[str], rest: list[str], *, bracket: bool = False) -> Said:
+    """What the words say; the other words go to `rest`.
 
     A unit keeps its word (flops, macs, tokens, params) in `rest`, since that is its meaning too.
     """

@@ -9,8 +9,9 @@ import pytest
 
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.questions.best_size import MIN_SIZES, Grid, frontier_sizes, interpolated
-from scaling.analysis.questions.isoflop import AT_BUDGETS, approaches, fit_rows, minima, size_laws
+from scaling.analysis.questions.isoflop import AT_BUDGETS, approaches, minima, size_laws
 from scaling.analysis.questions.isoflop_table import table_of, with_budgets
+from scaling.analysis.questions.parametric_study import fit_rows
 from scaling.analysis.questions.simulate import TRUTH, Truth, study
 from scaling.analysis.questions.size_law import METHODS, minima_text, summary
 from scaling.analysis.tables import read

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from scaling.analysis.questions.frontier import fit_frontier
-from scaling.analysis.questions.isoflop import fit_rows
+from scaling.analysis.questions.parametric_study import fit_rows
 from scaling.analysis.tables import read
 from scaling.analysis.tables.ladder import Ladder
 

@@ -19,9 +19,6 @@ def drawn(rows: pd.DataFrame, study_law: StudyLaw) -> dict[str, go.Figure]:
     law = study_law.law
     laws = [study_law.pure, study_law.saturating]
     return {
-        "optimum": figures.optimum_figure(
-            figures.optimum_points(figures.learning_rate_points(rows))
-        ),
         "rate": figures.learning_rate_figure(figures.learning_rate_points(rows), -6.0),
         "compute": figures.scaling_figure(
             figures.run_points(rows),
@@ -66,24 +63,6 @@ def test_a_diverged_run_with_a_finite_last_loss_is_no_optimum(rows: pd.DataFrame
     sweep.loc[sweep.status == "diverged", "val_loss"] = 0.1
     points = figures.learning_rate_points(sweep)
     assert points.val_loss.min() > 1 and int(points.val_loss.isna().sum()) == 2
-
-
-def test_the_vertex_of_an_exact_parabola_is_found() -> None:
-    rates = np.arange(-9.0, -3.0)
-    points = pd.DataFrame(
-        {
-            "parametrization": "mup",
-            "layers": 2,
-            "d": np.repeat([16, 32, 64], len(rates)),
-            "log2_lr": np.tile(rates, 3),
-            "val_loss": np.concatenate([(rates - x) ** 2 + 1 for x in (-6.3, -5.75, -1.0)]),
-        }
-    )
-    optima = figures.optimum_points(points)
-    np.testing.assert_allclose(optima.vertex_log2_lr[:2], [-6.3, -5.75])
-    assert list(optima.best_log2_lr) == [-6, -6, -4]
-    assert list(optima.edge) == [False, False, True]
-    assert optima.vertex_log2_lr[2] == -4, "no vertex is made up beyond the sweep"
 
 
 def test_run_points_kinds(rows: pd.DataFrame) -> None:

@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 
 from scaling.analysis.laws.references import bits_per_pixel
 from scaling.analysis.questions.frontier import fit_frontier
-from scaling.analysis.questions.isoflop import fit_rows
-from scaling.analysis.questions.parametric_study import fit_surface
+from scaling.analysis.questions.parametric_study import fit_rows, fit_surface
 from scaling.analysis.questions.simulate import TRUTH, study
 from scaling.analysis.questions.variable import fit_variable
 from scaling.analysis.tables import read
