@@ -181,8 +181,10 @@ def test_where_published_laws_were_fitted() -> None:
 
 def test_no_curve_that_bends_is_called_steeper_where_the_slopes_of_both_overlap() -> None:
     """TRUTH's slopes run from -.093 to -.045 here: GPT-3's -.048 lies among them, -.2 does not."""
-    design = {"sizes": 9, "budgets": 8, "decades": 3.0, "trunks": False, "run_noise": 0.001}
-    curved, straight = fit_frontier(study(TRUTH, **design)), fit_frontier(study(PURE, **design))
+    curved, straight = (
+        fit_frontier(study(truth, sizes=9, budgets=8, decades=3.0, trunks=False, run_noise=0.001))
+        for truth in (TRUTH, PURE)
+    )
     assert curved.bends is not None and straight.bends is None
     found = curved.beside(REFERENCES["gpt3"])
     assert found.p_value < 0.01 and "steeply" not in found.verdict

@@ -79,7 +79,8 @@ def test_where_no_surface_is_identified_a_new_budget_has_sizes_about_the_best() 
     assert plan.law == "power" and "not identified" in plan.reason
     assert plan.macs >= 0.8e14
     new = plan.runs[plan.runs["size"] == "new"]
-    for budget, group in new.groupby("budget_macs"):
+    for _, group in new.groupby("budget_macs"):
+        budget = float(group["budget_macs"].iloc[0])
         assert len(group) == 3 and budget > rows["budget_macs"].max()
         assert group["params"].min() < float(PURE.n_opt(budget)) < group["params"].max()
 

@@ -39,7 +39,7 @@ def test_interval_covers_under_overlapping_splits() -> None:
 
 def test_interval_of_one_seed_and_of_a_given_split() -> None:
     mean, low, high = over_seeds(np.array([0.5]), 300, 100, "drawn")
-    assert (mean, high - low) == (0.5, pytest.approx(2 * 1.96 * 0.05, rel=1e-3))
+    assert mean == 0.5 and high - low == pytest.approx(2 * 1.96 * 0.05, rel=1e-3)
     _, low, high = over_seeds(np.full(5, 0.5), 300, 100, "given")
     assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=1e-3)  # no spread: the test set's own
     assert over_seeds(np.array([1.0, 0.9]), 300, 10, "drawn")[2] == 1.0
