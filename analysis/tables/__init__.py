@@ -16,8 +16,9 @@ says which column became what and what was left out, and an ambiguity is an erro
     states     which runs finished
     histories  the last decayed point of each run
     settings   repeated data, grids of settings, mixtures
-    nominal    nominal budgets
+    nominal    nominal budgets; roles: names of runs, and which of them count
     sweeps     learning-rate sweeps
+    own        rows of this tool in a table
     reading    all of it in order
 """
 

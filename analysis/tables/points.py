@@ -11,8 +11,7 @@ from scaling.analysis.tables.columns import WORDS, Table
 from scaling.analysis.tables.files import load
 from scaling.analysis.tables.losses import missing
 from scaling.analysis.tables.plausible import check
-from scaling.analysis.tables.quantities import TRAINING, read_quantities
-from scaling.analysis.tables.reading import count_line
+from scaling.analysis.tables.quantities import TRAINING, count_line, read_quantities
 from scaling.errors import UserError
 
 NEEDED = {"compute": ("c",), "params": ("n",), "tokens": ("d",), "both": ("n", "d")}

@@ -252,3 +252,15 @@ def nominal(table: Table, given: str | None) -> str | None:
         return table.check("budget", given)
     found = budget_columns(table)
     return found[0] if len(found) == 1 else None
+
+
+def count_line(role: str, quantity: Quantity) -> str:
+    """The column, unit and factor of parameters, tokens or compute (role n, d or c)."""
+    times = f", x {quantity.factor:g}" if quantity.factor != 1.0 else ""
+    unit = f" in {quantity.unit}" if role == "c" else ""
+    return column_line(WORDS[role], quantity, times + unit)
+
+
+def column_line(what: str, quantity: Quantity, unit: str) -> str:
+    notes = "".join(f"; {one}" for one in quantity.notes)
+    return f"{what}: column {str(quantity.column)!r}{unit}{notes}"

@@ -210,3 +210,12 @@ def condition(frame: pd.DataFrame, text: str, flag: str) -> np.ndarray:
             return kept.to_numpy(bool)
         raise UserError(f"{flag} {text!r}: no condition; write one as in {flag} 'seed == 1'")
     return kept.to_numpy()
+
+
+def rows_where(frame: pd.DataFrame, where: str) -> tuple[pd.DataFrame, str]:
+    """The rows of which a condition holds, and a note that says so; UserError where none does."""
+    good = condition(frame, where, "--where")
+    if not good.any():
+        raise UserError(f"--where {where!r}: no row of {len(frame)} is left")
+    kept = frame[good].reset_index(drop=True)
+    return kept, f"where {where}: {len(kept)} of {len(frame)} rows"

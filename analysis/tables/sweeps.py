@@ -16,7 +16,7 @@ from scaling.analysis.tables.histories import highest
 from scaling.analysis.tables.layouts import adapt
 from scaling.analysis.tables.losses import read_loss
 from scaling.analysis.tables.settings import mixes, quoted
-from scaling.analysis.tables.states import condition, statuses
+from scaling.analysis.tables.states import rows_where, statuses
 from scaling.analysis.tables.trials import refuse_several
 from scaling.analysis.tables.units import numbers
 from scaling.errors import UserError
@@ -53,10 +53,7 @@ def read_sweep(
     """
     frame, notes = load(source)
     if where is not None:
-        good = condition(frame, where, "--where")
-        if not good.any():
-            raise UserError(f"--where {where!r}: no row of {len(frame)} is left")
-        frame = frame[good].reset_index(drop=True)
+        frame, _ = rows_where(frame, where)
     refuse_several(frame, where, by)
     layout = adapt(frame, asked={"loss"} if loss is not None else set())
     frame, more = _long(layout.frame)
@@ -76,27 +73,12 @@ def read_sweep(
         )
     quality, more = read_loss(table, loss, None)
     notes += [f"loss: column {quality.column!r}", f"learning rate: column {rates[0]!r}", *more]
-    status, said = statuses(table, finished_if)
     points = pd.DataFrame({"axis": axis, "member": sizes, "val_loss": quality.values})
     points["parametrization"] = _groups(table, by, {rates[0], column, quality.column})
     points["shared"] = _other_axis(table, axis, column)
     points["rate"] = numbers(frame[rates[0]], thousands=False).values
     points["run_id"] = [f"row {i}" for i in range(len(frame))]
-    kept = np.ones(len(frame), bool)
-    if status is not None:
-        points.loc[status == "diverged", "val_loss"] = np.nan
-        kept = np.isin(status, ["finished", "diverged"])
-    if not kept.all():
-        said = [*said, f"{int((~kept).sum())} runs that did not finish are left out"]
-    step = table.first("step", names.STEP)
-    if step is not None and history is not False:
-        named = table.check("run", run) if run is not None else table.run()[0]
-        points["step"] = numbers(frame[step], thousands=True).values
-        points["run"] = -1 if named is None else pd.factorize(frame[named])[0]
-        points, more = _last(points[kept], named is not None)
-        said = [*said, *more]
-    else:
-        points = points[kept]
+    points, said = _ended(table, points, finished_if, run, history)
     points = points.assign(log2_lr=_log2(points["rate"], rates[0]))
     points = points[np.isfinite(points["log2_lr"])]
     said = [*said, *_refuse_mixed(table, points, {rates[0], column, quality.column, by or ""})]
@@ -109,6 +91,28 @@ def read_sweep(
         )
     points = points[members > 1].sort_values(["parametrization", "member", "log2_lr"])
     return points.drop(columns=["rate", "step", "run"], errors="ignore"), [*notes, *said]
+
+
+def _ended(
+    table: Table, points: pd.DataFrame, finished_if: str | None, run: str | None,
+    history: bool | None,
+) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
+    """Runs that finished, and, without a loss, those that diverged; of evaluations the last."""
+    status, said = statuses(table, finished_if)
+    kept = np.ones(len(points), bool)
+    if status is not None:
+        points.loc[status == "diverged", "val_loss"] = np.nan
+        kept = np.isin(status, ["finished", "diverged"])
+    if not kept.all():
+        said = [*said, f"{int((~kept).sum())} runs that did not finish are left out"]
+    step = table.first("step", names.STEP)
+    if step is None or history is False:
+        return points[kept], said
+    named = table.check("run", run) if run is not None else table.run()[0]
+    points["step"] = numbers(table.frame[step], thousands=True).values
+    points["run"] = -1 if named is None else pd.factorize(table.frame[named])[0]
+    points, more = _last(points[kept], named is not None)
+    return points, [*said, *more]
 
 
 def _last(points: pd.DataFrame, named: bool) -> tuple[pd.DataFrame, list[str]]:

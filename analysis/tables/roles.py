@@ -1,0 +1,96 @@
+"""What each row of a table is to a law: a run's name, its settings, and its role among the runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from scaling.analysis.tables import columns as names
+from scaling.analysis.tables.columns import Table
+from scaling.analysis.tables.nominal import SAME_BUDGET
+from scaling.analysis.tables.quantities import Quantity
+from scaling.analysis.tables.settings import fresh, grid, mixes, mixture_notes, repeated, searched
+
+ROLES = ("lr_sweep", "ladder", "single", "repeat")
+
+
+def _strings(series: pd.Series) -> np.ndarray:
+    """Names, None where there is none."""
+    return series.astype(object).where(series.notna(), None).to_numpy(dtype=object)
+
+
+def run_names(table: Table, run: str | None, out: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """A name for each run: its own, with a number where runs of other size or settings share it;
+    "row i" without one. Decayed points of one trunk keep one name: they share its noise."""
+    frame = table.frame
+    if run is None:
+        return np.array([f"row {i}" for i in range(len(frame))], dtype=object), []
+    settings = dict.fromkeys(
+        [*searched(table), *mixes(table).values(), *table.named(names.SEED)[:1]]
+    )
+    given = pd.Series(_strings(frame[run]), dtype=object)
+    alone = given.isna().to_numpy()
+    name = np.array(given.astype(str), dtype=object)
+    name[alone] = [f"row {i}" for i in np.flatnonzero(alone)]
+    with np.errstate(all="ignore"):  # sizes that follow from compute differ by roundings
+        size = np.round(np.log(out["params"].to_numpy(float)) / np.log(SAME_BUDGET))
+    one = pd.DataFrame({"run": name, "size": size})
+    one = one.join(frame[list(settings)].astype(str).add_prefix("set "))
+    first = one.drop_duplicates()
+    number = one.assign(number=first.groupby("run", sort=False).cumcount())["number"]
+    keys = list(one.columns)
+    by = one.assign(number=number).groupby(keys, sort=False, dropna=False)["number"]
+    shown = by.transform("first").to_numpy(int)
+    for i in np.flatnonzero(shown):
+        name[i] = f"{name[i]} #{shown[i] + 1}"
+    notes = [f"run id: column {run!r}"]
+    if shared := int((shown > 0).sum()):
+        notes.append(f"{shared} rows share the name of another run and count as runs of their own")
+    if alone.any():
+        notes.append(f"{int(alone.sum())} rows without a name count as runs of their own")
+    return name, notes
+
+
+def settle(
+    table: Table, out: pd.DataFrame, found: dict[str, Quantity], named: bool, by: str | None
+) -> list[str]:
+    """Columns of settings, and the role of each row; returns what there is to say."""
+    frame, notes = table.frame, []
+    for wanted, place in ((names.SEED, "seed"), (names.LR, "lr"), (names.BATCH, "batch_tokens")):
+        if (column := table.first(place, wanted)) is not None:
+            out[place] = frame[column].astype(str).to_numpy()
+    if "seed" in out and out["seed"].nunique() > 1:
+        notes.append("runs that differ in their seed alone are averaged")
+    mixed = mixes(table)
+    for place, column in mixed.items():
+        out[place] = frame[column].astype(str).to_numpy()
+    if by is not None:
+        out["by"] = frame[table.check("by", by)].astype(str).to_numpy()
+        if not named:  # as they would be called in a table of their own
+            out["run_id"] = [f"row {i}" for i in out.groupby("by").cumcount()]
+    same = ["params", "tokens", "macs_total", "run_id" if named else "val_loss"]
+    same += [c for c in ("seed", "lr", "batch_tokens", *mixed, "by") if c in out]
+    repeat = out.duplicated(same, keep="last").to_numpy()
+    out["role"] = np.where(repeat, "repeat", "ladder")
+    if repeat.any():
+        how = "repeat the name, size and training of a later row" if named else "are copies"
+        notes.append(f"{int(repeat.sum())} rows {how} and are left out")
+    if "role" in frame.columns and frame["role"].isin(ROLES).all():
+        out["role"] = np.where(repeat, "repeat", frame["role"])
+        notes.append("role: column 'role'")
+    counts = ((out["role"] == "ladder") & (out["status"] == "finished") & out["decayed"]).to_numpy(
+        bool, copy=True
+    )
+    factor = found["d"].factor if "d" in found else 1.0
+    epochs, told = repeated(table, out["tokens"].to_numpy(float), factor)
+    if epochs is not None:
+        out["epochs"] = epochs
+        again, more = fresh(epochs, counts)
+        notes += [*(told if again.any() else []), *more]
+        out.loc[again, "role"] = "repeated"
+        counts &= ~again
+    apart = [c for c in (*mixed, "by") if c in out]
+    worse, more = grid(out, frame, searched(table), counts, apart)
+    notes += more
+    out.loc[worse, "role"] = "tuning"
+    return notes + mixture_notes(out, mixed, counts & ~worse, by)
