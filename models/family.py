@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import gcd
+from typing import Any
 
 from scaling.errors import UserError
 
@@ -128,7 +129,7 @@ class ModelConfig:
     @property
     def attention_scale(self) -> float:
         """Factor on q.k: 1/d_head under muP, matched to 1/sqrt(d_head) at the base width."""
-        return (self.head_dim * self.width_mult) ** -0.5
+        return float((self.head_dim * self.width_mult) ** -0.5)
 
     @property
     def readout_scale(self) -> float:
@@ -191,7 +192,7 @@ def size(
             f"the nearest width is {max(4, round(d / 4) * 4)}"
         )
     d_ff = {"gpt2": 4 * d, "mamba": 2 * d}.get(str(options.get("family")), 11 * d // 4)
-    settings: dict = {"kv_heads": heads, "d_ff": d_ff} | options
+    settings: dict[str, Any] = {"kv_heads": heads, "d_ff": d_ff} | options
     return ModelConfig(
         name=name or f"d{d}l{layers}h{heads}",
         d=d,

@@ -5,6 +5,7 @@ Shapes: B sequences, T positions, N = B T, V vocabulary, P values of a patch, d 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ def token_loss(
     _check(reduction)
     x_Nd, targets_N = x_BTd.flatten(0, 1), targets_BT.flatten()
     if reduction == "mean" and torch.is_grad_enabled():
-        return _LinearCrossEntropy.apply(x_Nd, head_Vd, targets_N)
+        apply: Callable[[Tensor, Tensor, Tensor], Tensor] = _LinearCrossEntropy.apply
+        return apply(x_Nd, head_Vd, targets_N)
     rows = _chunk_rows(head_Vd)
     with torch.no_grad():
         losses = [

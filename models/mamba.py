@@ -116,7 +116,8 @@ def selective_scan(
     pad = (0, 0, 0, chunks * size - T)  # a step of 0 leaves the state as it is
 
     def cut(x: Tensor) -> Tensor:
-        return F.pad(x, pad).unflatten(1, (chunks, size))
+        out: Tensor = F.pad(x, pad).unflatten(1, (chunks, size))
+        return out
 
     step = cut(step_BTE)
     gain = torch.exp(step[..., None] * decay_EN)  # (B, chunks, size, E, N)

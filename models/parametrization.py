@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from threading import Lock
+from typing import Any
 
 import mup
 import torch
@@ -72,7 +73,8 @@ def optimizer(
         {"params": params, "weight_decay": decay, "eps": epsilon}
         for (decay, epsilon), params in by_setting.items()
     ]
-    return mup.MuAdamW(groups, lr=float(lr), betas=betas, fused=True)
+    optimizer: torch.optim.Optimizer = mup.MuAdamW(groups, lr=float(lr), betas=betas, fused=True)
+    return optimizer
 
 
 def config_of(model: nn.Module) -> ModelConfig:
@@ -92,13 +94,17 @@ def infshapes(config: ModelConfig) -> dict[str, mup.InfShape]:
 
     def shapes(at: ModelConfig) -> dict[str, torch.Size]:
         with torch.device("meta"):
-            return mup.get_shapes(CLASSES[at.family](at))
+            found: dict[str, torch.Size] = mup.get_shapes(CLASSES[at.family](at))
+            return found
 
-    target = shapes(config)
-    if config.parametrization == "standard":
-        return mup.zip_infshapes(target, target)
-    base, delta = (shapes(config.at_width(n * config.base_width)) for n in (1, 2))
-    return mup.zip_infshapes(mup.make_base_shapes(base, delta), target)
+    target: dict[str, Any] = shapes(config)
+    base = target
+    if config.parametrization != "standard":
+        base = mup.make_base_shapes(
+            *(shapes(config.at_width(n * config.base_width)) for n in (1, 2))
+        )
+    found: dict[str, mup.InfShape] = mup.zip_infshapes(base, target)
+    return found
 
 
 def attach_infshapes(model: nn.Module, config: ModelConfig) -> None:
@@ -136,7 +142,7 @@ def _initialise(model: nn.Module, config: ModelConfig) -> None:
 
 def _embedding_std(config: ModelConfig) -> float:
     if config.patch_inputs:
-        return EMBEDDING_STD * config.patch_inputs**-0.5
+        return EMBEDDING_STD * float(config.patch_inputs**-0.5)
     if config.tied:  # it is the readout too, and its logits start near 1
-        return (config.d / config.width_mult) ** -0.5
+        return float((config.d / config.width_mult) ** -0.5)
     return EMBEDDING_STD

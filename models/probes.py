@@ -37,7 +37,8 @@ def grid_of(kind: str, side: int, d: int) -> int:
 def cells(x: Tensor, side: int, grid: int) -> Tensor:
     """Means over all frames of each cell, (..., frames * side * side, d) -> (..., grid^2, d)."""
     q = side // grid
-    return x.unflatten(-2, (-1, grid, q, grid, q)).mean((-6, -4, -2)).flatten(-3, -2)
+    places: Tensor = x.unflatten(-2, (-1, grid, q, grid, q))
+    return places.mean((-6, -4, -2)).flatten(-3, -2)
 
 
 class Heads(nn.Module):

@@ -107,7 +107,8 @@ class ProbeFolder:
         return [cls(index.parent) for index in sorted(folder.glob(f"*/{INDEX}"))]
 
     def read_index(self) -> dict[str, Any]:
-        return json.loads(self.index.read_text())
+        index: dict[str, Any] = json.loads(self.index.read_text())
+        return index
 
 
 @dataclass(frozen=True)

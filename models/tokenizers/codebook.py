@@ -88,7 +88,7 @@ class Codebook:
         if codes_NL.size and int(codes_NL.max()) >= self.codes:
             raise UserError(f"code {int(codes_NL.max())} is not below {self.codes}.")
         p = self.patch
-        tiles = self.centroids_KD[codes_NL].reshape(n, grid, grid, p, p, 3)
+        tiles: np.ndarray = self.centroids_KD[codes_NL].reshape(n, grid, grid, p, p, 3)
         return tiles.transpose(0, 1, 3, 2, 4, 5).reshape(n, grid * p, grid * p, 3)
 
     def save(self, path: Path) -> None:
@@ -133,7 +133,7 @@ def psnr(mean_squared_error: float) -> float:
 
 
 def _side(values: int) -> int:
-    side = round((values / 3) ** 0.5)
+    side: int = round((values / 3) ** 0.5)
     if 3 * side * side != values:
         raise UserError(f"{values} values are no square RGB patch (3 P^2).")
     return side
@@ -159,7 +159,8 @@ def _nearest(patches_MD: np.ndarray, centroids_KD: np.ndarray) -> np.ndarray:
 
 
 def _squared_error(a_MD: np.ndarray, b_MD: np.ndarray) -> np.ndarray:
-    return ((a_MD.astype(np.int32) - b_MD) ** 2).sum(1)
+    error_M: np.ndarray = ((a_MD.astype(np.int32) - b_MD) ** 2).sum(1)
+    return error_M
 
 
 def _plus_plus(sample_MD: np.ndarray, codes: int, rng: np.random.Generator) -> np.ndarray:

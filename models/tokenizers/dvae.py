@@ -53,7 +53,8 @@ class Block(nn.Module):
         self.id_path = nn.Identity() if inputs == outputs else Conv(inputs, outputs, 1)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.id_path(x_NCHW) + self.gain * self.res_path(x_NCHW)
+        out: Tensor = self.id_path(x_NCHW) + self.gain * self.res_path(x_NCHW)
+        return out
 
 
 class Half(nn.Module):
@@ -130,11 +131,13 @@ class DVAE(nn.Module):
 
     def logits(self, images_NCHW: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the codes, (N, K, h, w), of images in [0, 1]."""
-        return self.encoder.blocks((1 - 2 * _EPS) * images_NCHW + _EPS)
+        logits: Tensor = self.encoder.blocks((1 - 2 * _EPS) * images_NCHW + _EPS)
+        return logits
 
     def pixels(self, codes_NKhw: Tensor) -> Tensor:
         """Logit-Laplace parameters (N, 6, H, W) of one-hot, or relaxed, codes."""
-        return self.decoder.blocks(codes_NKhw)
+        pixels: Tensor = self.decoder.blocks(codes_NKhw)
+        return pixels
 
     @torch.no_grad()
     def encode(self, frames_NHWC: np.ndarray) -> np.ndarray:

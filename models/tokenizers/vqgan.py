@@ -62,7 +62,7 @@ class ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        h = self.conv1(_swish(self.norm1(x_NCHW)))
+        h: Tensor = self.conv1(_swish(self.norm1(x_NCHW)))
         h = self.conv2(_swish(self.norm2(h)))
         if self.nin_shortcut is not None:
             x_NCHW = self.nin_shortcut(x_NCHW)
@@ -83,7 +83,8 @@ class Attention(nn.Module):
         # Not F.scaled_dot_product_attention: codes must be the published code's to the last bit.
         share = (torch.bmm(q.transpose(1, 2), k) * q.shape[1] ** -0.5).softmax(2)
         out = torch.bmm(v, share.transpose(1, 2))
-        return x_NCHW + self.proj_out(out.reshape(x_NCHW.shape))
+        change: Tensor = self.proj_out(out.reshape(x_NCHW.shape))
+        return x_NCHW + change
 
 
 class Resample(nn.Module):
@@ -98,8 +99,11 @@ class Resample(nn.Module):
 
     def forward(self, h_NCHW: Tensor) -> Tensor:
         if self.down:
-            return self.conv(F.pad(h_NCHW, (0, 1, 0, 1)))
-        return self.conv(F.interpolate(h_NCHW, scale_factor=2.0, mode="nearest"))
+            h_NCHW = F.pad(h_NCHW, (0, 1, 0, 1))
+        else:
+            h_NCHW = F.interpolate(h_NCHW, scale_factor=2.0, mode="nearest")
+        out: Tensor = self.conv(h_NCHW)
+        return out
 
 
 class Level(nn.Module):
@@ -157,7 +161,8 @@ class Encoder(nn.Module):
                 h = level.downsample(h)
         for layer in self.mid.values():
             h = layer(h)
-        return self.conv_out(_swish(self.norm_out(h)))
+        out: Tensor = self.conv_out(_swish(self.norm_out(h)))
+        return out
 
 
 class Decoder(nn.Module):
@@ -186,7 +191,8 @@ class Decoder(nn.Module):
             h = level(h)
             if level.upsample is not None:
                 h = level.upsample(h)
-        return self.conv_out(_swish(self.norm_out(h)))
+        out: Tensor = self.conv_out(_swish(self.norm_out(h)))
+        return out
 
 
 class CodeTable(nn.Module):
@@ -239,7 +245,8 @@ class VQGAN(nn.Module):
 
     def vectors(self, images_NCHW: Tensor) -> Tensor:
         """What is quantised, (N, E, h, w), of images in [0, 1]."""
-        return self.quant_conv(self.encoder(2 * images_NCHW - 1))
+        z_NEhw: Tensor = self.quant_conv(self.encoder(2 * images_NCHW - 1))
+        return z_NEhw
 
     def nearest(self, vectors_NEhw: Tensor) -> Tensor:
         """Codes (N, h, w): the nearest code vectors."""
@@ -251,7 +258,8 @@ class VQGAN(nn.Module):
 
     def images(self, vectors_NEhw: Tensor) -> Tensor:
         """Images (N, 3, H, W), about [0, 1] but not clamped, of code vectors."""
-        return (self.decoder(self.post_quant_conv(vectors_NEhw)) + 1) / 2
+        signed: Tensor = self.decoder(self.post_quant_conv(vectors_NEhw))
+        return (signed + 1) / 2
 
     @torch.no_grad()
     def encode(self, frames_NHWC: np.ndarray) -> np.ndarray:

@@ -411,10 +411,15 @@ def varied(study: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
     return _over({k: v for k, v in study.items() if k != "variants"}, changes)
 
 
-def _over(below: Any, above: Any) -> Any:
-    if isinstance(below, dict) and isinstance(above, dict):
-        return below | {k: _over(below.get(k), v) for k, v in above.items()}
-    return above
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        under = below.get(key)
+        if isinstance(under, dict) and isinstance(value, dict):
+            merged[key] = _over(under, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 @dataclasses.dataclass(frozen=True)

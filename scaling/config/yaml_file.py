@@ -8,6 +8,7 @@ Here a document is measured as it is parsed, before any value of it is made.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        peek: Callable[[], yaml.Event] = self.peek_event
+        event = peek()
         self._depth += 1
         self._values += 1
         if self._depth > MAX_DEPTH:

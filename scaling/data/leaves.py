@@ -103,6 +103,6 @@ def _render(draws_NKD: np.ndarray, frames: int, size: int) -> np.ndarray:
     light = offset_NKT.reshape(-1)[disc * frames + time_index_T]
     light += slope_x.reshape(-1)[disc] * pixel
     light += slope_y.reshape(-1)[disc] * pixel[:, None]
-    rgb = _COLOURS[colour_NK.reshape(-1)[disc]]
+    rgb: np.ndarray = _COLOURS[colour_NK.reshape(-1)[disc]]
     rgb *= light[..., None]
     return rgb.astype(np.uint8)

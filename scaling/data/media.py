@@ -8,6 +8,8 @@ would not match.
 Shapes: n clips, T frames, S = side of the square crop in px.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.packet import Packet
 from av.stream import Disposition
 from PIL import Image, ImageOps
 
@@ -162,7 +165,8 @@ def _sides(size: int, zoom: float, count: int, rng: np.random.Generator | None) 
     """The short side of the picture, px, that each crop is cut from: log-uniform up to `zoom`."""
     if zoom == 1 or rng is None:
         return [size] * count
-    return np.rint(size * zoom ** rng.random(count)).astype(int).tolist()
+    sides: list[int] = np.rint(size * zoom ** rng.random(count)).astype(int).tolist()
+    return sides
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -222,7 +226,8 @@ class _Video:
     kinds: list[packets.Kind]
     notes: list[str]  # what is missing
     path: Path
-    held: tuple[av.container.InputContainer, list[av.Packet]] | None  # all packets of a small file
+    # All packets of a small file.
+    held: tuple[av.container.InputContainer, list[Packet[av.VideoStream]]] | None
 
 
 def read_video(
@@ -342,7 +347,7 @@ def _scan(path: Path) -> _Video:
     shown: list[bool] = []
     kinds: list[packets.Kind] = []
     notes: list[str] = []
-    held: list[av.Packet] | None = [] if path.stat().st_size <= _HELD else None
+    held: list[Packet[av.VideoStream]] | None = [] if path.stat().st_size <= _HELD else None
     counted = container.format.name == "avi"
     codec = stream.codec_context
     classify = packets.classifier(codec.name, codec.extradata)
@@ -404,7 +409,8 @@ def _plan(
         first = ((np.arange(clips) + rng.random(clips)) / clips * possible).astype(np.int64)
     start = times[np.clip(first, 0, possible - 1)]
     wanted = start[:, None] + np.arange(frames) * step
-    return np.searchsorted(times, wanted + period / 2, side="right") - 1  # the frame on show then
+    on_show: np.ndarray = np.searchsorted(times, wanted + period / 2, side="right") - 1
+    return on_show
 
 
 def _spread(count: int) -> np.ndarray:
@@ -413,7 +419,9 @@ def _spread(count: int) -> np.ndarray:
     return np.array([0.5]) if count == 1 else np.linspace(0, last, count)
 
 
-def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+def _demux(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[Packet[av.VideoStream]]:
     for packet in container.demux(stream):
         if packet.size or packet.dts is not None:  # else the mark of the end
             yield packet

@@ -41,7 +41,8 @@ def to_decode(kinds: Sequence[Kind], wanted: np.ndarray) -> np.ndarray:
     place = np.arange(len(group))
     last = np.full(group[-1] + 1, -1)
     np.maximum.at(last, group[wanted], place[wanted])
-    return (place <= last[group]) & (wanted | ~disposable)
+    needed: np.ndarray = (place <= last[group]) & (wanted | ~disposable)
+    return needed
 
 
 def _h264(payload: memoryview, prefix: int) -> Kind:

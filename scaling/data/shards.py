@@ -145,9 +145,9 @@ class Rows:
         verify: bool,
         dtype: Any = np.uint16,
     ) -> None:
-        self.per_shard = entry["rows_per_shard"]
-        self.length = entry["sequences"]
-        self.maps = []
+        self.per_shard: int = entry["rows_per_shard"]
+        self.length: int = entry["sequences"]
+        self.maps: list[np.ndarray] = []
         for shard in entry["shards"]:
             row_bytes = width * np.dtype(dtype).itemsize
             _check(folder / shard["file"], shard, row_bytes, verify)
@@ -160,7 +160,8 @@ class Rows:
     def __getitem__(self, row_N: np.ndarray) -> np.ndarray:
         """Sequences (N, width) at the given rows."""
         if len(self.maps) == 1:
-            return self.maps[0][row_N]
+            one: np.ndarray = self.maps[0][row_N]
+            return one
         shard_N, place_N = np.divmod(row_N, self.per_shard)
         out = np.empty((len(row_N), self.maps[0].shape[1]), self.maps[0].dtype)
         for shard in np.unique(shard_N):

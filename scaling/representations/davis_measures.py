@@ -26,7 +26,7 @@ def boundary(mask_HW: np.ndarray) -> np.ndarray:
     m = mask_HW.astype(bool)
     right, below, both = m.copy(), m.copy(), m.copy()
     right[:, :-1], below[:-1], both[:-1, :-1] = m[:, 1:], m[1:], m[1:, 1:]
-    edge = (m ^ right) | (m ^ below) | (m ^ both)
+    edge: np.ndarray = (m ^ right) | (m ^ below) | (m ^ both)
     edge[-1] = m[-1] ^ right[-1]
     edge[:, -1] = m[:, -1] ^ below[:, -1]
     edge[-1, -1] = False

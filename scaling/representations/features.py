@@ -27,7 +27,8 @@ from scaling.storage import files
 def seen(config: ModelConfig, tokenizer: Any, frames_NHWC: np.ndarray) -> np.ndarray:
     """What a model sees of uint8 frames: codes (N, L), or uint8 patches (N, L, P)."""
     if not config.patch_inputs:
-        return tokenizer.encode(frames_NHWC)
+        codes_NL: np.ndarray = tokenizer.encode(frames_NHWC)
+        return codes_NL
     side = round((config.patch_inputs / 3) ** 0.5)
     return cut(frames_NHWC, side).reshape(len(frames_NHWC), -1, config.patch_inputs)
 

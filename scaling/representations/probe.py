@@ -269,9 +269,11 @@ def _train_missing(
 
 def _window(codes_FVL: np.ndarray, index: dict[str, Any]) -> int:
     """Tokens that are read at once: of a training sequence's frames where there are more."""
-    tokens, frames = codes_FVL.shape[2], index["settings"]["views"]["frames"]
-    if frames is not None and frames > index["frames"]:
-        return tokens * index["frames"] // frames
+    tokens: int = codes_FVL.shape[2]
+    of: int = index["frames"]
+    frames: int | None = index["settings"]["views"]["frames"]
+    if frames is not None and frames > of:
+        return tokens * of // frames
     return tokens
 
 
@@ -324,11 +326,12 @@ def _alone(folder: Path, label: str) -> Iterator[None]:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a model, weights and head; none while there is no such file."""
     try:
-        return json.loads(path.read_text())
+        rows: list[dict[str, Any]] = json.loads(path.read_text())
     except FileNotFoundError:
         return []
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); remove it and probe again") from None
+    return rows
 
 
 def gather(study: Study, recipe: Recipe) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -111,7 +112,7 @@ def targets(
     return found
 
 
-def _read(clip: Path, given: int, frames: int, index: dict) -> np.ndarray:
+def _read(clip: Path, given: int, frames: int, index: dict[str, Any]) -> np.ndarray:
     """The clip's frames, uint8 (T, S, S, 3): the prompt and as many after it as there are."""
     settings = {"size": index["size"], "stride": index["settings"]["stride"], "clips": 1}
     settings["fps"] = index["settings"].get("fps")
@@ -120,7 +121,9 @@ def _read(clip: Path, given: int, frames: int, index: dict) -> np.ndarray:
     wanted = given + frames
     while True:
         try:
-            return media.read_video(clip, frames=wanted, rng=None, **settings).pixels[0]
+            clips = media.read_video(clip, frames=wanted, rng=None, **settings)
+            pixels: np.ndarray = clips.pixels[0]
+            return pixels
         except media.MediaError as error:
             if wanted == given:
                 raise UserError(f"--prompt {clip}: {error}") from None

@@ -345,7 +345,8 @@ def holder(lock: Path) -> dict[str, Any] | None:
 def _alive(record: dict[str, Any], flock: bool | None) -> bool | None:
     """Whether the holder lives; None where that cannot be seen from here."""
     if record.get("machine") == machine():
-        return _started(record["pid"]) == record["started"] is not None
+        started: str | None = record["started"]
+        return started is not None and _started(record["pid"]) == started
     return False if "machine" not in record and flock else None  # of a version without a beat
 
 

@@ -178,7 +178,7 @@ def clock(seconds: float) -> str:
     return (f"{days}d " if days else "") + f"{shown}:{left % 60:02d}"
 
 
-def _tail(path: Path) -> list[dict]:
+def _tail(path: Path) -> list[dict[str, Any]]:
     """The last records of a metrics file; a line that is being written is passed over."""
     try:
         with open(path, "rb") as file:

@@ -318,7 +318,9 @@ class Board:
 
 def _asked(trial: Any) -> float | None:
     """The rate of a trial, also of one that waits in the queue."""
-    return trial.params.get("log2_lr", trial.system_attrs.get("fixed_params", {}).get("log2_lr"))
+    fixed = trial.system_attrs.get("fixed_params", {})
+    rate: float | None = trial.params.get("log2_lr", fixed.get("log2_lr"))
+    return rate
 
 
 def repair(journal: Path) -> bool:

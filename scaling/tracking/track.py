@@ -401,7 +401,8 @@ def _send(client: MlflowClient, experiment: str, there: RunFolder, digest: str) 
 
 def _stored(there: RunFolder) -> list[dict[str, Any]]:
     """Rows as their file holds them: strict JSON (NaN is null, infinities are words)."""
-    return json.loads(there.rows_json.read_text())
+    rows: list[dict[str, Any]] = json.loads(there.rows_json.read_text())
+    return rows
 
 
 def _curve(path: Path) -> Iterator[dict[str, Any]]:

@@ -38,7 +38,7 @@ def gemm_peak_macs(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     a = torch.randn(GEMM, GEMM, device=device, dtype=torch.bfloat16)
-    times_ms = []
+    times_ms: list[float] = []
     for _ in range(12):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

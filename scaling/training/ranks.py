@@ -87,7 +87,8 @@ class Ranks:
         dist.broadcast_object_list(said, group=self.group)
         if said[1] is not None:
             raise _common(answer[1] or said[1])
-        return said[0]
+        value: T = said[0]
+        return value
 
     @contextmanager
     def alike(self) -> Iterator[None]:

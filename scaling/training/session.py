@@ -155,7 +155,7 @@ class Session:
 
     def seconds(self) -> float:
         """Of training, over all processes that worked on the run."""
-        return self.state["seconds"] + time.monotonic() - self._started
+        return float(self.state["seconds"]) + time.monotonic() - self._started
 
     def keep(self, path: Path, **changes: Any) -> None:
         """Save the state, with changes, and the weights."""
@@ -196,7 +196,7 @@ class Session:
         """The mean loss of the steps since the last window, which is logged; a new one begins."""
         state, now = self.state, time.monotonic()
         summed = float(self.ranks.total(self.window))
-        mean = summed / state["window_steps"]
+        mean: float = summed / state["window_steps"]
         state["loss_sum"] += summed
         state["loss_steps"] += state["window_steps"]
         self._paces.append((now - self._window_began) / state["window_steps"])
@@ -280,7 +280,8 @@ class Session:
             checkpoint.drop(self.folder.trunk, files=0, folders=0)
             checkpoint.drop(self.folder.checkpoint, files=1, folders=int(self.sharded))
             files.write(self.folder.rows_json, dumps(state["rows"]))
-            return state["rows"]
+            rows: list[Row] = state["rows"]
+            return rows
 
         return self.ranks.by_first(settle)
 
