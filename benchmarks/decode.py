@@ -19,7 +19,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from scaling.data import media, packets
+from scaling.data import media, packets, video
 
 STRIDE, SIZE, ROUNDS = 4, 128, 5
 
@@ -29,7 +29,7 @@ def plain(path: Path) -> np.ndarray:
 
 
 def everything(path: Path) -> np.ndarray:
-    return decode_all(path, media._picture)
+    return decode_all(path, video._picture)
 
 
 def decode_all(path: Path, picture: Callable[[av.VideoFrame, int], np.ndarray]) -> np.ndarray:
@@ -44,27 +44,27 @@ def decode_all(path: Path, picture: Callable[[av.VideoFrame, int], np.ndarray]) 
 
 
 def pillow(frame: av.VideoFrame, size: int) -> np.ndarray:
-    height, width = media._target(frame.height, frame.width, size)
+    height, width = media.resized_to(frame.height, frame.width, size)
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
     return np.asarray(image.resize((width, height), Image.Resampling.BOX))
 
 
 def selective(path: Path) -> np.ndarray:
-    video = media._scan(path)
-    chosen = chosen_packets(video)
+    scan = video._scan(path)
+    chosen = chosen_packets(scan)
     return np.stack(
         [
-            media._picture(frame, SIZE)
-            for index, frame in media._decode(video, chosen, [])
+            video._picture(frame, SIZE)
+            for index, frame in video._decode(scan, chosen, [])
             if index >= 0 and index % STRIDE == 0
         ]
     )
 
 
-def chosen_packets(video: media._Video) -> np.ndarray:
-    if video.counted:
-        return np.ones(len(video.shows), bool)
-    return packets.to_decode(video.kinds, (video.shows >= 0) & (video.shows % STRIDE == 0))
+def chosen_packets(scan: video._Video) -> np.ndarray:
+    if scan.counted:
+        return np.ones(len(scan.shows), bool)
+    return packets.to_decode(scan.kinds, (scan.shows >= 0) & (scan.shows % STRIDE == 0))
 
 
 def seconds(function: Callable[[Path], np.ndarray], path: Path) -> float:
@@ -76,13 +76,13 @@ def seconds(function: Callable[[Path], np.ndarray], path: Path) -> float:
 def main(paths: list[Path]) -> None:
     print(f"{'video':40} decoded  frames/s: plain    all  selective  x plain  x all  equal")
     for path in paths:
-        video = media._scan(path)
+        scan = video._scan(path)
         equal = np.array_equal(everything(path), selective(path))
         rounds = [[seconds(f, path) for f in (plain, everything, selective)] for _ in range(ROUNDS)]
         slow, whole, fast = (statistics.median(side) for side in zip(*rounds, strict=True))
-        n = len(video.times)
+        n = len(scan.times)
         print(
-            f"{path.name[:40]:40} {chosen_packets(video).mean():7.0%} {n / slow:16.0f} "
+            f"{path.name[:40]:40} {chosen_packets(scan).mean():7.0%} {n / slow:16.0f} "
             f"{n / whole:6.0f} {n / fast:10.0f} {slow / fast:8.2f} {whole / fast:6.2f}  {equal}"
         )
 

@@ -31,6 +31,7 @@ from scaling.commands import (  # noqa: E402
     probes,
     reading,
     tokens,
+    transferring,
 )
 from scaling.commands.planning import ConfigArg, OutOption, SetOption, note  # noqa: E402
 from scaling.errors import UserError  # noqa: E402
@@ -114,7 +115,7 @@ def train(
     Example: `scaling train studies/quickstart/runs/0a1b2c3d4e5f`
     """
     from scaling.checkpoint import STOP, Interrupted
-    from scaling.config.schema import RunConfig
+    from scaling.config.run import RunConfig
     from scaling.results import loss_unit
     from scaling.storage import outputs
     from scaling.storage.files import RunBusy
@@ -168,7 +169,7 @@ app.command()(reading.fit)
 app.command()(predicting.predict)
 app.command()(isoflop.isoflop)
 app.command()(comparing.compare)
-app.command()(reading.transfer)
+app.command()(transferring.transfer)
 app.command()(judging.audit)
 app.command()(judging.choices)
 app.command("next")(judging.next_runs)

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaling import results
+from scaling.config.run import SCHEMA, RunConfig
 from scaling.config.schedule import segments
-from scaling.config.schema import SCHEMA, RunConfig, StudyConfig
+from scaling.config.schema import StudyConfig
 from scaling.config.study_file import load_study
 from scaling.errors import UserError
 from scaling.results import Row

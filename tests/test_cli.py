@@ -180,7 +180,8 @@ def test_a_limit_in_gpu_hours_takes_a_speed() -> None:
 
 
 def test_gpus_follow_from_the_size() -> None:
-    from scaling.config.schema import LaunchConfig, RunConfig
+    from scaling.config.run import RunConfig
+    from scaling.config.schema import LaunchConfig
     from scaling.models.family import FAMILY
     from scaling.plan.cost import gpus_of, rank_bytes
 

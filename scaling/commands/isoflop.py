@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scaling.commands.reading import SeedOption, SourceArg, WeightsOption, read
 from scaling.commands.table_options import TableOptions, reads_tables
 from scaling.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COMMAND = "scaling isoflop"
 
@@ -73,6 +77,13 @@ def isoflop(
         tables["minima.csv"] = minima
     print(f"{summary(laws)}\n  {sizes.rule(window)}")
     if out is not None:
-        for name, one in tables.items():
-            outputs.write(COMMAND, out / name, one.to_csv(index=False))
-        print(f"  written      {', '.join(str(out / name) for name in tables)}")
+        _write(out, tables)
+
+
+def _write(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Each table as CSV under its name, which is told."""
+    from scaling.storage import outputs
+
+    for name, table in tables.items():
+        outputs.write(COMMAND, folder / name, table.to_csv(index=False))
+    print(f"  written      {', '.join(str(folder / name) for name in tables)}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scaling.commands.planning import OutOption
 from scaling.errors import UserError
+
+if TYPE_CHECKING:
+    from scaling.study_folder import Study
 
 StudyArg = Annotated[Path, typer.Argument(help="The study's folder, e.g. studies/quickstart.")]
 RunsOption = Annotated[
@@ -245,41 +249,53 @@ def represent(
     """
     from scaling.commands.reading import report
     from scaling.representations.davis import track
-    from scaling.representations.encoded import Views
-    from scaling.representations.of_variants import read_variants
     from scaling.representations.permanence import locate
-    from scaling.representations.probe import probe as run_probe
     from scaling.representations.sample import continue_clip, targets
     from scaling.representations.weights import trained_runs
-    from scaling.study.pipeline import run_study
-    from scaling.study_folder import Study, choose
 
-    if study.is_dir():
-        if set_:
-            raise UserError(
-                f"{study} is a study's folder, whose values are set; give its YAML file with --set"
-            )
-        there = Study.open(study)
-    else:
-        config, there = choose(study, out, set_ or ())
-        there.claim_to_run(config, *there.probe_files)
-        run_study(config, there)
+    there = _run_first(study, out, set_ or ())
     there.claim(*there.report_files, *there.probe_files)
-    continued: dict[Path, Path] = {}  # a prompt -> the folder of the run that continues it
-    for clip in prompt or ():
+    prompts = list(dict.fromkeys(prompt or ()))
+    if prompts:
         best = min(trained_runs(there), key=lambda t: t.row["val_loss"])
+    for clip in prompts:
         targets(there, best.run_id, clip)
-        continued[clip] = best.folder
-    config = there.config()
     for one in data or ():
-        if config.variants:
-            read_variants(there, config, one, views=Views(clips), memory_gb=memory_gb)
-        else:
-            run_probe(there, one, seeds=seeds, views=Views(clips), memory_gb=memory_gb)
+        _probe_or_variants(there, one, seeds, clips, memory_gb)
     for length in hidden or ():
         locate(there, length)
     if davis_data is not None:
         track(there, davis_data, rows=rows, memory_gb=memory_gb)
-    for clip, run in continued.items():
-        print(continue_clip(run, clip, frames=frames)[0])
+    for clip in prompts:
+        print(continue_clip(best.folder, clip, frames=frames)[0])
     report(there.folder)
+
+
+def _run_first(study: Path, out: Path | None, assignments: Sequence[str]) -> Study:
+    """The study of a folder; of a YAML file after it was run. Raises UserError."""
+    from scaling.study.pipeline import run_study
+    from scaling.study_folder import Study, choose
+
+    if study.is_dir():
+        if assignments:
+            raise UserError(
+                f"{study} is a study's folder, whose values are set; give its YAML file with --set"
+            )
+        return Study.open(study)
+    config, there = choose(study, out, assignments)
+    there.claim_to_run(config, *there.probe_files)
+    run_study(config, there)
+    return there
+
+
+def _probe_or_variants(study: Study, data: Path, seeds: int, clips: int, memory_gb: float) -> None:
+    """Read a study's models on labelled data, in the way that its file says."""
+    from scaling.representations.encoded import Views
+    from scaling.representations.of_variants import read_variants
+    from scaling.representations.probe import probe
+
+    config, views = study.config(), Views(clips)
+    if config.variants:
+        read_variants(study, config, data, views=views, memory_gb=memory_gb)
+    else:
+        probe(study, data, seeds=seeds, views=views, memory_gb=memory_gb)

@@ -1,8 +1,8 @@
-"""Commands that read rows: fit, transfer, report. Imports are lazy."""
+"""Commands that read rows: fit, report. Imports are lazy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +38,19 @@ WeightsOption = Annotated[
         "the mean of, or 1 / its squared standard error."
     ),
 ]
+LossKindOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What L(N, D) minimises: huber | squared | l1 of log loss, linear (squared) | "
+        "asymmetric of the loss itself."
+    ),
+]
+DeltaOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Corner of Huber's loss, in log loss; with --loss-kind linear in the loss itself."
+    ),
+]
 FigureOption = Annotated[
     Path | None,
     typer.Option(
@@ -46,7 +59,8 @@ FigureOption = Annotated[
     ),
 ]
 
-OF_SWEEPS = ("loss", "where", "finished_if", "by", "run", "history")  # read by `transfer`
+FORMS = ("select", "power", "saturating")  # of one variable
+SURFACES = ("parametric", "overtraining")  # of N and D
 
 
 def read(source: str | Path, *, group: str | None = None, **options: Any) -> pd.DataFrame:
@@ -78,19 +92,8 @@ def fit(
     ] = "auto",
     e: FloorOption = None,
     weights: WeightsOption = None,
-    loss_kind: Annotated[
-        str | None,
-        typer.Option(
-            help="What L(N, D) minimises: huber | squared | l1 of log loss, linear (squared) | "
-            "asymmetric of the loss itself."
-        ),
-    ] = None,
-    delta: Annotated[
-        float | None,
-        typer.Option(
-            help="Corner of Huber's loss, in log loss; with --loss-kind linear in the loss itself."
-        ),
-    ] = None,
+    loss_kind: LossKindOption = None,
+    delta: DeltaOption = None,
     at: Annotated[float | None, typer.Option(help="Predict the loss there.")] = None,
     figure: FigureOption = None,
     save: Annotated[
@@ -115,49 +118,51 @@ def fit(
     if save is not None:
         _claim_law(save, source)
     if Path(source).is_dir() and table["metric"] not in (None, "loss"):
-        of_table = {name: value for name, value in table.items() if name != "metric"}
         _refuse_unread(
             f"--metric {table['metric']} of a study's folder", "fit another table", e=e,
             weights=weights, loss_kind=loss_kind, delta=delta, save=save, figure=figure,
             of=of if of != "compute" else None, method=method if method != "auto" else None,
-            **of_table,
+            **{name: value for name, value in table.items() if name != "metric"},
         )  # fmt: skip
         _fit_quality(Path(source), table["metric"], form, at, seed)
         return
-    forms = ("select", "power", "saturating", "parametric", "overtraining")
-    if form not in forms:
-        raise UserError(f"--form {form}: choose one of {', '.join(forms)}")
-    if of not in ("compute", "params", "tokens"):
-        raise UserError(f"--of {of}: choose compute, params or tokens")
-    surface = form in ("parametric", "overtraining")
-    if surface or of != "compute":
-        alone = {"of": of if of != "compute" else None} if surface else {"loss_kind": loss_kind}
-        _refuse_unread(
-            f"--form {form}" if surface else f"--of {of}", "fit a law of compute",
-            method=method if method != "auto" else None, figure=figure, **alone,
-        )  # fmt: skip
-    elif loss_kind is not None:
-        _refuse_unread(f"--form {form}", "fit --form parametric", loss_kind=loss_kind)
-    chosen: dict[str, Any] = {"form": form, "method": method, "seed": seed}
-    given = _criterion(loss_kind, delta)
-    chosen |= {name: value for name, value in given.items() if value is not None}
+    _check_form(form, of, method=method, loss_kind=loss_kind, figure=figure)
+    chosen = {"form": form, "method": method, "seed": seed, **_criterion(loss_kind, delta)}
     of_ladder = {"variable": of, "e": e, "weights": weights}
     rows = read(source, of=of, keep=() if weights is None else (weights,), **table)
-    bewares = [
-        note.removeprefix("beware: ")
-        for note in rows.attrs.get("notes", ())
-        if note.startswith("beware: ")
-    ]
+    notes = rows.attrs.get("notes", ())
+    bewares = [n.removeprefix("beware: ") for n in notes if n.startswith("beware: ")]
     if groups is None:
         _fit_rows(rows, of_ladder, chosen, at, figure, save, bewares)
         return
-    parts = {f"{groups} = {value}": part for value, part in rows.groupby("by")}
-    for k, (name, part) in enumerate(parts.items()):
-        print(f"\n{name}: {len(part)} rows")
-        drawn, saved = (f and f.with_stem(f"{f.stem}-{k + 1}") for f in (figure, save))
-        _fit_rows(part.reset_index(drop=True), of_ladder, chosen, at, drawn, saved, bewares)
-    if not surface and of == "compute":
+    parts = {
+        f"{groups} = {value}": part.reset_index(drop=True) for value, part in rows.groupby("by")
+    }
+    _fit_parts(parts, of_ladder, chosen, at, figure, save, bewares)
+    if form not in SURFACES and of == "compute":
         _say_differences(parts, of_ladder, table["metric"], chosen)
+
+
+def _check_form(
+    form: str, of: str, *, method: str, loss_kind: str | None, figure: Path | None
+) -> None:
+    """Raises UserError: no such form or variable, or an option that this one would not read."""
+    if form not in (*FORMS, *SURFACES):
+        raise UserError(f"--form {form}: choose one of {', '.join((*FORMS, *SURFACES))}")
+    if of not in ("compute", "params", "tokens"):
+        raise UserError(f"--of {of}: choose compute, params or tokens")
+    method_, of_ = method if method != "auto" else None, of if of != "compute" else None
+    if form in SURFACES:
+        _refuse_unread(
+            f"--form {form}", "fit a law of compute", method=method_, figure=figure, of=of_
+        )
+    elif of_ is not None:
+        _refuse_unread(
+            f"--of {of}", "fit a law of compute", method=method_, figure=figure,
+            loss_kind=loss_kind,
+        )  # fmt: skip
+    else:
+        _refuse_unread(f"--form {form}", "fit --form parametric", loss_kind=loss_kind)
 
 
 def _say_differences(
@@ -186,7 +191,7 @@ def _claim_law(path: Path, source: str) -> None:
 
 
 def _criterion(loss_kind: str | None, delta: float | None) -> dict[str, Any]:
-    """The options of what a fit minimises."""
+    """What a fit minimises: those options that were given. Raises UserError."""
     from scaling.analysis.laws.parametric import LOSSES
 
     if loss_kind is not None and loss_kind not in LOSSES:
@@ -198,7 +203,8 @@ def _criterion(loss_kind: str | None, delta: float | None) -> dict[str, Any]:
             f"--delta {delta:g}: --loss-kind {loss_kind} has no corner; leave one of them out, or "
             "give huber or linear"
         )
-    return {"loss_kind": loss_kind, "delta": delta}
+    given = {"loss_kind": loss_kind, "delta": delta}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _fit_rows(
@@ -242,6 +248,17 @@ def _fit_rows(
 
         outputs.write("scaling fit", save, saved_law.text(found, bewares))
         print(f"  saved        {save}; `scaling predict {save} --at ...`")
+
+
+def _fit_parts(
+    parts: Mapping[str, pd.DataFrame], of_ladder: dict[str, Any], chosen: dict[str, Any],
+    at: float | None, figure: Path | None, save: Path | None, bewares: Sequence[str],
+) -> None:  # fmt: skip
+    """A law of each part; files are numbered in their order."""
+    for k, (name, part) in enumerate(parts.items(), 1):
+        print(f"\n{name}: {len(part)} rows")
+        drawn, saved = (f and f.with_stem(f"{f.stem}-{k}") for f in (figure, save))
+        _fit_rows(part, of_ladder, chosen, at, drawn, saved, bewares)
 
 
 def _refuse_unread(what: str, instead: str, **given: object) -> None:
@@ -309,59 +326,6 @@ def _fit_quality(source: Path, metric: str, form: str, at: float | None, seed: i
             print(f"{name}: no law: {law}")
     if not any(isinstance(law, StudyLaw) for _, law in laws):
         raise UserError(f"{source}: the data determine no law of {metric} (reasons above)")
-
-
-@reads_tables
-def transfer(
-    source: SourceArg,
-    lr: Annotated[str | None, typer.Option("--lr", help="Column of the learning rate.")] = None,
-    width: Annotated[str | None, typer.Option(help="Column of the width, or of layers.")] = None,
-    figure: FigureOption = None,
-    *,
-    table: TableOptions,
-    groups: str | None = None,
-) -> None:
-    """Does the best learning rate move with width or depth? Of anyone's sweep: losses by rate and
-    size, or the best rate of each size; or of a study's `transfer:` sweeps.
-
-    Example: `scaling transfer sweep.csv --by parametrization`
-    """
-    from scaling.analysis.questions import transfer as of_sweeps
-    from scaling.analysis.tables.sweeps import read_sweep
-    from scaling.runs import source_of
-
-    if figure is not None:
-        drawn_files("scaling transfer", figure, source)
-    frame, ours = source_of(source)
-    given = {name: value for name, value in table.items() if value is not None}
-    asked = given if not ours else {"lr": lr, "width": width} | given
-    if unread := [n for n, v in asked.items() if v is not None and (ours or n not in OF_SWEEPS)]:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
-        raise UserError(
-            f"{flags}: scaling transfer does not read "
-            + ("them of a study, whose sweeps it knows" if ours else "them: it reads rates, sizes "
-               f"and losses (--{', --'.join(name.replace('_', '-') for name in OF_SWEEPS)})")
-            + "; leave them out"
-        )  # fmt: skip
-    if not isinstance(frame, Path) and ours:
-        points = of_sweeps.series_points(frame)
-        if points.empty:
-            raise UserError(f"{source}: no learning-rate sweep over several widths or depths")
-    else:
-        points, notes = read_sweep(frame, lr=lr, width=width, **given)
-        for note in notes:
-            print(f"  read         {note}")
-    if "val_loss" not in points:
-        print("\n".join(of_sweeps.best_rate_lines(points)))
-        if figure is not None:
-            raise UserError("--figure draws losses by rate; this table has best rates alone")
-        return
-    rates = of_sweeps.Rates.of(points)
-    print("\n".join(rates.lines()))
-    if figure is not None:
-        from scaling.analysis.figures.transfer import transfer_figure
-
-        draw("scaling transfer", transfer_figure(rates), points, figure)
 
 
 def report(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scaling.config.schema import RunConfig
+from scaling.config.run import RunConfig
 from scaling.errors import UserError
 
 WINDOW_STEPS = 10  # training loss is averaged, checked and logged over windows of this many steps

@@ -1,34 +1,25 @@
-"""The configuration of a study and of a run: one strict schema.
+"""The configuration of a study: one strict schema.
 
-A study is one YAML file (`sweeps/*.yaml`), which `scaling.config.study_file` reads. A run is
-hashed by what its `RunConfig` holds.
+A study is one YAML file (`sweeps/*.yaml`), which `scaling.config.study_file` reads.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from scaling.config import yaml_file
-from scaling.errors import UserError, did_you_mean
-from scaling.models.family import FAMILY, ModelConfig
-
-SCHEMA = 1  # version of the run directory and of the rows; part of every run's identity
+from scaling.errors import did_you_mean
+from scaling.models.family import FAMILY
 
 Positive = Annotated[int, Field(gt=0, le=10**15)]  # beyond it nothing here is counted exactly
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -420,71 +411,3 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """One training run. `run_id` hashes every field that determines its numbers."""
-
-    model: ModelConfig
-    data_key: str
-    role: str  # "lr_sweep" | "ladder" | "single"
-    lr: float  # muP base rate
-    budgets_steps: tuple[int, ...]  # optimizer steps of each decayed point, increasing
-    budgets_macs: tuple[float, ...]  # the nominal budgets that these steps spend
-    batch: int = 8  # sequences
-    schedule: str = "wsd"
-    warmup_steps: int = 50
-    cooldown: float = 0.2
-    weight_decay: float = 0.1
-    grad_clip: float = 1.0
-    precision: str = "fp32"
-    evals: int = 8
-    seed: int = 0
-    schema: int = SCHEMA
-    # What does not determine the numbers, or no more of them than the last digits:
-    study: str = ""
-    data_dir: str = ""
-    checkpoint_seconds: float = 30.0
-    micro_batch: int | None = None
-    recompute: bool = False
-    compile: str = "auto"
-    parallel: str = "ddp"
-
-    NOT_IDENTITY = (
-        "study", "data_dir", "checkpoint_seconds", "micro_batch", "recompute", "compile", "parallel"
-    )  # fmt: skip
-
-    @property
-    def run_id(self) -> str:
-        """First 12 hex digits of the SHA-256 of the canonical JSON of the identity fields."""
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in self.NOT_IDENTITY}
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
-
-    def to_yaml(self) -> str:
-        fields = dataclasses.asdict(self)
-        fields["budgets_steps"] = list(self.budgets_steps)
-        fields["budgets_macs"] = list(self.budgets_macs)
-        return yaml.safe_dump(fields, sort_keys=False)
-
-    @classmethod
-    def from_yaml(cls, path: Path) -> RunConfig:
-        """Read back a run directory's config.yaml. Raises UserError when it is not one."""
-        if not path.exists():
-            raise UserError(f"{path}: no such run configuration")
-        try:
-            fields, _ = yaml_file.read(path)
-            model = ModelConfig(**fields["model"])  # refuses unknown keys, as this class does
-            return _RUN.validate_python(dataclasses.asdict(cls(**fields | {"model": model})))
-        except (TypeError, KeyError, ValueError) as error:
-            said = str(error)
-            if isinstance(error, ValidationError):
-                first = error.errors()[0]
-                said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise UserError(
-                f"{path}: not a run configuration of schema {SCHEMA} ({said}); it was written by "
-                f"another version or damaged. Remove the run directory to train it again"
-            ) from None
-
-
-_RUN = TypeAdapter(RunConfig)  # the types of its fields, which a dataclass does not hold

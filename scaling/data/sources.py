@@ -15,6 +15,7 @@ import numpy as np
 
 from scaling.config.schema import DataConfig, SourceConfig
 from scaling.data import leaves, media
+from scaling.data.video import read_video
 from scaling.errors import UserError
 
 LEAF_BLOCK = 1024  # clips of a unit of the built-in source
@@ -191,7 +192,7 @@ class Reader:
             crops = self.crops(source, split)
             pixels = media.read_image(path, size=data.size, crops=crops, rng=rng, zoom=data.zoom)
             return pixels, {"frames": 1, "error": ""}
-        video = media.read_video(
+        video = read_video(
             path,
             frames=data.frames,
             size=data.size,

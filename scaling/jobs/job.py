@@ -21,7 +21,7 @@ from scaling.storage.files import RunBusy
 from scaling.study_folder import RunFolder
 
 if TYPE_CHECKING:
-    from scaling.config.schema import RunConfig
+    from scaling.config.run import RunConfig
 
 RETRIES = 3  # of one job that was killed, lost its node or was interrupted
 T = TypeVar("T")

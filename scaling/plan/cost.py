@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling.config.schema import LaunchConfig, RunConfig, StudyConfig, variants
+from scaling.config.run import RunConfig
+from scaling.config.schema import LaunchConfig, StudyConfig, variants
 from scaling.errors import UserError
 from scaling.models.family import ModelConfig
 from scaling.models.macs import parameter_counts

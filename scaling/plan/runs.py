@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scaling.config.run import RunConfig
 from scaling.config.schedule import segments
-from scaling.config.schema import LrConfig, RunConfig, StudyConfig
+from scaling.config.schema import LrConfig, StudyConfig
 from scaling.errors import UserError
 from scaling.models.family import FAMILY, SPECIAL_TOKENS, ModelConfig, size
 from scaling.models.macs import forward_macs, parameter_counts

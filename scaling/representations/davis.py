@@ -1,11 +1,8 @@
 """Tracking on DAVIS's folders: features of a frozen model carry the first mask through a video.
 
-A frame is larger than what the models were trained on, so it is cut into tiles of the study's
-frame size that overlap by half; each tile is a sequence of one frame, and a place that lies in
-several tiles has the mean of their features. Every channel is standardised over the places of the
-first frame, whatever the features: channels that are large everywhere would make all places alike.
-Results lie in STUDY/davis/<key>/, one file for each (run, weights, sequence), and a killed call
-goes on from these; STUDY/davis.csv holds all rows.
+Features are those of tiles (`representations.tiles`): a frame is larger than training's. Results
+lie in STUDY/davis/<key>/, one file for each (run, weights, sequence), and a killed call goes on
+from these; STUDY/davis.csv holds all rows.
 """
 
 from __future__ import annotations
@@ -25,20 +22,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from scaling.data import shards
 from scaling.errors import UserError
 from scaling.jobs.machine import in_threads, threads_at_once
-from scaling.models.decoder import Decoder
 from scaling.models.propagation import PROTOCOLS, Protocol, propagate
-from scaling.models.tokenizers.codebook import cut
 from scaling.representations.davis_measures import evaluate
-from scaling.representations.features import seen, with_start
+from scaling.representations.tiles import Layers
 from scaling.representations.weights import (
     WEIGHTS,
     TrainedRun,
     check_layers,
     data_dir_of,
-    open_tokenizer,
     trained_runs,
 )
 from scaling.storage import files
@@ -174,61 +167,6 @@ def read_frames(paths: list[Path], rows: int, patch: int) -> np.ndarray:
     return np.stack(frames)
 
 
-# -- features
-
-
-@torch.inference_mode()
-def tiled_features(
-    model: Decoder, tokenizer: Any, frame_HW3: np.ndarray, *, size: int, patch: int, at_once: int
-) -> torch.Tensor:
-    """Hidden states of every layer at every place of a frame, (layers + 1, h, w, d)."""
-    height, width = frame_HW3.shape[:2]
-    h, w, side = height // patch, width // patch, size // patch
-    step = max(1, side // 2)
-    tops, lefts = _starts(h, side, step), _starts(w, side, step)
-    padded = np.pad(
-        frame_HW3, ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0)), mode="edge"
-    )
-    corners = [(y, x) for y in tops for x in lefts]
-    tiles = np.stack(
-        [padded[y * patch : y * patch + size, x * patch : x * patch + size] for y, x in corners]
-    )
-    codes = seen(model.config, tokenizer, tiles)
-    ids = with_start(codes, shards.VIDEO_START).to(model.head.device)
-    layers = ["embed", *(f"layer_{i + 1}" for i in range(model.config.layers))]
-    total = torch.zeros(len(layers), max(h, side), max(w, side), model.config.d)
-    count = torch.zeros(max(h, side), max(w, side), 1)
-    for first in range(0, len(corners), at_once):
-        states: dict[str, torch.Tensor] = {}
-        model.features(ids[first : first + at_once], states)
-        x = torch.stack([states[name][:, 1:] for name in layers]).float().cpu()
-        for i, (y, left) in enumerate(corners[first : first + at_once]):
-            place = (slice(y, y + side), slice(left, left + side))
-            total[(slice(None), *place)] += x[:, i].unflatten(1, (side, side))
-            count[place] += 1
-    return (total / count)[:, :h, :w]
-
-
-def standardised(features_Thwd: torch.Tensor) -> torch.Tensor:
-    """Float32, every channel of mean 0 and deviation 1 over the places of the first frame."""
-    deviation, mean = torch.std_mean(features_Thwd[0].float(), (0, 1), correction=0)
-    return features_Thwd.float().sub_(mean).div_(deviation.clamp_min(1e-6))
-
-
-def _starts(length: int, side: int, step: int) -> list[int]:
-    """Where tiles of `side` begin, so that they cover `length` and overlap."""
-    if length <= side:
-        return [0]
-    return sorted({*range(0, length - side, step), length - side})
-
-
-def _pixels(frame_HW3: np.ndarray, patch: int) -> torch.Tensor:
-    """Each patch's own colours, about mid-grey, (1, h, w, 3 patch^2)."""
-    h, w = frame_HW3.shape[0] // patch, frame_HW3.shape[1] // patch
-    values = cut(frame_HW3[None], patch).astype(np.float32) - 127.5
-    return torch.from_numpy(values).view(1, h, w, -1)
-
-
 # -- one run
 
 
@@ -251,82 +189,71 @@ def _track_run(
     Returns between two sequences once `stop` is set.
     """
     name = "pixels" if weights == "pixels" else trained.label(weights)
+    told = "pixels" if weights == "pixels" else trained.named(weights)
     paths = {s: folder / f"{name}-{s}.json" for s in sequences}
-    config = trained.run.model
-    wanted = [0] if weights == "pixels" else (layers or list(range(config.layers + 1)))
+    depth = trained.run.model.layers
+    wanted = [0] if weights == "pixels" else (layers or list(range(depth + 1)))
     todo = [s for s in sequences if not _has(paths[s], wanted)]
     if todo:
-        tokenizer, index = open_tokenizer(data_dir)
-        size = index["size"]
-        patch = round(size / index["tokens_per_frame"] ** 0.5)
-        model = None if weights == "pixels" else trained.model(weights)
-        if model is not None and torch.cuda.is_available():
-            model = model.cuda()
-        per_tile = 4 * (index["tokens_per_frame"] + 1) * 4 * (config.layers + 1) * config.d
-        at_once = max(1, min(512, int(memory_gb * 1e9 / 4 / per_tile)))
-    tell, told = teller(), "pixels" if weights == "pixels" else trained.named(weights)
+        read = Layers(trained, weights, data_dir, memory_gb * 1e9)
+    about = _about(trained, weights) | {"weights": weights, "protocol": protocol, "rows": rows}
+    tell = teller()
     for number, sequence in enumerate(todo, 1):
         if stop.is_set():
             return
-        frames = read_frames(sequences[sequence][0], rows, patch)
-        truth_THW = read_masks(sequences[sequence][1])
-        h, w = frames.shape[1] // patch, frames.shape[2] // patch
-        labels = int(truth_THW[0][truth_THW[0] < 255].max()) + 1
-        first_CHW = F.one_hot(torch.from_numpy(truth_THW[0].astype(np.int64)) % 255, labels)
-        first_hwC = F.adaptive_avg_pool2d(first_CHW.permute(2, 0, 1).float(), (h, w)).permute(
-            1, 2, 0
-        )
-        # Of a layer: its half-precision states, and those of one layer in float32, twice.
-        layer_bytes = 2 * len(frames) * h * w * (config.d if model else 3 * patch**2)
-        group = max(1, int(memory_gb * 1e9 / 2 / layer_bytes) - 4)
+        images, marks = sequences[sequence]
+        frames = read_frames(images, rows, read.patch)
+        truth_THW = read_masks(marks)
+        h, w = frames.shape[1] // read.patch, frames.shape[2] // read.patch
+        first_hwC = shares(truth_THW[0], h, w)
         made, strips = [], []
-        for place, layer in enumerate(wanted):
-            if place % group == 0:  # layers whose states fit in memory together
-                near = wanted[place : place + group]
-                held = []  # (layers, h, w, d) of each frame
-                for frame in frames:
-                    if model is None:
-                        held.append(_pixels(frame, patch).half())
-                        continue
-                    x = tiled_features(
-                        model, tokenizer, frame, size=size, patch=patch, at_once=at_once
-                    )
-                    held.append(x[near].half())
-            features = standardised(torch.stack([x[place % group] for x in held]))
-            carried = propagate(features, first_hwC, rule)
-            masks_THW = hard_masks(carried, truth_THW[0])
+        for layer, features in read.of(frames, wanted):
+            masks_THW = hard_masks(propagate(features, first_hwC, rule), truth_THW[0])
             strips.append(_strip(masks_THW))
-            row = trained.row if weights != "pixels" else dict.fromkeys(trained.row)
-            base = {k: row[k] for k in ("run_id", "size", "layers", "params", "macs_total")}
-            base["study"] = trained.row["study"]
-            if weights == "random":
-                base["macs_total"] = 0
-            made += [
-                base
-                | {"weights": weights, "protocol": protocol, "rows": rows, "layer": layer}
-                | {"depth": layer / config.layers, "sequence": sequence, "frames": len(frames)}
-                | measured
-                for measured in evaluate(masks_THW, truth_THW)
-            ]
+            of = {"layer": layer, "depth": layer / depth, "sequence": sequence}
+            of["frames"] = len(frames)
+            made += [about | of | measured for measured in evaluate(masks_THW, truth_THW)]
         buffer = io.BytesIO()
         np.savez_compressed(buffer, layers=np.array(wanted), masks=np.stack(strips))
         files.write(folder / f"{name}-{sequence}.npz", buffer.getvalue())
-        _keep_frames(folder, sequence, sequences[sequence][0], truth_THW)
+        _keep_frames(folder, sequence, images, truth_THW)
         files.write(paths[sequence], json.dumps(made))
         tell(f"{told}: sequences", number, len(todo))
-    table = [r for s in sequences for r in json.loads(paths[s].read_text()) if r["layer"] in wanted]
-    by_layer = {
+    best, score = _best_layer(list(paths.values()), wanted)
+    say(f"{told}: J&F {score:.1%} at layer {best} ({len(sequences)} sequences)")
+
+
+def _about(trained: TrainedRun, weights: str) -> dict[str, Any]:
+    """What a row says of the model; the pixels have none."""
+    row = dict.fromkeys(trained.row) if weights == "pixels" else trained.row
+    about = {k: row[k] for k in ("run_id", "size", "layers", "params", "macs_total")}
+    if weights == "random":
+        about["macs_total"] = 0
+    return about | {"study": trained.row["study"]}
+
+
+def _best_layer(paths: list[Path], wanted: list[int]) -> tuple[int, float]:
+    """The layer with the highest mean J&F over all objects, and that mean."""
+    rows = [r for path in paths for r in json.loads(path.read_text())]
+    means = {
         layer: float(
-            np.mean([(r["j_mean"] + r["f_mean"]) / 2 for r in table if r["layer"] == layer])
+            np.mean([(r["j_mean"] + r["f_mean"]) / 2 for r in rows if r["layer"] == layer])
         )
         for layer in wanted
     }
-    best = max(by_layer, key=lambda layer: by_layer[layer])
-    say(f"{told}: J&F {by_layer[best]:.1%} at layer {best} ({len(sequences)} sequences)")
+    best = max(means, key=lambda layer: means[layer])
+    return best, means[best]
 
 
 def _has(path: Path, wanted: list[int]) -> bool:
     return path.exists() and set(wanted) <= {r["layer"] for r in json.loads(path.read_text())}
+
+
+def shares(mask_HW: np.ndarray, h: int, w: int) -> torch.Tensor:
+    """Of each label in a mask its share of every place, (h, w, C); 255 counts as background."""
+    labels = int(mask_HW[mask_HW < 255].max()) + 1
+    label_HWC = F.one_hot(torch.from_numpy(mask_HW.astype(np.int64)) % 255, labels)
+    return F.adaptive_avg_pool2d(label_HWC.permute(2, 0, 1).float(), (h, w)).permute(1, 2, 0)
 
 
 def hard_masks(labels_ThwC: torch.Tensor, first_HW: np.ndarray) -> np.ndarray:

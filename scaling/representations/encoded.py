@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from scaling.data import media, shards
+from scaling.data.video import read_video
 from scaling.errors import UserError
 from scaling.models.probes import Recipe
 from scaling.representations.features import seen
@@ -198,7 +199,7 @@ def _pixels(
     path = labelled.root / labelled.names[i]
     if labelled.kind == "images":
         return media.read_image(path, size=size, crops=1, rng=None)[None]
-    clips = media.read_video(
+    clips = read_video(
         path,
         frames=views.frames or index["frames"],
         size=size,

@@ -184,21 +184,13 @@ def write_features(
         )
     counter = path.with_suffix(".json")
     row_bytes = 2 * int(np.prod(shape[1:]))
-    done = 0
-    if counter.exists() and path.exists():
-        written = json.loads(counter.read_text())
-        whole = path.stat().st_size >= written["done"] * row_bytes
-        done = written["done"] if tuple(written["shape"]) == shape and whole else 0
+    done = _written(path, counter, shape, row_bytes)
     if done == n:
         return shape
     if not done:
         counter.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if (n - done) * row_bytes > shutil.disk_usage(path.parent).free:
-        raise UserError(
-            f"hidden states of {n} sequences take {n * row_bytes / 1e9:.3g} GB, more than is free "
-            f"in {path.parent}; probe with `--head average --head grid`, which keep means only"
-        )
+    _check_space(path.parent, n, done, row_bytes)
     # Of one sequence: the states, their stack in float32, and the widest activation of a block.
     per_row = 4 * (length + 1) * (3 * (config.layers + 1) * config.d + 4 * config.d_ff)
     batch = max(1, min(256, int(memory_bytes / 4 / per_row)))
@@ -222,6 +214,25 @@ def write_features(
                 done = last
                 files.write(counter, json.dumps({"done": done, "shape": shape}))
     return shape
+
+
+def _written(path: Path, counter: Path, shape: tuple[int, ...], row_bytes: int) -> int:
+    """Rows that an interrupted call wrote and counted; 0 where the file is of another shape."""
+    if not (counter.exists() and path.exists()):
+        return 0
+    written = json.loads(counter.read_text())
+    done: int = written["done"]
+    whole = path.stat().st_size >= done * row_bytes
+    return done if tuple(written["shape"]) == shape and whole else 0
+
+
+def _check_space(folder: Path, rows: int, done: int, row_bytes: int) -> None:
+    """Raises UserError where the rows that are left do not fit on the device."""
+    if (rows - done) * row_bytes > shutil.disk_usage(folder).free:
+        raise UserError(
+            f"hidden states of {rows} sequences take {rows * row_bytes / 1e9:.3g} GB, more than is "
+            f"free in {folder}; probe with `--head average --head grid`, which keep means only"
+        )
 
 
 def _states(model: Decoder, codes_BL: np.ndarray, start: int, window: int) -> torch.Tensor:

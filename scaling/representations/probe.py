@@ -218,11 +218,7 @@ def _train_missing(
         if not left:
             continue
         train_F, test_F = draw_split(labelled, seed)
-        rows_train, rows_test = (
-            torch.from_numpy((f[:, None] * views + np.arange(views)).reshape(-1))
-            for f in (train_F, test_F)
-        )
-        features.standardise(rows_train)
+        features.standardise(_rows_of(train_F, views))
         for kind, missing in left.items():
             if stop.is_set():
                 return False
@@ -236,17 +232,7 @@ def _train_missing(
                 windows=codes_FVL.shape[2] // per_window,
                 seed=seed,
             )
-            states = partial(features.pooled, grid=heads.grid) if kind in LINEAR else features
-            at_once = features.rows_at_once
-            train_heads(
-                heads, states, rows_train, labels[rows_train // views], recipe, seed=seed,
-                at_once=at_once,
-            )  # fmt: skip
-            scores_LFC = file_scores(
-                heads, states, rows_test, torch.arange(len(rows_test)) // views, len(test_F),
-                batch=at_once,
-            )  # fmt: skip
-            top1, top5 = (top_accuracy(scores_LFC, labels[test_F], k) for k in (1, 5))
+            top1, top5 = _accuracies(heads, features, labels, views, train_F, test_F, recipe, seed)
             base = one.about(index, labelled, kind)
             base |= {"seed": seed, "n_train": len(train_F), "n_test": len(test_F)}
             found[kind] += [
@@ -265,6 +251,33 @@ def _train_missing(
             ready += 1
             tell(f"{one.named}: heads", ready, of)
     return True
+
+
+def _rows_of(files_F: np.ndarray, views: int) -> torch.Tensor:
+    """The rows of all views of some files."""
+    return torch.from_numpy((files_F[:, None] * views + np.arange(views)).reshape(-1))
+
+
+def _accuracies(
+    heads: Heads,
+    features: Features,
+    labels_F: torch.Tensor,
+    views: int,
+    train_F: np.ndarray,
+    test_F: np.ndarray,
+    recipe: Recipe,
+    seed: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Top-1 and top-5 (L,) on the test files of heads that are trained on the others."""
+    pooled = partial(features.pooled, grid=heads.grid)
+    states, at_once = pooled if heads.kind in LINEAR else features, features.rows_at_once
+    rows_train, rows_test = _rows_of(train_F, views), _rows_of(test_F, views)
+    labels_N = labels_F[rows_train // views]
+    train_heads(heads, states, rows_train, labels_N, recipe, seed=seed, at_once=at_once)
+    file_N = torch.arange(len(rows_test)) // views
+    scores_LFC = file_scores(heads, states, rows_test, file_N, len(test_F), batch=at_once)
+    top1, top5 = (top_accuracy(scores_LFC, labels_F[test_F], k) for k in (1, 5))
+    return top1, top5
 
 
 def _window(codes_FVL: np.ndarray, index: dict[str, Any]) -> int:

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from scaling.data import media, shards
+from scaling.data.video import read_video
 from scaling.errors import UserError
 from scaling.models.decoder import Decoder
 from scaling.models.generate import generate
+from scaling.representations.features import with_start
 from scaling.representations.weights import data_dir_of, open_tokenizer, run_in
 from scaling.storage import files, outputs
 from scaling.study_folder import RunFolder, Study
@@ -60,42 +62,32 @@ def continue_clip(
     tokenizer, index = open_tokenizer(data_dir_of(study, trained.run))
     out, strip, table = targets(study, trained.run_id, clip, out)
     given = prompt_frames or max(1, index["frames"] // 2)
-    if given < 1 or frames < 1:
+    if min(given, frames) < 1:
         raise UserError(f"{given} frames of prompt and {frames} to draw: want at least one of each")
     own = _read(clip, given, frames, index)
     L = index["tokens_per_frame"]
-    codes = torch.from_numpy(tokenizer.encode(own).astype(np.int64))
-    start = torch.full((1, 1), shards.VIDEO_START)
-    prompt = torch.cat((start, codes[:given].view(1, -1) + shards.SPECIALS), 1)
+    truth = with_start(tokenizer.encode(own).reshape(1, -1), shards.VIDEO_START)
+    prompt = truth[:, : 1 + given * L]
     model = trained.model("trained")
     drawn = generate(
         model, prompt, frames=frames, tokens_per_frame=L, temperature=temperature, top_k=top_k,
         top_p=top_p, codes_from=shards.SPECIALS, seed=seed,
     )  # fmt: skip
     sequence = torch.cat((prompt, drawn), 1)
-    truth = torch.cat((start, codes.view(1, -1) + shards.SPECIALS), 1)
-    pictures = tokenizer.decode(
-        (sequence[0, 1:] - shards.SPECIALS).view(-1, L).numpy().astype(np.uint16)
-    )
+    drawn_FL = (sequence[0, 1:] - shards.SPECIALS).view(-1, L)
+    pictures = tokenizer.decode(drawn_FL.numpy().astype(np.uint16))
     lines = [",".join(COLUMNS)]
     for what, ids in (("drawn", sequence), ("clip", truth)):
+        about = f"{trained.run_id},{config.name},{clip.stem},{what}"
         loss_FL = losses(model, ids, tokens_per_frame=L).numpy()
-        lines += [
-            f"{trained.run_id},{config.name},{clip.stem},{what},{f},{p},{loss_FL[f, p]:.6f}"
-            for f in range(len(loss_FL))
-            for p in range(L)
-        ]
-    above = np.zeros_like(pictures)
-    above[: len(own)] = own
+        lines += [f"{about},{f},{p},{loss:.6f}" for (f, p), loss in np.ndenumerate(loss_FL)]
+    above = np.concatenate((own, np.zeros_like(pictures[len(own) :])))
+    both = np.concatenate((_enlarged(above), _enlarged(pictures)), axis=1)
+    fps = max(1, round(25 / index["settings"]["stride"]))
     with files.explained(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-        both = np.concatenate((_enlarged(above), _enlarged(pictures)), axis=1)
-        write_video(
-            outputs.GENERATE, out, both, fps=max(1, round(25 / index["settings"]["stride"]))
-        )
-        at = np.linspace(0, len(pictures) - 1, min(STRIP_FRAMES, len(pictures))).round().astype(int)
-        sheet = np.concatenate([np.concatenate((above[t], pictures[t])) for t in at], axis=1)
-        outputs.write(outputs.GENERATE, strip, _png(sheet))
+        write_video(outputs.GENERATE, out, both, fps=fps)
+        outputs.write(outputs.GENERATE, strip, _strip(above, pictures))
         outputs.write(outputs.GENERATE, table, "\n".join(lines) + "\n")
     return out, strip, table
 
@@ -121,7 +113,7 @@ def _read(clip: Path, given: int, frames: int, index: dict[str, Any]) -> np.ndar
     wanted = given + frames
     while True:
         try:
-            clips = media.read_video(clip, frames=wanted, rng=None, **settings)
+            clips = read_video(clip, frames=wanted, rng=None, **settings)
             pixels: np.ndarray = clips.pixels[0]
             return pixels
         except media.MediaError as error:
@@ -180,7 +172,10 @@ def write_video(maker: str, path: Path, frames: np.ndarray, *, fps: int) -> None
                 container.mux(stream.encode())
 
 
-def _png(rgb: np.ndarray) -> bytes:
+def _strip(above: np.ndarray, pictures: np.ndarray) -> bytes:
+    """A PNG of evenly spaced frames, side by side, the clip's above the others."""
+    at = np.linspace(0, len(pictures) - 1, min(STRIP_FRAMES, len(pictures))).round().astype(int)
+    sheet = np.concatenate([np.concatenate((above[t], pictures[t])) for t in at], axis=1)
     buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "PNG")
+    Image.fromarray(sheet).save(buffer, "PNG")
     return buffer.getvalue()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling import checkpoint
-from scaling.config.schema import RunConfig
+from scaling.config.run import RunConfig
 from scaling.data.shards import read_index
 from scaling.errors import UserError, did_you_mean
 from scaling.models.decoder import Decoder

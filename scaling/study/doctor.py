@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling.config.schema import SCHEMA, RunConfig
+from scaling.config.run import SCHEMA, RunConfig
 from scaling.errors import UserError
 from scaling.storage.files import HALF, RunBusy, RunLock, held
 from scaling.study_folder import RunFolder, Study

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import yaml
 
 from scaling import results
-from scaling.config.schema import LrConfig, RunConfig, StudyConfig, variants
+from scaling.config.run import RunConfig
+from scaling.config.schema import LrConfig, StudyConfig, variants
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.errors import UserError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scaling.analysis.questions.frontier import StudyLaw
-    from scaling.study.sweep import SweepResult
+    from scaling.study.sweep_result import SweepResult
 
 Say = Callable[[str], None]
 

@@ -13,94 +13,26 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from scaling.analysis.questions.best_rate import (
-    NEIGHBOURHOOD,
-    Optimum,
-    Trial,
-    drift,
-    optimum,
-    vertex_between,
-)
+from scaling.analysis.questions.best_rate import Trial
 from scaling.errors import UserError
 from scaling.jobs.job import Job
 from scaling.jobs.launch import Finished
-from scaling.results import TOKEN_UNIT
+from scaling.study.sweep_result import SweepResult, read_trials
 from scaling.study_folder import RunFolder
 
 if TYPE_CHECKING:
     import optuna
 
 EXTENSIONS = 2  # octaves by which the grid may grow on each side when the best rate is on its edge
-ROUNDING = 4  # rates are used to a quarter of an octave: finer than any sweep can tell apart, and
-# the same on machines whose last digits differ
 
 
 class Mapper(Protocol):
     """What the sweep needs of a Launcher."""
 
     def map(self, jobs: Iterator[Job[Any]]) -> Iterator[Finished[Any]]: ...
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What the sweep found.
-
-    `best_lr` is the vertex of one parabola in log2(lr) through all widths (equal curvature and
-    optimum, a level for each width), to a quarter of an octave. It is fitted around the rate with
-    the lowest excess loss, averaged over the widths (excess: above the width's own best; of equals
-    the smaller), and stays within half an octave of it, below it where the next rate up diverged.
-    Without a bowl, or on the edge of the grid, that rate itself. With TPE or GP, which share no
-    rates between widths, the parabola lies around the mean of the widths' optima.
-    """
-
-    best_lr: float
-    log2_lr: float
-    low: float | None  # 95% interval of the vertex, log2; None where no parabola was used
-    high: float | None
-    trials: tuple[Trial, ...]  # by width, then rate
-    optima: tuple[Optimum, ...]  # by width
-    drift_octaves: float  # from the narrowest to the widest (`best_rate.drift`); nan: no bowl
-    drift_half: float | None  # half its 95% interval
-    on_edge: bool  # the best rate is the first or last one tried
-    warnings: tuple[str, ...]
-    axis: str = "width"  # or "depth": what the trials' and optima's `width` is
-
-    def lowest(self, width: int) -> Trial:
-        """The trial of a width with the lowest loss."""
-        return min((t for t in self.trials if t.width == width), key=lambda t: (t.loss, t.log2_lr))
-
-    def summary(self, unit: str = TOKEN_UNIT) -> str:
-        """A line for the whole, one for each width, one for each warning; losses in `unit`."""
-        optimum = _interval(self.low, self.high, "95% ", ", ")
-        error = "" if self.drift_half is None else f" ± {self.drift_half:.2f}"
-        moved = f"drift {self.drift_octaves:+.2f}{error} octaves"
-        if math.isnan(self.drift_octaves):
-            moved = "drift not determined"
-        lines = [f"learning rate 2^{self.log2_lr:g} ({optimum}{moved})"]
-        for best in self.optima:
-            interval = _interval(best.low, best.high, " ")
-            mine = [t for t in self.trials if t.width == best.width]
-            diverged = sum(not math.isfinite(t.loss) for t in mine)
-            lines.append(
-                f"  {self.axis} {best.width}: best near 2^{best.log2_lr:.2f}{interval}, lowest "
-                f"{best.loss:.4f} {unit} of {len(mine)} rates"
-                + (f", {diverged} diverged" if diverged else "")
-            )
-        return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
-
-
-def _interval(low: float | None, high: float | None, before: str, after: str = "") -> str:
-    if low is None or high is None:
-        return ""
-    if high - low > 2 * NEIGHBOURHOOD:  # wider than what it was fitted to
-        return f"{before}(the losses do not determine it){after}"
-    return f"{before}[{low:.2f}, {high:.2f}]{after}"
 
 
 def decayed_loss(job: Job[Any]) -> float | None:
@@ -233,58 +165,17 @@ class Board:
         self._run(launcher, space, wanted=count)
 
     def _run(self, launcher: Mapper, space: dict[str, Any], wanted: int | None) -> None:
-        """Run open trials and those whose directory is gone, then waiting ones, then (with
-        `wanted`) new ones up to that count."""
-        from optuna.trial import TrialState
-
-        open_trials: dict[Path, tuple[int, float, int]] = {}
-
-        def job(width: int, log2_lr: float, number: int) -> Job[Any]:
-            made = self.make_job(width, 2.0**log2_lr)
-            open_trials[made.run_dir] = (width, log2_lr, number)
-            return made
+        """Bring to a result what `_open` gives. Raises UserError, at the end, for what failed."""
+        opened: dict[Path, tuple[int, float, int]] = {}
 
         def jobs() -> Iterator[Job[Any]]:
-            for width, study in self.studies.items():
-                known = (TrialState.RUNNING, TrialState.COMPLETE)
-                for trial in study.get_trials(deepcopy=False, states=known):
-                    log2_lr = trial.params["log2_lr"]
-                    there = self.make_job(width, 2.0**log2_lr).run_dir.exists()
-                    if trial.state == TrialState.RUNNING or not there:
-                        yield job(width, log2_lr, trial.number)
-            for width, study in self.studies.items():
-
-                def more(study: optuna.Study = study) -> bool:
-                    if wanted is None:
-                        states = (TrialState.WAITING,)
-                        return bool(study.get_trials(deepcopy=False, states=states))
-                    there = (TrialState.COMPLETE, TrialState.RUNNING)
-                    return len(study.get_trials(deepcopy=False, states=there)) < wanted
-
-                while more():
-                    asked = study.ask(fixed_distributions=space)
-                    yield job(width, asked.params["log2_lr"], asked.number)
+            for width, log2_lr, number in self._open(space, wanted):
+                job = self.make_job(width, 2.0**log2_lr)
+                opened[job.run_dir] = (width, log2_lr, number)
+                yield job
 
         for finished in launcher.map(jobs()):
-            width, log2_lr, number = open_trials.pop(finished.job.run_dir)
-            study = self.studies[width]
-            trial = study.get_trials(deepcopy=False)[number]
-            trial_id, storage = trial._trial_id, study._storage
-            again = trial.state == TrialState.COMPLETE  # its loss stands in the journal
-            if finished.error is not None:
-                self.failed[width, log2_lr] = finished.error
-                if again:
-                    continue
-                storage.set_trial_user_attr(trial_id, "error", finished.error)
-                study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-                continue
-            self.failed.pop((width, log2_lr), None)
-            if again:
-                continue
-            loss = self.read_loss(finished.job)
-            storage.set_trial_user_attr(trial_id, "run_id", finished.job.run_dir.name)
-            storage.set_trial_user_attr(trial_id, "diverged", loss is None)
-            study.tell(number, math.inf if loss is None else loss, skip_if_finished=True)
+            self._settle(finished, *opened.pop(finished.job.run_dir))
         if self.failed:
             errors = [
                 f"  {self.axis} {w}, lr 2^{p:g}: {e}" for (w, p), e in sorted(self.failed.items())
@@ -294,6 +185,52 @@ class Board:
                 f"cause and run the same command again, which trains only what is missing:\n"
                 + "\n".join(errors)
             )
+
+    def _open(self, space: dict[str, Any], wanted: int | None) -> Iterator[tuple[int, float, int]]:
+        """(width, log2 of the rate, number) of open trials and those whose directory is gone, then
+        of waiting ones, then (with `wanted`) of new ones up to that count."""
+        from optuna.trial import TrialState
+
+        for width, study in self.studies.items():
+            known = (TrialState.RUNNING, TrialState.COMPLETE)
+            for trial in study.get_trials(deepcopy=False, states=known):
+                log2_lr = trial.params["log2_lr"]
+                there = self.make_job(width, 2.0**log2_lr).run_dir.exists()
+                if trial.state == TrialState.RUNNING or not there:
+                    yield width, log2_lr, trial.number
+
+        def more(study: optuna.Study) -> bool:
+            if wanted is None:
+                return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+            there = (TrialState.COMPLETE, TrialState.RUNNING)
+            return len(study.get_trials(deepcopy=False, states=there)) < wanted
+
+        for width, study in self.studies.items():
+            while more(study):
+                asked = study.ask(fixed_distributions=space)
+                yield width, asked.params["log2_lr"], asked.number
+
+    def _settle(self, finished: Finished[Any], width: int, log2_lr: float, number: int) -> None:
+        """Write a job's loss, or why it has none, into its trial."""
+        from optuna.trial import TrialState
+
+        study = self.studies[width]
+        trial = study.get_trials(deepcopy=False)[number]
+        trial_id, storage = trial._trial_id, study._storage
+        again = trial.state == TrialState.COMPLETE  # its loss stands in the journal
+        if finished.error is not None:
+            self.failed[width, log2_lr] = finished.error
+            if not again:
+                storage.set_trial_user_attr(trial_id, "error", finished.error)
+                study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+            return
+        self.failed.pop((width, log2_lr), None)
+        if again:
+            return
+        loss = self.read_loss(finished.job)
+        storage.set_trial_user_attr(trial_id, "run_id", finished.job.run_dir.name)
+        storage.set_trial_user_attr(trial_id, "diverged", loss is None)
+        study.tell(number, math.inf if loss is None else loss, skip_if_finished=True)
 
     def _close_empty(self, study: optuna.Study) -> None:
         """A crash between opening a trial and giving it its rate leaves one that names no job."""
@@ -349,76 +286,3 @@ def repair(journal: Path) -> bool:
             return True
         whole += len(line)
     return False
-
-
-# ---------------------------------------------------------------- reading the trials
-
-
-def read_trials(
-    trials: Sequence[Trial], low: int, high: int, sampler: str = "grid", axis: str = "width"
-) -> SweepResult:
-    """What trials between 2^low and 2^high say.
-
-    Raises UserError when no rate has a finite loss at every width.
-    """
-    widths = sorted({t.width for t in trials})
-    by_width = {w: [t for t in trials if t.width == w] for w in widths}
-    optima = tuple(optimum(by_width[w], axis) for w in widths)
-    warnings = []
-    if sampler == "grid":
-        anchor = _lowest_mean_excess(by_width)
-        on_edge = low < high and anchor in (low, high)
-    else:
-        anchor = float(np.mean([o.log2_lr for o in optima]))
-        on_edge = min(anchor - low, high - anchor) < 0.25
-    vertex, half = (None, None) if on_edge else vertex_between(trials, anchor)
-    log2_lr = anchor
-    if vertex is not None:
-        next_up = [t.loss for t in trials if 0 < t.log2_lr - anchor <= 1]
-        highest = anchor + 0.5 if all(map(math.isfinite, next_up)) else anchor
-        rounded = round(ROUNDING * vertex) / ROUNDING
-        log2_lr = min(max(rounded, anchor - 0.5), highest)
-    if on_edge:
-        side = "log2_min" if log2_lr - low < high - log2_lr else "log2_max"
-        warnings.append(
-            f"the best learning rate, 2^{log2_lr:g}, lies on the edge of what was tried "
-            f"(2^{low:g}..2^{high:g}); move lr.{side} to be sure of it"
-        )
-    moves, moves_half = drift(trials) if len(widths) > 1 else (0.0, None)
-    if abs(moves) > 1:
-        warnings.append(
-            f"the best rate moves by {moves:+.1f} octaves from {axis} {optima[0].width} to "
-            f"{optima[-1].width}: it does not transfer well at this setting"
-        )
-    return SweepResult(
-        best_lr=2.0**log2_lr,
-        log2_lr=log2_lr,
-        low=None if vertex is None or half is None else vertex - half,
-        high=None if vertex is None or half is None else vertex + half,
-        trials=tuple(trials),
-        optima=optima,
-        drift_octaves=moves,
-        drift_half=moves_half,
-        on_edge=on_edge,
-        warnings=tuple(warnings),
-        axis=axis,
-    )
-
-
-def _lowest_mean_excess(by_width: dict[int, list[Trial]]) -> float:
-    """The rate, tried at every width, with the lowest mean loss above each width's lowest."""
-    excess: dict[float, list[float]] = {}
-    for trials in by_width.values():
-        lowest = min(t.loss for t in trials)
-        for t in trials:
-            excess.setdefault(t.log2_lr, []).append(t.loss - lowest)
-    means = {
-        p: sum(found) / len(found)
-        for p, found in excess.items()
-        if len(found) == len(by_width) and all(map(math.isfinite, found))
-    }
-    if not means:
-        raise UserError(
-            "learning-rate sweep: no rate gave a finite loss at every width; lower lr.log2_min"
-        )
-    return min(means, key=lambda p: (means[p], p))

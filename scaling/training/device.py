@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from scaling.config.schema import RunConfig
+from scaling.config.run import RunConfig
 
 # On a CPU, compiled blocks save 2-15% of a step and take about a minute to make: from here on, half
 # an hour of one core, a run gains by it.

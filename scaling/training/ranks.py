@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from scaling import checkpoint
 from scaling.checkpoint import Interrupted, StopFlag
-from scaling.config.schema import RunConfig
+from scaling.config.run import RunConfig
 from scaling.errors import UserError
 from scaling.storage import files
 from scaling.storage.files import RunBusy

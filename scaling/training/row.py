@@ -7,7 +7,7 @@ import math
 import subprocess
 from pathlib import Path
 
-from scaling.config.schema import RunConfig
+from scaling.config.run import RunConfig
 from scaling.data.shards import TokenData
 from scaling.models.macs import forward_macs, parameter_counts
 from scaling.results import Row

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from scaling import checkpoint
+from scaling.config.run import RunConfig
 from scaling.config.schedule import position, segments
-from scaling.config.schema import RunConfig
 from scaling.data import feed
 from scaling.data.shards import TokenData
 from scaling.errors import UserError

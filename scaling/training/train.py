@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from scaling.checkpoint import STOP, Interrupted, StopFlag
+from scaling.config.run import RunConfig
 from scaling.config.schedule import WINDOW_STEPS, evaluation_steps, rate
-from scaling.config.schema import RunConfig
 from scaling.data import feed
 from scaling.results import Row
 from scaling.storage import scratch

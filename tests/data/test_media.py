@@ -10,16 +10,16 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from scaling.data import media
+from scaling.data import media, video
 from scaling.data.media import (
     MediaError,
     VideoClips,
     fingerprint,
     list_files,
     read_image,
-    read_video,
     resize_short,
 )
+from scaling.data.video import read_video
 from tests.data.clips import indices, level, rotate_mp4, write_video
 
 
@@ -143,7 +143,7 @@ def test_the_largest_video_stream_is_read(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mkv", 6, size=(32, 32), sizes=[(96, 64), (48, 48)])
     with av.open(str(path)) as container:
         assert len(container.streams.video) == 3
-    assert media._open(path)[1].width == 96
+    assert video._open(path)[1].width == 96
 
 
 def test_a_cover_picture_is_not_the_video(tmp_path: Path) -> None:

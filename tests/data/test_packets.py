@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from scaling.data import leaves, media, packets
+from scaling.data import leaves, media, packets, video
 from scaling.data.packets import Kind, to_decode
 from tests.data.clips import write_video
 
@@ -38,18 +38,18 @@ def test_selected_frames_are_identical(
     path = write_video(tmp_path / name, moving(60), codec=codec, options=options)
     with av.open(str(path)) as container:
         every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    video = media._scan(path)
-    assert len(every) == len(video.times) == 60
+    scan = video._scan(path)
+    assert len(every) == len(scan.times) == 60
     rng = np.random.default_rng(0)
     fractions = []
     for wanted in [np.arange(0, 60, 4), np.arange(3, 60, 7), *rng.integers(0, 60, (6, 3))]:
-        chosen = np.ones(len(video.shows), bool)
-        if not video.counted:
-            chosen = to_decode(video.kinds, np.isin(video.shows, wanted))
+        chosen = np.ones(len(scan.shows), bool)
+        if not scan.counted:
+            chosen = to_decode(scan.kinds, np.isin(scan.shows, wanted))
         fractions.append(chosen.mean())
         found = {
             index: frame.to_ndarray(format="rgb24")
-            for index, frame in media._decode(video, chosen, [])
+            for index, frame in video._decode(scan, chosen, [])
         }
         for index in wanted:
             np.testing.assert_array_equal(found[index], every[index])
@@ -92,9 +92,9 @@ def test_large_files_are_read_twice_with_the_same_result(
 ) -> None:
     path = write_video(tmp_path / "a.mp4", moving(30), codec="libx264")
     arguments = {"frames": 3, "size": 32, "stride": 2, "clips": 4}
-    held = media.read_video(path, rng=np.random.default_rng(0), **arguments)
-    monkeypatch.setattr(media, "_HELD", 0)
-    again = media.read_video(path, rng=np.random.default_rng(0), **arguments)
+    held = video.read_video(path, rng=np.random.default_rng(0), **arguments)
+    monkeypatch.setattr(video, "_HELD", 0)
+    again = video.read_video(path, rng=np.random.default_rng(0), **arguments)
     np.testing.assert_array_equal(held.pixels, again.pixels)
 
 
@@ -103,9 +103,9 @@ def test_fps_is_a_clock(tmp_path: Path) -> None:
     from tests.data.clips import indices
 
     path = write_video(tmp_path / "a.mp4", 40, codec="libx264")
-    clip = media.read_video(path, frames=4, size=16, stride=1, clips=1, rng=None, fps=5)
+    clip = video.read_video(path, frames=4, size=16, stride=1, clips=1, rng=None, fps=5)
     assert np.diff(indices(clip.pixels)).tolist() == [[5, 5, 5]]
-    slow = media.read_video(path, frames=2, size=16, stride=2, clips=1, rng=None, fps=4)
+    slow = video.read_video(path, frames=2, size=16, stride=2, clips=1, rng=None, fps=4)
     assert np.diff(indices(slow.pixels)).tolist() in ([[12]], [[13]])
     with pytest.raises(media.MediaError, match=r"too few for 4 frames at stride 1 of 1/1 s"):
-        media.read_video(path, frames=4, size=16, stride=1, clips=1, rng=None, fps=1)
+        video.read_video(path, frames=4, size=16, stride=1, clips=1, rng=None, fps=1)

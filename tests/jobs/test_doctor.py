@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.config.schema import RunConfig
+from scaling.config.run import RunConfig
 from scaling.errors import UserError
 from scaling.jobs import squeue
 from scaling.models.family import FAMILY

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.config.schema import SCHEMA, RunConfig
+from scaling.config.run import SCHEMA, RunConfig
 from scaling.errors import UserError
 from scaling.jobs.squeue import Entry
 from scaling.models.family import FAMILY

@@ -16,7 +16,8 @@ from scaling.config.schema import LaunchConfig
 from scaling.errors import UserError
 from scaling.jobs.job import Job
 from scaling.jobs.launch import Launcher
-from scaling.study.sweep import SweepResult, read_trials, repair, sweep_lr
+from scaling.study.sweep import repair, sweep_lr
+from scaling.study.sweep_result import SweepResult, read_trials
 
 
 @dataclass(frozen=True)

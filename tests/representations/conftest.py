@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from scaling.config.schema import DataConfig, RunConfig, SourceConfig, TokenizerConfig
+from scaling.config.run import RunConfig
+from scaling.config.schema import DataConfig, SourceConfig, TokenizerConfig
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.models.family import size

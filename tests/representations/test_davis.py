@@ -16,7 +16,7 @@ from scaling.commands.probes import represent
 from scaling.config.schema import Tuning
 from scaling.errors import UserError
 from scaling.models.propagation import DINO, Protocol, propagate
-from scaling.representations import davis, permanence
+from scaling.representations import davis, permanence, tiles
 from scaling.representations.davis_measures import (
     boundary,
     contour_f,
@@ -187,7 +187,7 @@ def test_a_study_tracks(study: Path, layout: Path, tmp_path: Path) -> None:
 def test_channels_are_standardised_over_the_first_frame() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 4, 5, 6) * torch.arange(1, 7) + 10
-    got = davis.standardised(x.half())
+    got = tiles.standardised(x.half())
     torch.testing.assert_close(got[0].mean((0, 1)), torch.zeros(6), atol=1e-3, rtol=0)
     torch.testing.assert_close(got[0].std((0, 1), correction=0), torch.ones(6), atol=1e-3, rtol=0)
     change = (x[2] - x[1]) / x[0].std((0, 1), correction=0)
@@ -200,12 +200,12 @@ def test_tiles_are_the_models_own_states(study: Path) -> None:
     tokenizer, index = open_tokenizer(data_dir_of(Study(study), trained.run))
     frame = np.random.default_rng(1).integers(0, 255, (8, 8, 3)).astype(np.uint8)
     model = trained.model("trained")
-    got = davis.tiled_features(model, tokenizer, frame, size=8, patch=4, at_once=2)
+    got = tiles.tiled_features(model, tokenizer, frame, size=8, patch=4, at_once=2)
     ids = torch.from_numpy(tokenizer.encode(frame[None]).astype(np.int64) + 4)
     with torch.no_grad():
         _, hidden = model(torch.nn.functional.pad(ids, (1, 0), value=1), hidden=True)
     torch.testing.assert_close(got[2], hidden["layer_2"][0, 1:].view(2, 2, -1))
-    wide = davis.tiled_features(
+    wide = tiles.tiled_features(
         model, tokenizer, np.tile(frame, (2, 3, 1)), size=8, patch=4, at_once=2
     )
     assert wide.shape == (3, 4, 6, 16) and index["size"] == 8

@@ -19,16 +19,9 @@ from scaling.models.decoder import Decoder
 from scaling.models.family import size
 from scaling.models.parametrization import build
 from scaling.models.probes import Heads
-from scaling.representations import finetune as module
-from scaling.representations.finetune import (
-    batch_of,
-    decayed_groups,
-    finetune,
-    objective,
-    rate_at,
-    read_hidden,
-    retuned,
-)
+from scaling.representations import tune
+from scaling.representations.finetune import finetune, read_hidden
+from scaling.representations.tune import batch_of, decayed_groups, objective, rate_at, retuned
 from scaling.representations.weights import trained_runs
 from scaling.study_folder import Study
 from tests.representations.conftest import write_clip
@@ -184,7 +177,7 @@ def test_a_grid_is_read_of_the_last_frame() -> None:
     other[:, 1:5] = 4 + (ids[:, 1:5] - 3) % 16
     with torch.no_grad():
         heads.weight.normal_()
-        before, after = (module._read(model, heads, x, False)[0] for x in (ids, other))
+        before, after = (tune._read(model, heads, x, False)[0] for x in (ids, other))
     torch.testing.assert_close(after[0], before[0])  # the embedding of the last frame is the same
     assert float((after[2] - before[2]).abs().max()) > 1e-3
 
@@ -262,7 +255,7 @@ def test_interrupted_it_ends_the_same(
     expected = finetune(Study(whole), data, tuning=tuning, seeds=1, say=lambda _: None).read_bytes()
     own = Path(shutil.copytree(study, tmp_path / "own"))
     steps: list[int] = []
-    real, one_at_a_time = module.batch_of, Lock()
+    real, one_at_a_time = tune.batch_of, Lock()
 
     def counted(step: int, *rest: int) -> np.ndarray:
         with one_at_a_time:
@@ -271,8 +264,8 @@ def test_interrupted_it_ends_the_same(
                 raise KeyboardInterrupt
         return real(step, *rest)
 
-    monkeypatch.setattr(module, "batch_of", counted)
-    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(tune, "batch_of", counted)
+    monkeypatch.setattr(tune, "SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         finetune(Study(own), data, tuning=tuning, seeds=1, say=lambda _: None)
     assert list(own.glob("finetuned/*.pt"))

@@ -208,7 +208,7 @@ def test_again_nothing_is_done_again(
     done: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "train_heads", None)
-    monkeypatch.setattr(finetune, "_tune", None)
+    monkeypatch.setattr(finetune, "tune", None)
     before = (done / "variants.csv").read_bytes()
     config = load_study(done / "study.yaml")
     read_variants(Study(done), config, pictures, say=lambda _: None)

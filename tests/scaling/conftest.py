@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaling.config.schema import DataConfig, RunConfig, SourceConfig, TokenizerConfig
+from scaling.config.run import RunConfig
+from scaling.config.schema import DataConfig, SourceConfig, TokenizerConfig
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.models.family import size

@@ -51,7 +51,7 @@ def main(scenarios: list[dict[str, Any]], fault: Fault | None) -> None:
     """Each scenario: {"run_dir", "looks": of this rank's stop flag}; says what came of each."""
     import torch
 
-    from scaling.config.schema import RunConfig
+    from scaling.config.run import RunConfig
     from scaling.training import ranks
     from scaling.training.train import train
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.config.schema import RunConfig
+from scaling.config.run import RunConfig
 from scaling.config.study_file import load_study
 from scaling.errors import UserError
 

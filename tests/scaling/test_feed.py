@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from scaling.checkpoint import Interrupted, StopFlag
-from scaling.config.schema import DataConfig, RunConfig, SourceConfig, StudyConfig, TokenizerConfig
+from scaling.config.run import RunConfig
+from scaling.config.schema import DataConfig, SourceConfig, StudyConfig, TokenizerConfig
 from scaling.config.study_file import load_study
 from scaling.data import feed
 from scaling.data.encode import prepare

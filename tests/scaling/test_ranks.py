@@ -17,7 +17,8 @@ from torch import Tensor
 
 import scaling.models.memory
 from scaling import checkpoint
-from scaling.config.schema import RunConfig, TrainConfig
+from scaling.config.run import RunConfig
+from scaling.config.schema import TrainConfig
 from scaling.errors import UserError
 from scaling.models.parametrization import build, optimizer
 from scaling.results import Row

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from scaling.checkpoint import Interrupted, StopFlag, previous
+from scaling.config.run import RunConfig
 from scaling.config.schedule import position, rate, segments
-from scaling.config.schema import RunConfig
 from scaling.errors import UserError
 from scaling.results import COLUMNS, NOT_REPEATABLE, POSITIONS, Row, frame
 from scaling.storage.files import RunBusy, RunLock

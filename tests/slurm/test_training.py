@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scaling.config.schema import DataConfig, LaunchConfig, RunConfig, SourceConfig, TokenizerConfig
+from scaling.config.run import RunConfig
+from scaling.config.schema import DataConfig, LaunchConfig, SourceConfig, TokenizerConfig
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.jobs import squeue
