@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from scaling.analysis.laws.references import PORIAN_STEPS as PORIAN_STEPS
     from scaling.analysis.laws.references import SURFACES as SURFACES
     from scaling.analysis.laws.references import reference as published
+    from scaling.data.tokens import Tokens as Tokens
+    from scaling.data.tokens import tokens as tokens
     from scaling.errors import UserError as UserError
+    from scaling.representations.learned import Learned as Learned
+    from scaling.representations.learned import learned as learned
     from scaling.runs import Runs as Runs
     from scaling.runs import fit as fit
     from scaling.runs import open as open
@@ -33,32 +37,40 @@ _FRONT = {  # name -> module, and its name there
     "Findings": ("scaling.analysis.findings", "Findings"),
     "PORIAN_STEPS": ("scaling.analysis.laws.references", "PORIAN_STEPS"),
     "SURFACES": ("scaling.analysis.laws.references", "SURFACES"),
+    "Learned": ("scaling.representations.learned", "Learned"),
     "NotIdentified": ("scaling.analysis.laws.fit", "NotIdentified"),
     "Runs": ("scaling.runs", "Runs"),
+    "Tokens": ("scaling.data.tokens", "Tokens"),
     "UserError": ("scaling.errors", "UserError"),
     "compare": ("scaling.analysis.laws.compare", "exponents"),
     "fit": ("scaling.runs", "fit"),
     "fit_parametric": ("scaling.analysis.laws.parametric", "fit_parametric"),
     "fit_points": ("scaling.analysis.laws.fit", "fit"),
+    "learned": ("scaling.representations.learned", "learned"),
     "open": ("scaling.runs", "open"),
     "published": ("scaling.analysis.laws.references", "reference"),
     "read": ("scaling.runs", "read"),
+    "tokens": ("scaling.data.tokens", "tokens"),
 }
 __all__ = [
     "PORIAN_STEPS",
     "SURFACES",
     "Findings",
+    "Learned",
     "NotIdentified",
     "Runs",
+    "Tokens",
     "UserError",
     "__version__",
     "compare",
     "fit",
     "fit_parametric",
     "fit_points",
+    "learned",
     "open",
     "published",
     "read",
+    "tokens",
 ]  # fmt: skip
 
 

@@ -72,3 +72,17 @@ def test_what_does_not_go_together_is_refused(table: Path, tmp_path: Path) -> No
     frame = pd.DataFrame({"flops": [1e18, 1e19], "loss": [3.0, 2.8]})
     with pytest.raises(scaling.NotIdentified):
         scaling.fit(frame)
+
+
+def test_what_a_study_has_not_is_told(tmp_path: Path) -> None:
+    """Of tokens and of what its models learned."""
+    with pytest.raises(scaling.UserError, match="no such study"):
+        scaling.learned(tmp_path / "none")
+    with pytest.raises(scaling.UserError, match="has no tokens; `scaling encode` makes"):
+        scaling.tokens(tmp_path)
+    learned = scaling.learned(tmp_path)
+    assert learned.probes is None and learned.tracking() == {}
+    with pytest.raises(scaling.UserError, match=r"has no probes\.csv; `scaling probe"):
+        learned.best_layers()
+    with pytest.raises(scaling.UserError, match=r"has no loss_by_position\.json"):
+        learned.positions()

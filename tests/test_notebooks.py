@@ -59,9 +59,9 @@ def test_small_and_clean(path: Path) -> None:
         assert not any(isinstance(node, functions) for node in nodes), "logic lives in modules"
 
 
-@pytest.mark.parametrize("name", [*ON_A_STUDY, "05_published_results"])
-def test_one_import_of_ours(name: str) -> None:
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_one_import_of_ours(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
     lines = [line for c in notebook.cells if c.cell_type == "code" for line in c.source.split("\n")]
     ours = [line for line in lines if re.match(r"\s*(from|import) scaling", line)]
     assert ours == ["import scaling"]

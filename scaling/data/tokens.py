@@ -1,17 +1,28 @@
-"""Reading a token directory: what is in it, and how its tokens are distributed."""
+"""Reading token directories: what is in them, and how their tokens are distributed.
+
+tokens = scaling.tokens("studies/quickstart")
+tokens.sources(); tokens.ngrams(1, 2, 3); tokens.reconstructions("codebook-8px-1024")
+"""
+
+from __future__ import annotations
 
 import csv
 import json
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scaling.data.shards import SPECIALS, SPLITS, Rows, read_index
 from scaling.errors import UserError
-from scaling.study_folder import TokenFolder
+from scaling.study_folder import Study, TokenFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -133,3 +144,67 @@ def tokenizations(data_dir: Path) -> dict[str, Path]:
         index = json.loads(path.read_text(encoding="utf-8"))
         found.setdefault(index["tokenizer"]["label"], path.parent)
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The tokens of a study, by tokenizer: one token directory each."""
+
+    folders: dict[str, Path]  # by the tokenizer's label
+    _counted: dict[int, dict[str, NGrams]] = field(default_factory=dict, repr=False)
+
+    def sources(self) -> pd.DataFrame:
+        """Files, hours, sequences, tokens of each source and split, as `tokens_summary`."""
+        import pandas as pd
+
+        rows = {label: tokens_summary(folder)["rows"] for label, folder in self.folders.items()}
+        return pd.concat({label: pd.DataFrame(found) for label, found in rows.items()})
+
+    def psnr(self) -> pd.DataFrame:
+        """Peak signal-to-noise ratio (dB) of all validation frames, by source and tokenizer."""
+        import pandas as pd
+
+        found = {label: tokens_summary(folder)["psnr"] for label, folder in self.folders.items()}
+        return pd.DataFrame(found)
+
+    def _count(self, n: int) -> dict[str, NGrams]:
+        if n not in self._counted:
+            self._counted[n] = {label: ngrams(one, n) for label, one in self.folders.items()}
+        return self._counted[n]
+
+    def ngrams(self, *lengths: int) -> pd.DataFrame:
+        """How many n-grams of each length occur, their coverage and entropy, by tokenizer.
+
+        Of at most 10,000 training frames, as `ngrams`.
+        """
+        import pandas as pd
+
+        rows = [
+            {"tokenizer": label, "n": n, "occur": len(found.counts), "possible": found.possible,
+             "coverage (%)": 100 * found.coverage, "entropy (nats)": found.entropy_nats}
+            for n in lengths for label, found in self._count(n).items()
+        ]  # fmt: skip
+        return pd.DataFrame(rows).set_index(["n", "tokenizer"])
+
+    def ngram_figure(self, n: int) -> go.Figure:
+        """Share of each n-gram against its rank, a line a tokenizer (Figures 3, 12 and 13)."""
+        from scaling.analysis.figures.model import ngram_figure, ngram_points
+
+        counts = {label: (found.counts, found.possible) for label, found in self._count(n).items()}
+        return ngram_figure(ngram_points(counts))
+
+    def reconstructions(self, label: str) -> tuple[Image.Image, float]:
+        """A validation clip above the same through a tokenizer and back, and its PSNR (dB)."""
+        from scaling.analysis.figures.pictures import contact_sheet, psnr_decibel
+
+        with np.load(TokenFolder(self.folders[label]).samples) as samples:
+            before, after = samples["original"][0], samples["reconstruction"][0]
+        return contact_sheet([before, after]), psnr_decibel(before, after)
+
+
+def tokens(study: str | Path) -> Tokens:
+    """The tokens of a study, by its folder. Raises UserError where it has none."""
+    there = Study(Path(study)).tokens()
+    if not there:
+        raise UserError(f"{study}: has no tokens; `scaling encode` makes those of a study's YAML")
+    return Tokens(tokenizations(there[0].path))

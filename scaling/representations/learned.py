@@ -1,0 +1,142 @@
+"""What a study's models learned, from the tables in its folder: probes, tracking, positions.
+
+learned = scaling.learned("studies/representations")
+learned.best_layers(); learned.layer_figures(); learned.tracking()
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from scaling.analysis.figures import model as figures_model
+from scaling.analysis.figures import probes as figures
+from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.questions import quality
+from scaling.analysis.questions.frontier import StudyLaw
+from scaling.errors import UserError
+from scaling.results import read_csv
+from scaling.storage import files
+from scaling.study_folder import Study
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Tracking on DAVIS by one protocol and grid. rows: one an object, layer and sequence."""
+
+    rows: pd.DataFrame
+
+    def best(self) -> pd.DataFrame:
+        """The best layer of each run and weights, by J&F, as `quality.davis_best`."""
+        return quality.davis_best(self.rows)
+
+    def less_baselines(self) -> pd.DataFrame:
+        """J&F less that of random weights and of pixels, as `quality.davis_difference`."""
+        return quality.davis_difference(self.rows)
+
+    def figure(self) -> go.Figure:
+        """J&F layer by layer."""
+        return figures.layer_figure(quality.davis_points(self.rows), "jf", "J&F")
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What the models of a study learned. Its tables are None where they were not made yet."""
+
+    study: Study
+
+    @cached_property
+    def probes(self) -> pd.DataFrame | None:
+        """The rows of `scaling probe`: one a run, weights, head, layer and seed. Raises UserError:
+        a damaged table, or one of an older version."""
+        return quality.read_quality(self.study.folder, "probes")
+
+    @cached_property
+    def davis(self) -> pd.DataFrame | None:
+        """The rows of `scaling davis`: one a run, weights, layer, sequence and object."""
+        return quality.read_quality(self.study.folder, "davis")
+
+    def _probed(self) -> pd.DataFrame:
+        if self.probes is None:
+            raise UserError(
+                f"{self.study}: has no probes.csv; `scaling probe {self.study}` makes it"
+            )
+        return self.probes
+
+    def best_layers(self) -> pd.DataFrame:
+        """Top-1 of the best layer, free of its choice, with its 95% interval over seeds, as
+        `quality.best_layers`. Raises UserError: not probed."""
+        return quality.best_layers(self._probed())
+
+    def less_untrained(self) -> pd.DataFrame:
+        """Top-1 less that of the weights before training, in pairs, as `quality.difference`."""
+        return quality.difference(self._probed())
+
+    def less_average(self) -> pd.DataFrame:
+        """Top-1 of attention and grid heads less that of the average of all tokens (Table 5), as
+        `quality.head_difference`."""
+        return quality.head_difference(self._probed())
+
+    def layer_figures(self) -> dict[tuple[str, str], go.Figure]:
+        """(data, head) -> top-1 layer by layer: each run's last point, and before training."""
+        points = quality.probe_points(self._probed())
+        keys = ["data_key", "head", "run_id", "weights"]
+        last = points[points.macs_total == points.groupby(keys).macs_total.transform("max")]
+        return {
+            (data, head): figures.layer_figure(one, "accuracy", "top-1 accuracy")
+            for (data, head), one in last.groupby(["data", "head"])
+        }
+
+    def laws(self, metric: str = "probe_top1") -> dict[str, StudyLaw | NotIdentified]:
+        """The law of an error against compute, of each data set and head, or why there is none.
+
+        metric, errors: as of `quality.quality_laws`.
+        """
+        rows = read_csv(self.study.rows_csv)
+        return dict(quality.quality_laws(rows, self.study.folder, metric))
+
+    def error_figures(self) -> dict[tuple[str, str], go.Figure]:
+        """(data, head) -> error of the best layer against training MACs."""
+        best = self.best_layers()
+        best = best.assign(error=1 - best.accuracy, low=1 - best.high, high=1 - best.low)
+        return {
+            (data, head): figures.quality_figure(one)
+            for (data, head), one in best[best.weights == "trained"].groupby(["data", "head"])
+        }
+
+    def tracking(self) -> dict[tuple[str, int], Tracking]:
+        """(protocol, tokens on the short side) -> what was tracked so; {} where nothing was."""
+        if self.davis is None:
+            return {}
+        return {
+            (protocol, rows): Tracking(one)
+            for (protocol, rows), one in self.davis.groupby(["protocol", "rows"])
+        }
+
+    def positions(self) -> pd.DataFrame:
+        """Validation loss (nats) of the ladder's best run by position in a sequence, as
+        `position_points`. Raises UserError where the study has none."""
+        try:
+            record = files.read_json(self.study.positions_json, dict)
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.study}: has no {self.study.positions_json.name}; a study writes it when "
+                f"its ladder is trained"
+            ) from None
+        return figures_model.position_points(record["loss"], record["tokens_per_frame"])
+
+    def position_figure(self) -> go.Figure:
+        """`positions` as a figure, with the mean of each frame."""
+        return figures_model.position_figure(self.positions())
+
+
+def learned(folder: str | Path) -> Learned:
+    """What the models of a study learned, by its folder. Raises UserError where there is none."""
+    study = Study(Path(folder))
+    if not study.folder.is_dir():
+        raise UserError(f"{study}: no such study; see the folders in {study.folder.parent}/")
+    return Learned(study)
