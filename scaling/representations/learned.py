@@ -87,7 +87,7 @@ class Learned:
         keys = ["data_key", "head", "run_id", "weights"]
         last = points[points.macs_total == points.groupby(keys).macs_total.transform("max")]
         return {
-            (data, head): figures.layer_figure(one, "accuracy", "top-1 accuracy")
+            (str(data), str(head)): figures.layer_figure(one, "accuracy", "top-1 accuracy")
             for (data, head), one in last.groupby(["data", "head"])
         }
 
@@ -104,7 +104,7 @@ class Learned:
         best = self.best_layers()
         best = best.assign(error=1 - best.accuracy, low=1 - best.high, high=1 - best.low)
         return {
-            (data, head): figures.quality_figure(one)
+            (str(data), str(head)): figures.quality_figure(one)
             for (data, head), one in best[best.weights == "trained"].groupby(["data", "head"])
         }
 
@@ -113,8 +113,8 @@ class Learned:
         if self.davis is None:
             return {}
         return {
-            (protocol, rows): Tracking(one)
-            for (protocol, rows), one in self.davis.groupby(["protocol", "rows"])
+            (str(protocol), int(one["rows"].iloc[0])): Tracking(one)
+            for (protocol, _), one in self.davis.groupby(["protocol", "rows"])
         }
 
     def positions(self) -> pd.DataFrame:
