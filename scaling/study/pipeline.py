@@ -281,7 +281,7 @@ def run_sweep(
     with progress(study, say if todo else lambda _: None):
         found = sweep_lr(
             job,
-            widths=sweep.members,
+            members=sweep.members,
             log2_min=sweep.log2_min,
             log2_max=sweep.log2_max,
             launcher=launcher,
@@ -297,7 +297,7 @@ def run_sweep(
     # In the order of the trials, and also those that an earlier call trained beyond the grid.
     runs.clear()
     for trial in found.trials:
-        job(trial.width, 2.0**trial.log2_lr)
+        job(trial.member, 2.0**trial.log2_lr)
     return found, list(runs.values())
 
 

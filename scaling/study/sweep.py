@@ -1,10 +1,10 @@
-"""The learning-rate sweep: powers of two over several widths. The one home of Optuna.
+"""The learning-rate sweep: powers of two over several widths or depths. The one home of Optuna.
 
-One driver asks and tells; one trial is one job is one run directory. Each width is an Optuna study
-of its own (losses of different widths do not compare) in one journal file, which optuna-dashboard
-can read. The journal says what was asked; the run directories hold the results: a trial that a
-crash left open is asked of its directory again, so nothing is trained twice, and a journal that is
-lost costs nothing but its dates.
+One driver asks and tells; one trial is one job is one run directory. Each member (a width, or a
+depth) is an Optuna study of its own, since losses of different models do not compare, in one
+journal file, which optuna-dashboard can read. The journal says what was asked; the run directories
+hold the results: a trial that a crash left open is asked of its directory again, so nothing is
+trained twice, and a journal that is lost costs nothing but its dates.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def decayed_loss(job: Job[Any]) -> float | None:
 
 def sweep_lr(
     make_job: Callable[[int, float], Job[Any]],
-    widths: Sequence[int],
+    members: Sequence[int],
     log2_min: int,
     log2_max: int,
     launcher: Mapper,
@@ -58,29 +58,30 @@ def sweep_lr(
     seed: int = 0,
     read_loss: Callable[[Job[Any]], float | None] = decayed_loss,
 ) -> SweepResult:
-    """Sweep the learning rate over every width; continues whatever the journal holds.
+    """Sweep the learning rate over every member; continues whatever the journal holds.
 
     Args:
-        make_job: (width, rate) to a job; a pure function. Its run directory names the trial.
-        widths: d of the models.
+        make_job: (member, rate) to a job; a pure function. Its run directory names the trial.
+        members: d of the models, or their layers where `axis` is "depth".
         log2_min, log2_max: ends of the grid of powers of two, both included. The grid grows by one
             octave, at most EXTENSIONS times, on the side on whose edge the best rate lies.
         launcher: runs the jobs.
         journal: Optuna's journal file. The caller sees to it that one driver uses it at a time.
-        sampler: "grid", or "tpe" or "gp" (a Gaussian process): as many trials a width as the grid
-            has, continuous in log2(lr), asked in rounds of one trial a width, so that the order of
+        sampler: "grid", or "tpe" or "gp" (a Gaussian process): as many trials a member as the grid
+            has, continuous in log2(lr), asked in rounds of one trial a member, so that the order of
             completion changes nothing.
-        axis: what `widths` are: "width", or "depth" (layers).
-        each: grow the grid until every width's own best rate lies inside it, not only their mean's.
+        axis: what `members` are: "width", or "depth" (layers).
+        each: grow the grid until every member's own best rate lies inside it, not only their
+            mean's.
         read_loss: a finished job's loss, None where it diverged.
     Raises:
         UserError: a damaged journal; jobs that failed (the others are kept, and the same call
-            tries only those again); no rate without divergence at every width.
+            tries only those again); no rate without divergence at every member.
     """
     ends = f"2^{log2_min}..2^{log2_max}"
     # One run's directory stands for all else that determines the numbers: trials of another
     # configuration are another study.
-    names = {w: f"{axis} {w} {ends} {make_job(w, 2.0**log2_min).run_dir.name}" for w in widths}
+    names = {m: f"{axis} {m} {ends} {make_job(m, 2.0**log2_min).run_dir.name}" for m in members}
     board = Board(make_job, names, journal, seed, read_loss, axis)
     low, high = log2_min, log2_max
     if sampler != "grid":
@@ -92,7 +93,7 @@ def sweep_lr(
         result = read_trials(board.trials(low, high), low, high, sampler, axis)
         best = {result.log2_lr} if result.on_edge else set()
         if each and low < high:
-            best |= {result.lowest(width).log2_lr for width in widths}
+            best |= {result.lowest(member).log2_lr for member in members}
         if low in best and low > log2_min - EXTENSIONS:
             low -= 1
         elif high in best and high < log2_max + EXTENSIONS:
@@ -102,7 +103,7 @@ def sweep_lr(
 
 
 class Board:
-    """The trials of every width, on disk."""
+    """The trials of every member, on disk."""
 
     def __init__(
         self,
@@ -126,15 +127,15 @@ class Board:
         storage = optuna.storages.JournalStorage(backend)
         there = {study.study_name for study in storage.get_all_studies()}
         self.studies = {
-            width: (optuna.load_study if names[width] in there else optuna.create_study)(
-                storage=storage, study_name=names[width], pruner=optuna.pruners.NopPruner()
+            member: (optuna.load_study if names[member] in there else optuna.create_study)(
+                storage=storage, study_name=names[member], pruner=optuna.pruners.NopPruner()
             )
-            for width in sorted(names)
+            for member in sorted(names)
         }
         self.failed: dict[tuple[int, float], str] = {}
 
     def grid(self, log2_lrs: Sequence[int], launcher: Mapper) -> None:
-        """Bring every (width, rate) to a result."""
+        """Bring every (member, rate) to a result."""
         from optuna.distributions import IntDistribution
         from optuna.trial import TrialState
 
@@ -151,7 +152,7 @@ class Board:
     def ask_up_to(
         self, count: int, low: float, high: float, launcher: Mapper, sampler: str
     ) -> None:
-        """Bring every width to `count` trials with a result, proposed by TPE or GP."""
+        """Bring every member to `count` trials with a result, proposed by TPE or GP."""
         import optuna
 
         kind = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}[sampler]
@@ -169,9 +170,9 @@ class Board:
         opened: dict[Path, tuple[int, float, int]] = {}
 
         def jobs() -> Iterator[Job[Any]]:
-            for width, log2_lr, number in self._open(space, wanted):
-                job = self.make_job(width, 2.0**log2_lr)
-                opened[job.run_dir] = (width, log2_lr, number)
+            for member, log2_lr, number in self._open(space, wanted):
+                job = self.make_job(member, 2.0**log2_lr)
+                opened[job.run_dir] = (member, log2_lr, number)
                 yield job
 
         for finished in launcher.map(jobs()):
@@ -187,17 +188,17 @@ class Board:
             )
 
     def _open(self, space: dict[str, Any], wanted: int | None) -> Iterator[tuple[int, float, int]]:
-        """(width, log2 of the rate, number) of open trials and those whose directory is gone, then
+        """(member, log2 of the rate, number) of open trials and those whose directory is gone, then
         of waiting ones, then (with `wanted`) of new ones up to that count."""
         from optuna.trial import TrialState
 
-        for width, study in self.studies.items():
+        for member, study in self.studies.items():
             known = (TrialState.RUNNING, TrialState.COMPLETE)
             for trial in study.get_trials(deepcopy=False, states=known):
                 log2_lr = trial.params["log2_lr"]
-                there = self.make_job(width, 2.0**log2_lr).run_dir.exists()
+                there = self.make_job(member, 2.0**log2_lr).run_dir.exists()
                 if trial.state == TrialState.RUNNING or not there:
-                    yield width, log2_lr, trial.number
+                    yield member, log2_lr, trial.number
 
         def more(study: optuna.Study) -> bool:
             if wanted is None:
@@ -205,26 +206,26 @@ class Board:
             there = (TrialState.COMPLETE, TrialState.RUNNING)
             return len(study.get_trials(deepcopy=False, states=there)) < wanted
 
-        for width, study in self.studies.items():
+        for member, study in self.studies.items():
             while more(study):
                 asked = study.ask(fixed_distributions=space)
-                yield width, asked.params["log2_lr"], asked.number
+                yield member, asked.params["log2_lr"], asked.number
 
-    def _settle(self, finished: Finished[Any], width: int, log2_lr: float, number: int) -> None:
+    def _settle(self, finished: Finished[Any], member: int, log2_lr: float, number: int) -> None:
         """Write a job's loss, or why it has none, into its trial."""
         from optuna.trial import TrialState
 
-        study = self.studies[width]
+        study = self.studies[member]
         trial = study.get_trials(deepcopy=False)[number]
         trial_id, storage = trial._trial_id, study._storage
         again = trial.state == TrialState.COMPLETE  # its loss stands in the journal
         if finished.error is not None:
-            self.failed[width, log2_lr] = finished.error
+            self.failed[member, log2_lr] = finished.error
             if not again:
                 storage.set_trial_user_attr(trial_id, "error", finished.error)
                 study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
             return
-        self.failed.pop((width, log2_lr), None)
+        self.failed.pop((member, log2_lr), None)
         if again:
             return
         loss = self.read_loss(finished.job)
@@ -241,12 +242,12 @@ class Board:
                 study.tell(trial.number, state=TrialState.FAIL)
 
     def trials(self, low: float, high: float) -> list[Trial]:
-        """What is known within [low, high] (log2), by width and rate."""
+        """What is known within [low, high] (log2), by member and rate."""
         from optuna.trial import TrialState
 
         found = {
-            (width, t.params["log2_lr"]): Trial(width, t.params["log2_lr"], t.value)
-            for width, study in self.studies.items()
+            (member, t.params["log2_lr"]): Trial(member, t.params["log2_lr"], t.value)
+            for member, study in self.studies.items()
             for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             if t.value is not None and low <= t.params["log2_lr"] <= high
         }

@@ -27,32 +27,34 @@ ROUNDING = 4  # rates are used to a quarter of an octave: finer than any sweep c
 class SweepResult:
     """What the sweep found.
 
-    `best_lr` is the vertex of one parabola in log2(lr) through all widths (equal curvature and
-    optimum, a level for each width), to a quarter of an octave. It is fitted around the rate with
-    the lowest excess loss, averaged over the widths (excess: above the width's own best; of equals
+    `best_lr` is the vertex of one parabola in log2(lr) through all members (equal curvature and
+    optimum, a level for each member), to a quarter of an octave. It is fitted around the rate with
+    the lowest excess loss, averaged over the members (excess: above each one's own best; of equals
     the smaller), and stays within half an octave of it, below it where the next rate up diverged.
     Without a bowl, or on the edge of the grid, that rate itself. With TPE or GP, which share no
-    rates between widths, the parabola lies around the mean of the widths' optima.
+    rates between members, the parabola lies around the mean of the members' optima.
     """
 
     best_lr: float
     log2_lr: float
     low: float | None  # 95% interval of the vertex, log2; None where no parabola was used
     high: float | None
-    trials: tuple[Trial, ...]  # by width, then rate
-    optima: tuple[Optimum, ...]  # by width
-    drift_octaves: float  # from the narrowest to the widest (`best_rate.drift`); nan: no bowl
+    trials: tuple[Trial, ...]  # by member, then rate
+    optima: tuple[Optimum, ...]  # by member
+    drift_octaves: float  # from the smallest to the largest (`best_rate.drift`); nan: no bowl
     drift_half: float | None  # half its 95% interval
     on_edge: bool  # the best rate is the first or last one tried
     warnings: tuple[str, ...]
-    axis: str = "width"  # or "depth": what the trials' and optima's `width` is
+    axis: str = "width"  # or "depth": what the members are
 
-    def lowest(self, width: int) -> Trial:
-        """The trial of a width with the lowest loss."""
-        return min((t for t in self.trials if t.width == width), key=lambda t: (t.loss, t.log2_lr))
+    def lowest(self, member: int) -> Trial:
+        """The trial of a member with the lowest loss."""
+        return min(
+            (t for t in self.trials if t.member == member), key=lambda t: (t.loss, t.log2_lr)
+        )
 
     def summary(self, unit: str = TOKEN_UNIT) -> str:
-        """A line for the whole, one for each width, one for each warning; losses in `unit`."""
+        """A line for the whole, one for each member, one for each warning; losses in `unit`."""
         optimum = _interval(self.low, self.high, "95% ", ", ")
         error = "" if self.drift_half is None else f" ± {self.drift_half:.2f}"
         moved = f"drift {self.drift_octaves:+.2f}{error} octaves"
@@ -61,10 +63,10 @@ class SweepResult:
         lines = [f"learning rate 2^{self.log2_lr:g} ({optimum}{moved})"]
         for best in self.optima:
             interval = _interval(best.low, best.high, " ")
-            mine = [t for t in self.trials if t.width == best.width]
+            mine = [t for t in self.trials if t.member == best.member]
             diverged = sum(not math.isfinite(t.loss) for t in mine)
             lines.append(
-                f"  {self.axis} {best.width}: best near 2^{best.log2_lr:.2f}{interval}, lowest "
+                f"  {self.axis} {best.member}: best near 2^{best.log2_lr:.2f}{interval}, lowest "
                 f"{best.loss:.4f} {unit} of {len(mine)} rates"
                 + (f", {diverged} diverged" if diverged else "")
             )
@@ -84,14 +86,14 @@ def read_trials(
 ) -> SweepResult:
     """What trials between 2^low and 2^high say.
 
-    Raises UserError when no rate has a finite loss at every width.
+    Raises UserError when no rate has a finite loss at every member.
     """
-    widths = sorted({t.width for t in trials})
-    by_width = {w: [t for t in trials if t.width == w] for w in widths}
-    optima = tuple(optimum(by_width[w], axis) for w in widths)
+    members = sorted({t.member for t in trials})
+    by_member = {m: [t for t in trials if t.member == m] for m in members}
+    optima = tuple(optimum(by_member[m], axis) for m in members)
     warnings = []
     if sampler == "grid":
-        anchor = _lowest_mean_excess(by_width)
+        anchor = _lowest_mean_excess(by_member)
         on_edge = low < high and anchor in (low, high)
     else:
         anchor = float(np.mean([o.log2_lr for o in optima]))
@@ -109,11 +111,11 @@ def read_trials(
             f"the best learning rate, 2^{log2_lr:g}, lies on the edge of what was tried "
             f"(2^{low:g}..2^{high:g}); move lr.{side} to be sure of it"
         )
-    moves, moves_half = drift(trials) if len(widths) > 1 else (0.0, None)
+    moves, moves_half = drift(trials) if len(members) > 1 else (0.0, None)
     if abs(moves) > 1:
         warnings.append(
-            f"the best rate moves by {moves:+.1f} octaves from {axis} {optima[0].width} to "
-            f"{optima[-1].width}: it does not transfer well at this setting"
+            f"the best rate moves by {moves:+.1f} octaves from {axis} {optima[0].member} to "
+            f"{optima[-1].member}: it does not transfer well at this setting"
         )
     return SweepResult(
         best_lr=2.0**log2_lr,
@@ -130,17 +132,17 @@ def read_trials(
     )
 
 
-def _lowest_mean_excess(by_width: dict[int, list[Trial]]) -> float:
-    """The rate, tried at every width, with the lowest mean loss above each width's lowest."""
+def _lowest_mean_excess(by_member: dict[int, list[Trial]]) -> float:
+    """The rate, tried at every member, with the lowest mean loss above each member's lowest."""
     excess: dict[float, list[float]] = {}
-    for trials in by_width.values():
+    for trials in by_member.values():
         lowest = min(t.loss for t in trials)
         for t in trials:
             excess.setdefault(t.log2_lr, []).append(t.loss - lowest)
     means = {
         p: sum(found) / len(found)
         for p, found in excess.items()
-        if len(found) == len(by_width) and all(map(math.isfinite, found))
+        if len(found) == len(by_member) and all(map(math.isfinite, found))
     }
     if not means:
         raise UserError(

@@ -83,7 +83,7 @@ def states(folder: Path) -> list[tuple[str, float, str]]:
 def test_finds_the_rate_and_trains_each_point_once(tmp_path: Path) -> None:
     result = sweep(tmp_path)
     assert result.best_lr == 2.0**-6 and result.log2_lr == -6
-    assert [(t.width, t.log2_lr) for t in result.trials] == [
+    assert [(t.member, t.log2_lr) for t in result.trials] == [
         (w, p) for w in (16, 32) for p in range(-8, -3)
     ]
     for best in result.optima:
@@ -172,7 +172,7 @@ def test_other_samplers_are_repeatable_and_resume(tmp_path: Path, sampler: str) 
     (tmp_path / "b" / "j").write_bytes(b"".join(lines[: len(lines) // 2]))
     b = sweep(tmp_path / "b", sampler=sampler)
     assert a == b
-    assert len({(t.width, t.log2_lr) for t in a.trials}) == 10
+    assert len({(t.member, t.log2_lr) for t in a.trials}) == 10
     assert a.log2_lr == pytest.approx(-6, abs=1)
 
 
@@ -221,7 +221,7 @@ def test_all_widths_together_say_it_better_than_the_lowest_point(tmp_path: Path)
         assert found.low is not None and found.high is not None
         hits += found.low <= true <= found.high
         errors.append(found.log2_lr - true)
-        lowest = min((t for t in trials if t.width == 64), key=lambda t: t.loss)
+        lowest = min((t for t in trials if t.member == 64), key=lambda t: t.loss)
         grid_errors.append(lowest.log2_lr - true)
     assert 0.92 <= hits / 400 <= 0.98
     assert np.abs(errors).max() < 0.25 < np.abs(grid_errors).max()
