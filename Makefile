@@ -21,8 +21,8 @@ STUDY ?= sweeps/quickstart.yaml
 # What depends on the versions of Python and of the libraries, a part of every kind.
 VERSIONED := tests/test_structure.py tests/data/test_media.py tests/data/test_packets.py \
 	tests/scaling/test_train.py tests/scaling/test_reading.py tests/jobs/test_sweep.py \
-	tests/jobs/test_track.py tests/analysis/test_tables.py \
-	tests/report/test_figures.py tests/representations/test_sample.py tests/models/test_decoder.py \
+	tests/jobs/test_mlflow_copy.py tests/analysis/test_tables.py \
+	tests/report/test_figures.py tests/representations/test_continuation.py tests/models/test_decoder.py \
 	tests/test_notebooks.py tests/test_cli.py
 
 .PHONY: study test test-newest test-versions check format docs clean

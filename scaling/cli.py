@@ -22,19 +22,19 @@ import typer  # noqa: E402
 from scaling import __version__  # noqa: E402
 from scaling.commands import (  # noqa: E402
     comparing,
+    fitting,
     isoflop,
     judging,
-    keeping,
     models,
+    operating,
     planning,
     predicting,
     probes,
-    reading,
-    tokens,
+    tokenizing,
     transferring,
 )
-from scaling.commands.planning import ConfigArg, OutOption, SetOption, note  # noqa: E402
-from scaling.errors import UserError  # noqa: E402
+from scaling.commands.planning import ConfigArg, OutOption, SetOption  # noqa: E402
+from scaling.errors import UserError, note  # noqa: E402
 
 app = typer.Typer(
     name="scaling",
@@ -154,18 +154,18 @@ def ui(
     On a login node: `ssh -L 5000:127.0.0.1:5000 NODE` from your own machine, then that address.
     """
     from scaling.study_folder import Study
-    from scaling.tracking import track
+    from scaling.tracking import mlflow_copy
 
-    track.ui(Study.open(folder), port)
+    mlflow_copy.ui(Study.open(folder), port)
 
 
 app.command()(planning.plan)
-app.command()(keeping.status)
-app.command()(keeping.logs)
-app.command()(keeping.cancel)
-app.command()(keeping.sync)
-app.command()(keeping.doctor)
-app.command()(reading.fit)
+app.command()(operating.status)
+app.command()(operating.logs)
+app.command()(operating.cancel)
+app.command()(operating.sync)
+app.command()(operating.doctor)
+app.command()(fitting.fit)
 app.command()(predicting.predict)
 app.command()(isoflop.isoflop)
 app.command()(comparing.compare)
@@ -174,7 +174,7 @@ app.command()(judging.audit)
 app.command()(judging.choices)
 app.command("next")(judging.next_runs)
 app.command()(judging.power)
-app.command()(reading.report)
+app.command()(fitting.report)
 app.command()(models.models)
 app.command()(models.coord_check)
 app.command()(probes.probe)
@@ -183,8 +183,8 @@ app.command()(probes.generate)
 app.command()(probes.permanence)
 app.command()(probes.finetune)
 app.command()(probes.represent)
-app.command()(tokens.tokens)
-app.add_typer(tokens.tokenizer, name="tokenizer")
+app.command()(tokenizing.tokens)
+app.add_typer(tokenizing.tokenizer, name="tokenizer")
 
 
 def _say(text: str) -> None:

@@ -245,12 +245,12 @@ def source_of(source: str | Path) -> tuple[pd.DataFrame | Path, bool]:
 def _source(source: str | Path) -> pd.DataFrame | Path:
     path, part = parted(source)
     if "://" in str(source) and not is_database(path):
-        from scaling.tracking import track
+        from scaling.tracking import mlflow_copy
 
         uri, _, study = str(source).partition("#")
-        if rows := track.load_rows(uri, study):
+        if rows := mlflow_copy.load_rows(uri, study):
             return frame(rows)
-        return pd.DataFrame(track.load_runs(uri, study))
+        return pd.DataFrame(mlflow_copy.load_runs(uri, study))
     if part:
         return Path(f"{path}#{part}")
     if path.is_dir():

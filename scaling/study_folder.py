@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from scaling.config.run import SCHEMA, RunConfig
 from scaling.config.schedule import segments
 from scaling.config.schema import StudyConfig
 from scaling.config.study_file import load_study
-from scaling.errors import UserError
+from scaling.errors import UserError, note
 from scaling.results import Row
 from scaling.storage import files, outputs
 
@@ -183,7 +182,7 @@ class Study:
             )
         with contextlib.suppress(UserError):  # a damaged plan is told of by who reads it
             if about := study.other_version():
-                (say or _to_stderr)(f"{about}. It is opened to be read")
+                (say or note)(f"{about}. It is opened to be read")
         return study
 
     def is_there(self) -> bool:
@@ -362,7 +361,3 @@ def choose(
         return study.config(overrides), study
     config = load_study(given, overrides)
     return config, Study((out or STUDIES) / config.study)
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

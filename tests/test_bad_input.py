@@ -27,7 +27,7 @@ from scaling.plan.runs import ladder_runs
 from scaling.results import dumps
 from scaling.study import pipeline as study
 from scaling.study_folder import Study
-from tests.jobs.test_track import row
+from tests.jobs.test_mlflow_copy import row
 
 SEED = int(os.environ.get("SCALING_BAD_SEED", "20"))
 GOOD = """\

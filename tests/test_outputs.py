@@ -14,7 +14,7 @@ import pytest
 from scaling.cli import app, main
 from scaling.errors import UserError
 from scaling.models.tokenizers.codebook import Codebook
-from scaling.representations.weights import trained_runs
+from scaling.representations.trained import trained_runs
 from scaling.storage import outputs
 from scaling.study_folder import Study
 from tests.report.conftest import simulated_rows

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scaling.commands.reading import (
+from scaling.commands.fitting import (
     FigureOption,
     FloorOption,
     SeedOption,

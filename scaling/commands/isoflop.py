@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scaling.commands.reading import SeedOption, SourceArg, WeightsOption, read
+from scaling.commands.fitting import SeedOption, SourceArg, WeightsOption, read
 from scaling.commands.table_options import TableOptions, reads_tables
 from scaling.errors import UserError
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from scaling.commands.reading import FloorOption, SeedOption, SourceArg, WeightsOption, read
+from scaling.commands.fitting import FloorOption, SeedOption, SourceArg, WeightsOption, read
 from scaling.commands.table_options import TableOptions, reads_tables
 from scaling.errors import UserError
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from scaling.errors import note
 
 if TYPE_CHECKING:
     from scaling.config.schema import LaunchConfig
@@ -148,7 +149,3 @@ def _bytes(n: float) -> str:
             return f"{n:.3g} {unit}"
         n /= 1000
     return f"{n:.3g} PB"
-
-
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

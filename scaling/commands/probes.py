@@ -132,7 +132,7 @@ def generate(
 
     Example: `scaling generate studies/quickstart/runs/0a1b2c3d4e5f --prompt clip.mp4 --frames 64`
     """
-    from scaling.representations.sample import continue_clip
+    from scaling.representations.continuation import continue_clip
 
     for path in continue_clip(
         run, prompt, frames=frames, prompt_frames=prompt_frames, out=out, temperature=temperature,
@@ -247,11 +247,11 @@ def represent(
 
     Interrupt it whenever you like: the same command continues where it stopped.
     """
-    from scaling.commands.reading import report
+    from scaling.commands.fitting import report
+    from scaling.representations.continuation import continue_clip, targets
     from scaling.representations.davis import track
     from scaling.representations.permanence import locate
-    from scaling.representations.sample import continue_clip, targets
-    from scaling.representations.weights import trained_runs
+    from scaling.representations.trained import trained_runs
 
     there = _run_first(study, out, set_ or ())
     there.claim(*there.report_files, *there.probe_files)

@@ -68,7 +68,7 @@ def reads_tables(command: Callable[..., None]) -> Callable[..., None]:
         elif table["by"] is None or source is None:
             command(**given, table=table)
         else:
-            from scaling.commands.reading import read
+            from scaling.commands.fitting import read
 
             rows = read(source, **table)
             for value in sorted(rows["by"].unique()):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scaling.commands.reading import FigureOption, SourceArg, draw, drawn_files
+from scaling.commands.fitting import FigureOption, SourceArg, draw, drawn_files
 from scaling.commands.table_options import TableOptions, reads_tables
 from scaling.errors import UserError
 

@@ -27,7 +27,7 @@ from scaling.jobs.machine import in_threads, threads_at_once
 from scaling.models.propagation import PROTOCOLS, Protocol, propagate
 from scaling.representations.davis_measures import evaluate
 from scaling.representations.tiles import Layers
-from scaling.representations.weights import (
+from scaling.representations.trained import (
     WEIGHTS,
     TrainedRun,
     check_layers,

@@ -24,7 +24,7 @@ from scaling.errors import UserError
 from scaling.models.probes import Recipe
 from scaling.representations.features import seen
 from scaling.representations.labelled import Labelled, usable
-from scaling.representations.weights import TrainedRun, data_dir_of, open_tokenizer
+from scaling.representations.trained import TrainedRun, data_dir_of, open_tokenizer
 from scaling.storage import files
 from scaling.study.progress import teller
 from scaling.study_folder import ProbeFolder, Study

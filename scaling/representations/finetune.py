@@ -34,14 +34,14 @@ from scaling.models.probes import KINDS, Recipe
 from scaling.representations.encoded import Views, encoded
 from scaling.representations.labelled import Labelled, read_labelled
 from scaling.representations.probe import read_rows
-from scaling.representations.tune import tune
-from scaling.representations.weights import (
+from scaling.representations.trained import (
     WEIGHTS,
     TrainedRun,
     data_dir_of,
     open_tokenizer,
     trained_runs,
 )
+from scaling.representations.tune import tune
 from scaling.storage import files
 from scaling.study_folder import ProbeFolder, Study
 

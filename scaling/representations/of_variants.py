@@ -21,7 +21,7 @@ from scaling.models.probes import Recipe
 from scaling.representations import finetune, probe
 from scaling.representations.encoded import Views, encoded
 from scaling.representations.labelled import Labelled, read_labelled
-from scaling.representations.weights import (
+from scaling.representations.trained import (
     WEIGHTS,
     TrainedRun,
     data_dir_of,

@@ -21,9 +21,9 @@ import numpy as np
 
 from scaling.config.schema import Tuning
 from scaling.errors import UserError
+from scaling.representations.continuation import write_video
 from scaling.representations.finetune import Say, finetune
-from scaling.representations.sample import write_video
-from scaling.representations.weights import data_dir_of, open_tokenizer, trained_runs
+from scaling.representations.trained import data_dir_of, open_tokenizer, trained_runs
 from scaling.storage import files, outputs
 from scaling.study.progress import teller
 from scaling.study_folder import Study

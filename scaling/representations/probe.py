@@ -38,7 +38,7 @@ from scaling.models.probes import (
 from scaling.representations.encoded import SCHEMA, Views, check_windows, encoded, open_encoded
 from scaling.representations.features import Features, write_features
 from scaling.representations.labelled import Labelled, draw_split, read_labelled
-from scaling.representations.weights import (
+from scaling.representations.trained import (
     WEIGHTS,
     TrainedRun,
     check_layers,

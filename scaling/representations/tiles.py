@@ -19,7 +19,7 @@ from scaling.data import shards
 from scaling.models.decoder import Decoder
 from scaling.models.tokenizers.codebook import cut
 from scaling.representations.features import seen, with_start
-from scaling.representations.weights import TrainedRun, open_tokenizer
+from scaling.representations.trained import TrainedRun, open_tokenizer
 
 
 @torch.inference_mode()

@@ -29,7 +29,7 @@ from scaling.models.probes import Heads
 from scaling.representations.encoded import open_encoded
 from scaling.representations.features import with_start
 from scaling.representations.labelled import draw_split
-from scaling.representations.weights import TrainedRun
+from scaling.representations.trained import TrainedRun
 from scaling.study.progress import teller
 from scaling.study_folder import ProbeFolder
 

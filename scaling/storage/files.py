@@ -17,7 +17,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from scaling.errors import UserError
+from scaling.errors import UserError, note
 
 T = TypeVar("T")
 BEAT_SECONDS = 10.0
@@ -160,7 +159,7 @@ class RunLock:
     ) -> None:
         self.path = folder / name
         self._wait = wait
-        self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._say = say or note
         self._token = secrets.token_hex(8)
         self._watched = False
         self._left = threading.Event()

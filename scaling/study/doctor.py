@@ -15,7 +15,7 @@ from scaling.config.run import SCHEMA, RunConfig
 from scaling.errors import UserError
 from scaling.storage.files import HALF, RunBusy, RunLock, held
 from scaling.study_folder import RunFolder, Study
-from scaling.tracking import track
+from scaling.tracking import mlflow_copy
 
 LEAST_FREE_BYTES = 1 << 30
 
@@ -239,7 +239,7 @@ def _tracking(study: Study) -> Iterator[Finding]:
         yield Finding(study.yaml.name, str(error).splitlines()[0], remedy)
         return
     try:
-        missing = track.unsent(study, uri)
+        missing = mlflow_copy.unsent(study, uri)
     except (OSError, UserError):
         return  # plan.json, which is named above
     if missing:

@@ -31,7 +31,7 @@ from scaling.storage import outputs, scratch
 from scaling.storage.files import RunBusy, RunLock
 from scaling.study.progress import Progress, teller
 from scaling.study_folder import RunFolder, Study, TokenFolder
-from scaling.tracking import track
+from scaling.tracking import mlflow_copy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,7 @@ def run_study(
     if not study.complete():
         check(config.launch, study.folder, detach=detach)
         guard(config, say, yes=yes)
-        track.check(config.tracking.uri, say)
+        mlflow_copy.check(config.tracking.uri, say)
         for one in variants(config).values():
             for run in plan.ladder_runs(one, 1.0, "", Path())[0]:
                 cost.gpus_of(config.launch, run)
@@ -168,7 +168,7 @@ def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Pat
     path = report(config, study, first.path, table, *law)
     say(f"rows    {study.rows_csv}\nreport  {path}")
     # Last: a tracking server that is down costs neither the law nor the report.
-    track.sync(study, config.tracking.uri)
+    mlflow_copy.sync(study, config.tracking.uri)
     return path
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from threading import Event, Thread
 from types import TracebackType
 
+from scaling.errors import note
 from scaling.study.status import clock, run_states
 from scaling.study_folder import Study
 
@@ -65,11 +65,7 @@ class Progress:
         return text
 
 
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def teller(say: Callable[[str], None] = _to_stderr) -> Callable[[str, int, int], None]:
+def teller(say: Callable[[str], None] = note) -> Callable[[str, int, int], None]:
     """Tells `say`, every five seconds, how far work of counted parts is: (what, done, total).
 
     What follows a comma in `what` is not of the work's name: the time left goes on from before.

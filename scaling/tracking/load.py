@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scaling import results
 from scaling.study_folder import Study
-from scaling.tracking import track
+from scaling.tracking import mlflow_copy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,6 @@ def load(source: str | Path) -> pd.DataFrame:
     """
     if "://" in str(source):
         uri, _, study = str(source).partition("#")
-        return results.frame(track.load_rows(uri, study))
+        return results.frame(mlflow_copy.load_rows(uri, study))
     path = Path(source)
     return results.read_csv(path) if path.suffix == ".csv" else Study(path).rows()

@@ -16,7 +16,7 @@ from scaling.models.family import FAMILY
 from scaling.storage.files import RunLock
 from scaling.study.doctor import examine
 from scaling.study_folder import Study
-from scaling.tracking import track
+from scaling.tracking import mlflow_copy
 
 RUN = RunConfig(
     model=FAMILY["t16"],
@@ -44,8 +44,11 @@ def study(tmp_path: Path) -> Path:
     (run_dir / "checkpoint.pt").write_bytes(b"state")
     (run_dir / "lock").touch()
     (tmp_path / "sweep.journal").write_bytes(b'{"op_code":0}\n')
-    sent = {run: track._digests(Study(tmp_path))[run] for run in track.unsent(Study(tmp_path))}
-    record = {"uri": track.default_uri(Study(tmp_path)), "runs": sent}
+    sent = {
+        run: mlflow_copy._digests(Study(tmp_path))[run]
+        for run in mlflow_copy.unsent(Study(tmp_path))
+    }
+    record = {"uri": mlflow_copy.default_uri(Study(tmp_path)), "runs": sent}
     (tmp_path / "mlflow.sent.json").write_text(json.dumps(record))
     return tmp_path
 

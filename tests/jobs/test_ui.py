@@ -18,8 +18,8 @@ import pytest
 from scaling.analysis.figures.export import find_browser
 from scaling.errors import UserError
 from scaling.study_folder import Study
-from scaling.tracking import track
-from tests.jobs.test_track import row, write
+from scaling.tracking import mlflow_copy
+from tests.jobs.test_mlflow_copy import row, write
 from tests.report.browser import Browser
 from tests.shell import HANGS
 
@@ -55,7 +55,7 @@ def start(study: Path) -> Served:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ui") / "small"
     write(folder, "run0", [row("run0", 30, decayed=True, budget_macs=9e13)])
-    assert track.sync(Study(folder)) == 1
+    assert mlflow_copy.sync(Study(folder)) == 1
     return folder
 
 
@@ -180,9 +180,9 @@ def test_the_user_is_answered(served: Served) -> None:
     spelt = f"/%{ord(room[1]):02x}{room[2:]}health"
     assert ask(served, spelt, Cookie=cookie).status == 200
     with pytest.raises(UserError, match=f"port {served.port}: .*choose another with --port"):
-        track.ui(Study(served.study), served.port)
+        mlflow_copy.ui(Study(served.study), served.port)
     with pytest.raises(UserError, match=r"no mlflow.db here; run the study first"):
-        track.ui(Study(served.study / "nowhere"))
+        mlflow_copy.ui(Study(served.study / "nowhere"))
 
 
 def test_the_key_stands_nowhere_but_in_the_address(served: Served) -> None:

@@ -24,7 +24,7 @@ from scaling.representations.davis_measures import (
     jaccard,
     statistics,
 )
-from scaling.representations.weights import data_dir_of, open_tokenizer, trained_runs
+from scaling.representations.trained import data_dir_of, open_tokenizer, trained_runs
 from scaling.study_folder import Study
 
 

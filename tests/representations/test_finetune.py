@@ -21,8 +21,8 @@ from scaling.models.parametrization import build
 from scaling.models.probes import Heads
 from scaling.representations import tune
 from scaling.representations.finetune import finetune, read_hidden
+from scaling.representations.trained import trained_runs
 from scaling.representations.tune import batch_of, decayed_groups, objective, rate_at, retuned
-from scaling.representations.weights import trained_runs
 from scaling.study_folder import Study
 from tests.representations.conftest import write_clip
 

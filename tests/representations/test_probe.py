@@ -25,7 +25,7 @@ from scaling.models.probes import Heads, Recipe
 from scaling.representations import encoded, features, probe
 from scaling.representations.encoded import Views
 from scaling.representations.features import Features
-from scaling.representations.weights import open_tokenizer, trained_runs
+from scaling.representations.trained import open_tokenizer, trained_runs
 from scaling.storage import files
 from scaling.storage.files import RunLock
 from scaling.study_folder import Study

@@ -177,7 +177,7 @@ def test_table_stands_beside_the_paper(done: Path) -> None:
 
 
 def test_report_and_csv(done: Path) -> None:
-    from scaling.commands.reading import report
+    from scaling.commands.fitting import report
 
     report(done)
     page = (done / "report.html").read_text()

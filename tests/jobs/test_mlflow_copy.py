@@ -22,7 +22,7 @@ import pytest
 from scaling.errors import UserError
 from scaling.results import COLUMNS, Row, dumps, frame
 from scaling.study_folder import RunFolder, Study
-from scaling.tracking import track
+from scaling.tracking import mlflow_copy
 from scaling.tracking.load import load
 
 EXAMPLE: dict[str, Any] = {
@@ -81,7 +81,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lost = {"val_loss": None, "val_loss/leaves": None, "train_loss": float("inf")}
     write(folder, "wild", [row("wild", 10), row("wild", 20, status="diverged", **lost)])
     (folder / "runs" / "unfinished").mkdir()
-    assert track.sync(Study(folder)) == 4
+    assert mlflow_copy.sync(Study(folder)) == 4
     return folder
 
 
@@ -105,7 +105,7 @@ def contents(folder: Path) -> dict[str, int]:
 
 
 def test_reads_back_to_the_last_digit(made: Path) -> None:
-    rows = track.load_rows(track.default_uri(Study(made)), "small")
+    rows = mlflow_copy.load_rows(mlflow_copy.default_uri(Study(made)), "small")
     key = lambda r: (r["run_id"], r["steps"])  # noqa: E731
     assert sorted(rows, key=key) == sorted(directory_rows(made), key=key)
     types = {k: {type(r[k]) for r in rows} for k in rows[0]}
@@ -113,9 +113,11 @@ def test_reads_back_to_the_last_digit(made: Path) -> None:
         types["decayed"] == {bool} and types["macs_total"] == {int} and type(None) in types["mfu"]
     )
     assert [r["train_loss"] for r in rows if r["status"] == "diverged"] == [float("inf")]
-    from_mlflow = load(f"{track.default_uri(Study(made))}#small")
+    from_mlflow = load(f"{mlflow_copy.default_uri(Study(made))}#small")
     assert from_mlflow.equals(load(made)) and from_mlflow.equals(frame(rows))
-    assert load(track.default_uri(Study(made))).equals(from_mlflow), "the only study needs no name"
+    assert load(mlflow_copy.default_uri(Study(made))).equals(from_mlflow), (
+        "the only study needs no name"
+    )
 
 
 def test_metrics_lie_over_macs(made: Path) -> None:
@@ -137,17 +139,17 @@ def test_metrics_lie_over_macs(made: Path) -> None:
 
 def test_a_second_call_adds_nothing_and_imports_nothing(study: Path) -> None:
     shutil.rmtree(study / "runs" / "unfinished")
-    track.sync(Study(study), force=True)
+    mlflow_copy.sync(Study(study), force=True)
     before = contents(study)
     assert before["runs"] == 4
     script = (
         "import sys; from pathlib import Path\n"
-        "from scaling.study_folder import Study; from scaling.tracking import track\n"
-        f"assert track.sync(Study(Path({str(study)!r}))) == 0\n"
+        "from scaling.study_folder import Study; from scaling.tracking import mlflow_copy\n"
+        f"assert mlflow_copy.sync(Study(Path({str(study)!r}))) == 0\n"
         "assert 'mlflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert track.sync(Study(study), force=True) == 0
+    assert mlflow_copy.sync(Study(study), force=True) == 0
     assert contents(study) == before
 
 
@@ -155,8 +157,8 @@ def test_only_changes_are_sent(study: Path) -> None:
     write(study, "run1", [row("run1", 10)])
     write(study, "new", [row("new", 10)])
     shutil.rmtree(study / "runs" / "run2")
-    assert track.sync(Study(study)) == 2
-    rows = track.load_rows(track.default_uri(Study(study)), "small")
+    assert mlflow_copy.sync(Study(study)) == 2
+    rows = mlflow_copy.load_rows(mlflow_copy.default_uri(Study(study)), "small")
     assert sorted((r["run_id"], r["steps"]) for r in rows) == [
         *[("new", 10), ("run0", 10), ("run0", 20), ("run0", 30), ("run1", 10)],
         *[("wild", 10), ("wild", 20)],
@@ -169,7 +171,7 @@ def test_cut_short_at_any_request_it_completes_without_duplicates(
     from mlflow import MlflowClient
 
     whole = contents(study)
-    expected = track.load_rows(track.default_uri(Study(study)), "small")
+    expected = mlflow_copy.load_rows(mlflow_copy.default_uri(Study(study)), "small")
     calls = ["create_run", "log_batch", "set_terminated", "set_tag"]
     for cut in range(1, 7):
         write(study, "run0", [row("run0", 10), row("run0", 20), row("run0", 30, seed=cut)])
@@ -189,11 +191,11 @@ def test_cut_short_at_any_request_it_completes_without_duplicates(
             for name in calls:
                 patch.setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
             with pytest.raises(KeyboardInterrupt):
-                track.sync(Study(study))
-        assert track.sync(Study(study)) == 1
+                mlflow_copy.sync(Study(study))
+        assert mlflow_copy.sync(Study(study)) == 1
         after = contents(study)
         assert (after["runs"], after["metrics"]) == (whole["runs"], whole["metrics"])
-        rows = track.load_rows(track.default_uri(Study(study)), "small")
+        rows = mlflow_copy.load_rows(mlflow_copy.default_uri(Study(study)), "small")
         assert len(rows) == len(expected)
         assert sum(r["seed"] == cut for r in rows) == 1
 
@@ -201,13 +203,15 @@ def test_cut_short_at_any_request_it_completes_without_duplicates(
 def test_rebuilt_from_the_directories(made: Path, study: Path) -> None:
     (study / "mlflow.db").write_bytes(b"not a database, but long enough to be taken for one" * 99)
     with pytest.raises(UserError, match=r"mlflow.db: file is not a database. Move the file away"):
-        track.sync(Study(study), force=True)
+        mlflow_copy.sync(Study(study), force=True)
     (study / "mlflow.db").unlink()
     with pytest.raises(UserError, match="no such database"):
-        track.load_rows(track.default_uri(Study(study)), "small")
+        mlflow_copy.load_rows(mlflow_copy.default_uri(Study(study)), "small")
     assert not (study / "mlflow.db").exists(), "looking makes no file"
-    assert track.sync(Study(study)) == 4
-    assert load(track.default_uri(Study(study))).equals(load(track.default_uri(Study(made))))
+    assert mlflow_copy.sync(Study(study)) == 4
+    assert load(mlflow_copy.default_uri(Study(study))).equals(
+        load(mlflow_copy.default_uri(Study(made)))
+    )
 
 
 def test_a_locked_database_is_waited_for_then_named(
@@ -222,14 +226,14 @@ def test_a_locked_database_is_waited_for_then_named(
     command = [sys.executable, "-c", holder]
     with subprocess.Popen([*command, "60"], stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline()
-        monkeypatch.setattr(track, "PATIENCE_SECONDS", 0.5)
+        monkeypatch.setattr(mlflow_copy, "PATIENCE_SECONDS", 0.5)
         with pytest.raises(UserError, match=r"database is locked for 0.5 s.*scaling sync"):
-            track.sync(Study(study))
+            mlflow_copy.sync(Study(study))
         process.kill()
     with subprocess.Popen([*command, "1"], stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline()
-        monkeypatch.setattr(track, "PATIENCE_SECONDS", 20.0)
-        assert track.sync(Study(study)) == 1
+        monkeypatch.setattr(mlflow_copy, "PATIENCE_SECONDS", 20.0)
+        assert mlflow_copy.sync(Study(study)) == 1
 
 
 def test_a_server_that_is_down_costs_seconds_and_loses_nothing(
@@ -247,32 +251,32 @@ def test_a_server_that_is_down_costs_seconds_and_loses_nothing(
     monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", watched)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=r"http://127.0.0.1:9.*Nothing is lost.*scaling sync"):
-        track.sync(Study(study), "http://127.0.0.1:9")
+        mlflow_copy.sync(Study(study), "http://127.0.0.1:9")
     assert len(tried) == 1 and tried[0] <= 10
-    assert track.sync(Study(study)) == 0, "what the default database holds is still known"
+    assert mlflow_copy.sync(Study(study)) == 0, "what the default database holds is still known"
 
 
 def test_unknown_studies_are_named(made: Path) -> None:
     with pytest.raises(UserError, match=r"no study 'smal'; it holds small.*mlflow.db#small"):
-        track.load_rows(track.default_uri(Study(made)), "smal")
+        mlflow_copy.load_rows(mlflow_copy.default_uri(Study(made)), "smal")
 
 
 def test_an_address_is_looked_at_before_a_study_starts() -> None:
     said: list[str] = []
-    track.check(None, said.append)
-    track.check("sqlite:////tmp/x.db", said.append)
+    mlflow_copy.check(None, said.append)
+    mlflow_copy.check("sqlite:////tmp/x.db", said.append)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        track.check(address, said.append)  # bound, not listening
+        mlflow_copy.check(address, said.append)  # bound, not listening
         assert len(said) == 1 and f"{address} does not answer" in said[0]
         assert "`scaling sync` sends later" in said[0]
         server.listen()
-        track.check(address, said.append)
+        mlflow_copy.check(address, said.append)
         assert len(said) == 1
     for wrong in ("localhost:5000", "http://", "mlruns"):
         with pytest.raises(UserError, match=r"not an address of MLflow; write http"):
-            track.check(wrong, said.append)
+            mlflow_copy.check(wrong, said.append)
 
 
 class Server:
@@ -332,7 +336,7 @@ def test_a_server_that_dies_in_the_middle_gets_the_rest_later(
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=r"Nothing is lost.*scaling sync"):
-        track.sync(Study(study), server.uri)  # down at the start
+        mlflow_copy.sync(Study(study), server.uri)  # down at the start
     server.start()
     original = MlflowClient.log_batch
     calls = 0
@@ -347,18 +351,18 @@ def test_a_server_that_dies_in_the_middle_gets_the_rest_later(
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_batch", dies)
         with pytest.raises(UserError, match=r"Nothing is lost.*scaling sync"):
-            track.sync(Study(study), server.uri)
+            mlflow_copy.sync(Study(study), server.uri)
     write(study, "new", [row("new", 10)])  # the study goes on meanwhile
     with pytest.raises(UserError, match=r"Nothing is lost.*scaling sync"):
-        track.sync(Study(study), server.uri)
+        mlflow_copy.sync(Study(study), server.uri)
     server.start()
-    assert track.sync(Study(study), server.uri) == 3, (
+    assert mlflow_copy.sync(Study(study), server.uri) == 3, (
         "the one cut short, the one unsent, the new one"
     )
-    assert track.sync(Study(study), server.uri) == 0
-    assert track.sync(Study(study), server.uri, force=True) == 0
+    assert mlflow_copy.sync(Study(study), server.uri) == 0
+    assert mlflow_copy.sync(Study(study), server.uri, force=True) == 0
     key = lambda r: (r["run_id"], r["steps"])  # noqa: E731
-    rows = track.load_rows(server.uri, "small")
+    rows = mlflow_copy.load_rows(server.uri, "small")
     assert sorted(rows, key=key) == sorted(directory_rows(study), key=key)
     assert load(f"{server.uri}#small").equals(load(study))
 
@@ -369,7 +373,7 @@ def test_killed_while_the_database_is_made(tmp_path: Path) -> None:
     write(folder, "run0", [row("run0", 30, decayed=True, budget_macs=9e13)])
     call = (
         "from pathlib import Path\nfrom scaling.study_folder import Study\n"
-        f"from scaling.tracking import track\ntrack.sync(Study(Path({str(folder)!r})))"
+        f"from scaling.tracking import mlflow_copy\nmlflow_copy.sync(Study(Path({str(folder)!r})))"
     )
     sender = subprocess.Popen([sys.executable, "-c", call])
     unfinished = folder / ".mlflow.db.tmp"
@@ -379,6 +383,6 @@ def test_killed_while_the_database_is_made(tmp_path: Path) -> None:
     sender.kill()
     sender.wait()
     assert not (folder / "mlflow.db").exists()
-    assert track.sync(Study(folder)) == 1
+    assert mlflow_copy.sync(Study(folder)) == 1
     assert len(load(f"sqlite:///{folder / 'mlflow.db'}#small")) == 1
     assert sorted(p.name for p in folder.glob("*mlflow.db*")) == ["mlflow.db"]

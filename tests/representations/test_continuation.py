@@ -14,8 +14,8 @@ from scaling import checkpoint
 from scaling.errors import UserError
 from scaling.models.family import size
 from scaling.models.parametrization import build
-from scaling.representations.sample import continue_clip, losses
-from scaling.representations.weights import trained_runs
+from scaling.representations.continuation import continue_clip, losses
+from scaling.representations.trained import trained_runs
 from scaling.study_folder import Study
 
 

@@ -112,13 +112,13 @@ def sync(folder: FolderArg) -> None:
     """
     from scaling.storage.files import RunBusy, RunLock
     from scaling.study_folder import Study
-    from scaling.tracking import track
+    from scaling.tracking import mlflow_copy
 
     study = Study.open(folder)
     config = study.config()
     try:
         with RunLock(folder, study.lock.name):  # two at once would send a run twice
-            sent = track.sync(study, config.tracking.uri, force=True)
+            sent = mlflow_copy.sync(study, config.tracking.uri, force=True)
     except RunBusy as busy:
         raise UserError(f"{busy}, which sends what is missing when it ends") from None
     print(f"sent {sent} runs")

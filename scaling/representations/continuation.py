@@ -21,7 +21,7 @@ from scaling.errors import UserError
 from scaling.models.decoder import Decoder
 from scaling.models.generate import generate
 from scaling.representations.features import with_start
-from scaling.representations.weights import data_dir_of, open_tokenizer, run_in
+from scaling.representations.trained import data_dir_of, open_tokenizer, run_in
 from scaling.storage import files, outputs
 from scaling.study_folder import RunFolder, Study
 
