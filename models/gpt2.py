@@ -18,6 +18,8 @@ NORM_EPS = 1e-5
 
 
 class GPT2(Decoder):
+    """GPT-2 with learned or sine-cosine positions; inputs and outputs as of `Decoder`."""
+
     positions_Td: Tensor
 
     def __init__(self, config: ModelConfig) -> None:

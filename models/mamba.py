@@ -19,6 +19,8 @@ NORM_EPS = 1e-5
 
 
 class Mamba(Decoder):
+    """Mamba blocks in a row, without positions; inputs and outputs as of `Decoder`."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, [Block(config) for _ in range(config.layers)])
         self.norm = nn.Parameter(torch.empty(config.d))

@@ -17,6 +17,8 @@ NORM_EPS = 1e-5
 
 
 class Toto(Decoder):
+    """Toto's transformer; inputs and outputs as of `Decoder`."""
+
     cos_TD: Tensor
     sin_TD: Tensor
 

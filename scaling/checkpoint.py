@@ -44,6 +44,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def previous(path: Path) -> Path:
+    """The file of the checkpoint before the newest."""
     return path.with_name(path.name + ".previous")
 
 

@@ -1,8 +1,10 @@
 """Runs of a study or of anyone's table, and what may be asked of them: the front door's objects.
 
-runs = scaling.open("studies/quickstart")     # or scaling.read("table.csv", n="Model Size")
-print(runs.law().summary()); runs.law().figure()
-print(runs.compare("gpt3", "toto")); print(runs.audit(at=1e15))
+    runs = scaling.open("studies/quickstart")     # or scaling.read("table.csv", n="Model Size")
+    print(runs.law().summary()); runs.law().figure()
+    print(runs.compare("gpt3", "toto")); print(runs.audit(at=1e15))
+
+What is asked is computed when it is asked for.
 """
 
 from __future__ import annotations
@@ -180,6 +182,10 @@ def read(
     e, weights: of `Runs`. keep, columns: of `scaling.analysis.tables.read` (n=, d=, c=, loss=,
     compute_unit=, where= ...).
     Raises UserError on a table that cannot be read without guessing.
+
+    >>> runs = read(pd.DataFrame({"params": [1e6], "tokens": [2e7], "loss": [4.0]}))
+    >>> float(runs.rows["macs_total"][0]), runs.notes[3]
+    (60000000000000.0, 'compute: 3 N D training MACs (6 N D FLOPs), as no column gives it')
     """
     kept = (*keep, *(() if weights is None else (weights,)))
     name = "table" if isinstance(source, pd.DataFrame) else str(source)
@@ -197,6 +203,10 @@ def fit(
 
     source and the other arguments: of `read`; of `Runs` its own floor and weights hold.
     Raises NotIdentified, a UserError, where the runs do not determine it.
+
+    >>> sizes = {"params": [1e6, 1e7, 1e8, 1e9], "tokens": [2e7, 2e8, 2e9, 2e10]}
+    >>> print(fit(pd.DataFrame(sizes | {"loss": [4.0, 3.4, 2.9, 2.5]}), form="power").law)
+    L(C) = 11.75 C^-0.0341, C in MACs; exponent 95% [-0.0360, -0.0318]
     """
     if form not in FORMS:
         raise UserError(f"form is {form!r}: choose one of {', '.join(FORMS)}")

@@ -197,7 +197,11 @@ PORIAN_STEPS: tuple[tuple[str, float], ...] = (
 
 
 def reference(name: str) -> Reference:
-    """Look a published law up by its short name."""
+    """Look a published law up by its short name. Raises UserError, which lists the names.
+
+    >>> print(reference("gpt3"))
+    GPT-3: L = 2.57 C^-0.048 [PF-days]
+    """
     if name not in REFERENCES:
         raise UserError(f"unknown reference {name!r}: choose one of {', '.join(REFERENCES)}")
     return REFERENCES[name]

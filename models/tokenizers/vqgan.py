@@ -26,6 +26,8 @@ _BATCH = 4  # frames at once in encode and decode
 
 @dataclass(frozen=True)
 class Architecture:
+    """What the shapes of a checkpoint say of its network."""
+
     codes: int
     embed: int  # values of a code vector
     latent: int  # channels that the encoder puts out
@@ -55,6 +57,8 @@ def _swish(x: Tensor) -> Tensor:
 
 
 class ResBlock(nn.Module):
+    """Two normalised convolutions beside a skip, (N, C, H, W) to (N, C', H, W)."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.norm1, self.conv1 = _norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
@@ -136,6 +140,8 @@ def _middle(channels: int) -> nn.ModuleDict:
 
 
 class Encoder(nn.Module):
+    """Images (N, 3, H, W) in [-1, 1] to (N, latent, h, w)."""
+
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         widths = [arch.width * m for m in arch.multipliers]
@@ -166,6 +172,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """(N, latent, h, w) to images (N, 3, H, W), about [-1, 1]."""
+
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         widths = [arch.width * m for m in arch.multipliers]

@@ -181,6 +181,7 @@ def resize_short(rgb_HWC: np.ndarray, size: int) -> np.ndarray:
 
 
 def resized_to(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width, px, of a picture whose short side becomes `size`."""
     short = min(height, width)
     # Never below `size`: rounding must not lose the last row.
     return max(size, round(height * size / short)), max(size, round(width * size / short))

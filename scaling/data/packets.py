@@ -12,6 +12,8 @@ import numpy as np
 
 
 class Kind(Enum):
+    """What other frames a packet's frame matters to."""
+
     NEEDED = 0  # or not known: other frames may refer to it
     DISPOSABLE = 1  # no frame refers to it
     RESTART = 2  # no frame from here on refers to a frame before

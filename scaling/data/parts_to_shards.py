@@ -24,6 +24,7 @@ MANIFEST = ("source", "split", "path", "status", "frames", "seconds", "clips", "
 
 
 def part_path(work: Path, unit: Unit) -> Path:
+    """The file of an encoded unit; a folder for every 256, so that none holds too many."""
     return work / "parts" / unit.name[-2:] / f"{unit.name}.npz"
 
 

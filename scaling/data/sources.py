@@ -61,6 +61,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Unit:
+    """What is encoded at once: a range of the built-in clips, a video, or some images."""
+
     source: int
     split: str
     name: str  # unique among the units of a study; says what the content is
@@ -207,6 +209,7 @@ class Reader:
 
 
 def unusable(source: Source, needed: int) -> UserError:
+    """The refusal of a source that has too few files for both splits."""
     what = "images" if source.kind == "images" else "videos"
     return UserError(
         f"source {source.name!r}: {source.settings.path} has {len(source.identity)} {what}, and "

@@ -1,7 +1,9 @@
 """Reading token directories: what is in them, and how their tokens are distributed.
 
-tokens = scaling.tokens("studies/quickstart")
-tokens.sources(); tokens.ngrams(1, 2, 3); tokens.reconstructions("codebook-8px-1024")
+    tokens = scaling.tokens("studies/quickstart")
+    tokens.sources(); tokens.ngrams(1, 2, 3); tokens.reconstructions("codebook-8px-1024")
+
+Nothing is read before it is asked for.
 """
 
 from __future__ import annotations

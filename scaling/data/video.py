@@ -30,6 +30,8 @@ _HELD = 64 << 20  # bytes: the packets of a smaller file stay in memory, so that
 
 @dataclass(frozen=True)
 class VideoClips:
+    """The clips that were cut from one file."""
+
     pixels: np.ndarray  # uint8 (n, T, S, S, 3)
     frames: int  # frames found in the stream
     seconds: float  # duration of the stream

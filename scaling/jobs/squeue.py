@@ -142,6 +142,7 @@ def history(job_ids: list[str]) -> list[Entry]:
 
 
 def ask(command: list[str], *, empty_on_failure: bool = False) -> list[str]:
+    """The lines that one of Slurm's commands prints. Raises UserError where it fails."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:

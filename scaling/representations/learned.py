@@ -1,7 +1,9 @@
 """What a study's models learned, from the tables in its folder: probes, tracking, positions.
 
-learned = scaling.learned("studies/representations")
-learned.best_layers(); learned.layer_figures(); learned.tracking()
+    learned = scaling.learned("studies/representations")
+    learned.best_layers(); learned.layer_figures(); learned.tracking()
+
+Nothing is read before it is asked for.
 """
 
 from __future__ import annotations

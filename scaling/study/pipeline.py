@@ -302,15 +302,18 @@ def run_sweep(
 
 
 def make_job(config: StudyConfig, study: Study, run: RunConfig) -> Job[RunConfig]:
+    """The job that trains a run in its directory, with as many GPUs as it needs."""
     return Job(run, study.run(run.run_id).path, cost.gpus_of(config.launch, run))
 
 
 def record(study: Study, runs: list[RunConfig], *, later_macs: int = 0) -> None:
+    """Write plan.json. later_macs: of runs that cannot be named yet."""
     once = list({run.run_id: run for run in runs}.values())  # two sweeps may share a run
     study.write_plan(once, [plan.path_macs(run) for run in once], later_macs=later_macs)
 
 
 def progress(study: Study, say: Say) -> Progress:
+    """Lines about the study while work goes on: live on a terminal."""
     return Progress(study, say, live=sys.stderr.isatty())
 
 

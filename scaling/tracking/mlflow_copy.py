@@ -225,6 +225,7 @@ def ui(study: Study, port: int = 5000, say: Callable[[str], None] = print) -> No
 
 
 def default_uri(study: Study) -> str:
+    """The address of the SQLite file in the study's folder."""
     return f"sqlite:///{study.mlflow_db.resolve()}"
 
 

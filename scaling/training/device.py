@@ -19,6 +19,7 @@ GEMM = 8192  # rows and columns of the matrices that measure a peak
 
 
 def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[Any]:
+    """Forward passes in bfloat16, or as they are."""
     if bf16:
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
@@ -50,6 +51,7 @@ def gemm_peak_macs(device: torch.device) -> float | None:
 
 
 def device_name(device: torch.device) -> str:
+    """The GPU's name, or how many threads the CPU works with."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu x{torch.get_num_threads()}"

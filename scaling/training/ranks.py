@@ -63,6 +63,8 @@ def join() -> Ranks:
 
 @dataclass(frozen=True)
 class Ranks:
+    """The processes that train one run together, as seen from one of them."""
+
     rank: int
     size: int
     device: torch.device
