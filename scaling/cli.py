@@ -94,12 +94,12 @@ def encode(config: ConfigArg, out: OutOption = None, set_: SetOption = None) -> 
 
     Example: `scaling encode sweeps/clips.yaml --set data.sources.clips.path=~/Videos`
     """
-    from scaling.config.schema import variants
+    from scaling.config.schema import variant_studies
     from scaling.study.pipeline import encode as run_encode
     from scaling.study_folder import choose
 
     chosen, there = choose(config, out, set_ or ())
-    made = [run_encode(one, there, _say) for one in variants(chosen).values()]
+    made = [run_encode(one, there, _say) for one in variant_studies(chosen).values()]
     for data_dir in dict.fromkeys(made):
         _say(f"tokens  {data_dir}")
 

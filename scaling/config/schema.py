@@ -388,7 +388,7 @@ class StudyConfig(Section):
         return self
 
 
-def variants(config: StudyConfig) -> dict[str, StudyConfig]:
+def variant_studies(config: StudyConfig) -> dict[str, StudyConfig]:
     """Name -> the study of each variant, in order; {"": the study itself} where it has none."""
     if not config.variants:
         return {"": config}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scaling.config.run import RunConfig
-from scaling.config.schema import LaunchConfig, StudyConfig, variants
+from scaling.config.schema import LaunchConfig, StudyConfig, variant_studies
 from scaling.errors import UserError
 from scaling.models.family import ModelConfig
 from scaling.models.macs import parameter_counts
@@ -136,7 +136,7 @@ def study_cost(
         ]
     left: list[Left] = []
     ladder: dict[str, RunConfig] = {}
-    for one in variants(config).values():
+    for one in variant_studies(config).values():
         rate = one.ladder.log2_lr if one.ladder else None
         of_one, left_of_one = ladder_runs(one, 2.0 ** (rate or 0), data_of(one), Path())
         ladder |= {run.run_id: run for run in of_one}  # variants may share runs
@@ -220,7 +220,7 @@ def disk_bytes(config: StudyConfig, costs: list[Cost]) -> int:
     """Shards (2 bytes a token, 3 a stored pixel), the checkpoints that stay (weights and two
     moments, fp32) and the weights of the budgets before the last."""
     total = 0
-    for one in {data_of(one): one for one in variants(config).values()}.values():
+    for one in {data_of(one): one for one in variant_studies(config).values()}.values():
         data = one.data
         sequences = (data.train_sequences + data.val_sequences) * len(data.sources)
         a_sequence = 2 * (context(one) + 1) + 3 * data.frames * data.size**2 * data.pixels

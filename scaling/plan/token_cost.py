@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from scaling.config.schema import StudyConfig, TokenizerConfig, variants
+from scaling.config.schema import StudyConfig, TokenizerConfig, variant_studies
 from scaling.data import shards
 from scaling.models.macs import forward_macs
 from scaling.plan.cost import Cost
@@ -27,7 +27,7 @@ def lines(config: StudyConfig, costs: list[Cost]) -> list[str]:
         return []
     if config.variants:
         alike: dict[str, dict[str, StudyConfig]] = {}
-        for name, one in variants(config).items():
+        for name, one in variant_studies(config).items():
             alike.setdefault(data_of(one), {})[name] = one
         told = []
         for group in alike.values():

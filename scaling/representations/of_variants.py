@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from scaling.config.schema import StudyConfig, variants
+from scaling.config.schema import StudyConfig, variant_studies
 from scaling.errors import UserError
 from scaling.models.probes import Recipe
 from scaling.representations import finetune, probe
@@ -59,7 +59,7 @@ def read_variants(
         raise UserError(
             f"{study.variants_json}: cannot be read ({error}); run `scaling study` first"
         ) from None
-    if missing := [name for name in variants(config) if name not in runs_of]:
+    if missing := [name for name in variant_studies(config) if name not in runs_of]:
         raise UserError(
             f"{study}: {', '.join(missing)}: not trained yet; run `scaling study` first"
         )
@@ -67,7 +67,7 @@ def read_variants(
     study.claim(path, inputs=[data])
     labelled = read_labelled(data)
     rows: list[dict[str, Any]] = []
-    for name, one in variants(config).items():
+    for name, one in variant_studies(config).items():
         for seed, run_id in enumerate(runs_of[name]):
             (trained,) = trained_runs(study, [run_id])
             label = open_tokenizer(data_dir_of(study, trained.run))[1]["tokenizer"]["label"]

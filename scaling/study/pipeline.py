@@ -18,7 +18,7 @@ import yaml
 
 from scaling import results
 from scaling.config.run import RunConfig
-from scaling.config.schema import LrConfig, StudyConfig, variants
+from scaling.config.schema import LrConfig, StudyConfig, variant_studies
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.errors import UserError
@@ -70,7 +70,7 @@ def run_study(
         check(config.launch, study.folder, detach=detach)
         guard(config, say, yes=yes)
         mlflow_copy.check(config.tracking.uri, say)
-        for one in variants(config).values():
+        for one in variant_studies(config).values():
             for run in plan.ladder_runs(one, 1.0, "", Path())[0]:
                 cost.gpus_of(config.launch, run)
     if not study.lock.exists():
@@ -113,7 +113,7 @@ def guard(config: StudyConfig, say: Say, *, yes: bool) -> None:
 def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Path:
     if not study.says(config):
         study.write(study.yaml, describe(config))
-    choices = variants(config)
+    choices = variant_studies(config)
     tokens: dict[str, TokenData] = {}
     for name, one in choices.items():
         tokens[name] = TokenData.open(encode(one, study, say))

@@ -10,7 +10,7 @@ import pytest
 from scaling.analysis.questions.paper_tables import PAPER, paper_table, title_of
 from scaling.analysis.questions.quality import half_width
 from scaling.analysis.report.probes import variants_section
-from scaling.config.schema import variants
+from scaling.config.schema import variant_studies
 from scaling.config.study_file import load_study
 from scaling.errors import UserError
 from scaling.plan.cost import study_cost
@@ -71,8 +71,8 @@ def done(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 def test_the_sweeps_that_ship(name: str, title: str, runs: int) -> None:
     """Each file plans, and its variants bear the names of one table of the paper."""
     config = load_study(ROOT / "sweeps" / f"{name}.yaml")
-    assert title_of(list(variants(config))) == title
-    assert set(PAPER[title]) <= set(variants(config))
+    assert title_of(list(variant_studies(config))) == title
+    assert set(PAPER[title]) <= set(variant_studies(config))
     costs, left = study_cost(config, threads=1, measure=False)
     assert not left and sum(c.runs for c in costs) == runs
 
@@ -87,7 +87,7 @@ def test_architectures_are_equal_in_parameters_and_compute() -> None:
 def test_a_variant_is_the_study_with_its_own_values(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(TINY)
     config = load_study(tmp_path / "s.yaml", ["variants.tuned.finetune.steps=7"])
-    found = variants(config)
+    found = variant_studies(config)
     assert [one.tokenizer.codes for one in found.values()] == [32, 16, 32]
     assert [one.finetune and one.finetune.steps for one in found.values()] == [None, None, 7]
     assert all(one.probe.head == "average" and not one.variants for one in found.values())
