@@ -13,13 +13,12 @@ from PIL import Image
 from scaling.data import media, video
 from scaling.data.media import (
     MediaError,
-    VideoClips,
     fingerprint,
     list_files,
     read_image,
     resize_short,
 )
-from scaling.data.video import read_video
+from scaling.data.video import VideoClips, read_video
 from tests.data.clips import indices, level, rotate_mp4, write_video
 
 
