@@ -203,10 +203,14 @@ def test_imports_warn_of_nothing() -> None:
 
 
 def test_light_imports() -> None:
-    """`scaling --help` and `status` start fast: no torch, no MLflow, no pandas."""
+    """`scaling --help` and `status` start fast: no torch, no MLflow, no pandas. A study's plan has
+    no torch either where there surely is no GPU."""
     code = (
-        "import sys, scaling.cli, scaling.study.status\n"
+        "import sys, scaling.cli, scaling.study.status, scaling.plan.runs\n"
+        "from scaling.jobs import machine\n"
+        "machine.computes_in_bf16()\n"
         "heavy = {'torch', 'mlflow', 'pandas', 'optuna', 'submitit', 'plotly'} & set(sys.modules)\n"
+        "heavy -= set() if machine._surely_no_cuda() else {'torch'}\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True)

@@ -6,11 +6,16 @@ busy; and they end with the process, however it is killed.
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
 from threading import Event
 
 
@@ -29,6 +34,34 @@ def visible_gpus() -> list[str]:
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
     lines = listed.stdout.splitlines() if listed.returncode == 0 else []
     return [str(k) for k, line in enumerate(lines) if line.startswith("GPU ")]
+
+
+def computes_in_bf16() -> bool:
+    """Whether torch finds a GPU for bf16. Its import takes seconds: only where there may be one."""
+    if "torch" not in sys.modules and _surely_no_cuda():
+        return False
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def _surely_no_cuda() -> bool:
+    """Torch is built without it, or (Linux) there is no driver's library for it to load."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        return False
+    build = runpy.run_path(str(Path(torch.origin).with_name("version.py")))
+    if build.get("hip") is not None:  # ROCm answers by the same names
+        return False
+    if build.get("cuda") is None:
+        return True
+    if sys.platform != "linux":
+        return False
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return True
+    return False
 
 
 def threads_at_once(count: int) -> int:

@@ -12,6 +12,7 @@ from scaling.config.run import RunConfig
 from scaling.config.schedule import segments
 from scaling.config.schema import LrConfig, StudyConfig
 from scaling.errors import UserError
+from scaling.jobs.machine import computes_in_bf16
 from scaling.models.family import FAMILY, SPECIAL_TOKENS, ModelConfig, size
 from scaling.models.macs import forward_macs, parameter_counts
 
@@ -128,9 +129,7 @@ def _precision(config: StudyConfig) -> str:
         return config.train.precision
     if config.launch.cluster == "slurm":  # its login node need not have the GPUs of its jobs
         return "bf16" if config.launch.gpus else "fp32"
-    import torch
-
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if computes_in_bf16() else "fp32"
 
 
 def sweep_run(

@@ -4,6 +4,7 @@ import threading
 from functools import partial
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from scaling.models.family import size
 from scaling.models.parametrization import build
 from scaling.storage import files
 from tests.shell import HANGS
+
+CUDA = torch.cuda.is_available()  # as it is, before a test says otherwise
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +78,30 @@ def test_threads_may_write_one_file(tmp_path: Path) -> None:
 
     in_threads([piece] * 4)
     assert (tmp_path / "x").read_bytes() == content and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("build", "driver", "sure"),
+    [
+        ("cuda = hip = None", True, True),
+        ("cuda = None\nhip = '7.1'", False, False),
+        ("cuda, hip = '13.0', None", False, True),
+        ("cuda, hip = '13.0', None", True, False),
+    ],
+)
+def test_that_there_is_no_gpu_is_known_without_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: str, driver: bool, sure: bool
+) -> None:
+    """By how torch was built, and by the driver's library; never where torch would find one."""
+    assert not (CUDA and machine._surely_no_cuda())
+
+    def load(name: str) -> None:
+        if not driver:
+            raise OSError(f"{name}: cannot open shared object file")
+
+    (tmp_path / "version.py").write_text(build)
+    found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    monkeypatch.setattr("ctypes.CDLL", load)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert machine._surely_no_cuda() == sure
