@@ -2,12 +2,11 @@
 
 import io
 import os
-import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 from unittest.mock import patch
 
 import pytest
@@ -48,7 +47,13 @@ def plain(**more: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in ours} | more
 
 
-def changed(process: subprocess.Popen[Any], folder: Path, times: int) -> bool:
+class Process(Protocol):
+    """Of subprocess, or of tests.warm."""
+
+    def poll(self) -> int | None: ...
+
+
+def changed(process: Process, folder: Path, times: int) -> bool:
     """Wait until what is below the folder has changed so often: a moment of the program's own work,
     however fast the machine. False: it ended before."""
     seen = _written(folder)

@@ -55,7 +55,7 @@ def command(out: Path, *more: str, study: str = QUICK) -> list[str]:
     return [sys.executable, "-m", "scaling.cli", "study", str(yaml), "--out", str(out), *more]
 
 
-def run(out: Path, *more: str, code: int = 0, timeout: float = 300) -> str:
+def run(out: Path, *more: str, code: int = 0, timeout: float = HANGS) -> str:
     """The command's whole output; asserts its exit code and that no traceback is shown."""
     done = subprocess.run(
         command(out, *more), capture_output=True, text=True, timeout=timeout, check=False
@@ -86,7 +86,7 @@ def processes(out: Path) -> list[str]:
     return found
 
 
-def no_process_left(out: Path, within: float = 60) -> None:
+def no_process_left(out: Path, within: float = HANGS) -> None:
     until = time.monotonic() + within
     while (left := processes(out)) and time.monotonic() < until:
         time.sleep(0.1)

@@ -49,7 +49,7 @@ def probe_sections(study_dir: Path, quality: Sequence[QualityLaw]) -> list[tuple
 def probe_files(study_dir: Path) -> list[Path]:
     """All that `probe_sections` read."""
     found = [study_dir / f"{name}.csv" for name in ("probes", "davis", "finetune", "variants")]
-    return found + sorted((study_dir / "generated").glob("*.csv"))
+    return found + sorted((study_dir / "generated").glob("[!.]*.csv"))
 
 
 def probe_section(study_dir: Path, quality: Sequence[QualityLaw]) -> str:
@@ -237,7 +237,7 @@ def _film_strips(study_dir: Path, davis: pd.DataFrame, best: pd.DataFrame) -> st
 
 
 def generated_section(study_dir: Path) -> str:
-    tables = sorted((study_dir / "generated").glob("*.csv"))
+    tables = sorted((study_dir / "generated").glob("[!.]*.csv"))
     parts = []
     for number, path in enumerate(tables[:CLIPS]):
         strip = path.with_suffix(".png")

@@ -306,7 +306,7 @@ def gather(study: Study) -> Path:
     rows: list[dict[str, Any]] = []
     for there in ProbeFolder.all_in(study.davis_dir):
         if there.read_index()["schema"] == SCHEMA:
-            for path in sorted(there.path.glob("*-*.json")):
+            for path in files.whole(there.path, "*-*.json"):
                 rows += json.loads(path.read_text())
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(
         ["params", "run_id", "weights", "layer", "sequence", "object"], kind="stable"

@@ -93,7 +93,10 @@ def encoded(
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     there = ProbeFolder(study.probes_dir / key)
     if there.tokens_npz.exists():
-        return there.path
+        if len(there.read_index()["names"]) <= len(labelled.names):
+            return there.path
+        say(f"{there.path}: an interrupted call of an older version took files twice; made again")
+        shutil.rmtree(there.path)
     parts = there.path / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     _encode(parts, trained, tokenizer, index, labelled, path, used)
@@ -156,7 +159,7 @@ def _joined(
     parts: Path, labelled: Labelled, path: Path, say: Say
 ) -> tuple[np.ndarray, Labelled, list[str]]:
     """Codes (F, V, L) of the files that were read, these files, and what became of the others."""
-    held = [dict(np.load(part)) for part in sorted(parts.iterdir()) if part.suffix == ".npz"]
+    held = [dict(np.load(part)) for part in files.whole(parts, "*.npz")]
     kept_F = np.concatenate([h["kept"] for h in held])
     lost = [line for h in held for line in json.loads(str(h["lost"]))]
     if lost:

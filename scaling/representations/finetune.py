@@ -171,7 +171,7 @@ def gather(study: Study) -> Path:
     """STUDY/finetune.csv of all rows that are there."""
     import pandas as pd
 
-    rows = [r for p in sorted(study.finetuned_dir.glob("*.json")) for r in read_rows(p)]
+    rows = [r for p in files.whole(study.finetuned_dir, "*.json") for r in read_rows(p)]
     rows = [r for r in rows if set(COLUMNS) <= set(r)]  # others are an older version's
     keys = ["data", "data_key", "run_id", "px", "frames", "rope_base", "attention", "end_to_end"]
     keys += ["head"]

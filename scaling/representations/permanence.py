@@ -125,7 +125,7 @@ def write_permanence(out: Path, *, clips: int, frames: int, size: int, seed: int
         if held == settings:  # nobody else writes them so
             outputs.adopt(MAKER, *ours)
         outputs.claim(MAKER, *ours)
-        if held != settings and (held or any(out.glob("*.mp4"))):
+        if held != settings and (held or files.whole(out, "*.mp4")):
             raise UserError(
                 f"{out} holds clips of other settings ({held or 'unknown'}, not {settings}), which "
                 "these labels would not fit; remove it or give another folder"

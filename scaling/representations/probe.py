@@ -355,7 +355,7 @@ def gather(study: Study, recipe: Recipe) -> Path:
     for there in ProbeFolder.all_in(study.probes_dir):
         settings = there.read_index()["settings"]
         if (settings["schema"], settings["recipe"]) == (SCHEMA, asdict(recipe)):
-            for path in sorted(there.path.glob("*-*-*.json")):
+            for path in files.whole(there.path, "*-*-*.json"):
                 rows += read_rows(path)
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(
         ["data", "data_key", "params", "run_id", "weights", "head", "seed", "layer"], kind="stable"

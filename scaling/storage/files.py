@@ -75,6 +75,12 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{writer}{HALF}{path.suffix}")
 
 
+def whole(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder that match, sorted. A killed writer leaves half a file (`unfinished`),
+    which is of the same kind and none of them."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

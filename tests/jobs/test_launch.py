@@ -162,7 +162,7 @@ DRIVER = """
     from scaling.config.schema import LaunchConfig
     from scaling.jobs.launch import Launcher
 
-    made = [Job(Task(seconds=60), Path({tmp!r}) / f"run{{k}}") for k in range(2)]
+    made = [Job(Task(seconds={hangs}), Path({tmp!r}) / f"run{{k}}") for k in range(2)]
     for job in made:
         job.run_dir.mkdir()
     with Launcher(LaunchConfig(parallel=2, threads=1), Path({tmp!r}) / "jobs", perform) as launcher:
@@ -187,7 +187,7 @@ def processes_of(marker: str) -> list[int]:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_nothing_outlives_its_driver(tmp_path: Path, ended_by: signal.Signals) -> None:
-    script = textwrap.dedent(DRIVER).format(tmp=str(tmp_path))
+    script = textwrap.dedent(DRIVER).format(tmp=str(tmp_path), hangs=HANGS)
     marker = f"SCALING_TEST={tmp_path.name}-{os.getpid()}"
     name, _, value = marker.partition("=")
     driver = subprocess.Popen(
@@ -195,14 +195,14 @@ def test_nothing_outlives_its_driver(tmp_path: Path, ended_by: signal.Signals) -
     )
     try:
         runs = [tmp_path / "run0", tmp_path / "run1"]
-        end = time.monotonic() + 120
+        end = time.monotonic() + HANGS
         while not all((r / "attempts").exists() for r in runs):
             assert driver.poll() is None and time.monotonic() < end
             time.sleep(0.05)
         assert len(processes_of(marker)) >= 7, "driver, 2 x (controller, lane, run)"
         driver.send_signal(ended_by)
         driver.wait(timeout=HANGS)
-        end = time.monotonic() + 30
+        end = time.monotonic() + HANGS
         while processes_of(marker):
             assert time.monotonic() < end, "processes outlive their driver"
             time.sleep(0.05)

@@ -49,7 +49,7 @@ def test_what_fails_ends_the_others(error: type[BaseException]) -> None:
 
     def waits(number: int, stop: Event) -> None:
         begun.append(number)
-        assert stop.wait(30)
+        assert stop.wait(HANGS)
 
     with pytest.raises(error, match="no"):
         in_threads([partial(waits, 0), fails, *(partial(waits, i) for i in range(1, 40))])

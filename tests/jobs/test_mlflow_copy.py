@@ -24,6 +24,7 @@ from scaling.results import COLUMNS, Row, dumps, frame
 from scaling.study_folder import RunFolder, Study
 from scaling.tracking import mlflow_copy
 from scaling.tracking.load import load
+from tests.shell import HANGS
 
 EXAMPLE: dict[str, Any] = {
     "str": "word, 'quoted' \u00b5 2^-6",
@@ -304,7 +305,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        end = time.monotonic() + 240
+        end = time.monotonic() + HANGS
         while True:
             assert time.monotonic() < end and self._process.poll() is None, self._log.read_text()
             try:

@@ -16,7 +16,7 @@ import pytest
 from scaling.jobs import search_path
 from scaling.jobs.submission import executor
 from tests.ports import meeting_port
-from tests.shell import plain
+from tests.shell import HANGS, plain
 from tests.slurm.cluster_work import until
 
 STUDY = """\
@@ -25,15 +25,15 @@ data:
   frames: 2
   size: 16
   stride: 1
-  train_sequences: 1024
-  val_sequences: 64
+  train_sequences: 256
+  val_sequences: 16
   sources:
     - {name: leaves, kind: leaves}
-tokenizer: {patch: 4, codes: 64, fit_frames: 1000}
+tokenizer: {patch: 4, codes: 64, fit_frames: 200}
 model: {base_width: 32}
-train: {batch: 4, warmup_steps: 10, evals: 3}
-ladder: {sizes: [t16, t24], log2_lr: -6, budgets_macs: [5e8, 1e9, 2e9]}
-launch: {parallel: 2}
+train: {batch: 4, warmup_steps: 4, evals: 3}
+ladder: {sizes: [t16, t24], log2_lr: -6, budgets_macs: [1e8, 3e8, 1e9]}
+launch: {parallel: 2, threads: 1}
 """
 THEIRS = ("models/__init__.py", "analysis/__init__.py", "numbers.py", "random.py")
 
@@ -67,6 +67,7 @@ def test_a_whole_study_from_there(folder: Path) -> None:
     command = [sys.executable, "-m", "scaling.cli", "study", "tiny.yaml"]
     done = subprocess.run(command, cwd=folder, env=plain(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "studies" / "tiny" / "law.json").is_file()
     assert (folder / "studies" / "tiny" / "report.html").is_file()
     assert (folder / "studies" / "tiny" / "mlflow.db").is_file()
     assert marks(folder) == []
@@ -78,7 +79,7 @@ def test_a_whole_study_from_there(folder: Path) -> None:
         start_new_session=True,
     ) as server:  # fmt: skip
         try:
-            until(lambda: answers(f"http://127.0.0.1:{port}/health"), seconds=180)
+            until(lambda: answers(f"http://127.0.0.1:{port}/health"), seconds=HANGS)
         finally:
             os.killpg(server.pid, signal.SIGINT)
     assert marks(folder) == []

@@ -1,20 +1,18 @@
 """Two ranks over gloo, replicated and sharded, against one process; and back to one rank."""
 
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
-from torch.multiprocessing.spawn import spawn
 
 from scaling.models import parallel
 from scaling.models.family import FAMILY
 from scaling.models.parametrization import build, optimizer
 from tests.ports import meeting_port
+from tests.warm import Warm
 
 STEPS = 20
 CONFIG = replace(FAMILY["t128"], layers=2, vocab=97, context=32)  # twice the base: muP counts
@@ -66,13 +64,12 @@ def one_rank(rank: int, ranks: int, port: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    ranks_2 = spawn(one_rank, args=(2, meeting_port(), tmp_path), nprocs=2, join=False)
-    deadline = time.monotonic() + 240
-    while not ranks_2.join(timeout=5):  # raises what a rank raised
-        if time.monotonic() > deadline:
-            for process in ranks_2.processes:
-                process.kill()
-            pytest.fail("the ranks did not come to an end within 240 s")
+    port = meeting_port()
+    ranks_2 = [
+        Warm(one_rank, rank, 2, port, tmp_path, said=tmp_path / f"said.{rank}") for rank in range(2)
+    ]
+    for rank in ranks_2:
+        assert rank.wait() == 0, rank.said.read_text()
 
     alone = build(CONFIG, seed=0)
     adam = optimizer(alone, lr=2**-7, weight_decay=0.1)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.analysis.figures.export import browser_command
-
-TIMEOUT_S = 120
+from tests.shell import HANGS
 
 
 class Browser:
@@ -71,11 +70,11 @@ class Browser:
             self.events.append(answer)
 
     def _receive(self) -> dict[str, Any]:
-        until = time.monotonic() + TIMEOUT_S
+        until = time.monotonic() + HANGS
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], max(0, until - time.monotonic()))
             if not ready:
-                raise TimeoutError(f"the browser was silent for {TIMEOUT_S} s")
+                raise TimeoutError(f"the browser was silent for {HANGS} s")
             chunk = os.read(self._read, 1 << 20)
             if not chunk:
                 raise RuntimeError("the browser ended")
@@ -94,7 +93,7 @@ class Browser:
         return answer["result"].get("value")
 
     def wait_for(self, condition: str) -> None:
-        until = time.monotonic() + TIMEOUT_S
+        until = time.monotonic() + HANGS
         while not self.evaluate(condition):
             if time.monotonic() > until:
                 raise TimeoutError(f"never true: {condition}")

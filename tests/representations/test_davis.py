@@ -176,7 +176,8 @@ def test_a_study_tracks(study: Path, layout: Path, tmp_path: Path) -> None:
         assert held["masks"].shape == (3, 8, 96, 128) and held["masks"].max() == 1
     before = (own / "davis.csv").read_bytes()
     for path in (own / "davis").glob("*/*-trained0-*.json"):
-        path.unlink()  # as if it had been killed there
+        half = f".{path.stem}.other-1.tmp.json"
+        path.rename(path.with_name(half))  # as if it had been killed there
     davis.track(Study(own), layout, rows=12, say=said.append)
     assert (own / "davis.csv").read_bytes() == before
     shutil.rmtree(own / "davis")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scaling.checkpoint import StopFlag
+from tests.shell import HANGS
 
 
 class StopAfter(StopFlag):
@@ -41,7 +41,7 @@ class Fault:
             if os.environ["RANK"] == str(self.rank):
                 raise RuntimeError("a worm in the apple")
             if self.stuck:
-                time.sleep(60)
+                time.sleep(HANGS)
             return original(data, step, batch, seed)
 
         TokenData.batch = batch  # type: ignore[method-assign, assignment]
@@ -57,7 +57,7 @@ def main(scenarios: list[dict[str, Any]], fault: Fault | None) -> None:
 
     torch.set_num_threads(1)
     # What is stuck shall be ended soon; what is only slow has time to hear of it by itself.
-    ranks.GRACE_SECONDS = 1.0 if fault and fault.stuck else 120.0
+    ranks.GRACE_SECONDS = 1.0 if fault and fault.stuck else HANGS
     rank = int(os.environ["RANK"])
     if fault:
         fault.arm()
@@ -72,8 +72,3 @@ def main(scenarios: list[dict[str, Any]], fault: Fault | None) -> None:
             came = {"error": f"{type(error).__name__}: {error}"}
         told = came | {"signal": stop.signal, "logged": logged}
         (run_dir / f"came.{rank}.json").write_text(json.dumps(told))
-
-
-if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    main(given["scenarios"], Fault(**given["fault"]) if given["fault"] else None)

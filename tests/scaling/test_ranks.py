@@ -1,11 +1,6 @@
 """Gradient accumulation and several ranks: the numbers of one process, and a common end."""
 
-import dataclasses
 import json
-import os
-import subprocess
-import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +22,10 @@ from scaling.training.device import COMPILE_MACS, compiles, gemm_peak_macs
 from scaling.training.ranks import restore
 from scaling.training.train import train
 from tests.ports import meeting_port
+from tests.scaling import rank_work
 from tests.scaling.rank_work import Fault
+from tests.warm import Warm
 
-ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-5
 BUSY, INDIVISIBLE = "busy", "indivisible"
 
@@ -87,30 +83,26 @@ def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> Non
         torch.testing.assert_close(one[name], weight, atol=TOLERANCE, rtol=0, msg=name)
 
 
-def start(scenarios: list[dict[str, Any]], fault: Fault | None = None) -> list[Any]:
-    """Two ranks, as torchrun starts them."""
-    given = {"scenarios": scenarios, "fault": fault and dataclasses.asdict(fault)}
+def start(scenarios: list[dict[str, Any]], said: Path, fault: Fault | None = None) -> list[Warm]:
+    """Two ranks, with the environment that torchrun gives them; they speak to files in `said`."""
     port = str(meeting_port())
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.scaling.rank_work", json.dumps(given)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
+        Warm(
+            rank_work.main,
+            scenarios,
+            fault,
+            said=said / f"said.{rank}",
+            environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]
 
 
-def wait(processes: list[Any], seconds: float = 240) -> list[tuple[int, str]]:
-    """(exit code, what it said) of each rank; one that hangs is killed: code -9."""
-    killer = threading.Timer(seconds, lambda: [p.kill() for p in processes])
-    killer.start()
-    said = [p.communicate()[1] for p in processes]
-    killer.cancel()
-    return [(p.returncode, text) for p, text in zip(processes, said, strict=True)]
+def wait(ranks: list[Warm]) -> list[tuple[int, str]]:
+    """(exit code, what it said) of each rank."""
+    codes = [rank.wait() for rank in ranks]
+    return [(code, rank.said.read_text()) for code, rank in zip(codes, ranks, strict=True)]
 
 
 def scenario(run: RunConfig, run_dir: Path, looks: tuple[int, int] = (0, 0)) -> dict[str, Any]:
@@ -132,7 +124,7 @@ def alone(short: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[l
 
 @pytest.fixture(scope="module")
 def folder(short: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks made of every scenario; one pair of processes, since torch loads slowly."""
+    """What two ranks made of every scenario, in one pair of processes."""
     folder = tmp_path_factory.mktemp("ranks")
     made = []
     for mode in ("ddp", "fsdp"):
@@ -146,15 +138,13 @@ def folder(short: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
         begun = folder / f"{mode}-begun"
         begun.mkdir()
         with pytest.raises(checkpoint.Interrupted):
-            from tests.scaling.rank_work import StopAfter
-
-            train(run, begun, stop=StopAfter(5), log=quiet)
+            train(run, begun, stop=rank_work.StopAfter(5), log=quiet)
         made.append(scenario(run, begun))
     made.append(scenario(short, folder / "ddp"))  # finished before
     made.append(scenario(replace(short, batch=3), folder / INDIVISIBLE))
     made.append(scenario(short, folder / BUSY))
     with RunLock(folder / BUSY):
-        for code, said in wait(start(made)):
+        for code, said in wait(start(made, folder)):
             assert code == 0, said
             assert "Warning" not in said
     return folder
@@ -237,7 +227,7 @@ def test_finished_busy_and_indivisible_are_the_same_on_every_rank(
 @pytest.mark.parametrize("fault", [Fault(rank=0), Fault(rank=1, stuck=True)])
 def test_an_exception_on_one_rank_ends_all(short: RunConfig, tmp_path: Path, fault: Fault) -> None:
     run_dir = tmp_path / "run"
-    ended = wait(start([scenario(short, run_dir)], fault))
+    ended = wait(start([scenario(short, run_dir)], tmp_path, fault))
     assert came(run_dir, fault.rank)["error"] == "RuntimeError: a worm in the apple"
     code, said = ended[1 - fault.rank]
     if fault.stuck:  # only its watch can end it

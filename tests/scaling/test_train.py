@@ -6,8 +6,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +22,7 @@ from scaling.results import COLUMNS, NOT_REPEATABLE, POSITIONS, Row, frame
 from scaling.storage.files import RunBusy, RunLock
 from scaling.study_folder import RunFolder
 from scaling.training.train import train
-from tests.shell import HANGS
+from tests.warm import Warm, command
 
 
 def repeatable(rows: list[Row]) -> list[Row]:
@@ -106,7 +104,7 @@ def test_kill_minus_nine_equals_undisturbed_bitwise(
     (run_dir / "config.yaml").write_text(eager.to_yaml())
     kills = 0
     while RunFolder(run_dir).read() is None:
-        child = subprocess.Popen([sys.executable, "-m", "scaling.cli", "train", str(run_dir)])
+        child = Warm(command, "train", str(run_dir), said=tmp_path / "said")
         before = size_of(run_dir / "metrics.jsonl")
         while child.poll() is None and size_of(run_dir / "metrics.jsonl") < before + 400:
             time.sleep(0.001)
@@ -209,13 +207,12 @@ def test_sigterm_saves_and_the_same_command_continues(run: RunConfig, tmp_path: 
     (tmp_path / "config.yaml").write_text(
         dataclasses.replace(run, budgets_steps=(20_000,), budgets_macs=(1e9,)).to_yaml()
     )
-    command = [sys.executable, "-m", "scaling.cli", "train", str(tmp_path)]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    child = Warm(command, "train", str(tmp_path), said=tmp_path / "said")
     while size_of(tmp_path / "metrics.jsonl") < 400:
         time.sleep(0.01)
     child.send_signal(signal.SIGTERM)
-    _, error = child.communicate(timeout=HANGS)
-    assert child.returncode == 130
+    assert child.wait() == 130
+    error = child.said.read_text()
     assert "the same command continues" in error
     assert "Traceback" not in error
     assert (tmp_path / "checkpoint.pt").exists()
