@@ -32,7 +32,7 @@ data:
 tokenizer: {patch: 4, codes: 64, fit_frames: 200}
 model: {base_width: 32}
 train: {batch: 4, warmup_steps: 4, evals: 3}
-ladder: {sizes: [t16, t24], log2_lr: -6, budgets_macs: [1e8, 3e8, 1e9]}
+ladder: {sizes: [t16, t24], log2_lr: -6, budgets_macs: [1e8, 4e8, 1.2e9]}
 launch: {parallel: 2, threads: 1}
 """
 THEIRS = ("models/__init__.py", "analysis/__init__.py", "numbers.py", "random.py")
