@@ -173,6 +173,16 @@ def test_the_top_level_is_known() -> None:
     }
 
 
+def test_no_function_is_longer_than_a_reader_can_hold() -> None:
+    """60 lines; the training loop stays in one piece."""
+    longer = set()
+    for path in [*MODULES, *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60:
+                longer.add(f"{path.relative_to(ROOT)}: {node.name}")
+    assert longer == {"scaling/training/train.py: _train"}
+
+
 def test_nothing_unfinished() -> None:
     words = ["TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error"]
     command = ["git", "grep", "-nIE", "|".join(words), "--", ".", ":!CHANGELOG.md"]

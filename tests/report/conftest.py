@@ -69,6 +69,10 @@ def _loss(params: float, tokens: float) -> float:
 def simulated_rows(seed: int = 0) -> pd.DataFrame:
     """A learning-rate sweep (two runs diverge) and 5 sizes x 5 budgets (one more diverges)."""
     noise = np.random.default_rng(seed)
+    return results.frame([*_sweep_rows(noise), *_ladder_rows(noise)])
+
+
+def _sweep_rows(noise: np.random.Generator) -> list[dict[str, Any]]:
     rows = []
     for d in WIDTHS:
         for log2_lr in range(-10, -2):
@@ -96,6 +100,11 @@ def simulated_rows(seed: int = 0) -> pd.DataFrame:
                     status="diverged" if diverged else "finished",
                 )
             )
+    return rows
+
+
+def _ladder_rows(noise: np.random.Generator) -> list[dict[str, Any]]:
+    rows = []
     for d, layers in SIZES:
         params = 12 * layers * d * d + 516 * d
         for kind in ("trunk", "diverged") if d == 48 else ("trunk",):
@@ -144,7 +153,7 @@ def simulated_rows(seed: int = 0) -> pd.DataFrame:
                         decayed=True,
                     )
                 )
-    return results.frame(rows)
+    return rows
 
 
 @pytest.fixture(scope="session")
