@@ -30,27 +30,45 @@ def law(rows: pd.DataFrame) -> StudyLaw:
     return fit_frontier(rows)
 
 
-def test_a_page_from_stored_findings_is_the_page_from_rows(
-    rows: pd.DataFrame, law: StudyLaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope="module")
+def told(
+    rows: pd.DataFrame, law: StudyLaw, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Findings]:
+    """A study's page, and the findings that it was made of."""
     asked: list[bytes] = []
+    kept: list[Findings] = []
     rules = ladder.exclude
 
     def counted(given: pd.DataFrame, variable: str = "compute") -> Any:
         asked.append(pd.util.hash_pandas_object(given).to_numpy().tobytes())
         return rules(given, variable)
 
-    monkeypatch.setattr(ladder, "exclude", counted)
-    page = write_report(tmp_path, rows, law, config_text="a: 1").read_text(encoding="utf-8")
+    def keeping(*given: Any, **more: Any) -> Findings:
+        kept.append(find(*given, **more))
+        return kept[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder, "exclude", counted)
+        patch.setattr("scaling.study.page.find", keeping)
+        path = write_report(tmp_path_factory.mktemp("study"), rows, law, config_text="a: 1")
     assert len(asked) == 1, "the rules are put to a study's rows once"
-    stored = Findings.read(tmp_path / "law.json")
+    (found,) = kept
+    return path, found
+
+
+def test_a_page_from_stored_findings_is_the_page_from_rows(
+    rows: pd.DataFrame, told: tuple[Path, Findings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = told
+    stored = Findings.read(path.with_name("law.json"))
     monkeypatch.setattr(ladder, "exclude", None)  # nothing is asked of the rows again
-    begin = opening(tmp_path, rows, stored.law, config_text="a: 1")
-    assert page_text(begin, tmp_path, rows, stored, config_text="a: 1") == page
+    begin = opening(path.parent, rows, stored.law, config_text="a: 1")
+    again = page_text(begin, path.parent, rows, stored, config_text="a: 1")
+    assert again == path.read_text(encoding="utf-8")
 
 
-def test_findings_come_back_as_they_were(rows: pd.DataFrame, law: StudyLaw) -> None:
-    found = find(rows, law)
+def test_findings_come_back_as_they_were(law: StudyLaw, told: tuple[Path, Findings]) -> None:
+    _, found = told
     text = json.dumps(found.to_json(), allow_nan=False)
     same = Findings.from_json(json.loads(text))
     assert json.dumps(same.to_json(), allow_nan=False) == text

@@ -96,7 +96,7 @@ def test_page_has_the_parts_and_their_data(full: Path) -> None:
 
 
 def test_page_changes_with_the_probes(full: Path) -> None:
-    rows = simulated_rows()
+    rows = simulated_rows().head(4)  # too few for a law of the loss
     path = write_report(full, rows, None, config_text="")
     before = path.read_text()
     assert write_report(full, rows, None, config_text="").read_text() == before
@@ -162,7 +162,7 @@ def test_fine_tunings_are_listed(full: Path) -> None:
     assert "61.0% [" in section and "71.0% [" in section
     assert "next tokens" in section and "labels" in section and "3.500" in section
     assert "Where hidden" not in section
-    text = write_report(full, simulated_rows(), None, config_text="").read_text()
+    text = write_report(full, simulated_rows().head(4), None, config_text="").read_text()
     assert "Fine-tuned" in text and "The choices compared" not in text
 
 
