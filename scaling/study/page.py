@@ -37,6 +37,7 @@ def write_report(
         study_law: of `fit_frontier`; None when it was refused, with the reason in `refusal`.
         config_text: the study's configuration, shown as it is.
         data_dir: the token data; None: the page says so.
+        refusal: why there is no law.
     Returns:
         The path of the page.
     Raises:
