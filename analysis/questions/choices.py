@@ -46,7 +46,6 @@ def specifications(rows: pd.DataFrame | Ladder) -> pd.DataFrame:
     out.
     """
     ladder = Ladder.of(rows)
-    ladder = ladder.where(ladder.counts())
     own = auto_method(ladder)  # that of `scaling fit`
     found, samples = _points_of_choices(ladder, own)
     ways = list(itertools.product(CORNERS, FORMS if ladder.e != 0 else FORMS[:1]))
@@ -84,7 +83,8 @@ def _points_of_choices(
 ) -> tuple[dict[tuple[str, str], Key], dict[Key, Sample]]:
     """Which points a way to count compute and a method lead to, several to the same; own: the
     first of the methods."""
-    rows = ladder.kept()
+    part = ladder.where(ladder.counts())
+    rows = part.kept()
     named = bool((rows["budget_macs"] > 0).any())
     # Bins of compute are for rows without budgets.
     others = [
@@ -93,11 +93,15 @@ def _points_of_choices(
     methods = [own, *(m for m in others if m != own)]
     found: dict[tuple[str, str], Key] = {}
     samples: dict[Key, Sample] = {}
+    counted = {rows["macs_total"].to_numpy(float).tobytes(): ladder}  # one of each compute
     for label, compute in _conventions(rows).items():
+        costs = compute.to_numpy(float).tobytes()
+        if costs not in counted:
+            counted[costs] = part.replaced(macs_total=compute)
         for method in methods:
             # The frontier itself depends on what is counted.
             try:
-                points = frontier(ladder.replaced(macs_total=compute), method=method)
+                points = frontier(counted[costs], method=method)
             except NotIdentified:
                 continue
             points = points.sort_values("macs_total", kind="stable")
@@ -161,13 +165,13 @@ def influence(rows: pd.DataFrame | Ladder, *, form: str = "pure") -> pd.DataFram
     Returns left_out, kind ("run" or "budget"), b, change, sorted by |change|, the largest first.
     Only runs on the frontier move it; the others are left out of the table.
     """
-    ladder = Ladder.of(rows)
-    ladder = ladder.where(ladder.counts(budgets=True))
-    rows = ladder.rows
-    whole = _exponent(ladder, form)
-    if whole is None:
+    whole = Ladder.of(rows)
+    b_whole = _exponent(whole, form)
+    if b_whole is None:
         raise NotIdentified("the law of all runs is not identified: there is nothing to compare")
-    points = frontier(ladder)
+    points = frontier(whole)
+    ladder = whole.where(whole.counts(budgets=True))
+    rows = ladder.rows
     sizes = {
         run: size for size, runs in zip(points["size"], points["runs"], strict=True) for run in runs
     }
@@ -179,7 +183,7 @@ def influence(rows: pd.DataFrame | Ladder, *, form: str = "pure") -> pd.DataFram
     out = []
     for label, kind, keep in parts:
         b = _exponent(ladder.where(keep), form) if keep.any() else None
-        out.append((label, kind, np.nan if b is None else b, np.nan if b is None else b - whole))
+        out.append((label, kind, np.nan if b is None else b, np.nan if b is None else b - b_whole))
     table = pd.DataFrame(out, columns=["left_out", "kind", "b", "change"])
     order = table["change"].abs().sort_values(ascending=False, kind="stable").index
     return table.loc[order].reset_index(drop=True)

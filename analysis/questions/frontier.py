@@ -84,7 +84,9 @@ class StudyLaw:
             cost, at = "budget_macs", ladder.rows["budget_macs"]
         elif self.method == "binned":
             cost, at = "budget_macs", ladder.binned().rows["budget_macs"].fillna(at)
-        return ladder.where(~(at >= self.points[cost].iloc[point] * (1 - 1e-9)))
+        least = float(self.points[cost].iloc[point] * (1 - 1e-9))
+        key = ("below", self.method, cost, least)
+        return ladder.once(key, lambda: ladder.where(~(at >= least)))
 
     @property
     def compared(self) -> PowerLaw:

@@ -341,9 +341,8 @@ def report(
     study = Study.open(folder)
     study.claim(*study.report_files)
     config, table = study.config(), study.rows()
-    law = pipeline.fit_law(config, study, table, lambda _: None)
     data_dir = study.tokens_of(str(table["data_key"].iloc[0])).path
-    page = pipeline.report(config, study, data_dir, table, *law)
+    page = pipeline.law_and_page(config, study, data_dir, table, lambda _: None)
     from scaling.analysis.questions.paper_tables import paper_table
 
     if (beside := paper_table(folder)) is not None:

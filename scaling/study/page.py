@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scaling.analysis.questions.frontier import StudyLaw
+    from scaling.analysis.tables.ladder import Ladder
 
 
 def write_report(
@@ -25,6 +26,7 @@ def write_report(
     rows: pd.DataFrame,
     study_law: StudyLaw | None,
     *,
+    ladder: Ladder | None = None,
     config_text: str,
     data_dir: Path | None = None,
     refusal: str = "",
@@ -35,9 +37,9 @@ def write_report(
         study_dir: the study's folder.
         rows: of the study.
         study_law: of `fit_frontier`; None when it was refused, with the reason in `refusal`.
+        ladder: of the rows, where it is at hand.
         config_text: the study's configuration, shown as it is.
         data_dir: the token data; None: the page says so.
-        refusal: why there is no law.
     Returns:
         The path of the page.
     Raises:
@@ -51,7 +53,7 @@ def write_report(
         return study.report_html
     probed = read_quality(study_dir, "probes") is not None
     quality = quality_laws(rows, study_dir, "probe_top1") if probed else ()
-    found = find(rows, study_law, refusal=refusal, quality=quality)
+    found = find(ladder or rows, study_law, refusal=refusal, quality=quality)
     if study_law is not None:
         study.write(study.law_json, saved_law.text(study_law, findings=found.to_json()))
     text = page_text(

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scaling.analysis.questions.frontier import StudyLaw
+    from scaling.analysis.tables.ladder import Ladder
     from scaling.study.sweep_result import SweepResult
 
 Say = Callable[[str], None]
@@ -164,8 +165,7 @@ def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Pat
         unit = results.loss_unit(table.tokenizer)
         say("\n".join(verdict_lines(series_points(table), unit)))
     keep_positions(study, table)
-    law = fit_law(config, study, table, say)
-    path = report(config, study, first.path, table, *law)
+    path = law_and_page(config, study, first.path, table, say)
     say(f"rows    {study.rows_csv}\nreport  {path}")
     # Last: a tracking server that is down costs neither the law nor the report.
     mlflow_copy.sync(study, config.tracking.uri)
@@ -345,8 +345,19 @@ def keep_positions(study: Study, table: pd.DataFrame) -> None:
             return
 
 
+def law_and_page(
+    config: StudyConfig, study: Study, data_dir: Path, table: pd.DataFrame, say: Say
+) -> Path:
+    """`fit_law` and `report` of one ladder, so that the rules are put to the rows once."""
+    from scaling.analysis.tables.ladder import Ladder
+
+    ladder = Ladder.of(table)
+    law = fit_law(config, study, ladder, say)
+    return report(config, study, data_dir, table, ladder, *law)
+
+
 def fit_law(
-    config: StudyConfig, study: Study, table: pd.DataFrame, say: Say
+    config: StudyConfig, study: Study, ladder: Ladder, say: Say
 ) -> tuple[StudyLaw | None, str]:
     """The law of the ladder's frontier, which `report` writes down; or none, and the reason."""
     if config.ladder is None or config.variants:
@@ -357,7 +368,7 @@ def fit_law(
 
     try:
         law = fit_frontier(
-            table, seed=config.seed, form=config.fit.form, resamples=config.fit.resamples
+            ladder, seed=config.seed, form=config.fit.form, resamples=config.fit.resamples
         )
     except NotIdentified as refusal:
         study.remove(study.law_json)
@@ -372,6 +383,7 @@ def report(
     study: Study,
     data_dir: Path,
     table: pd.DataFrame,
+    ladder: Ladder,
     law: StudyLaw | None,
     refusal: str,
 ) -> Path:
@@ -382,5 +394,6 @@ def report(
     if (beside := paper_table(study.folder)) is not None:
         study.write(study.paper_csv, beside.to_csv(index=False))
     return write_report(
-        study.folder, table, law, config_text=describe(config), data_dir=data_dir, refusal=refusal
-    )
+        study.folder, table, law, ladder=ladder, config_text=describe(config), data_dir=data_dir,
+        refusal=refusal,
+    )  # fmt: skip

@@ -55,7 +55,6 @@ class RunState:
 
     @property
     def macs_done(self) -> float:
-        """Training MACs of the steps that are done."""
         return self.macs * self.steps_done / self.steps
 
 

@@ -50,7 +50,8 @@ def told(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ladder, "exclude", counted)
         patch.setattr("scaling.study.page.find", keeping)
-        path = write_report(tmp_path_factory.mktemp("study"), rows, law, config_text="a: 1")
+        whole, folder = Ladder.of(rows), tmp_path_factory.mktemp("study")
+        path = write_report(folder, rows, law, ladder=whole, config_text="a: 1")
     assert len(asked) == 1, "the rules are put to a study's rows once"
     (found,) = kept
     return path, found
