@@ -38,10 +38,12 @@ class CoordCheck:
 
     @property
     def passed(self) -> bool:
+        """Whether no layer's scale moves with width by more than FLAT (log2 by log2)."""
         return abs(self.worst[1]) <= FLAT
 
     @property
     def verdict(self) -> str:
+        """The worst layer and its slope, in a sentence."""
         layer, slope = self.worst
         return f"{self.parametrization}: steepest slope {slope:+.3f} ({layer}), " + (
             f"within +-{FLAT}" if self.passed else f"beyond +-{FLAT}"

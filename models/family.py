@@ -119,6 +119,7 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
+        """Values of a head, d / heads."""
         return self.d // self.heads
 
     @property

@@ -293,6 +293,7 @@ class Study:
     # ------------------------------------------------------------------------------- reading
 
     def run(self, run_id: str) -> RunFolder:
+        """The directory of a run, which need not be there yet."""
         return RunFolder(self.runs_dir / run_id)
 
     def runs(self) -> list[RunFolder]:
@@ -335,6 +336,7 @@ class Study:
         return [TokenFolder(path.parent) for path in found]
 
     def tokens_of(self, data_key: str) -> TokenFolder:
+        """The directory of these tokens, which need not be there."""
         return TokenFolder(self.data_dir / data_key)
 
 

@@ -57,6 +57,7 @@ class RunConfig:
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_yaml(self) -> str:
+        """What a run directory's config.yaml holds; `from_yaml` reads it."""
         fields = dataclasses.asdict(self)
         fields["budgets_steps"] = list(self.budgets_steps)
         fields["budgets_macs"] = list(self.budgets_macs)

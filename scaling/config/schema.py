@@ -196,6 +196,7 @@ class LrConfig(Section):
 
     @property
     def axis(self) -> Literal["width", "depth"]:
+        """What the sweep goes over."""
         return "depth" if self.depths else "width"
 
     @property

@@ -47,9 +47,11 @@ class Joiner:
                 yield part
 
     def count(self, source: Source, split: str) -> int:
+        """Sequences in the parts of a source and split."""
         return sum(len(part["codes"]) for part in self._parts(source, split))
 
     def join(self, key: str, settings: dict[str, Any]) -> None:
+        """Write shards, manifest, samples and, last, the index into `work`/done."""
         done = self.work / "done"
         shutil.rmtree(done, ignore_errors=True)
         done.mkdir()

@@ -42,6 +42,7 @@ class NGrams:
 
     @property
     def entropy_nats(self) -> float:
+        """Of the n-grams that occur, by their shares."""
         share = self.counts / self.counts.sum()
         return float(-(share * np.log(share)).sum())
 

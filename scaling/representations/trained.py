@@ -29,6 +29,7 @@ class TrainedRun:
 
     @property
     def last(self) -> bool:
+        """Whether it is the run's last decayed point."""
         return self.budget == len(self.run.budgets_steps) - 1
 
     def label(self, weights: str) -> str:

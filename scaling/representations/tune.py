@@ -177,10 +177,12 @@ class Learner:
         return notes
 
     def save(self, path: Path) -> None:
+        """Write the checkpoint that `resume` continues from."""
         states = {name: part.state_dict() for name, part in self._parts().items()}
         checkpoint.save(path, states | {"step": self.steps})
 
     def step(self, ids_BT: torch.Tensor, labels_B: torch.Tensor) -> None:
+        """One step of the optimizer, on tokens (B, T) with their start and labels (B,)."""
         loss, _ = objective(self.model, self.heads, ids_BT, labels_B, self.tuning.end_to_end)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -40,6 +40,7 @@ def write_report(
         ladder: of the rows, where it is at hand.
         config_text: the study's configuration, shown as it is.
         data_dir: the token data; None: the page says so.
+        refusal: why there is no law.
     Returns:
         The path of the page.
     Raises:

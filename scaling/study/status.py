@@ -55,6 +55,7 @@ class RunState:
 
     @property
     def macs_done(self) -> float:
+        """Training MACs of the steps that are done."""
         return self.macs * self.steps_done / self.steps
 
 

@@ -49,6 +49,7 @@ def sync(study: Study, uri: str | None = None, *, force: bool = False) -> int:
     Args:
         study: its folder's name is the experiment's.
         uri: a tracking server or database; default: the study's own, in its folder.
+        force: ask MLflow also where nothing changed.
     Raises:
         UserError: locked or unreachable for longer than PATIENCE_SECONDS. Nothing is lost: the next
             call sends what is missing.
