@@ -310,7 +310,7 @@ class Study:
 
     def run_folders(self) -> list[RunFolder]:
         """Of all runs that were ever begun, by run id."""
-        return [RunFolder(p) for p in sorted(self.runs_dir.glob("*")) if p.is_dir()]
+        return [RunFolder(p) for p in files.whole(self.runs_dir, "*") if p.is_dir()]
 
     def complete(self) -> bool:
         """Whether every run planned so far is finished: then another look needs no cluster."""

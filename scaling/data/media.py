@@ -68,7 +68,9 @@ class MediaError(UserError):
 def list_files(root: Path, suffixes: frozenset[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Relative POSIX paths below `root` with one of the suffixes, sorted; and what is left out.
 
-    The second list has (path, reason). Linked directories are followed, each directory once.
+    The second list has (path, reason). Linked directories are followed, each directory once. Hidden
+    files and folders are left out: they are copies that tools keep (.ipynb_checkpoints, thumbnails,
+    ._name of macOS), which would stand in training and validation both.
     A `root` that is a file is the only file of its folder.
     """
     if root.is_file():
@@ -82,7 +84,9 @@ def list_files(root: Path, suffixes: frozenset[str]) -> tuple[list[str], list[tu
 
     seen: set[tuple[int, int]] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=unreadable):
-        subfolders.sort()
+        for name in sorted(n for n in subfolders if n.startswith(".")):
+            left_out.append((os.path.relpath(os.path.join(folder, name), root), "hidden folder"))
+        subfolders[:] = sorted(n for n in subfolders if not n.startswith("."))
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             left_out.append((os.path.relpath(folder, root), "folder reached before (a link)"))
@@ -91,7 +95,9 @@ def list_files(root: Path, suffixes: frozenset[str]) -> tuple[list[str], list[tu
         seen.add((status.st_dev, status.st_ino))
         for name in names:
             relative = os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
-            if os.path.splitext(name)[1].lower() in suffixes:
+            if name.startswith(".") and name != RECORD:
+                left_out.append((relative, "hidden file"))
+            elif os.path.splitext(name)[1].lower() in suffixes:
                 files.append(relative)
             elif name != RECORD:
                 left_out.append((relative, "suffix is not of this kind"))

@@ -117,7 +117,7 @@ def find_sequences(data: Path) -> dict[str, tuple[list[Path], list[Path]]]:
     mask.
     """
     images, masks = data / "JPEGImages", data / "Annotations"
-    folders = sorted(p for p in images.glob("*/*") if p.is_dir())
+    folders = [p for p in files.whole(images, "*/*") if p.is_dir()]
     if not folders or not masks.is_dir():
         raise UserError(
             f"{data}: not DAVIS's layout; want JPEGImages/480p/SEQUENCE/00000.jpg and "
@@ -125,7 +125,7 @@ def find_sequences(data: Path) -> dict[str, tuple[list[Path], list[Path]]]:
         )
     found = {}
     for folder in folders:
-        frames = sorted(folder.glob("*.jpg"))
+        frames = files.whole(folder, "*.jpg")
         marks = [masks / folder.parent.name / folder.name / f"{f.stem}.png" for f in frames]
         missing = [m for m in marks if not m.is_file()]
         if missing or len(frames) < 3:

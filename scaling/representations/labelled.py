@@ -18,6 +18,7 @@ import numpy as np
 
 from scaling.data import media
 from scaling.errors import UserError
+from scaling.storage import files
 
 SPLITS = {"train": "train", "val": "test", "validate": "test", "validation": "test", "test": "test"}
 FOLDS = 4  # of files whose split is drawn
@@ -87,9 +88,9 @@ def read_labelled(path: Path) -> Labelled:
         return _from_npz(path)
     if path.is_file():
         return _checked(path.parent, _from_csv(path), path)
-    cater = sorted(path.glob("lists/localize/*.txt"))
-    tables = sorted(path.glob("*.csv"))
-    folders = sorted(p for p in path.iterdir() if p.is_dir())
+    cater = files.whole(path, "lists/localize/*.txt")
+    tables = files.whole(path, "*.csv")
+    folders = [p for p in files.whole(path, "*") if p.is_dir()]
     if cater:
         entries = [e for text in cater for e in _from_cater(text)]
     elif tables and any(_kinetics(t) for t in tables):
@@ -111,7 +112,7 @@ Entry = tuple[str, str, str]  # relative path, label, split ("" where none is gi
 def _from_folders(root: Path) -> list[Entry]:
     known = media.VIDEO_SUFFIXES | media.IMAGE_SUFFIXES
     found = []
-    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+    for folder in (p for p in files.whole(root, "*") if p.is_dir()):
         names, _ = media.list_files(folder, known)
         found += [(f"{folder.name}/{name}", folder.name, "") for name in names]
     return found

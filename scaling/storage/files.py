@@ -76,9 +76,12 @@ def unfinished(path: Path) -> Path:
 
 
 def whole(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder that match, sorted. A killed writer leaves half a file (`unfinished`),
-    which is of the same kind and none of them."""
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    """What matches in a folder, sorted, without the hidden. A killed writer leaves half a file
+    (`unfinished`), which is of the same kind and none of them; other tools leave copies."""
+    return sorted(
+        path for path in folder.glob(pattern)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )  # fmt: skip
 
 
 def sync_folder(folder: Path) -> None:

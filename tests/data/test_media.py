@@ -364,6 +364,21 @@ def test_list_files_follows_links_once(tmp_path: Path) -> None:
     assert list_files(root / "a.mp4", media.VIDEO_SUFFIXES)[0] == ["a.mp4"]
 
 
+def test_hidden_copies_are_left_out_and_told(tmp_path: Path) -> None:
+    """As Jupyter, file managers and macOS leave beside what they show; below a hidden home too."""
+    root = tmp_path / ".home"
+    for name in ("a.mp4", "._a.mp4", ".ipynb_checkpoints/a-checkpoint.mp4", "b/.thumb/x.mp4"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    files, left_out = list_files(root, media.VIDEO_SUFFIXES)
+    assert files == ["a.mp4"]
+    assert left_out == [
+        ("._a.mp4", "hidden file"),
+        (".ipynb_checkpoints", "hidden folder"),
+        ("b/.thumb", "hidden folder"),
+    ]
+
+
 def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 5_000_000)
     shutil.copy(tmp_path / "a", tmp_path / "b")

@@ -1,5 +1,6 @@
 """Labels from folders, tables and archives; and what is not usable, said clearly."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,15 @@ def test_folder_per_class(pictures: Path) -> None:
     assert data.classes == ("above", "below", "striped") and data.kind == "images"
     assert [data.names[i].split("/")[0] for i in (0, 12, 24)] == list(data.classes)
     assert np.bincount(data.labels_F).tolist() == [12, 12, 12] and data.split_F is None
+
+
+def test_a_hidden_folder_is_no_class(pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "own")
+    copies = tmp_path / "own" / ".ipynb_checkpoints"
+    shutil.copytree(pictures / "above", copies)
+    shutil.copytree(pictures / "above", tmp_path / "own" / "above" / copies.name)
+    found, given = read_labelled(tmp_path / "own"), read_labelled(pictures)
+    assert found.classes == given.classes and found.names == given.names
 
 
 def test_train_and_val_folders(clips: Path, tmp_path: Path) -> None:
