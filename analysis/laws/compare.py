@@ -63,6 +63,13 @@ def exponents(
     slopes at the ends of a curve that is not straight, None for one that is. The one exponent of a
     pure law is then an average over its own data, and where the slopes of both overlap, none is
     called the steeper, however small p is.
+
+    >>> from scaling import fit_points, published
+    >>> compute, noise = np.geomspace(1e15, 1e18, 8), np.array([1, -1, 0, 1, -1, 0, 1, -1])
+    >>> law = fit_points(compute, 9 * compute**-0.06 * np.exp(0.002 * noise), form="power")
+    >>> found = exponents(law, published("gpt3"))
+    >>> round(found.difference, 2), found.verdict
+    (-0.01, 'here loss falls more steeply with compute')
     """
     samples = law.samples[:, 2]
     if isinstance(other, PowerLaw):
@@ -165,6 +172,14 @@ def compute_multiplier(
     law's form was not asked for, its compute is that of all forms (laws/mixture.py): of two equal
     studies one may show its floor and the other not, and the pure law misses by more than its
     interval tells. Raises UserError when a law does not surely reach the loss.
+
+    >>> from scaling import fit_points
+    >>> compute, noise = np.geomspace(1e15, 1e18, 8), np.array([1, -1, 0, 1, -1, 0, 1, -1])
+    >>> here = fit_points(compute, 9 * compute**-0.06 * np.exp(0.002 * noise), form="power")
+    >>> there = fit_points(compute, 10 * compute**-0.06 * np.exp(0.002 * noise), form="power")
+    >>> times, low, high = compute_multiplier(here, there, 0.8)
+    >>> low < (10 / 9) ** (1 / 0.06) < high, round((10 / 9) ** (1 / 0.06), 2)
+    (True, 5.79)
     """
     if law.unit != other.unit:
         raise UserError(f"units differ ({law.unit}, {other.unit}): convert one law first")

@@ -84,6 +84,13 @@ def fit_parametric(
     draws of log-loss noise, when the caller knows it better. per_token, unit: compute =
     per_token n d, e.g. 6 FLOPs or 3 MACs.
     Raises NotIdentified when the runs cannot determine the law, UserError on bad input.
+
+    >>> n, d = np.repeat([1e7, 3e7, 1e8, 3e8, 1e9], 3), np.tile([2e9, 2e10, 2e11], 5)
+    >>> law = fit_parametric(n, d, 1.7 + 400 * n**-0.34 + 1500 * d**-0.36, resamples=100)
+    >>> round(law.alpha, 3), round(law.beta, 3), round(law.size_exponent, 3)  # N* ~ C^0.514
+    (0.34, 0.36, 0.514)
+    >>> print(law.optimum(1e21))
+    1e+21 FLOPs: 3.5e+09 parameters, 4.76e+10 tokens, loss 2.142, inside the data; no interval: ...
     """
     if loss_kind not in LOSSES:
         raise UserError(f"loss_kind is {loss_kind!r}: choose one of {', '.join(LOSSES)}")

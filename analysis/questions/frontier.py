@@ -345,6 +345,12 @@ def fit_frontier(
     Raises NotIdentified (a UserError) when even the pure law cannot be determined: fewer than
     three budgets, under a decade of compute, a constant loss; UserError on a floor that is not
     below every loss, or weights that are none.
+
+    >>> from scaling.analysis.questions.simulate import TRUTH, study
+    >>> found = fit_frontier(study(TRUTH), resamples=400)  # a floor of 1.6, b = -0.17
+    >>> low, high = found.law.ci["b"]
+    >>> found.selected, len(found.points), low < -0.17 < high
+    ('saturating', 5, True)
     """
     ladder = Ladder.of(rows)
     if method == "auto":

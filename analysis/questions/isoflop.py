@@ -106,6 +106,12 @@ def size_laws(
     parabola's window, infinite for every size of a budget. errors: column of standard errors of
     `val_loss`; without it the noise is inferred from seeds and from what the smooth loss leaves.
     Raises NotIdentified when no row is left; a single method's refusal is its law's `refused`.
+
+    >>> from scaling.analysis.questions.simulate import TRUTH, study
+    >>> size, data = size_laws(study(TRUTH), methods=("parabola",), resamples=200)
+    >>> low, high = size.exponent_interval
+    >>> size.of, data.of, low < 0.5 < high
+    ('params', 'tokens', True)
     """
     _check(window, level, resamples)
     for method in methods:

@@ -90,6 +90,10 @@ def study(
 ) -> pd.DataFrame:
     """Rows of a ladder, in the columns that analysis/questions/frontier.py reads (and n, d).
 
+    >>> rows = study(TRUTH, sizes=6, budgets=5, seed=0)
+    >>> len(rows), rows["budget_macs"].nunique()
+    (24, 5)
+
     sizes, budgets: how many (spaced evenly in logs: sizes over the optima of all budgets with a
     factor 2 to spare), or the parameters and MACs themselves. A size is trained at the budgets
     whose optimum lies within a factor `reach` of it.
