@@ -66,7 +66,8 @@ def changed(process: Process, folder: Path, times: int) -> bool:
 
 def _written(folder: Path) -> set[tuple[Path, int]]:
     found = set()
-    for path in folder.glob("**/*"):
-        with suppress(OSError):  # renamed meanwhile
-            found.add((path, path.stat().st_mtime_ns))
+    for parent, folders, names in os.walk(folder):  # a glob fails on a folder that is gone by then
+        for path in (Path(parent) / name for name in [*folders, *names]):
+            with suppress(OSError):  # renamed meanwhile
+                found.add((path, path.lstat().st_mtime_ns))
     return found
