@@ -174,12 +174,14 @@ def test_the_top_level_is_known() -> None:
 
 
 def test_no_function_is_longer_than_a_reader_can_hold() -> None:
-    """60 lines; the training loop stays in one piece."""
+    """60 lines beside its docstring; the training loop stays in one piece."""
     longer = set()
     for path in [*MODULES, *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60:
-                longer.add(f"{path.relative_to(ROOT)}: {node.name}")
+            if isinstance(node, ast.FunctionDef):
+                told = len((ast.get_docstring(node, clean=False) or "").splitlines())
+                if (node.end_lineno or 0) - node.lineno - told >= 60:
+                    longer.add(f"{path.relative_to(ROOT)}: {node.name}")
     assert longer == {"scaling/training/train.py: _train"}
 
 
