@@ -153,7 +153,10 @@ def many_rows(count: int) -> None:
 ONE_FIT = """
 import json, sys, time
 import numpy as np
-from scaling.analysis.laws.parametric import fit_parametric
+try:
+    from scaling.analysis.laws.parametric import fit_parametric
+except ModuleNotFoundError:  # a checkout of before the one installed name
+    from analysis.parametric import fit_parametric
 data = np.load(sys.argv[1])
 fit_parametric(*data[:, :60], resamples=100)  # touch the code once
 start = time.process_time()
