@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from scaling.analysis.laws import forms
 from scaling.analysis.laws.fit import fit, select
 from scaling.analysis.laws.mixture import PRIOR, SLACK, mix
+from scaling.analysis.questions.frontier import fit_frontier
+from scaling.analysis.tables import read
 
 BUDGETS = np.geomspace(1e16, 1e19, 10)
 Curve = Callable[[Any], Any]  # loss of compute in MACs, of a number or an array
@@ -187,10 +190,20 @@ def test_a_smooth_break_over_five_decades(shared_data: Path) -> None:
     path = shared_data.parent / "cases/tables/sim_broken.csv"
     if not path.exists():
         pytest.skip(f"{path} is not there")
-    import pandas as pd
-
     table = pd.read_csv(path)
     ahead = fit(
         table["flops"].to_numpy(), table["loss"].to_numpy(), unit="FLOPs", resamples=200
     ).predict(5e20)
     assert ahead.refused or ahead.low < 4.230 < ahead.high
+
+
+def test_twelve_sizes_a_budget_predict_inside_their_interval(shared_data: Path) -> None:
+    """Drawn on Epoch's law (Besiroglu et al. 2024): its optimum at 1.5e19 MACs."""
+    path = shared_data.parent / "cases/tables/sim_isoflop_12.csv"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    n = np.geomspace(1e6, 1e12, 100_000)
+    truth = (1.8172 + 482.01 / n**0.3478 + 2085.43 / (3e19 / 6 / n) ** 0.3658).min()
+    said = fit_frontier(read(pd.read_csv(path))[0], resamples=1000).law.predict(1.5e19)
+    assert said.low < truth < said.high and said.low < said.loss < said.high
+    assert said.high / said.low < 1.02
