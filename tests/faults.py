@@ -216,7 +216,7 @@ def terminate_job(s: Study) -> bool:
 
 
 def kill_any_process(s: Study) -> bool:
-    """Also lanes, submitit's controllers, steps of Slurm."""
+    """Also workers, submitit's controllers, steps of Slurm."""
     found = s.processes()
     if not found:
         return False

@@ -32,7 +32,7 @@ ladder:
 launch: {parallel: 2, threads: 1}
 fit: {resamples: 200}
 """
-# Read by every Python of a "host": the driver, its lanes and their workers.
+# Read by every Python of a "host": the driver, its worker and its runs.
 HOST = """
 import errno, fcntl, os, socket
 kind, host = os.environ["FLOCK"], os.environ["HOST"]

@@ -1,8 +1,8 @@
 """Jobs on this machine, on a Slurm cluster, or in this process.
 
 `Launcher.map` is the same call for all three: on a cluster a run is one job (slurm.py), on one
-machine a few long-lived jobs take runs in turn (lanes.py). A run's directory is its whole state: a
-job that was lost is simply started again, and what was finished returns at once.
+machine a long-lived worker forks a process for each run (local.py). A run's directory is its whole
+state: a job that was lost is simply started again, and what was finished returns at once.
 """
 
 from __future__ import annotations
@@ -147,9 +147,9 @@ class Launcher(Generic[T]):
             if self._launch.cluster == "debug":
                 self._backend = InProcess(self._function, self.threads)
             elif self._launch.cluster == "local":
-                from scaling.jobs.lanes import Lanes
+                from scaling.jobs.local import Local
 
-                self._backend = Lanes(self._folder, self._function, self.parallel, self.threads)
+                self._backend = Local(self._folder, self._function, self.parallel, self.threads)
             else:
                 from scaling.jobs.slurm import Slurm
 

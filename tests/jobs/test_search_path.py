@@ -62,7 +62,7 @@ def test_the_marks_are_left_where_nobody_sees_to_it(folder: Path) -> None:
 
 
 def test_a_whole_study_from_there(folder: Path) -> None:
-    """Tokens by spawned processes, runs in lanes, the law, MLflow's database, the report."""
+    """Tokens by spawned processes, runs of a worker, the law, MLflow's database, the report."""
     (folder / "tiny.yaml").write_text(STUDY)
     command = [sys.executable, "-m", "scaling.cli", "study", "tiny.yaml"]
     done = subprocess.run(command, cwd=folder, env=plain(), capture_output=True, text=True)

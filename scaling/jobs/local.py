@@ -1,10 +1,10 @@
 """Jobs on one machine: `cluster: local`.
 
-A few submitit jobs ("lanes") each load torch once and then fork one process per run. A run's start
-costs milliseconds, and a crash takes nothing but the run with it. Each arrow below is a socket or
-a pipe that closes with its owner, so even `kill -9` is noticed at once and nothing is left behind:
+One submitit job, the worker, loads torch once and then forks a process for each run, `parallel` of
+them at a time. A run's start costs milliseconds, and a crash takes nothing but the run with it.
+Each end notices at once when the other is gone, even by `kill -9`, and nothing is left behind:
 
-    driver -> lane -> run        the run saves at the next step boundary and ends
+    driver -> worker -> runs        a run saves at the next step boundary and ends
 """
 
 from __future__ import annotations
@@ -46,29 +46,31 @@ from scaling.study_folder import RunFolder
 GRACE_SECONDS = 20.0  # from asking a run to stop (it saves at a step boundary) to killing it
 
 
-class Lanes(Generic[T]):
-    """`cluster: local`, the driver's side: submitit jobs that connect back and take jobs."""
+class Local(Generic[T]):
+    """`cluster: local`, the driver's side: a submitit job that connects back and takes jobs."""
 
     def __init__(self, folder: Path, function: Function[T], parallel: int, threads: int) -> None:
         self._folder, self._function = new_folder(folder), function
-        self._parallel, self._threads = parallel, threads
+        self._threads = threads
         scratch.sign(self._folder)
         # A folder that only this user can enter; Unix socket names are limited to ~100 characters.
         self._address = str(scratch.make() / "driver")
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(self._address)
-        self._server.listen(parallel)
-        # A lane lives as long as its driver; runs have no time limit on one's own machine.
+        self._server.listen()
+        # A worker lives as long as its driver; runs have no time limit on one's own machine.
         year_min = 60 * 24 * 365
         self._executor = executor(
             self._folder, "local", timeout_min=year_min, stderr_to_stdout=True
         )
-        self._lanes: list[Any] = []
-        self._starts = self._connected = 0
+        gpus = visible_gpus() or [""]
+        self._free = deque((place, gpus[place % len(gpus)]) for place in range(parallel))
         self._queue: deque[Job[T]] = deque()
-        self._idle: list[connection.Connection] = []
-        self._busy: dict[connection.Connection, Job[T]] = {}
-        self._logs: dict[connection.Connection, Path] = {}
+        self._busy: dict[tuple[int, str], Job[T]] = {}  # by place, and the GPU that is seen there
+        self._worker: connection.Connection | None = None
+        self._log = self._folder  # the connected worker's
+        self._started: Any = None  # its submitit job
+        self._unheard = 0  # workers that were started since the last one connected
         self._failed = False
 
     def start(self, job: Job[T]) -> None:
@@ -76,102 +78,87 @@ class Lanes(Generic[T]):
         self._serve()
 
     def wait(self) -> list[tuple[Job[T], Outcome]]:
-        ended = []
-        channels: list[Any] = [self._server, *self._idle, *self._busy]
+        ended: list[tuple[Job[T], Outcome]] = []
+        channels: list[Any] = [self._server, *([self._worker] if self._worker else [])]
         for ready in connection.wait(channels, timeout=0.5):
             if ready is self._server:
                 self._greet(connection.Connection(self._server.accept()[0].detach()))
                 continue
             assert isinstance(ready, connection.Connection)
             try:
-                outcome = ready.recv()
-                self._idle.append(ready)
+                place, outcome = ready.recv()
+                ended.append((self._leave(place), outcome))
             except (EOFError, OSError):
                 outcome = Outcome("its worker process ended", lost=True)
-                outcome = with_log(outcome, self._logs[ready], "log of the worker")
+                outcome = with_log(outcome, self._log, "log of the worker")
+                ended += [(self._leave(place), outcome) for place in list(self._busy)]
                 ready.close()
-            if ready in self._busy:
-                job = self._busy.pop(ready)
-                self._failed |= outcome.error is not None
-                ended.append((job, with_log(outcome, RunFolder(job.run_dir).log)))
-            else:
-                self._idle.remove(ready)
+                self._worker = None
+        self._failed |= any(outcome.error is not None for _, outcome in ended)
         self._serve()
-        return ended
+        return [(job, with_log(outcome, RunFolder(job.run_dir).log)) for job, outcome in ended]
+
+    def _leave(self, place: tuple[int, str]) -> Job[T]:
+        self._free.append(place)
+        return self._busy.pop(place)
 
     def _greet(self, channel: connection.Connection) -> None:
-        """A new lane says which job of submitit's it is."""
+        """A new worker says which job of submitit's it is."""
         try:
-            self._logs[channel] = self._folder / f"{channel.recv()}_0_log.out"
+            self._log = self._folder / f"{channel.recv()}_0_log.out"
         except (EOFError, OSError):
             channel.close()
             return
-        self._idle.append(channel)
-        self._connected += 1
+        self._worker, self._unheard = channel, 0
 
     def _serve(self) -> None:
-        """Give waiting jobs to idle lanes; start lanes while there is work for more."""
-        while self._queue and self._idle:
-            channel = self._idle.pop(0)
-            job = self._queue.popleft()
-            self._busy[channel] = job
+        """Give waiting jobs to the worker; start one while there is work and none is there."""
+        while self._queue and self._free and self._worker:
+            place = self._free.popleft()
+            job = self._busy[place] = self._queue.popleft()
             try:
-                channel.send((job.payload, job.run_dir))
-            except OSError:  # the lane is gone: wait() sees its end of file and reports the job
-                continue
-        self._lanes = [lane for lane in self._lanes if not lane.done()]
-        wanted = min(self._parallel, len(self._queue) + len(self._busy))
-        while len(self._lanes) < wanted:
-            if self._starts - self._connected > self._parallel + RETRIES:
+                self._worker.send((place, job.payload, job.run_dir))
+            except OSError:  # it is gone: wait() sees its end of file and reports its jobs
+                return
+        if self._queue and self._worker is None and (self._started is None or self._started.done()):
+            if self._unheard > RETRIES:
                 log = sorted(self._folder.glob("*_log.out"), key=lambda p: p.stat().st_mtime)[-1:]
                 raise RuntimeError(
                     f"worker processes end before they can take a job; the log of the last one, "
                     f"{log[0] if log else '(none)'}:\n{tail(log[0]) if log else ''}"
                 )
-            self._submit()
-
-    def _submit(self) -> None:
-        gpus = visible_gpus()
-        lane = Lane(
-            address=self._address,
-            function=self._function,
-            threads=self._threads,
-            devices=gpus[self._starts % len(gpus)] if gpus else "",
-        )
-        self._starts += 1
-        # Ctrl-C reaches every process of the terminal; only the driver should act on it, and it
-        # tells the rest. A blocked signal stays blocked in what is started meanwhile.
-        with job_variables(self._threads), _signals_blocked(signal.SIGINT):
-            self._lanes.append(self._executor.submit(lane))
+            self._unheard += 1
+            worker = Worker(self._address, self._function, self._threads)
+            # Ctrl-C reaches every process of the terminal; only the driver should act on it, and it
+            # tells the rest. A blocked signal stays blocked in what is started meanwhile.
+            with job_variables(self._threads), _signals_blocked(signal.SIGINT):
+                self._started = self._executor.submit(worker)
 
     def close(self) -> None:
-        """Stop every lane and wait until its processes have ended."""
-        for channel in (*self._idle, *self._busy):
-            channel.close()
+        """Stop the worker and its runs, and wait until their processes have ended."""
+        if self._worker:
+            self._worker.close()
         self._server.close()
         shutil.rmtree(Path(self._address).parent, ignore_errors=True)
         end = time.monotonic() + GRACE_SECONDS + 5
-        while any(not lane.done() for lane in self._lanes) and time.monotonic() < end:
+        while self._started and not self._started.done() and time.monotonic() < end:
             time.sleep(0.02)
-        for lane in self._lanes:
-            if not lane.done():
-                lane._process.kill()
-                lane._process.wait()
+        if self._started and not self._started.done():
+            self._started._process.kill()
+            self._started._process.wait()
         if not (self._failed or self._busy or self._queue):
             shutil.rmtree(self._folder, ignore_errors=True)  # nothing in it is worth reading
 
 
 @dataclass(frozen=True)
-class Lane(Generic[T]):
+class Worker(Generic[T]):
     """The worker's side: a submitit job that runs jobs for a driver until the driver is gone."""
 
     address: str
     function: Function[T]
     threads: int
-    devices: str
 
     def __call__(self) -> None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = self.devices
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, signal.SIG_DFL)  # submitit ignores the first, requeues on USR2
         try:
@@ -188,38 +175,52 @@ class Lane(Generic[T]):
             import scaling.training.train  # noqa: F401
         # Forking is safe here: this process has one thread and never computes.
         processes: Any = get_context("fork" if sys.platform == "linux" else "spawn")
+        runs: dict[connection.Connection, tuple[Any, Any]] = {}  # results: (place, process)
         while True:
             try:
-                payload, run_dir = driver.recv()
-            except (EOFError, OSError):
+                for ready in connection.wait([driver, *runs]):
+                    assert isinstance(ready, connection.Connection)
+                    if ready is not driver:
+                        place, process = runs.pop(ready)
+                        driver.send((place, _outcome(ready, process)))
+                        continue
+                    place, payload, run_dir = driver.recv()
+                    results, sender = processes.Pipe(duplex=False)
+                    process = processes.Process(
+                        target=_attempt_in_child,
+                        args=(sender, self.function, Job(payload, run_dir), self.threads, place[1]),
+                    )
+                    process.start()
+                    sender.close()
+                    runs[results] = place, process
+            except (EOFError, OSError):  # the driver is gone
                 break
-            results, sender = processes.Pipe(duplex=False)
-            process = processes.Process(
-                target=_attempt_in_child, args=(sender, self.function, Job(payload, run_dir), self)
-            )
-            process.start()
-            sender.close()
-            if driver in connection.wait([driver, results]):  # only its end can be heard here
-                process.terminate()
-                process.join(GRACE_SECONDS)
-                process.kill()
-                break
-            try:
-                outcome = results.recv()
-                process.join()
-            except EOFError:
-                process.join()
-                outcome = _killed(process.exitcode)
-            try:
-                driver.send(outcome)
-            except OSError:
-                break
+        for _, process in runs.values():
+            process.terminate()
+        end = time.monotonic() + GRACE_SECONDS
+        for _, process in runs.values():
+            process.join(max(0.0, end - time.monotonic()))
+            process.kill()
         shutil.rmtree(Path(self.address).parent, ignore_errors=True)  # a killed driver cannot
 
 
+def _outcome(results: connection.Connection, process: Any) -> Outcome:
+    """What an ended run's process said; what its end says where it said nothing."""
+    try:
+        outcome: Outcome = results.recv()
+    except EOFError:
+        process.join()
+        return _killed(process.exitcode)
+    finally:
+        results.close()
+    process.join()
+    return outcome
+
+
 def _attempt_in_child(
-    sender: connection.Connection, function: Function[T], job: Job[T], lane: Lane[T]
+    sender: connection.Connection, function: Function[T], job: Job[T], threads: int, gpu: str
 ) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     STOP.install()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -227,13 +228,16 @@ def _attempt_in_child(
     except UserError as error:
         sender.send(Outcome(str(error)))
     else:
-        sender.send(attempt(function, job, lane.threads))
+        sender.send(attempt(function, job, threads))
 
 
 def _end_with_parent() -> None:
+    """Asked of the system: the pipe by which multiprocessing would tell stays open for as long as
+    a process that was forked later lives."""
     parent = parent_process()
     assert parent is not None
-    parent.join()
+    while os.getppid() == parent.pid:
+        time.sleep(0.1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_SECONDS)
     os._exit(1)
