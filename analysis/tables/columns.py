@@ -63,6 +63,7 @@ HIGHER = {
     "miou", "auc", "auroc", "score", "jf", "bleu", "rouge", "em", "pass", "correct", "winrate",
     "psnr", "ssim", "r2", "success",
 }  # fmt: skip
+LOGARITHMS = {"log2", "log10", "ln"}  # loss (log2): in bits, or the logarithm of the loss?
 LOWER = {"err", "error", "wer", "cer", "fid", "mse", "mae", "rmse", "fvd", "lpips"}
 RUN = (
     ("runid", True), ("runuuid", True), ("run", True), ("trialid", True), ("id", True),
@@ -250,7 +251,7 @@ def loss_candidates(table: Table) -> dict[str, list[str]]:
             if joined == f"{head}loss":
                 words = {head, "loss"}
         if words & {"aux", "auxiliary", "z", "router", "scale", "std", "min", "max", "delta",
-                    "weight", "spike", "spikes", "ema"}:  # fmt: skip
+                    "weight", "spike", "spikes", "ema", *LOGARITHMS}:  # fmt: skip
             continue
         both = words | path
         rest = words - _LOSS_NEUTRAL - VALIDATION - TRAINING - TESTING

@@ -25,6 +25,8 @@ import pandas as pd
 
 from scaling.analysis.tables import events, trainers, trials
 from scaling.analysis.tables.columns import listed
+from scaling.analysis.tables.lines import tidy
+from scaling.analysis.tables.markup import is_markup, read_markup
 from scaling.errors import UserError
 
 HEAD = 1 << 16  # bytes looked at to find the delimiter
@@ -39,6 +41,8 @@ INSTEAD = {
     ".npz": "arrays have no column names: save a CSV with a header",
     ".npy": "arrays have no column names: save a CSV with a header",
     ".html": "a page: copy its table as CSV or Markdown",
+    ".yaml": "YAML: save the runs as JSON (a list of objects, one a run) or CSV",
+    ".yml": "YAML: save the runs as JSON (a list of objects, one a run) or CSV",
     ".pdf": "a page: copy its table as CSV or Markdown",
     ".wandb": "Weights & Biases' own log: export the runs' table as CSV from its page, or with "
     "wandb.Api().runs(...)",
@@ -59,12 +63,15 @@ def load(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         table.columns = ["/".join(str(p) for p in c if str(p)) for c in table.columns]
     table = table.rename(columns={c: str(c).strip() for c in table.columns})
     index = [c for c in table.columns if re.fullmatch(r"(Unnamed: \d+|index|)", c)]
+    named = table.columns.drop(index)
+    if named.duplicated().any():
+        raise UserError(f"two columns are called {named[named.duplicated()][0]!r}: rename one")
+    if table.columns.is_unique:
+        table, told = tidy(table)
+        notes = [*notes, *told]
     table = table.drop(columns=index)
     if table.empty:
         raise UserError("the table has no rows")
-    if table.columns.duplicated().any():
-        twice = table.columns[table.columns.duplicated()][0]
-        raise UserError(f"two columns are called {twice!r}: rename one")
     return table, notes
 
 
@@ -112,8 +119,10 @@ def _file(path: Path, part: str) -> tuple[pd.DataFrame, list[str]]:
             return trials.read_journal(path, part), []
         if kind in (".json", ".jsonl", ".ndjson") or text[:1] in ("{", "["):
             return _json(_whole(path, packed, encoding)), []
-        if re.match(r"^\s*\|.*\|\s*$", text.splitlines()[0] if text else "") or kind == ".md":
-            return _markdown(_whole(path, packed, encoding)), []
+        if kind in (".md", ".tex") or is_markup(text):
+            return read_markup(_whole(path, packed, encoding)), []
+        if re.match(r"(?i)<(!doctype|html|table)", text):
+            raise UserError(INSTEAD[".html"])
         return _delimited(path, packed, encoding, text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -170,9 +179,12 @@ def _delimited(path: Path, packed: str, encoding: str, text: str) -> tuple[pd.Da
     body = [line for line in lines if line.strip() and not line.startswith("#")]
     if not body:
         raise UserError("no lines")
+    titles = _titles(body)
+    body = body[len(titles) :]
     delimiter = _delimiter(body)
     header = next(csv.reader([body[0]], delimiter=delimiter if len(delimiter) == 1 else " "))
     names: list[str] | None = None
+    joined = _two_headers(body, delimiter)
     if comments and all(_number(cell) for cell in header) and len(header) > 1:
         # NumPy's savetxt writes the names into a comment.
         last = comments[-1].lstrip("# ")
@@ -183,12 +195,14 @@ def _delimited(path: Path, packed: str, encoding: str, text: str) -> tuple[pd.Da
         raise UserError(
             f"its first line, {body[0][:60]!r}, has numbers only: it needs column names"
         )
-    named = [h.strip() for h in header if h.strip()]
+    named = joined or [h.strip() for h in header if h.strip()]
     if len(set(named)) < len(named):
         twice = next(h for h in named if named.count(h) > 1)
         raise UserError(f"two columns are called {twice!r}: rename one")
     options: dict[str, Any] = {"sep": delimiter, "encoding": encoding, "low_memory": False}
-    if names is not None:
+    if joined is not None:
+        options |= {"names": joined, "header": 1, "index_col": False}
+    elif names is not None:
         options |= {"names": names, "header": None}
     options["decimal"] = _decimal(body, delimiter)
     if any(f"{delimiter} " in line for line in body[:50]):
@@ -196,8 +210,9 @@ def _delimited(path: Path, packed: str, encoding: str, text: str) -> tuple[pd.Da
     if _longer(body, delimiter, len(header)):
         options["index_col"] = False
     source: Any = path
-    if comments:  # lines, not cells: a colour such as #faebdd stays
-        kept = (x for x in _whole(path, packed, encoding).splitlines() if not x.startswith("#"))
+    if comments or titles:  # lines, not cells: a colour such as #faebdd stays
+        kept = [x for x in _whole(path, packed, encoding).splitlines() if not x.startswith("#")]
+        kept = kept[kept.index(body[0]) :] if titles else kept
         source = io.StringIO("\n".join(kept))
         options.pop("encoding")
     with warnings.catch_warnings():  # of empty cells behind the last delimiter
@@ -206,6 +221,10 @@ def _delimited(path: Path, packed: str, encoding: str, text: str) -> tuple[pd.Da
     notes = []
     if comments:
         notes.append(f"{len(comments)} comment lines left out")
+    if titles:
+        notes.append(f"{len(titles)} lines above the names of the columns left out")
+    if joined is not None:
+        notes.append("two lines of names joined")
     if delimiter != ",":
         shown = {"\t": "tab", r"\s+": "blanks"}.get(delimiter, delimiter)
         notes.append(f"cells parted by {shown}" + ("" if options["decimal"] == "." else
@@ -213,18 +232,43 @@ def _delimited(path: Path, packed: str, encoding: str, text: str) -> tuple[pd.Da
     return table, notes
 
 
+def _titles(lines: list[str]) -> list[str]:
+    """Lines above the names of the columns: one cell at most, by whatever sign."""
+    for k, line in enumerate(lines[:20]):
+        rows = [next(csv.reader([line], delimiter=sign), []) for sign in DELIMITERS]
+        if any(sum(bool(cell.strip()) for cell in row) > 1 for row in rows):
+            return lines[:k]
+    return []  # cells parted by blanks, or a single column
+
+
+def _two_headers(lines: list[str], delimiter: str) -> list[str] | None:
+    """The names of columns that two lines give, "loss" above "val" and "train"; else None."""
+    if len(delimiter) > 1 or len(lines) < 3:
+        return None
+    first, second, third = (
+        [cell.strip() for cell in row] for row in csv.reader(lines[:3], delimiter=delimiter)
+    )
+    given = [cell for cell in first if cell]
+    one_each = len(set(given)) == len(given) == len(first)
+    words = all(second[1:]) and not any(_number(cell) for cell in second if cell)
+    if one_each or not words or len(second) != len(first) != 1 or not any(map(_number, third)):
+        return None
+    above = pd.Series(first).replace("", None).ffill().fillna("")
+    return ["/".join(p for p in pair if p) for pair in zip(above, second, strict=True)]
+
+
 def _delimiter(lines: list[str]) -> str:
     """The sign that parts the first lines into equally many cells, at least two."""
     best, most = ",", 1
     for sign in DELIMITERS:
         counts = [len(row) for row in csv.reader(lines[:50], delimiter=sign) if row]
-        if counts and min(counts) > 1 and counts[0] == max(set(counts), key=counts.count):
+        if counts and counts[0] > 1 and counts[0] == max(set(counts), key=counts.count):
             even = counts.count(counts[0]) >= 0.9 * len(counts)
             if even and counts[0] > most:
                 best, most = sign, counts[0]
     if most == 1 and not any(sign in lines[0] for sign in DELIMITERS):
         counts = [len(line.split()) for line in lines[:50]]
-        if min(counts) > 1 and len(set(counts)) == 1:
+        if min(counts) > 1 and len(set(counts[1:])) == 1 and 0 <= counts[-1] - counts[0] <= 1:
             return r"\s+"
     return best
 
@@ -236,7 +280,10 @@ def _longer(lines: list[str], delimiter: str, width: int) -> bool:
         return False
     rows = [row for row in csv.reader(lines[1:50], delimiter=delimiter) if len(row) > width]
     if any(cell.strip() for row in rows for cell in row[width:]):
-        raise UserError(f"its lines have more cells than the {width} names of the first line")
+        raise UserError(
+            f"its lines have more cells than the {width} names of the first line: name every "
+            "column in one line, and remove the lines above it"
+        )
     return bool(rows)
 
 
@@ -344,28 +391,3 @@ def _frame(held: Any) -> pd.DataFrame:
     if isinstance(held, list) and held and all(isinstance(row, dict) for row in held):
         return pd.json_normalize(held)
     raise UserError("JSON that is no list of runs: a list of objects, one a run, is read")
-
-
-def _markdown(text: str) -> pd.DataFrame:
-    """The one Markdown table of a text."""
-    blocks: list[list[str]] = [[]]
-    for line in text.splitlines():
-        if line.strip().startswith("|"):
-            blocks[-1].append(line.strip())
-        elif blocks[-1]:
-            blocks.append([])
-    tables = [b for b in blocks if len(b) > 2 and re.fullmatch(r"\|?[\s:|-]+\|?", b[1])]
-    if len(tables) != 1:
-        raise UserError(f"{len(tables)} Markdown tables: give a file with one")
-    rows = [_row(line) for line in tables[0]]
-    header, body = rows[0], rows[2:]
-    ragged = [i for i, row in enumerate(body) if len(row) != len(header)]
-    if ragged:
-        raise UserError(f"line {ragged[0] + 3} of the table has another number of cells")
-    table = pd.DataFrame(body, columns=[re.sub(r"[*`]", "", h).strip() for h in header])
-    return table.replace("", None)
-
-
-def _row(line: str) -> list[str]:
-    cells = re.split(r"(?<!\\)\|", line.strip().removeprefix("|").removesuffix("|"))
-    return [c.replace("\\|", "|").strip() for c in cells]

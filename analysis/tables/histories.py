@@ -27,6 +27,7 @@ RESUMED = 0.3  # share of runs with several rows up to which these were resumed
 FEWEST_BRANCHES, APART = 3, 1.6  # budgets of a run, each so many times the one before
 MANY, CLOSE = 8, 1.15  # rows of a size, each at most so many times the training of the one before
 EARLIER = 0.02  # of a run's steps: a count that was written before that is no longer the run's
+EVALUATIONS = 1.5  # mean distances between evaluations: more without one is no distance
 EVEN = 0.2  # spread of the distances between evaluations, relative to their mean
 
 
@@ -117,7 +118,7 @@ def reduce(points: Points, told: bool | None) -> tuple[np.ndarray, np.ndarray, l
             return _each(points, [BRANCHES])
         _ask_whether_history(points, key, usable, moving)
     kept = _last(points, key, usable)
-    decayed = _decayed(points, kept, key)
+    decayed = _decayed(points, kept, key) & ~_went_on(points, kept, key, usable)
     runs = len(kept)
     notes = [
         f"history: {count} rows of {runs} runs; the last point of each run counts, "
@@ -258,6 +259,22 @@ def _decayed(points: Points, kept: np.ndarray, key: np.ndarray) -> np.ndarray:
     return decayed
 
 
+def _went_on(
+    points: Points, kept: np.ndarray, key: np.ndarray, usable: np.ndarray
+) -> np.ndarray:
+    """Whether a run's rows go on without a loss for longer than between its evaluations: it
+    diverged, or was not evaluated at its end."""
+    at = points.step if points.step is not None else points.progress
+    if at is None or usable.all():
+        return np.zeros(len(kept), bool)
+    count = np.bincount(key[usable], minlength=key.max() + 1)[key[kept]]
+    last = at[kept]
+    beyond = highest(at, key)[kept] - last
+    with np.errstate(divide="ignore", invalid="ignore"):
+        went_on: np.ndarray = (beyond > EVALUATIONS * last / count) & (beyond > EARLIER * last)
+    return went_on
+
+
 def _shares(points: Points, kept: np.ndarray, key: np.ndarray) -> np.ndarray | None:
     """The last rate of each run over its highest; None where no rate moves along a run (then the
     column holds the rate that was configured)."""
@@ -291,11 +308,13 @@ def _reached(points: Points, kept: np.ndarray) -> np.ndarray:
 def _tell(points: Points, kept: np.ndarray, decayed: np.ndarray) -> list[str]:
     assert points.run is not None
     if points.lr is None and points.schedule is None and points.planned is None:
-        return [
+        beware = [
             "beware: no column tells whether the learning rate had decayed at the last points; "
             "they are taken for decayed"
         ]
-    return [] if decayed.all() else _named(points, kept[~decayed])
+    else:
+        beware = []
+    return beware if decayed.all() else [*beware, *_named(points, kept[~decayed])]
 
 
 def _named(points: Points, rows: np.ndarray) -> list[str]:
@@ -305,8 +324,8 @@ def _named(points: Points, rows: np.ndarray) -> list[str]:
     names = [points.names[numbers[i]] if numbers[i] >= 0 else f"row {i}" for i in where]
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return [
-        f"{len(names)} runs end before their learning rate has decayed (a constant rate, or cut "
-        f"short) and are left out: {', '.join(names[:6])}{more}"
+        f"{len(names)} runs end before their learning rate has decayed (a constant rate, cut "
+        f"short, or without a loss at the end) and are left out: {', '.join(names[:6])}{more}"
     ]
 
 

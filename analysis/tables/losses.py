@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from scaling.analysis.tables.columns import (
     HIGHER,
+    LOGARITHMS,
     TRAINING,
     WORDS,
     Table,
@@ -19,6 +22,7 @@ from scaling.analysis.tables.units import Name, numbers, parse_name
 from scaling.errors import UserError
 
 HIGHEST_LOSS = 15.0  # nats: log of a vocabulary of three million
+FAR = 3.0  # times the middle loss: far from those of the other runs
 PERCENT = 1.5  # an accuracy whose largest value is above this is in percent
 
 
@@ -46,7 +50,21 @@ def read_loss(table: Table, given: str | None, metric: str | None) -> tuple[Quan
     cells = numbers(table.frame[column], thousands=False)
     if not np.isfinite(cells.values).any():
         first = str(table.frame[column].dropna().iloc[0])
-        raise UserError(f"column {column!r} holds no numbers (its first value is {first!r})")
+        comma = "; write decimal points" if re.fullmatch(r"-?\d+,\d+", first.strip()) else ""
+        raise UserError(
+            f"column {column!r} holds no numbers (its first value is {first!r}){comma}"
+        )
+    if name.log or LOGARITHMS & set(name.words):
+        raise UserError(
+            f"column {column!r}: a logarithm of the loss, or a loss that was taken with that "
+            "logarithm? Write the loss in nats, or for log2 rename it, as in 'val_loss (bits)'"
+        )
+    usable = cells.values[np.isfinite(cells.values)]
+    if kind != "perplexity" and np.median(usable) < 0:
+        raise UserError(
+            f"column {column!r} is {np.median(usable):.3g} in the middle row: a log-likelihood? A "
+            "loss is positive: write its negative into a column"
+        )
     if cells.percent and kind == "nats":
         raise UserError(
             f"column {column!r} has {cells.percent} cells in percent, which a loss is not: write "
@@ -72,6 +90,21 @@ def read_loss(table: Table, given: str | None, metric: str | None) -> tuple[Quan
     if cells.decorated:
         quantity.notes.append(f"{cells.decorated} cells without their marks and errors")
     return quantity, notes
+
+
+def impossible(losses: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Which of the runs' losses no model has, marks of failed runs (999) or what diverged; and
+    what is said of them."""
+    middle = middle_of(losses)
+    highest = max(HIGHEST_LOSS, FAR * middle)
+    with np.errstate(invalid="ignore"):
+        far = losses > (np.inf if middle > HIGHEST_LOSS else highest)
+    if not far.any():
+        return far, []
+    return far, [
+        f"{int(far.sum())} losses above {highest:.3g} (up to {losses[far].max():.3g}) are of no "
+        "trained model: these runs count as diverged"
+    ]
 
 
 def _per(name: Name) -> str:

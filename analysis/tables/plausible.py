@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from scaling.analysis.laws.references import UNITS, macs_per
 from scaling.analysis.tables.columns import WORDS
@@ -16,6 +17,8 @@ MACS = (1e8, 1e32)  # of any run that is worth a law
 COSTS = (0.5, 20.0)  # MACs per parameter and token where the unit is read from a name
 COSTS_GIVEN = (0.3, 300.0)  # where the caller has named it
 NAMED = 0.03  # how close to 6 N D a column of MACs may not come
+HEAP = 0.1  # share of rows that makes a heap
+UNLIKE = 1e3  # times the MACs per parameter and token of another row: embeddings do not do it
 CLOSE = 0.2  # logarithm of cost over 6 N D up to which a unit of counts follows from it
 COUNTED_IN = {"thousands": 1e3, "millions": 1e6, "billions": 1e9, "trillions": 1e12}
 
@@ -56,6 +59,39 @@ def check(
             _check_name(compute, ratio)
     else:
         _check_alone(chosen, scales, compute_unit)
+
+
+def check_rows(
+    out: pd.DataFrame, rows: np.ndarray, chosen: dict[str, Quantity],
+    scales: dict[str, str | None],
+) -> None:  # fmt: skip
+    """Raise UserError where single runs have what no run has while most have what is possible:
+    then the rows are in several units.
+
+    out: params, tokens and macs_total of the runs that count; rows: their numbers in the table.
+    """
+    with np.errstate(all="ignore"):
+        pair = (out["tokens"] / out["params"]).to_numpy(float)
+    checks = [
+        (out["params"], FEWEST["n"], np.inf, "parameters", "n", scales.get("n") is None),
+        (out["tokens"], FEWEST["d"], np.inf, "tokens", "d", scales.get("d") is None),
+        (out["macs_total"], *MACS, "MACs of compute", "c", True),
+        (pair, *PER_PARAMETER, "tokens per parameter", "d", True),
+    ]
+    for values, low, high, what, role, checked in checks:
+        values = np.asarray(values, float)
+        known = np.isfinite(values) & (values > 0)
+        off = known & ((values < low) | (values > high))
+        if not checked or not off.any() or 2 * off.sum() > known.sum():
+            continue
+        row = int(np.argmax(off))
+        column = f"column {chosen[role].column!r}" if role in chosen else "this table"
+        raise UserError(
+            f"row {rows[row] + 1} of {column} has {values[row]:.3g} {what}, and the middle row "
+            f"{middle_of(values):.3g}: {int(off.sum())} rows are in another unit, or are no runs. "
+            "Write all rows in one unit (or one into each cell, as in 1.95B), or leave these rows "
+            "out with --where"
+        )
 
 
 def _scale_by_cost(chosen: dict[str, Quantity], scales: dict[str, str | None]) -> None:
@@ -140,10 +176,13 @@ def _check_ratio(ratio: np.ndarray, given: bool) -> None:
             "parameters count others than those that cost (--n), or is the unit of compute another "
             f"one (compute_unit, one of {', '.join(UNITS)})?"
         )
-    if ratio.max() / ratio.min() > 1e4:
+    # Two heaps of rows at 6 N D and at 3 N D, or one far from the others.
+    near = [np.abs(np.log(ratio / TRAINING / times)) < NAMED for times in (1, 2, 0.5)]
+    heaps = sum(heap.mean() > HEAP for heap in near) > 1 and np.any(near, axis=0).mean() > 1 - HEAP
+    if heaps or ratio.max() / ratio.min() > UNLIKE:
         raise UserError(
             f"MACs per parameter and token range from {ratio.min():.3g} to {ratio.max():.3g}: the "
-            "rows mix units; convert them to one first"
+            "rows mix units (FLOPs and MACs, or thousands and millions); convert them to one first"
         )
 
 

@@ -12,14 +12,15 @@ import pandas as pd
 
 from scaling.analysis.schema import COLUMNS
 from scaling.analysis.tables import columns as names
+from scaling.analysis.tables import derived
 from scaling.analysis.tables.columns import Table, listed
 from scaling.analysis.tables.files import load
 from scaling.analysis.tables.histories import Points, carried, highest, join_sparse, reduce
 from scaling.analysis.tables.layouts import Layout, adapt
-from scaling.analysis.tables.losses import missing, read_loss
+from scaling.analysis.tables.losses import impossible, missing, read_loss
 from scaling.analysis.tables.nominal import budgets, mark_budgets, part_namesakes
 from scaling.analysis.tables.own import own_rows, refuse_told
-from scaling.analysis.tables.plausible import check
+from scaling.analysis.tables.plausible import check, check_rows
 from scaling.analysis.tables.quantities import (
     TRAINING,
     Quantity,
@@ -90,7 +91,7 @@ def read(
     status, told = statuses(table, finished_if)
     _carry(table.frame, quality, found, runs)
     notes[:0] = [*_told(quality, found), *told]
-    out, more = _rows_that_count(table, runs, quality, found, status, history, by, of)
+    out, more = _rows_that_count(table, runs, quality, found, status, history, by, of, scales)
     notes += more
     out["run_id"], more = run_names(table, runs.run, out)
     notes += [*more, *settle(table, out, found, runs.run is not None, by)]
@@ -133,19 +134,27 @@ def _counts(
     """Parameters, tokens and compute. Raises UserError where a law of `of` lacks one of them."""
     if given["c"] is None and budget is not None and _needs_budget(table, given):
         given = given | {"c": budget}
-    found, notes = read_quantities(table, given, scales, compute_unit)
+    ratio = derived.ratio_given(table, given["d"])
+    found, notes = read_quantities(
+        table, given | {"d": None} if ratio else given, scales, compute_unit
+    )
+    if ratio or not {"c", "d"} & set(found):
+        product = derived.tokens(table, found.get("n"), given["d"] if ratio else None)
+        found |= {"d": product} if product is not None else {}
     check(found, scales, compute_unit)
     alone = ALONE.get(of)
     if alone is not None and alone not in found and "c" not in found:
         raise UserError(missing(table, alone))
     if alone is None and "c" not in found and not {"n", "d"} <= set(found):
-        raise UserError(missing(table, "c" if "n" not in found else "d"))
+        lacking = missing(table, "c") if "n" not in found else missing(table, "d") + derived.HOW
+        raise UserError(lacking)
     return found, notes
 
 
 def _rows_that_count(
     table: Table, runs: RunColumns, quality: Quantity, found: dict[str, Quantity],
     status: np.ndarray | None, history: bool | None, by: str | None, of: str,
+    scales: dict[str, str | None],
 ) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
     """Losses and costs of runs, or of the decayed ends of their histories, to which the table is
     reduced too."""
@@ -160,9 +169,14 @@ def _rows_that_count(
         kept, decayed, notes = reduce(points, history)
     _refuse_nothing(out.iloc[kept], ALONE.get(of, "c"), finished[kept])
     table.frame = _peak_rates(table, points, kept)
+    count = kept[finished[kept]]
+    check_rows(out.iloc[count], count, found, scales)
     out = out.iloc[kept].reset_index(drop=True)
     out["decayed"] = decayed
     out["status"] = "finished" if status is None else status[kept]
+    far, more = impossible(np.where(finished[kept], out["val_loss"], np.nan))
+    out.loc[far, "status"] = "diverged"
+    notes += more
     known = out[["params", "tokens"]].notna().any().any()
     out["size"] = [f"{v:.3g}" for v in out["params"]] if known else "unknown"
     return out, notes

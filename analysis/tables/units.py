@@ -40,6 +40,7 @@ _PER = {"n", "param", "params", "parameter", "parameters", "token", "tokens", "s
 
 # What a tracker keeps of a curve.
 _SUMMARIES = {"last", "final", "mean", "avg", "average", "min", "max", "best", "std"}
+_SPLITS = {"train", "training", "val", "valid", "validation", "eval", "test", "dev"}
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ def _divided(text: str) -> tuple[str, float, list[str]]:
     parts = [p for p in re.split(r"/|(?<=[a-z])\.(?=[a-z])", text, flags=re.I) if p.strip()]
     if len(parts) > 1 and parts[-1].strip().lower() in _SUMMARIES:  # val_loss.last
         parts = [*parts[:-2], f"{parts[-2]} {parts[-1]}"]
+    if len(parts) > 1 and parts[-1].strip().lower() in _SPLITS:  # Loss/val
+        parts = [*parts[:-2], parts[-1], parts[-2]]
     return text, factor, parts or [""]
 
 

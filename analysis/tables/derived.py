@@ -1,0 +1,65 @@
+"""Tokens that two columns give together: a ratio to parameters, epochs of a data set, steps of a
+batch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scaling.analysis.tables.columns import EPOCHS, PLANNED, STEP, UNIQUE, Table
+from scaling.analysis.tables.quantities import Quantity, read_quantity
+from scaling.analysis.tables.units import Name, numbers
+from scaling.errors import UserError
+
+RATIO = {"tpp", "tokenspp", "dovern", "tokensperparam", "tokensperparameter", "tokenparamratio",
+         "tokentoparamratio", "tokenstoparamsratio", "tokenparameterratio"}  # fmt: skip
+_TOKENS = {"d", "token", "tokens", "tok", "toks"}
+_PARAMETERS = {"n", "param", "params", "parameter", "parameters"}
+_AROUND = {"ratio", "train", "training", "per", "to", "the", "of", "non", "embedding"}
+PER_STEP = {"batchtokens", "tokensperbatch", "tokensperstep", "batchsizetokens", "tokensperupdate",
+            "globalbatchtokens", "batchsizeintokens", "globalbatchsizetokens"}  # fmt: skip
+STEPS = STEP | {"steps", "trainsteps", "trainingsteps", "iterations", "iters"}
+HOW = (
+    "; tokens are also read from a column of tokens per parameter ('D/N'), of 'epochs' with "
+    "'unique_tokens', or of 'steps' with 'batch_tokens' (sequences x length)"
+)
+
+
+def is_ratio(name: Name, plain: str) -> bool:
+    """Whether a column holds tokens per parameter."""
+    words = set(name.path) | set(name.words)
+    apart = words & _TOKENS and words & _PARAMETERS and not words - _TOKENS - _PARAMETERS - _AROUND
+    return plain in RATIO or (name.rate and bool(apart))
+
+
+def ratio_given(table: Table, given: str | None) -> bool:
+    """Whether the column that the caller named for tokens holds tokens per parameter."""
+    return given in table.names and is_ratio(table.names[str(given)], table.plain(str(given)))
+
+
+def tokens(table: Table, n: Quantity | None, given: str | None) -> Quantity | None:
+    """Tokens by a product of two columns; None where the table has no such pair.
+
+    n: the parameters; given: the column that the caller named for tokens, which may be a ratio.
+    """
+    ratios = [c for c, name in table.names.items() if is_ratio(name, table.plain(c))]
+    if given is not None:
+        ratios = [c for c in ratios if c == given]
+        if not ratios:
+            return None
+        if n is None:
+            raise UserError(f"column {given!r} is tokens per parameter: name the parameters (--n)")
+    if len(ratios) == 1 and n is not None:
+        times = _numbers(table, ratios[0])
+        return Quantity(ratios[0], times * n.values, notes=[f"x parameters, column {n.column!r}"])
+    for firsts, seconds in ((EPOCHS, UNIQUE), (STEPS, PER_STEP), (PLANNED, PER_STEP)):
+        first, second = table.named(firsts)[:1], table.named(seconds)[:1]
+        if first and second:
+            held = read_quantity(table, "d", second[0], None, None)
+            held.values = _numbers(table, first[0]) * held.values
+            held.notes.append(f"x column {first[0]!r}")
+            return held
+    return None
+
+
+def _numbers(table: Table, column: str) -> np.ndarray:
+    return numbers(table.frame[column], thousands=True).values
