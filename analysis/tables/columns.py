@@ -87,7 +87,8 @@ LR |= {"learningrategroup0", "lrgroup0"} | {
 BATCH = {"batchtokens", "tokensperbatch", "tokensperstep", "batchsize", "globalbatchsize", "bs",
          "globalbs", "batch", "batchsizetokens", "trainbatchsize", "gbs",
          "perdevicetrainbatchsize"}  # fmt: skip
-SEED = {"seed", "randomseed", "rngseed", "trainseed", "modelseed", "initseed", "dataseed"}
+SEED = {"seed", "randomseed", "rngseed", "trainseed", "modelseed", "initseed", "dataseed",
+        "replicate", "replica", "rep"}  # fmt: skip
 EPOCHS = {"epochs", "numepochs", "nepochs", "epoch", "dataepochs", "passes", "repeats",
           "repetitions", "numtrainepochs", "epochsoverdata"}  # fmt: skip
 UNIQUE = {"uniquetokens", "datasettokens", "tokensunique", "uniquedatatokens", "freshtokens",

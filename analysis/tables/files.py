@@ -115,6 +115,8 @@ def _file(path: Path, part: str) -> tuple[pd.DataFrame, list[str]]:
             raise UserError("a zip archive: give the table in it")
         encoding = _encoding(head)
         text = head.decode(encoding, errors="replace").lstrip("\ufeff\n\r\t ")
+        if "\0" in text:
+            raise UserError("no text, and no format of tables that is read here")
         if trials.is_journal(text):
             return trials.read_journal(path, part), []
         if kind in (".json", ".jsonl", ".ndjson") or text[:1] in ("{", "["):

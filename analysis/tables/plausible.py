@@ -12,6 +12,7 @@ from scaling.analysis.tables.quantities import FEWEST, TRAINING, Quantity, middl
 from scaling.errors import UserError
 
 PER_PARAMETER = (1e-3, 1e7)  # tokens per parameter of any run
+PER_PARAMETER_ROW = (1e-5, 1e9)  # of a single one, beside a middle row that is possible
 ONE_PASS = 1e14  # MACs that one forward pass may cost
 MACS = (1e8, 1e32)  # of any run that is worth a law
 COSTS = (0.5, 20.0)  # MACs per parameter and token where the unit is read from a name
@@ -76,7 +77,7 @@ def check_rows(
         (out["params"], FEWEST["n"], np.inf, "parameters", "n", scales.get("n") is None),
         (out["tokens"], FEWEST["d"], np.inf, "tokens", "d", scales.get("d") is None),
         (out["macs_total"], *MACS, "MACs of compute", "c", True),
-        (pair, *PER_PARAMETER, "tokens per parameter", "d", True),
+        (pair, *PER_PARAMETER_ROW, "tokens per parameter", "d", True),
     ]
     for values, low, high, what, role, checked in checks:
         values = np.asarray(values, float)

@@ -64,7 +64,28 @@ def read_quantities(
     _drop_impossible(found, given)
     notes = [] if given["c"] is not None else _drop_speeds(found)
     chosen = _by_cost(found)
+    if given["n"] is None and "n" in chosen:
+        _tell_other_counts(table, chosen, scales.get("n"))
     return chosen, notes
+
+
+def _tell_other_counts(table: Table, chosen: dict[str, Quantity], scale: str | None) -> None:
+    """Note which other parameters the table counts, and whether training costs 6 N D with them."""
+    n = chosen["n"]
+    for column in table.quantity("n")[3]:
+        if column == n.column or not _numeric(table.frame[column]):
+            continue
+        other = read_quantity(table, "n", column, scale, None)
+        if agree(n.values, other.values):
+            continue
+        fit = ""
+        if {"c", "d"} <= set(chosen) and chosen["c"].unit:
+            off = [
+                np.abs(np.log(middle_of(chosen["c"].values / q.values / chosen["d"].values / 3)))
+                for q in (n, other)
+            ]
+            fit = ", with which training costs 6 N D" if off[1] < min(0.05, off[0]) else ""
+        n.notes.append(f"not {column!r}{fit} (--n takes it)")
 
 
 def _active(name: Name) -> bool:

@@ -94,7 +94,7 @@ def read(
     out, more = _rows_that_count(table, runs, quality, found, status, history, by, of, scales)
     notes += more
     out["run_id"], more = run_names(table, runs.run, out)
-    notes += [*more, *settle(table, out, found, runs.run is not None, by)]
+    notes += [*more, *settle(table, out, found, runs.run, by)]
     _keep(out, table.frame, keep)
     notes += mark_budgets(out, table.frame, budget, budget_column is not None)
     part_namesakes(out)

@@ -9,7 +9,15 @@ from scaling.analysis.tables import columns as names
 from scaling.analysis.tables.columns import Table
 from scaling.analysis.tables.nominal import SAME_BUDGET
 from scaling.analysis.tables.quantities import Quantity
-from scaling.analysis.tables.settings import fresh, grid, mixes, mixture_notes, repeated, searched
+from scaling.analysis.tables.settings import (
+    fresh,
+    grid,
+    mixes,
+    mixture_notes,
+    refuse_crossed,
+    repeated,
+    searched,
+)
 
 ROLES = ("lr_sweep", "ladder", "single", "repeat")
 
@@ -52,10 +60,10 @@ def run_names(table: Table, run: str | None, out: pd.DataFrame) -> tuple[np.ndar
 
 
 def settle(
-    table: Table, out: pd.DataFrame, found: dict[str, Quantity], named: bool, by: str | None
+    table: Table, out: pd.DataFrame, found: dict[str, Quantity], run: str | None, by: str | None
 ) -> list[str]:
     """Columns of settings, and the role of each row; returns what there is to say."""
-    frame, notes = table.frame, []
+    frame, notes, named = table.frame, list[str](), run is not None
     for wanted, place in ((names.SEED, "seed"), (names.LR, "lr"), (names.BATCH, "batch_tokens")):
         if (column := table.first(place, wanted)) is not None:
             out[place] = frame[column].astype(str).to_numpy()
@@ -70,6 +78,9 @@ def settle(
             out["run_id"] = [f"row {i}" for i in out.groupby("by").cumcount()]
     same = ["params", "tokens", "macs_total", "run_id" if named else "val_loss"]
     same += [c for c in ("seed", "lr", "batch_tokens", *mixed, "by") if c in out]
+    known = {*searched(table), *table.named(names.SEED), *(one.column for one in found.values())}
+    key = [c for c in same if c != "val_loss"]
+    refuse_crossed(out, frame, key, known | {c for c in (by, run) if c is not None})
     repeat = out.duplicated(same, keep="last").to_numpy()
     out["role"] = np.where(repeat, "repeat", "ladder")
     if repeat.any():
