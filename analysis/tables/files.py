@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from scaling.analysis.tables import events, trainers, trials
+from scaling.analysis.tables import events, logs, trainers, trials
 from scaling.analysis.tables.columns import listed
 from scaling.analysis.tables.lines import tidy
 from scaling.analysis.tables.markup import is_markup, read_markup
@@ -125,6 +125,7 @@ def _file(path: Path, part: str) -> tuple[pd.DataFrame, list[str]]:
             return read_markup(_whole(path, packed, encoding)), []
         if re.match(r"(?i)<(!doctype|html|table)", text):
             raise UserError(INSTEAD[".html"])
+        logs.refuse(text)
         return _delimited(path, packed, encoding, text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -135,7 +136,7 @@ def _file(path: Path, part: str) -> tuple[pd.DataFrame, list[str]]:
 
 def is_folder(path: Path) -> bool:
     """Whether a folder holds runs that another tool logged there."""
-    return trainers.is_folder(path) or events.is_folder(path)
+    return any(of.is_folder(path) for of in (trainers, events, logs))
 
 
 def _folder(path: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -143,6 +144,8 @@ def _folder(path: Path) -> tuple[pd.DataFrame, list[str]]:
         return trainers.read_runs(path)
     if events.is_folder(path):
         return events.read_events(path)
+    if logs.is_folder(path):
+        return logs.read_folder(path)
     raise UserError("a folder without logs of runs: give a table, or a study's folder")
 
 

@@ -259,9 +259,7 @@ def _decayed(points: Points, kept: np.ndarray, key: np.ndarray) -> np.ndarray:
     return decayed
 
 
-def _went_on(
-    points: Points, kept: np.ndarray, key: np.ndarray, usable: np.ndarray
-) -> np.ndarray:
+def _went_on(points: Points, kept: np.ndarray, key: np.ndarray, usable: np.ndarray) -> np.ndarray:
     """Whether a run's rows go on without a loss for longer than between its evaluations: it
     diverged, or was not evaluated at its end."""
     at = points.step if points.step is not None else points.progress

@@ -51,9 +51,7 @@ def read_loss(table: Table, given: str | None, metric: str | None) -> tuple[Quan
     if not np.isfinite(cells.values).any():
         first = str(table.frame[column].dropna().iloc[0])
         comma = "; write decimal points" if re.fullmatch(r"-?\d+,\d+", first.strip()) else ""
-        raise UserError(
-            f"column {column!r} holds no numbers (its first value is {first!r}){comma}"
-        )
+        raise UserError(f"column {column!r} holds no numbers (its first value is {first!r}){comma}")
     if name.log or LOGARITHMS & set(name.words):
         raise UserError(
             f"column {column!r}: a logarithm of the loss, or a loss that was taken with that "

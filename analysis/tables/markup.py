@@ -62,7 +62,9 @@ def _latex(text: str) -> list[list[str]]:
     tabulars = len(re.findall(r"\\begin\{(?:tabular|longtable|tabularx)\*?\}", text))
     if tabulars > 1:
         raise UserError(f"{tabulars} LaTeX tables: give a file with one")
-    inside = re.search(r"\\begin\{(tabular|longtable|tabularx)(\*?)\}(.*?)\\end\{\1\2\}", text, re.S)
+    inside = re.search(
+        r"\\begin\{(tabular|longtable|tabularx)(\*?)\}(.*?)\\end\{\1\2\}", text, re.S
+    )
     if inside:
         text = inside.group(3)
     text = re.sub(r"(?<!\\)%.*", "", text)
@@ -80,5 +82,7 @@ def _latex(text: str) -> list[list[str]]:
 
 
 def _latex_cell(text: str) -> str:
-    text = re.sub(r"\\(?:textbf|mathbf|textit|emph|text|mathrm|underline)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(
+        r"\\(?:textbf|mathbf|textit|emph|text|mathrm|underline)\s*\{([^{}]*)\}", r"\1", text
+    )
     return re.sub(r"\\([%&_#$])", r"\1", text).replace("~", " ").strip()

@@ -1,0 +1,188 @@
+"""Tables as people keep and publish them: lines that are no runs, LaTeX, two lines of names, units
+by the row, several measures of one run in rows below each other."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scaling.analysis.tables import read
+from scaling.errors import UserError
+from tests.analysis.test_tables_cases import BASE, counted, history, same_runs
+
+N, D, L = (BASE[c].to_numpy(float) for c in ("N", "D", "loss"))
+RUNS = [f"r{i}" for i in range(30)]
+ROWS = [(f"{n / 1e6:.6f}", f"{d / 1e9:.6f}", f"{x:.4f}") for n, d, x in zip(N, D, L, strict=True)]
+PLAIN = pd.DataFrame({"run_id": RUNS, "params": N, "tokens": D, "val_loss": L})
+
+
+def lines(sign: str, end: str = "\n", before: str = "", after: str = "") -> str:
+    return before + "".join(sign.join((run, *row)) + end for run, row in zip(RUNS, ROWS)) + after
+
+
+def summary(word: str) -> str:
+    means = ",".join(str(v) for v in (N.mean() / 1e6, D.mean() / 1e9, L.mean()))
+    return lines(",", before="run,params (M),tokens (B),val_loss\n", after=f"{word},{means}\n")
+
+
+HEADER = "Model & Params (M) & Tokens (B) & Loss"
+TEXTS: dict[str, tuple[str, str]] = {
+    "names again": (
+        lines(",", before="run,params (M),tokens (B),val_loss\n") + "run,params (M),tokens (B),"
+        "val_loss\n", "1 rows repeat the names"),
+    "mean": (summary("mean"), "of several runs together"),
+    "average below an index": (summary("**Average**").replace("run,", ",", 1), "several runs"),
+    "units": (
+        lines(",", before="run,params,tokens,val_loss\n,M,[billions],nats/token\n"),
+        "first row holds units"),
+    "title": (
+        lines(";", before="Ladder 3\n\nrun;params (M);tokens (B);loss\n", after="Note: all\n"),
+        "1 lines above"),
+    "two lines of names": (
+        lines(",", before="Run,Model,,Loss\n,params (M),tokens (B),val\n"), "two lines of names"),
+    "latex": (
+        lines(" & ", r" \\" + "\n", "\\begin{table}\n\\begin{tabular}{l|rrr}\n\\toprule\n"
+              f"{HEADER} \\\\ \\midrule\n", "\\bottomrule\n\\end{tabular}\n\\end{table}\n"), ""),
+    "latex rows": (lines("&", r"\\" + "\n", f"{HEADER} \\\\\n\\hline\n"), ""),
+    "console": (
+        "+---+\n| run | params (M) | tokens (B) | loss |\n+===+\n"
+        + lines(" | ", " |\n").replace("r", "| r") + "+---+\n", ""),
+    "pandas": (pd.DataFrame(PLAIN).to_string(), "parted by blanks"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_lines_that_are_no_runs(kind: str, tmp_path: Path) -> None:
+    text, said = TEXTS[kind]
+    (tmp_path / "t.txt").write_text(text)
+    rows, notes = read(tmp_path / "t.txt")
+    same_runs(rows)
+    assert any(said in note for note in notes), notes
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"D/N": D / N}, "x parameters, column 'params'"),
+        ({"tokens_per_param": D / N}, "x parameters"),
+        ({"epochs": 1.0, "dataset_tokens": D}, "x column 'epochs'"),
+        ({"steps": D / 2**19, "tokens_per_step": 2**19}, "x column 'steps'"),
+    ],
+)
+def test_tokens_that_two_columns_give(columns: dict[str, Any], said: str) -> None:
+    rows, notes = read(PLAIN.drop(columns="tokens").assign(**columns))
+    same_runs(rows)
+    assert any(said in note for note in notes)
+
+
+def test_a_ratio_that_is_named_is_one() -> None:
+    rows, _ = read(PLAIN.rename(columns={"tokens": "t"}).assign(**{"D/N": D / N}), d="D/N")
+    assert rows["tokens"].to_numpy() == pytest.approx(D)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.assign(tokens=np.where(np.arange(30) < 15, D, D / 1e9)), "row 16 .* one unit"),
+        (lambda t: t.assign(params=np.where(np.arange(30) == 7, N / 1e6, N)), "row 8 of column"),
+        (lambda t: t.assign(compute=6 * N * D / np.where(np.arange(30) < 9, 2, 1)), "mix units"),
+        (lambda t: t.assign(val_loss=-L), "write its negative"),
+        (lambda t: t.rename(columns={"val_loss": "loss (log2)"}), "no column for loss"),
+        (lambda t: t.assign(val_loss=[f"{x:.3f}".replace(".", ",") for x in L]), "decimal points"),
+        (lambda t: pd.concat([t.assign(split="train"), t.assign(split="val", val_loss=L + 0.1)]),
+         "30 runs stand in 2 rows each.*'split'.*split == 'val'"),
+        (lambda t: pd.concat([t.assign(domain="c4"), t.assign(domain="pile", val_loss=L - 1)])
+         .drop(columns="run_id"), "differ in column 'domain'"),
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_a_table_of_runs(
+    change: Callable[[pd.DataFrame], pd.DataFrame], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        read(change(PLAIN).reset_index(drop=True))
+    with pytest.raises(UserError, match="logarithm of the loss"):
+        read(PLAIN.rename(columns={"val_loss": "log10(loss)"}), loss="log10(loss)")
+
+
+def test_a_loss_of_no_model_marks_a_run_that_failed() -> None:
+    rows, notes = read(PLAIN.assign(val_loss=np.where(np.arange(30) == 3, 999.0, L)))
+    same_runs(rows, BASE.drop(index=3))
+    assert any("count as diverged" in note for note in notes)
+
+
+def test_a_run_that_goes_on_without_a_loss_is_left_out() -> None:
+    table = history()
+    table.loc[(table["run_id"] == "r3") & (table["step"] > 600), "val_loss"] = np.nan
+    rows, notes = read(table)
+    same_runs(rows, BASE.drop(index=3))
+    assert any("are left out: r3" in note for note in notes)
+
+
+def test_other_counts_of_parameters_are_named() -> None:
+    table = PLAIN.rename(columns={"params": "non-embedding params"})
+    rows, notes = read(table.assign(**{"total params": 1.3 * N, "flops": 6 * N * D}))
+    assert counted(rows)["params"].sum() == pytest.approx(1.3 * N.sum())
+    assert any("with which training costs 6 N D (--n takes it)" in note for note in notes)
+
+
+def megatron(folder: Path, *, tensor: int = 1, length: bool = True) -> Path:
+    """Logs of the runs as Megatron prints them, with evaluations at every other tenth."""
+    for i, (n, d, loss) in enumerate(zip(N, D, L, strict=True)):
+        end = round(d / 2**18)
+        text = "  seed ...................... 1\n  tensor_model_parallel_size .... 1\n"
+        text += "  seq_length ..................... 1024\n" if length else ""
+        for rank in range(tensor):
+            text += (
+                " > number of parameters on (tensor, pipeline) model parallel rank "
+                f"({rank}, 0): {int(n) // tensor}\n"
+            )
+        for tenth in range(1, 11):
+            at, higher = end * tenth // 10, 1 + 0.1 * (10 / tenth - 1)
+            text += (
+                f" [2026-01-01 10:00:00] iteration {at:8d}/{end:8d} | consumed samples: "
+                f"{at * 256:12d} | learning rate: {1e-3 * (1.02 - tenth / 10):.3E} | lm loss: "
+                f"{0.97 * loss * higher:.6E} | number of nan iterations:   0 |\n"
+            )
+            if tenth % 2 == 0:
+                text += (
+                    f"---\n validation loss at iteration {at} | lm loss value: {loss * higher:.6E} |"
+                    " lm loss PPL: 1.0E+02 |\n---\n"
+                )
+        text += f" validation loss at iteration {end} on test set | lm loss value: 1.0E+00 |\n"
+        (folder / f"run{i}.log").write_text(text)
+    return folder
+
+
+def test_logs_of_megatron_are_histories(tmp_path: Path) -> None:
+    rows, notes = read(megatron(tmp_path))
+    same_runs(rows)
+    assert "loss: column 'validation/lm_loss'; not 'train/lm_loss'" in notes
+    with pytest.raises(UserError, match="give the folder that holds the runs' logs"):
+        read(tmp_path / "run0.log")
+    (tmp_path / "cut").mkdir()
+    whole = (tmp_path / "run3.log").read_text().splitlines(keepends=True)
+    (tmp_path / "run3.log").write_text("".join(whole[:14]))
+    rows, notes = read(tmp_path)
+    same_runs(rows, BASE.drop(index=3))
+    assert any("are left out: run3" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"tensor": 2}, "not the sum of its ranks"), ({"length": False}, "tells seq_length")],
+)
+def test_logs_of_megatron_that_lack_something(
+    options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        read(megatron(tmp_path, **options))
+
+
+@pytest.mark.parametrize("line", ["step:{}/900 val_loss:3.9 train_time:9ms", "{} val 3.9012"])
+def test_logs_of_other_trainers_are_no_tables(line: str, tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("".join(line.format(k) + "\n" for k in range(9)))
+    with pytest.raises(UserError, match="a trainer's log"):
+        read(tmp_path / "log.txt")
