@@ -20,7 +20,8 @@ PLAIN = pd.DataFrame({"run_id": RUNS, "params": N, "tokens": D, "val_loss": L})
 
 
 def lines(sign: str, end: str = "\n", before: str = "", after: str = "") -> str:
-    return before + "".join(sign.join((run, *row)) + end for run, row in zip(RUNS, ROWS)) + after
+    body = (sign.join((run, *row)) + end for run, row in zip(RUNS, ROWS, strict=True))
+    return before + "".join(body) + after
 
 
 def summary(word: str) -> str:
@@ -148,8 +149,8 @@ def megatron(folder: Path, *, tensor: int = 1, length: bool = True) -> Path:
             )
             if tenth % 2 == 0:
                 text += (
-                    f"---\n validation loss at iteration {at} | lm loss value: {loss * higher:.6E} |"
-                    " lm loss PPL: 1.0E+02 |\n---\n"
+                    f"---\n validation loss at iteration {at} | lm loss value: "
+                    f"{loss * higher:.6E} | lm loss PPL: 1.0E+02 |\n---\n"
                 )
         text += f" validation loss at iteration {end} on test set | lm loss value: 1.0E+00 |\n"
         (folder / f"run{i}.log").write_text(text)
