@@ -25,9 +25,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
 
 from scaling.analysis.laws.forms import EXACT, Form, noise_models, weighed
+from scaling.analysis.laws.quantiles import Here
 
 # Prior probabilities. Simple first: on a pure law the interval is to stay near the pure law's own.
 PRIOR = {"pure": 0.6, "floor": 0.17, "two powers": 0.08, "break": 0.1, "drift": 0.05}
@@ -87,49 +87,27 @@ class Mixture:
         kept = weight > KEEP * weight.max()
         return weight[kept], floor[kept], mean[kept], np.hypot(deviation, again)[kept]
 
+    def at(self, compute: float) -> Here:
+        """What is said at one compute; its parts are made once for all questions there."""
+        weight, floor, mean, deviation = self._components(compute)
+        weight = weight / weight.sum()
+        centre = np.logaddexp(np.log(floor + 1e-300), mean)
+        spread = np.hypot(deviation * np.exp(mean - centre), self.scatter)
+        return Here(weight, floor, mean, deviation, centre, spread, self.scatter)
+
     def distribution(
         self, compute: float, *, run: bool = False
     ) -> Callable[[np.ndarray], np.ndarray]:
         """Probability that the log loss at `compute` lies below its argument (m,): of the law, or
         of one more such point's (`Mixture.scatter`)."""
-        weight, floor, mean, deviation = self._components(compute)
-        weight = weight / weight.sum()
-        centre = np.logaddexp(np.log(floor + 1e-300), mean)
-        spread = np.hypot(deviation * np.exp(mean - centre), self.scatter)
-
-        def below(log_loss: np.ndarray) -> np.ndarray:
-            at = np.asarray(log_loss, dtype=float)[:, None]
-            if run:
-                share_below: np.ndarray = ndtr((at - centre) / spread) @ weight
-                return share_below
-            # log(L - floor), without L itself: far from the data its logarithm is in the hundreds.
-            share = floor * np.exp(-np.maximum(at, -600))
-            above = at + np.log1p(-np.minimum(share, 1 - 1e-15))
-            share_below = ndtr(np.where(share < 1, (above - mean) / deviation, -40)) @ weight
-            return share_below
-
-        return below
+        here = self.at(compute)
+        return here.run_below if run else here.below
 
     def quantiles(
         self, compute: float, levels: Sequence[float] | np.ndarray, *, run: bool = False
     ) -> np.ndarray:
         """Quantiles of the loss at `compute`: of the law, or of one more such point's."""
-        wanted = np.asarray(levels, dtype=float)
-        below = self.distribution(compute, run=run)
-        middle = sum(self.shares[name] * mean for name, mean in self.means(compute).items())
-        low, high = np.full(len(wanted), middle), np.full(len(wanted), middle)
-        step = self.scatter
-        while (outside := below(low) >= wanted).any():
-            low, step = low - step * outside, 2 * step
-        step = self.scatter
-        while (outside := below(high) < wanted).any():
-            high, step = high + step * outside, 2 * step
-        while (high - low).max() > 1e-3 * self.scatter:  # bisection
-            middle = (low + high) / 2
-            under = below(middle) < wanted
-            low, high = np.where(under, middle, low), np.where(under, high, middle)
-        loss: np.ndarray = np.exp(np.minimum((low + high) / 2, 700))
-        return loss
+        return self.at(compute).quantiles(levels, run=run)
 
     def means(self, compute: float) -> dict[str, float]:
         """Posterior mean of log loss by each form (0 by one without weights)."""

@@ -19,6 +19,8 @@ from scaling.errors import UserError
 if TYPE_CHECKING:
     from scaling.analysis.laws.parametric_law import ParametricLaw
 
+FLOORLESS = ("pure", "drift")  # of the forms of laws/mixture.py
+
 
 @dataclass(frozen=True)
 class Status:
@@ -52,6 +54,7 @@ class Prediction:
     unit: str
     refused: str = ""  # why there is no interval: then low, high, run_low and run_high are NaN
     point: str = ""  # what the loss is of, where compute alone does not say it
+    note: str = ""  # what looks odd about it, and why it is so
 
     def __str__(self) -> str:
         point = self.point or f"{self.compute:.3g} {self.unit}"
@@ -60,6 +63,7 @@ class Prediction:
         return (
             f"loss {self.loss:.4g} at {point} "
             f"[{self.low:.4g}, {self.high:.4g}], {distance(self.decades, 'fitted range')}"
+            + (f"; {self.note}" if self.note else "")
         )
 
 
@@ -201,12 +205,23 @@ class PowerLaw:
         assert self.mixture is not None
         tails = (1 - level) / 2, 0.5, (1 + level) / 2
         loss: float
-        low, loss, high = map(float, self.mixture.quantiles(compute, tails))
-        run_low, _, run_high = map(float, self.mixture.quantiles(compute, tails, run=True))
+        here = self.mixture.at(compute)
+        low, loss, high = map(float, here.quantiles(tails))
+        run_low, run_high = map(float, here.quantiles((tails[0], tails[2]), run=True))
         refused = self.mixture.refusal(compute)
         if refused:
             low = high = run_low = run_high = float("nan")
-        return Prediction(compute, loss, low, high, run_low, run_high, decades, self.unit, refused)
+        note = ""
+        if 0 < loss < self.e:
+            # The law that is shown is one of the forms that are averaged.
+            without = sum(self.mixture.shares[name] for name in FLOORLESS)
+            note = (
+                f"below E = {self.e:.4g} of the law above, since all forms are averaged, and E is "
+                f"uncertain: forms without a floor have {without:.0%}"
+            )
+        return Prediction(
+            compute, loss, low, high, run_low, run_high, decades, self.unit, refused, note=note
+        )
 
     def __str__(self) -> str:
         head = f"{self.e:.4g} + " if self.e else ""

@@ -18,7 +18,7 @@ from scaling.analysis.tables.columns import (
     several,
 )
 from scaling.analysis.tables.quantities import Quantity, middle_of
-from scaling.analysis.tables.units import Name, numbers, parse_name
+from scaling.analysis.tables.units import Cells, Name, numbers, parse_name
 from scaling.errors import UserError
 
 HIGHEST_LOSS = 15.0  # nats: log of a vocabulary of three million
@@ -52,23 +52,7 @@ def read_loss(table: Table, given: str | None, metric: str | None) -> tuple[Quan
         first = str(table.frame[column].dropna().iloc[0])
         comma = "; write decimal points" if re.fullmatch(r"-?\d+,\d+", first.strip()) else ""
         raise UserError(f"column {column!r} holds no numbers (its first value is {first!r}){comma}")
-    if name.log or LOGARITHMS & set(name.words):
-        raise UserError(
-            f"column {column!r}: a logarithm of the loss, or a loss that was taken with that "
-            "logarithm? Write the loss in nats, or for log2 rename it, as in 'val_loss (bits)'"
-        )
-    usable = cells.values[np.isfinite(cells.values)]
-    if kind != "perplexity" and np.median(usable) < 0:
-        raise UserError(
-            f"column {column!r} is {np.median(usable):.3g} in the middle row: a log-likelihood? A "
-            "loss is positive: write its negative into a column"
-        )
-    if cells.percent and kind == "nats":
-        raise UserError(
-            f"column {column!r} has {cells.percent} cells in percent, which a loss is not: write "
-            "them as plain numbers, or name another column (loss=..., or --loss on the command "
-            "line)"
-        )
+    _refuse_no_loss(column, name, kind, cells)
     values = cells.values.copy()
     values[values <= 0] = np.nan if kind == "perplexity" else values[values <= 0]
     quantity = Quantity(column, values, cells=cells)
@@ -88,6 +72,27 @@ def read_loss(table: Table, given: str | None, metric: str | None) -> tuple[Quan
     if cells.decorated:
         quantity.notes.append(f"{cells.decorated} cells without their marks and errors")
     return quantity, notes
+
+
+def _refuse_no_loss(column: str, name: Name, kind: str, cells: Cells) -> None:
+    """Raise UserError for numbers that are no loss: a logarithm, a likelihood, percent."""
+    if name.log or LOGARITHMS & set(name.words):
+        raise UserError(
+            f"column {column!r}: a logarithm of the loss, or a loss that was taken with that "
+            "logarithm? Write the loss in nats, or for log2 rename it, as in 'val_loss (bits)'"
+        )
+    usable = cells.values[np.isfinite(cells.values)]
+    if kind != "perplexity" and np.median(usable) < 0:
+        raise UserError(
+            f"column {column!r} is {np.median(usable):.3g} in the middle row: a log-likelihood? A "
+            "loss is positive: write its negative into a column"
+        )
+    if cells.percent and kind == "nats":
+        raise UserError(
+            f"column {column!r} has {cells.percent} cells in percent, which a loss is not: write "
+            "them as plain numbers, or name another column (loss=..., or --loss on the command "
+            "line)"
+        )
 
 
 def impossible(losses: np.ndarray) -> tuple[np.ndarray, list[str]]:

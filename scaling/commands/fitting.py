@@ -330,10 +330,14 @@ def _fit_quality(source: Path, metric: str, form: str, at: float | None, seed: i
 
 def report(
     folder: Annotated[Path, typer.Argument(help="The study's folder, e.g. studies/quickstart.")],
+    e: FloorOption = None,
+    weights: WeightsOption = None,
 ) -> None:
     """Write report.html of a study again from its rows.
 
     Example: `scaling report studies/quickstart`
+
+    Example: `scaling report studies/quickstart --e 1.7`
     """
     from scaling.study import pipeline
     from scaling.study_folder import Study
@@ -342,7 +346,9 @@ def report(
     study.claim(*study.report_files)
     config, table = study.config(), study.rows()
     data_dir = study.tokens_of(str(table["data_key"].iloc[0])).path
-    page = pipeline.law_and_page(config, study, data_dir, table, lambda _: None)
+    page = pipeline.law_and_page(
+        config, study, data_dir, table, lambda _: None, e=e, weights=weights
+    )
     from scaling.analysis.questions.paper_tables import paper_table
 
     if (beside := paper_table(folder)) is not None:

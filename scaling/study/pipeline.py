@@ -346,12 +346,20 @@ def keep_positions(study: Study, table: pd.DataFrame) -> None:
 
 
 def law_and_page(
-    config: StudyConfig, study: Study, data_dir: Path, table: pd.DataFrame, say: Say
-) -> Path:
-    """`fit_law` and `report` of one ladder, so that the rules are put to the rows once."""
+    config: StudyConfig, study: Study, data_dir: Path, table: pd.DataFrame, say: Say,
+    e: float | None = None, weights: str | None = None,
+) -> Path:  # fmt: skip
+    """`fit_law` and `report` of one ladder, so that the rules are put to the rows once.
+
+    e, weights: of `Ladder.of`. Raises UserError where they are given and there is no law of them.
+    """
     from scaling.analysis.tables.ladder import Ladder
 
-    ladder = Ladder.of(table)
+    if (config.ladder is None or config.variants) and (e is not None or weights is not None):
+        raise UserError(
+            "--e and --weights are of the law of a ladder, which this study has not: leave them out"
+        )
+    ladder = Ladder.of(table, e=e, weights=weights)
     law = fit_law(config, study, ladder, say)
     return report(config, study, data_dir, table, ladder, *law)
 

@@ -17,6 +17,7 @@ from scaling.analysis.figures.style import number_text
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.analysis.report.data import run_table
 from scaling.analysis.report.study import _compute_section
+from scaling.analysis.tables.ladder import Ladder
 from scaling.storage.outputs import RECORD
 from scaling.study.page import write_report
 
@@ -167,6 +168,15 @@ def test_an_unchanged_page_is_left_alone(
     write_report(tmp_path, rows, study_law, config_text="a: 2")
     assert "a: 2" in page_of(path).text
     assert sorted(p.name for p in tmp_path.iterdir()) == [RECORD, "law.json", "report.html"]
+
+
+def test_a_pinned_floor_is_on_the_page(rows: pd.DataFrame, tmp_path: Path) -> None:
+    ladder = Ladder.of(rows, e=0.5)
+    law = fit_frontier(ladder, resamples=100)
+    page = page_of(write_report(tmp_path, rows, law, ladder=ladder, config_text="a: 1"))
+    assert "L(C) = 0.5 + " in page.text and "E was pinned at 0.5" in page.text
+    assert "E = 0.5 is pinned, the lowest loss is" in page.text
+    assert json.loads((tmp_path / "law.json").read_text())["law"]["given"] == ["E"]
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,14 @@ def test_every_command_takes_the_options_of_the_reader() -> None:
     commands: Any = typer.main.get_command(app)
     for name in READERS:
         assert wanted <= {p.name for p in commands.commands[name].params}, name
+    laws = {"fit", "compare", "choices", "next", "power", "audit", "report"}
+    for name, of_law in commands.commands.items():
+        given = {p.name for p in of_law.params} & {"e", "weights"}
+        # `next` predicts new runs, of which no weights are known; approach 2 has no floor.
+        assert given == (
+            {"e"} if name == "next" else {"weights"} if name == "isoflop"
+            else {"e", "weights"} if name in laws else set()
+        ), name  # fmt: skip
 
 
 def test_groups_of_one_table_are_compared_as_two_files_are(
