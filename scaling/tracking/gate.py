@@ -27,10 +27,11 @@ REFUSAL = b"These pages are for one user. Open the address that `scaling ui` pri
 
 
 class Gate:
-    """An ASGI application around another one."""
+    """An ASGI application around another one; `start` is the page of it that comes first, as the
+    fragment of an address."""
 
-    def __init__(self, app: App, port: int) -> None:
-        self.app = app
+    def __init__(self, app: App, port: int, start: str = "") -> None:
+        self.app, self.start = app, start
         self.key = secrets.token_urlsafe(32)
         self.room = f"/{secrets.token_urlsafe(24)}/"
         self.hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
@@ -45,7 +46,7 @@ class Gate:
             await _answer(send, 403, REFUSAL)
         elif scope["path"] == "/" and self._is_key(_key_of(scope["query_string"])):
             cookie = f"{COOKIE.decode()}={self.key}; Path={self.room}; HttpOnly; SameSite=Strict"
-            await _answer(send, 303, b"", location=self.room, set_cookie=cookie)
+            await _answer(send, 303, b"", location=self.room + self.start, set_cookie=cookie)
         elif scope["path"].startswith(self.room) and any(map(self._is_key, _cookies(scope))):
             await self.app(self._inside(scope), receive, _discreet(send))
         else:

@@ -2,7 +2,11 @@
 
 Runs write only to their own directories; one process copies finished ones here, in batches. The
 copy can be rebuilt from the directories at any time, and read back to the last digit: each row is
-also a tag (JSON), since MLflow's metrics know no missing values and no integers.
+also a tag (JSON), since MLflow's metrics know no missing values and no integers. MLflow's pages
+show no tag whose name begins with `mlflow.`, and draw metrics over `step`, which is MACs here.
+
+One run more stands for the study: its law as metrics; law.json, rows.csv and the report as
+artifacts. The others are not nested in it: MLflow 3 folds nested runs away, in its charts too.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from scaling.errors import UserError
 from scaling.results import SOURCE_PREFIX, Row
@@ -31,6 +35,13 @@ from scaling.tracking.gate import Gate
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+ROW = "mlflow.scaling.row."  # tag of a row, and its number
+OLD_ROW = "row."  # before, in sight
+ABOUT = """The step of every metric is the run's training compute in MACs, cooldowns included; \
+`macs` is the same as a metric, for the x-axis of a chart. `val_loss` is every evaluation, \
+`decayed_loss` those at the end of a budget, whose learning rate has decayed: the points of the law.
+"""
+STANDS_FOR = "scaling_study"
 METRICS = ("val_loss", "train_loss", "tokens", "macs_total", "epochs")  # and val_loss/<source>
 OURS = "tags.run_id != ''"  # MLflow's filter for the runs that this module has begun
 BATCH = 1000  # metrics of one request, MLflow's limit
@@ -43,8 +54,9 @@ def sync(study: Study, uri: str | None = None, *, force: bool = False) -> int:
     """Bring MLflow up to date with a study's finished runs; returns how many were sent.
 
     Idempotent: a run is sent again only when its rows changed, and one whose sending was cut short
-    is replaced. When nothing changed since the last call MLflow is not even imported; `force` asks
-    it nevertheless (after its database was emptied, say).
+    is replaced; likewise the study's law and report. When nothing changed since the last
+    call MLflow is not even imported; `force` asks it nevertheless (after its database was emptied,
+    say).
 
     Args:
         study: its folder's name is the experiment's.
@@ -57,13 +69,15 @@ def sync(study: Study, uri: str | None = None, *, force: bool = False) -> int:
     address = uri or default_uri(study)
     digests = _digests(study)
     record = study.mlflow_sent_json
-    now = json.dumps({"uri": address, "runs": digests}, indent=1)
+    law = "".join(_hash(path.read_bytes()) for path in _shown(study))
+    now = json.dumps({"uri": address, "law": law, "runs": digests}, indent=1)
     with contextlib.suppress(FileNotFoundError):
         if record.read_text() == now and not force and _exists(address):
             return 0
     client = _client(address)
     with _explained(address):
         experiment = _experiment(client, study, own=uri is None)
+        _send_study(client, experiment, study, law)
         there: dict[str, str] = {}
         for run in _search(client, experiment):
             name, digest = run.data.tags["run_id"], run.data.tags.get("sent", "")
@@ -91,10 +105,11 @@ def unsent(study: Study, uri: str | None = None) -> list[str]:
 
 def _digests(study: Study) -> dict[str, str]:
     """Run -> what its rows are now, for those that count."""
-    return {
-        run.path.name: hashlib.sha256(run.rows_json.read_bytes()).hexdigest()[:16]
-        for run in study.runs()
-    }
+    return {run.path.name: _hash(run.rows_json.read_bytes()) for run in study.runs()}
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def check(uri: str | None, say: Callable[[str], None]) -> None:
@@ -135,7 +150,7 @@ def load_rows(uri: str, study: str = "") -> list[Row]:
     for run in _runs_of(uri, study, OURS):
         tags = run.data.tags
         if "sent" in tags:  # whole
-            rows += [json.loads(tags[key]) for key in sorted(tags) if key.startswith("row.")]
+            rows += [json.loads(tags[k]) for k in sorted(tags) if k.startswith((ROW, OLD_ROW))]
     return [{k: float(v) if v in ("inf", "-inf") else v for k, v in row.items()} for row in rows]
 
 
@@ -198,7 +213,9 @@ def ui(study: Study, port: int = 5000, say: Callable[[str], None] = print) -> No
             listening.listen()
         except OSError as error:
             raise UserError(f"port {port}: {error.strerror}; choose another with --port") from None
-        _client(address)  # says what is wrong with the database
+        client = _client(address)  # says what is wrong with the database
+        with _explained(address):
+            found = _patiently(client.get_experiment_by_name, study.folder.resolve().name)
         os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
         import uvicorn
 
@@ -208,7 +225,8 @@ def ui(study: Study, port: int = 5000, say: Callable[[str], None] = print) -> No
             from mlflow.server.fastapi_app import app
 
         os.environ[BACKEND_STORE_URI_ENV_VAR] = address
-        gate = Gate(app, port)
+        runs = f"#/experiments/{found.experiment_id}/runs?compareRunsMode=CHART" if found else ""
+        gate = Gate(app, port, start=runs)
         # A log of requests would hold the secret, and a proxy's headers are anybody's to write.
         # Without a lifespan MLflow leaves this machine's containers alone.
         settings = uvicorn.Config(
@@ -298,13 +316,14 @@ def _patiently(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def _explained(uri: str) -> Iterator[None]:
     """MLflow's failures in a sentence: what it says, and that nothing is lost."""
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         with warnings.catch_warnings():  # of MLflow's own calls to SQLAlchemy
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
         said = " ".join(str(error).split())
         raise UserError(
             f"MLflow at {uri}: {said[:300]}. Nothing is lost: the rows are in the runs' own "
@@ -350,6 +369,48 @@ def _search(client: MlflowClient, experiment: str, chosen: str = OURS) -> Iterat
             return
 
 
+def _shown(study: Study) -> tuple[Path, ...]:
+    """What is there of the files that the run which stands for a study has as artifacts."""
+    every = (study.law_json, study.rows_csv, study.report_html)
+    return tuple(path for path in every if path.is_file())
+
+
+def _send_study(client: MlflowClient, experiment: str, study: Study, digest: str) -> None:
+    """The run that stands for the study, brought up to date with its law and report."""
+    found = list(_search(client, experiment, f"tags.{STANDS_FOR} != ''"))
+    if not found:
+        name = study.folder.resolve().name
+        tags = {STANDS_FOR: name, "mlflow.runName": f"study {name}", "mlflow.note.content": ABOUT}
+        found = [_patiently(client.create_run, experiment, tags=tags)]
+        _patiently(client.set_experiment_tag, experiment, "mlflow.note.content", ABOUT)
+    run, run_id = found[0], found[0].info.run_id
+    if run.data.tags.get("sent", "") == digest:
+        return
+    with contextlib.suppress(FileNotFoundError, KeyError, TypeError):
+        law = files.read_json(study.law_json, dict)["law"]
+        low, high = law["interval"]["b"]
+        numbers = {**law["parameters"], "b_low": low, "b_high": high}
+        for name, value in numbers.items():
+            if value is not None and math.isfinite(value):
+                _patiently(client.log_metric, run_id, f"law.{name}", float(value))
+        _patiently(client.set_tag, run_id, "law", law["form"])
+    if _takes_artifacts(run.info.artifact_uri, study):
+        for path in _shown(study):
+            _patiently(client.log_artifact, run_id, str(path))
+    _patiently(client.set_terminated, run_id)
+    _patiently(client.set_tag, run_id, "sent", digest)
+
+
+def _takes_artifacts(uri: str, study: Study) -> bool:
+    """A server that stores them itself, or the study's own folder. MLflow takes any other path for
+    one of this machine: a server's own, or that of a study before it was moved."""
+    address = urlsplit(uri)
+    if address.scheme == "mlflow-artifacts":
+        return True
+    inside = study.mlartifacts_dir.resolve()
+    return address.scheme == "file" and Path(unquote(address.path)).is_relative_to(inside)
+
+
 def _send(client: MlflowClient, experiment: str, there: RunFolder, digest: str) -> None:
     """One finished run. The tag `sent` comes last: without it the run does not count."""
     from mlflow.entities import Metric, Param, RunTag
@@ -370,6 +431,8 @@ def _send(client: MlflowClient, experiment: str, there: RunFolder, digest: str) 
             and value is not None
             and math.isfinite(value)
         ]
+        if row["decayed"] and row["val_loss"] is not None and math.isfinite(row["val_loss"]):
+            metrics.append(Metric("decayed_loss", float(row["val_loss"]), at_ms, macs))
     for record in _curve(there.metrics):
         at_ms = start_ms + int(1000 * record["seconds"])
         metrics.append(Metric("train_loss_window", record["train_loss"], at_ms, record["macs"]))
@@ -381,7 +444,7 @@ def _send(client: MlflowClient, experiment: str, there: RunFolder, digest: str) 
         and value is not None
         and all(row.get(name) == value for row in rows)
     ]
-    tags = [RunTag(f"row.{k:04d}", json.dumps(row)) for k, row in enumerate(_stored(there))]
+    tags = [RunTag(f"{ROW}{k:04d}", json.dumps(row)) for k, row in enumerate(_stored(there))]
     name = f"{first['size']} 2^{first['log2_lr']:g} {first['role']}"
     labels = {
         "run_id": str(first["run_id"]),

@@ -138,11 +138,57 @@ def test_metrics_lie_over_macs(made: Path) -> None:
     assert set(by_key) >= {"val_loss/leaves", "train_loss"} and "mfu" not in by_key
 
 
+def test_one_run_stands_for_the_study(study: Path, tmp_path: Path) -> None:
+    """Its law as metrics, its files as artifacts; in the others no JSON is in sight."""
+    from mlflow import MlflowClient
+
+    law = {
+        "form": "power",
+        "parameters": {"E": 0.0, "b": -0.0481},
+        "interval": {"b": [-0.06, None]},
+    }
+    (study / "law.json").write_text(json.dumps({"law": law}))
+    (study / "report.html").write_text("<p>the page</p>")
+    shutil.rmtree(study / "mlartifacts", ignore_errors=True)
+    (study / "mlflow.db").unlink()  # whose artifacts lie where it was made
+    uri = mlflow_copy.default_uri(Study(study))
+
+    def runs() -> tuple[Any, list[Any]]:
+        found = MlflowClient(uri).search_runs(["1"])
+        first = [run for run in found if "run_id" not in run.data.tags]
+        assert len(first) == 1
+        return first[0], [run for run in found if run is not first[0]]
+
+    assert mlflow_copy.sync(Study(study)) == 4
+    whole, runs_of_it = runs()
+    assert whole.data.metrics == {"law.E": 0.0, "law.b": -0.0481, "law.b_low": -0.06}
+    assert whole.info.run_name == "study small" and "MACs" in whole.data.tags["mlflow.note.content"]
+    artifacts = study / "mlartifacts" / whole.info.run_id / "artifacts"
+    assert sorted(p.name for p in artifacts.iterdir()) == ["law.json", "report.html"]
+    assert len(runs_of_it) == 4
+    for run in runs_of_it:
+        assert not any(v.startswith("{") for k, v in run.data.tags.items() if k[:7] != "mlflow.")
+    one = next(run for run in runs_of_it if run.data.tags["run_id"] == "run0")
+    history = MlflowClient(uri).get_metric_history(one.info.run_id, "decayed_loss")
+    assert [(m.step, m.value) for m in history] == [(90000000000210, 2.0 + 1 / 3 + 3e-14)]
+
+    (study / "report.html").write_text("<p>another</p>")
+    assert mlflow_copy.sync(Study(study)) == 0, "no run changed"
+    assert (artifacts / "report.html").read_text() == "<p>another</p>"
+    assert runs()[0].info.run_id == whole.info.run_id
+    moved = tmp_path / "elsewhere"
+    study.rename(moved)
+    (moved / "report.html").write_text("<p>a third</p>")
+    mlflow_copy.sync(Study(moved))
+    assert not study.exists(), "nothing is written where the study was"
+    assert load(mlflow_copy.default_uri(Study(moved))).equals(load(moved))
+
+
 def test_a_second_call_adds_nothing_and_imports_nothing(study: Path) -> None:
     shutil.rmtree(study / "runs" / "unfinished")
     mlflow_copy.sync(Study(study), force=True)
     before = contents(study)
-    assert before["runs"] == 4
+    assert before["runs"] == 1 + 4, "the study's, and those of its runs"
     script = (
         "import sys; from pathlib import Path\n"
         "from scaling.study_folder import Study; from scaling.tracking import mlflow_copy\n"
@@ -175,7 +221,8 @@ def test_cut_short_at_any_request_it_completes_without_duplicates(
     expected = mlflow_copy.load_rows(mlflow_copy.default_uri(Study(study)), "small")
     calls = ["create_run", "log_batch", "set_terminated", "set_tag"]
     for cut in range(1, 7):
-        write(study, "run0", [row("run0", 10), row("run0", 20), row("run0", 30, seed=cut)])
+        last = row("run0", 30, seed=cut, decayed=True, budget_macs=9e13)
+        write(study, "run0", [row("run0", 10), row("run0", 20), last])
         count = 0
 
         def counted(original: Any) -> Any:

@@ -93,7 +93,8 @@ def enter(served: Served) -> tuple[str, str]:
     answer = ask(served, served.address.removeprefix(f"http://127.0.0.1:{served.port}"))
     assert answer.status == 303
     cookie = SimpleCookie(answer.headers["Set-Cookie"])["scaling_ui"]
-    room = answer.headers["Location"]
+    room, _, page = answer.headers["Location"].partition("#")
+    assert page == "/experiments/1/runs?compareRunsMode=CHART", "the study's"
     assert cookie["httponly"] and cookie["samesite"] == "Strict"
     assert cookie["path"] == room != "/", "or servers on other ports were sent the cookie"
     return room, f"scaling_ui={cookie.value}"
@@ -204,11 +205,11 @@ def test_in_a_browser(served: Served, tmp_path: Path) -> None:
     browser = Browser(executable, tmp_path)
     try:
         browser.open(served.address)
-        browser.wait_for("document.body.innerText.includes('small')")
+        browser.wait_for("document.body.innerText.includes('2^-6')")
         assert "key" not in browser.evaluate("location.href")
         assert browser.evaluate("document.cookie") == ""
-        browser.evaluate("location.hash = '#/experiments/1/runs'")
-        browser.wait_for("document.body.innerText.includes('2^-6')")
+        assert browser.evaluate("location.hash").startswith("#/experiments/1/runs")
+        assert "row.0000" not in browser.evaluate("document.body.innerText")
         answers = [e["params"]["response"] for e in browser.events if "response" in e["params"]]
         assert len(answers) > 10
         assert [a["url"] for a in answers if a["status"] in (401, 403)] == []
