@@ -176,7 +176,7 @@ def test_a_pinned_floor_is_on_the_page(rows: pd.DataFrame, tmp_path: Path) -> No
     page = page_of(write_report(tmp_path, rows, law, ladder=ladder, config_text="a: 1"))
     assert "L(C) = 0.5 + " in page.text and "E was pinned at 0.5" in page.text
     assert "E = 0.5 is pinned, the lowest loss is" in page.text
-    assert json.loads((tmp_path / "law.json").read_text())["law"]["given"] == ["E"]
+    assert json.loads((tmp_path / "law.json").read_text())["law"]["given"] == {"E": 0.5}
 
 
 @pytest.mark.parametrize(
