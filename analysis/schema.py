@@ -56,6 +56,8 @@ COLUMNS: dict[str, str] = {
     "status": "str",  # finished | diverged | failed
 }
 SOURCE_PREFIX = "val_loss/"  # one further float column per source
+# A further column where the weights of rows are known: in proportion to 1 / variance.
+WEIGHT = "relative_weight"
 TOKEN_UNIT, PATCH_UNIT = "nats per token", "squared error per value"  # of a loss
 
 

@@ -32,7 +32,7 @@ from scaling.analysis.questions.isoflop import approaches, size_laws
 from scaling.analysis.questions.next import next_runs
 from scaling.analysis.questions.parametric_study import StudySurface, fit_surface
 from scaling.analysis.questions.size_law import SizeLaw
-from scaling.analysis.questions.transfer import Rates, series_points
+from scaling.analysis.questions.transfer import Rates, learning_rate_points, series_points
 from scaling.analysis.questions.variable import VariableLaw, fit_variable
 from scaling.analysis.schema import COLUMNS, loss_unit
 from scaling.analysis.tables import read as read_table
@@ -132,7 +132,7 @@ class Runs:
 
     def sweep(self) -> pd.DataFrame:
         """Final losses by learning rate and model, as `learning_rate_points`."""
-        return figures.learning_rate_points(self.rows)
+        return learning_rate_points(self.rows)
 
     def rate_figure(self) -> go.Figure:
         """Loss against learning rate, a line a width, and the rate of the ladder."""

@@ -34,8 +34,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STUDIES = Path("studies")  # where studies lie if nothing else is said
+NEWEST = {  # columns of tables of what the models learned that older versions did not write
+    "probes.csv": {"data_key"},
+    "finetune.csv": {"data_key", "weights", "n_hidden"},
+    "variants.csv": {"data_key", "next_token_loss"},
+}
 ENTRY = {"run_id", "role", "size", "log2_lr", "steps", "macs", "batch_tokens"}  # of plan.json
 INDEX = "index.json"  # says what a folder of tokens, or of probes, holds; written last
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """What a folder of tokens, or of probes, holds. Raises UserError: damaged."""
+    try:
+        return files.read_json(path, dict)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); remove {path.parent} and run the same again"
+        ) from None
 
 
 class RunFolder:
@@ -91,6 +106,19 @@ class TokenFolder:
         self.samples = path / "samples.npz"  # clips before and after the tokenizer
         self.tokenizer = path / "tokenizer.safetensors"
 
+    @classmethod
+    def all_in(cls, folder: Path) -> list[TokenFolder]:
+        """Those below a folder that are complete, by key."""
+        return [cls(index.parent) for index in sorted(folder.glob(f"[!.]*/{INDEX}"))]
+
+    def read_index(self) -> dict[str, Any]:
+        """As it is; `data.shards.read_index` sees to it that it is whole and of this version."""
+        return read_index(self.index)
+
+    def beside(self) -> list[TokenFolder]:
+        """This one and those of other tokenizers or data in the same folder, by key."""
+        return self.all_in(self.path.parent)
+
 
 class ProbeFolder:
     """A directory of what one kind of probe has of one set of data: its settings, codes, rows."""
@@ -107,8 +135,7 @@ class ProbeFolder:
         return [cls(index.parent) for index in sorted(folder.glob(f"*/{INDEX}"))]
 
     def read_index(self) -> dict[str, Any]:
-        index: dict[str, Any] = json.loads(self.index.read_text())
-        return index
+        return read_index(self.index)
 
 
 @dataclass(frozen=True)
@@ -330,10 +357,47 @@ class Study:
             )
         return results.frame(rows)
 
+    def learned(self, path: Path) -> pd.DataFrame | None:
+        """A table of what the models learned, one of `probe_files`; None where it was not made.
+
+        Raises UserError: it is damaged, or an older version wrote it.
+        """
+        import pandas as pd
+
+        try:
+            table = pd.read_csv(path, dtype={"run_id": str})  # one of digits alone is no number
+        except FileNotFoundError:
+            return None
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{path}: damaged ({error}); remove it and probe the study again"
+            ) from None
+        if missing := NEWEST.get(path.name, set()) - set(table.columns):
+            raise UserError(
+                f"{path}: has no column {', '.join(sorted(missing))}: an older version wrote it; "
+                "remove it and probe the study again"
+            )
+        return table
+
+    def positions(self) -> dict[str, Any] | None:
+        """Loss by token position of the ladder's best run: size, tokens_per_frame, loss (nats);
+        None where there is none. Raises UserError: damaged."""
+        try:
+            return files.read_json(self.positions_json, dict)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.positions_json}: damaged ({error}); remove it and run the study again"
+            ) from None
+
+    def continued(self) -> list[Path]:
+        """The tables of losses of the clips that the models continued, by name."""
+        return files.whole(self.generated_dir, "*.csv")
+
     def tokens(self) -> list[TokenFolder]:
         """Every directory of tokens that is complete, by key."""
-        found = sorted(self.data_dir.glob(f"[!.]*/{INDEX}"))
-        return [TokenFolder(path.parent) for path in found]
+        return TokenFolder.all_in(self.data_dir)
 
     def tokens_of(self, data_key: str) -> TokenFolder:
         """The directory of these tokens, which need not be there."""

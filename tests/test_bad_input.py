@@ -21,7 +21,7 @@ import torch
 from safetensors.numpy import save
 
 from scaling import cli
-from scaling.config.study_file import load_study
+from scaling.config.study_file import describe, load_study
 from scaling.data.shards import TokenData
 from scaling.plan.runs import ladder_runs
 from scaling.results import dumps
@@ -131,7 +131,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_study(root / "good.yaml")
     folder = root / "studies" / "s"
     folder.mkdir(parents=True)
-    (folder / "study.yaml").write_text(study.describe(config))
+    (folder / "study.yaml").write_text(describe(config))
     data = TokenData.open(study.encode(config, Study(folder), print))
     runs, _ = ladder_runs(config, 2.0**-6, data.key, data.path)
     study.record(Study(folder), runs)

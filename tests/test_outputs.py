@@ -203,8 +203,7 @@ def test_a_study_that_was_broken_off_early_keeps_them_too(folder: Path) -> None:
 
 def test_a_study_goes_on_without_its_lock(tmp_path: Path) -> None:
     """Somebody took it for a leftover: the journal is the study's all the same."""
-    from scaling.config.study_file import load_study
-    from scaling.study.pipeline import describe
+    from scaling.config.study_file import describe, load_study
 
     (tmp_path / "tiny.yaml").write_text(TINY)
     config, own = load_study(tmp_path / "tiny.yaml"), tmp_path / "studies" / "tiny"

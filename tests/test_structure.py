@@ -101,6 +101,53 @@ def test_import_directions(path: Path) -> None:
             assert str(path.relative_to(ROOT)) in homes
 
 
+# The rooms of analysis/, from top to bottom.
+INSIDE = (
+    "report", "findings", "figures", "questions", "tables", "plain", "laws", "schema",
+)  # fmt: skip
+DRAWS_ITSELF = {"scaling.analysis.questions.frontier"}  # `law.figure()` of the front door
+
+
+def test_import_directions_inside_analysis() -> None:
+    for path in MODULES:
+        name = named(path).removeprefix("scaling.analysis.").split(".")[0]
+        if room_of(path) != "analysis" or named(path) == "scaling.analysis":
+            continue
+        allowed = {f"scaling.analysis.{room}" for room in INSIDE[INSIDE.index(name) :]}
+        allowed |= {"scaling.analysis.figures"} if named(path) in DRAWS_ITSELF else set()
+        ours = within(imports(path) & NAMES, {"scaling.analysis"}) - {"scaling.analysis"}
+        assert ours == within(ours, allowed), f"{named(path)}: arrows lead down"
+
+
+READS = {
+    *("open", "read_bytes", "read_text", "iterdir", "glob", "rglob", "walk", "scandir", "listdir"),
+    *("load", "loadtxt", "genfromtxt", "fromfile", "memmap", "safe_load"),
+}
+# What is no study's: a law that somebody saved, the page's own style and script.
+READ_THERE = {
+    "scaling.analysis.findings": ["read_text"],
+    "scaling.analysis.questions.saved_law": ["read_text"],
+    "scaling.analysis.report.page": ["read_text", "read_text"],
+}
+
+
+def test_analysis_gets_frames() -> None:
+    """It opens no folder and no file of a study, but for the tables that are a user's."""
+    found: dict[str, list[str]] = {}
+    for path in MODULES:
+        if room_of(path) != "analysis" or named(path).startswith("scaling.analysis.tables"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = node.func
+                name = getattr(called, "attr", getattr(called, "id", ""))
+                if name in READS or re.fullmatch(
+                    r"read_(csv|json|parquet|table|pickle|excel)", name
+                ):
+                    found.setdefault(named(path), []).append(name)
+    assert found == READ_THERE
+
+
 def test_no_circle() -> None:
     """Of modules that import each other, in functions or outside."""
     arrows = {named(p): (imports(p, typing_too=False) & NAMES) - {"scaling"} for p in MODULES}

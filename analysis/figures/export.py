@@ -19,7 +19,7 @@ from urllib.parse import unquote_to_bytes
 
 from plotly.offline import get_plotlyjs
 
-from scaling.analysis.report.page import POLICY
+from scaling.analysis.figures.style import POLICY
 from scaling.errors import UserError
 
 if TYPE_CHECKING:

@@ -43,22 +43,6 @@ LEGEND_SIZES = 24  # more than that are drawn by half decades of parameters
 # --- what is drawn
 
 
-def learning_rate_points(rows: pd.DataFrame) -> pd.DataFrame:
-    """The last point of each run of the learning-rate sweep.
-
-    Returns columns parametrization, d, layers, log2_lr, seed, run_id, val_loss (NaN: diverged),
-    status, best (the width's lowest loss); sorted by (parametrization, layers, d, log2_lr).
-    """
-    runs = rows[rows.role == "lr_sweep"].sort_values(["run_id", "steps", "decayed"])
-    last = runs.groupby("run_id", as_index=False).tail(1)
-    group = ["parametrization", "layers", "d"]
-    points = last[[*group, "log2_lr", "seed", "run_id", "val_loss", "status"]].copy()
-    points.loc[~np.isfinite(points.val_loss) | (points.status != "finished"), "val_loss"] = np.nan
-    best = points.groupby(group).val_loss.transform("min")
-    points["best"] = (points.val_loss == best) & points.val_loss.notna()
-    return points.sort_values([*group, "log2_lr", "seed"]).reset_index(drop=True)
-
-
 def run_points(rows: pd.DataFrame) -> pd.DataFrame:
     """Every evaluation of the ladder's runs, thinned to what a page can draw: mid-schedule points
     evenly along each run, decayed ones as `drawn_points` does.

@@ -26,6 +26,12 @@ SYMBOL_SIZES = (8, 8, 9, 11, 10, 9, 11)  # of one visual weight
 CROSS = {"color": LAW, "size": 11, "symbol": "x-thin", "line": {"color": LAW, "width": 2.5}}
 DASHES = ("dash", "dot", "dashdot", "longdash")
 
+# Of a page: it asks for nothing elsewhere.
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; base-uri 'none'; form-action 'none'"
+)
+
 
 def _ramp(anchors: Sequence[str]) -> list[str]:
     rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in anchors], float)

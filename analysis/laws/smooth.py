@@ -18,7 +18,7 @@ from scipy import stats
 
 from scaling.analysis.laws.bootstrap import Noise, components
 from scaling.analysis.laws.fit import LIMITS, NotIdentified
-from scaling.analysis.tables.ladder import WEIGHT
+from scaling.analysis.schema import WEIGHT
 
 KAPPA = 0.2
 # Powers of N^-KAPPA and of D^-KAPPA, and the runs, cells and sizes that they need. Runs that serve

@@ -18,7 +18,7 @@ import pandas as pd
 
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.laws.smooth import Smooth, describe
-from scaling.analysis.tables.ladder import WEIGHT
+from scaling.analysis.schema import WEIGHT
 
 NEAR = 0.1  # log loss above its budget's best within which a cell describes the smooth loss
 MOST = 2000  # cells that describe it; of more, evenly chosen ones

@@ -32,8 +32,8 @@ from scaling.analysis.laws.power_law import Holdout, PowerLaw, SaturatingLaw, co
 from scaling.analysis.laws.references import REFERENCES, Reference
 from scaling.analysis.questions.best_loss import BestLoss, best_loss
 from scaling.analysis.questions.doubts import BY_BUDGET, EXPECTED, doubts, lucky, warnings_for
-from scaling.analysis.schema import TOKEN_UNIT
-from scaling.analysis.tables.ladder import WEIGHT, Excluded, Ladder, of_points
+from scaling.analysis.schema import TOKEN_UNIT, WEIGHT
+from scaling.analysis.tables.ladder import Excluded, Ladder, of_points
 from scaling.errors import UserError
 
 if TYPE_CHECKING:

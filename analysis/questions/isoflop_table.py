@@ -19,7 +19,8 @@ from scaling.analysis.questions.best_size import (
     frontier_sizes,
     line,
 )
-from scaling.analysis.tables.ladder import WEIGHT, Ladder, positive, seed_means
+from scaling.analysis.schema import WEIGHT
+from scaling.analysis.tables.ladder import Ladder, positive, seed_means
 from scaling.errors import UserError
 
 ERROR = "a standard error of the loss"

@@ -6,12 +6,10 @@ data, models and budgets: what may be compared is which choice wins, and by how 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
-from scaling.analysis.questions.quality import half_width, read_quality, scored_by_others
+from scaling.analysis.questions.quality import half_width, scored_by_others
 
 # arXiv 2501.05453: top-1 on ImageNet, in percent.
 PAPER = {
@@ -43,17 +41,14 @@ def title_of(names: list[str]) -> str:
     return best if shared[best] else "Variants"
 
 
-def paper_table(study: Path) -> pd.DataFrame | None:
-    """One row per data and variant, in the order of the configuration; None without variants.
+def paper_table(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per data and variant of the rows of variants.csv, in the configuration's order.
 
     Accuracies and differences in percent, with 95% intervals over seeds: `ours` (each seed at the
     layer that the others choose), `random`: of the weights before training, `difference`: to the
     first variant, seed by seed. `paper` and `paper_difference` are NaN where the paper has none.
     `nats`: next-token loss a token on the test files, of variants that were fine-tuned on it.
     """
-    table = read_quality(study, "variants")
-    if table is None:
-        return None
     printed = PAPER.get(title_of(list(table.variant.unique())), {})
     rows = []
     for data, of_data in table.groupby("data", sort=False):
@@ -89,11 +84,8 @@ def paper_table(study: Path) -> pd.DataFrame | None:
     return out
 
 
-def variant_points(study: Path) -> pd.DataFrame | None:
+def variant_points(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy by layer of every data and variant: the columns that `layer_figure` draws."""
-    table = read_quality(study, "variants")
-    if table is None:
-        return None
     rows = []
     place = {name: i for i, name in enumerate(table.variant.unique())}
     keys = ["data", "variant", "weights", "layer", "depth"]

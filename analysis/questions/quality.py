@@ -1,11 +1,9 @@
 """What a study's models are good for, against compute: probe accuracies, tracking.
 
-Reads STUDY/probes.csv and STUDY/davis.csv, which `scaling probe` and `scaling davis` write.
+Of the tables that `scaling probe` and `scaling davis` write into the study's folder.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,29 +14,8 @@ from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.errors import UserError
 
 LEVEL = 0.95
-NEWEST = {  # columns that older versions did not write
-    "probes": {"data_key"},
-    "finetune": {"data_key", "weights", "n_hidden"},
-    "variants": {"data_key", "next_token_loss"},
-}
+METRICS = {"probe_top1": "probes", "probe_top5": "probes", "davis_jf": "davis"}  # tables they need
 RUN = ["run_id", "size", "params", "layers", "macs_total", "weights"]
-
-
-def read_quality(study: Path, name: str) -> pd.DataFrame | None:
-    """A table of the study; None where it has none: "probes", "davis", "finetune", "variants"."""
-    path = study / f"{name}.csv"
-    try:
-        table = pd.read_csv(path, dtype={"run_id": str})  # one of digits alone is no number
-        if missing := NEWEST.get(name, set()) - set(table.columns):
-            raise UserError(
-                f"{path}: has no column {', '.join(sorted(missing))}: an older version wrote it; "
-                "remove it and probe the study again"
-            )
-        return table
-    except FileNotFoundError:
-        return None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged ({error}); remove it and probe the study again") from None
 
 
 def over_seeds(
@@ -189,9 +166,16 @@ def _differences(
     return pd.DataFrame(rows, columns=columns)
 
 
+def table_of(metric: str) -> str:
+    """The table that the laws of a metric are fitted to. Raises UserError: no such metric."""
+    if metric not in METRICS:
+        raise UserError(f"metric '{metric}': choose one of {', '.join(METRICS)}")
+    return METRICS[metric]
+
+
 def quality_laws(
     rows: pd.DataFrame,
-    study: Path,
+    table: pd.DataFrame,
     metric: str,
     *,
     seed: int = 0,
@@ -200,20 +184,19 @@ def quality_laws(
 ) -> list[tuple[str, StudyLaw | NotIdentified]]:
     """Laws error = a C^b (+ floor) of what a study's models are good for; or why there is none.
 
-    metric: "probe_top1", "probe_top5" (error = 1 - accuracy of the best layer) or "davis_jf"
-    (1 - J&F of the best layer). One law per data set and head, each fitted as the loss is
-    (`fit_frontier`), to the decayed points that were probed.
-    Raises UserError: another metric, or the study was not probed.
+    Args:
+        rows: of the study.
+        table: the rows of its probes or of its tracking, as `table_of` says.
+        metric: "probe_top1", "probe_top5" (error = 1 - accuracy of the best layer) or "davis_jf"
+            (1 - J&F of the best layer).
+        seed, form, resamples: as of `fit_frontier`.
+    Returns:
+        (name, law) of each data set and head, each fitted as the loss is (`fit_frontier`), to the
+        decayed points that were probed.
+    Raises:
+        UserError: another metric.
     """
-    tables = {"probe_top1": "probes", "probe_top5": "probes", "davis_jf": "davis"}
-    if metric not in tables:
-        raise UserError(f"metric '{metric}': choose one of {', '.join(tables)}")
-    table = read_quality(study, tables[metric])
-    command = "scaling probe" if tables[metric] == "probes" else "scaling davis"
-    if table is None:
-        raise UserError(
-            f"{study}/{tables[metric]}.csv is not there; make it with `{command} {study}`"
-        )
+    table_of(metric)
     if metric == "davis_jf":
         parts = [
             davis_best(one).assign(data=f"DAVIS, {protocol}, {rows_of} rows", data_key="", head="")

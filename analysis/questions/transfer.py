@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scaling.analysis.figures import runs as figures
 from scaling.analysis.questions.best_rate import Trial, drift, optimum
 from scaling.analysis.schema import TOKEN_UNIT
 
@@ -28,6 +27,22 @@ NAMES = {"mup": "muP", "standard": "standard", "completep": "CompleteP"}
 GROUP = ["parametrization", "axis", "shared"]
 
 
+def learning_rate_points(rows: pd.DataFrame) -> pd.DataFrame:
+    """The last point of each run of the learning-rate sweep.
+
+    Returns columns parametrization, d, layers, log2_lr, seed, run_id, val_loss (NaN: diverged),
+    status, best (the width's lowest loss); sorted by (parametrization, layers, d, log2_lr).
+    """
+    runs = rows[rows.role == "lr_sweep"].sort_values(["run_id", "steps", "decayed"])
+    last = runs.groupby("run_id", as_index=False).tail(1)
+    group = ["parametrization", "layers", "d"]
+    points = last[[*group, "log2_lr", "seed", "run_id", "val_loss", "status"]].copy()
+    points.loc[~np.isfinite(points.val_loss) | (points.status != "finished"), "val_loss"] = np.nan
+    best = points.groupby(group).val_loss.transform("min")
+    points["best"] = (points.val_loss == best) & points.val_loss.notna()
+    return points.sort_values([*group, "log2_lr", "seed"]).reset_index(drop=True)
+
+
 def series_points(rows: pd.DataFrame) -> pd.DataFrame:
     """The runs of the sweeps by series; a run that two series share is in both.
 
@@ -35,7 +50,7 @@ def series_points(rows: pd.DataFrame) -> pd.DataFrame:
     that all members have), member (the width, or the layers), log2_lr, val_loss (NaN: diverged),
     run_id; muP first, width before depth.
     """
-    points = figures.learning_rate_points(rows)
+    points = learning_rate_points(rows)
     found = []
     for axis, member, shared in (("width", "d", "layers"), ("depth", "layers", "d")):
         for _, one in points.groupby(["parametrization", shared]):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,30 +11,12 @@ import pandas as pd
 from scaling.analysis.figures import model as figures_model
 from scaling.analysis.figures import pictures
 from scaling.analysis.figures.style import count_text, escape, number_text, power_of_two_text
-from scaling.analysis.report.page import Column, figure, table
+from scaling.analysis.report.page import Column, figure, strip, strips, table
+from scaling.analysis.report.sources import Counted, Strip, TokenData
 from scaling.analysis.schema import loss_unit
 
 TABLE_ROWS = 2000  # rows of a table on the page, at most; rows.csv has them all
 STRIPS = 6  # clips shown, at most
-
-
-class NGrams(Protocol):
-    """How often each n-gram of codes that occurs does (of scaling/data/tokens.py)."""
-
-    @property
-    def counts(self) -> np.ndarray:
-        """One for each n-gram that occurs, falling."""
-
-    @property
-    def possible(self) -> float:
-        """How many there could be."""
-
-    @property
-    def coverage(self) -> float:
-        """Share of them that occur."""
-
-
-Counted = Sequence[Mapping[str, NGrams]]  # of single codes, pairs, triples: by tokenizer
 
 
 def runs_section(rows: pd.DataFrame) -> str:
@@ -59,13 +39,12 @@ def run_table(rows: pd.DataFrame) -> pd.DataFrame:
     return chosen.sort_values(order).reset_index(drop=True)
 
 
-def data_section(data_dir: Path | None, ngrams: Counted | str) -> str:
-    """ngrams: of the codes; or why they were not counted."""
-    if data_dir is None or not (data_dir / "index.json").exists():
+def data_section(tokens: TokenData | None) -> str:
+    if tokens is None:
         return (
             "<p>The token data of this study is not at hand, so this page cannot describe it.</p>"
         )
-    index = json.loads((data_dir / "index.json").read_text(encoding="utf-8"))
+    index = tokens.index
     tokenizer, size = index["tokenizer"], index["size"]
     text = (
         f"A sequence is {index['frames']} frames of {size} × {size} pixels, "
@@ -102,18 +81,16 @@ def data_section(data_dir: Path | None, ngrams: Counted | str) -> str:
     return (
         f"<p>{text}</p>"
         + table(sources, columns)
-        + _files(data_dir)
-        + _strips(data_dir)
-        + _ngrams(ngrams)
+        + _files(tokens.manifest)
+        + _strips(tokens.strips)
+        + _ngrams(tokens.ngrams)
     )
 
 
-def _files(data_dir: Path) -> str:
+def _files(manifest: pd.DataFrame | None) -> str:
     """What became of every file."""
-    path = data_dir / "manifest.csv"
-    if not path.exists():
+    if manifest is None:
         return '<p class="note">There is no list of the files.</p>'
-    manifest = pd.read_csv(path, keep_default_na=False)
     counts = ", ".join(f"{n:,} {escape(s)}" for s, n in manifest.status.value_counts().items())
     odd = manifest[manifest.status != "ok"]
     text = f"<p>Files by outcome: {counts}.</p>"
@@ -133,36 +110,26 @@ def _files(data_dir: Path) -> str:
     )
 
 
-def _strips(data_dir: Path) -> str:
-    path = data_dir / "samples.npz"
-    if not path.exists():
+def _strips(clips: Sequence[Strip] | None) -> str:
+    if clips is None:
         return '<p class="note">No sample frames were kept.</p>'
-    with np.load(path) as samples:
-        clips = zip(samples["source"], samples["original"], samples["reconstruction"], strict=True)
-        chosen = _spread(list(clips))
-    strips = []
-    for name, before, after in chosen:
+    shown = []
+    for name, before, after in _spread(clips):
         psnr = f"{pictures.psnr_decibel(before, after):.1f} dB"
-        image = pictures.data_uri(pictures.contact_sheet([before, after]))
         alt = (
             f"{len(before)} frames of a validation clip of {name}; under each, the frame as its "
             f"tokens give it back, at {psnr}"
         )
-        strips.append(
-            f'<div><img src="{image}" alt="{escape(alt)}"><p>{escape(name)}, {psnr}</p></div>'
-        )
-    return (
-        f'<figure class="numbered wide"><div class="strips">{"".join(strips)}</div><figcaption><b>'
-        "Frames and their reconstruction.</b> Above: validation frames. Below: the same frames "
-        "through the tokenizer and back, which is all that the models can know of them."
-        "</figcaption></figure>"
+        image = pictures.data_uri(pictures.contact_sheet([before, after]))
+        shown.append(strip(image, alt, f"{name}, {psnr}"))
+    text = (
+        "Above: validation frames. Below: the same frames through the tokenizer and back, which "
+        "is all that the models can know of them."
     )
+    return strips(shown, "Frames and their reconstruction.", text)
 
 
-Strip = tuple[str, np.ndarray, np.ndarray]  # source, frames, and the same as their tokens have it
-
-
-def _spread(clips: list[Strip]) -> list[Strip]:
+def _spread(clips: Sequence[Strip]) -> list[Strip]:
     """A few clips, taken from every source in turn."""
     turn: dict[str, int] = {}
     order = []
@@ -205,16 +172,21 @@ def _ngrams(ngrams: Counted | str) -> str:
     return note + "".join(shown)
 
 
-def position_section(path: Path) -> str:
-    """Mean loss by token position (the paper's Figure 10); empty when there is no such file."""
-    if not path.exists():
+def position_section(record: dict[str, Any] | str | None) -> str:
+    """Mean loss by token position (the paper's Figure 10); empty where there is none.
+
+    record: size (its name), tokens_per_frame, loss (nats, by position); or why it cannot be read.
+    """
+    if record is None:
         return ""
+    not_shown = "<p>The loss by position cannot be shown: {}.</p>"
+    if isinstance(record, str):
+        return not_shown.format(escape(record))
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
         points = figures_model.position_points(record["loss"], record["tokens_per_frame"])
         size = str(record["size"])
     except (ValueError, KeyError, TypeError) as error:
-        return f"<p>{path.name} cannot be shown: {escape(error)}.</p>"
+        return not_shown.format(escape(error))
     frames = points.dropna(subset="frame_loss").groupby("frame").frame_loss.first()
     first, rest = float(frames.iloc[0]), float(frames.iloc[1:].mean())
     text = (

@@ -16,16 +16,12 @@ from urllib.parse import quote
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from scaling.analysis.figures.style import DARK, escape
+from scaling.analysis.figures.style import DARK, POLICY, escape
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 ASSETS = Path(__file__).parent
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src data: blob:; base-uri 'none'; form-action 'none'"
-)
 
 
 @dataclass(frozen=True)
@@ -93,6 +89,20 @@ def figure(
         f'<span class="links"><a download="{key}.csv" href="data:text/csv;charset=utf-8,{csv}">'
         'Data (CSV)</a><button type="button" data-save="svg">SVG</button>'
         '<button type="button" data-save="png">PNG</button></span></figcaption></figure>'
+    )
+
+
+def strip(source: str, alt: str, text: str = "") -> str:
+    """A film strip: an image (its URI), and `text` under it."""
+    under = f"<p>{escape(text)}</p>" if text else ""
+    return f'<div><img src="{source}" alt="{escape(alt)}">{under}</div>'
+
+
+def strips(shown: Sequence[str], title: str, text: str) -> str:
+    """Film strips (of `strip`) with their caption."""
+    return (
+        f'<figure class="numbered wide"><div class="strips">{"".join(shown)}</div><figcaption>'
+        f"<b>{escape(title)}</b> {escape(text)}</figcaption></figure>"
     )
 
 

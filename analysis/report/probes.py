@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ import pandas as pd
 from scaling.analysis.figures import pictures
 from scaling.analysis.figures import runs as figures
 from scaling.analysis.figures.probes import frame_loss_figure, layer_figure, quality_figure
-from scaling.analysis.figures.style import escape, number_text, readable
+from scaling.analysis.figures.style import number_text, readable
 from scaling.analysis.findings import QualityLaw
 from scaling.analysis.questions.paper_tables import paper_table, title_of, variant_points
 from scaling.analysis.questions.quality import (
@@ -26,35 +24,25 @@ from scaling.analysis.questions.quality import (
     head_difference,
     over_seeds,
     probe_points,
-    read_quality,
     scored_by_others,
 )  # fmt: skip
-from scaling.analysis.report.page import Column, figure, table
-
-SEQUENCES = 4  # film strips, at most
-CLIPS = 4  # generated clips, at most
+from scaling.analysis.report.page import Column, figure, strip, strips, table
+from scaling.analysis.report.sources import Film, Generated, Sources, Tracked
 
 
-def probe_sections(study_dir: Path, quality: Sequence[QualityLaw]) -> list[tuple[str, str, str]]:
+def probe_sections(shown: Sources, quality: Sequence[QualityLaw]) -> list[tuple[str, str, str]]:
     """(key, title, HTML) of probes, tracking and generation; a part that is missing is empty."""
     return [
-        ("variants", "The choices compared", variants_section(study_dir)),
-        ("probes", "What the layers know", probe_section(study_dir, quality)),
-        ("tracking", "Tracking without training", davis_section(study_dir)),
-        ("tuned", "Fine-tuned", tuned_section(study_dir)),
-        ("generated", "Generated clips", generated_section(study_dir)),
+        ("variants", "The choices compared", variants_section(shown.variants)),
+        ("probes", "What the layers know", probe_section(shown.probes, quality)),
+        ("tracking", "Tracking without training", davis_section(shown.tracked)),
+        ("tuned", "Fine-tuned", tuned_section(shown.finetune)),
+        ("generated", "Generated clips", generated_section(shown.generated)),
     ]
 
 
-def probe_files(study_dir: Path) -> list[Path]:
-    """All that `probe_sections` read."""
-    found = [study_dir / f"{name}.csv" for name in ("probes", "davis", "finetune", "variants")]
-    return found + sorted((study_dir / "generated").glob("[!.]*.csv"))
-
-
-def probe_section(study_dir: Path, quality: Sequence[QualityLaw]) -> str:
+def probe_section(probes: pd.DataFrame | None, quality: Sequence[QualityLaw]) -> str:
     """quality: the laws of probe_top1."""
-    probes = read_quality(study_dir, "probes")
     if probes is None:
         return ""
     points, best = probe_points(probes), best_layers(probes)
@@ -70,19 +58,24 @@ def probe_section(study_dir: Path, quality: Sequence[QualityLaw]) -> str:
             "the largest budget. Dashed: the same model before training. Dotted: the most frequent "
             "class."
         )
-        parts.append(
-            figure(
-                f"probe-{number}", "Probe accuracy by layer.", text,
-                layer_figure(last, "accuracy", "top-1 accuracy"), last,
-                alt=f"Line chart: top-1 accuracy against relative depth. {text}",
-            )
-        )  # fmt: skip
+        parts.append(_by_layer(f"probe-{number}", "Probe accuracy by layer.", text, last))
         mine = best[(best.data == data) & (best.data_key == key) & (best["head"] == head)]
         mine = mine[mine.weights == "trained"]
         errors = mine.assign(error=1 - mine.accuracy, low=1 - mine.high, high=1 - mine.low)
         law = laws.get(f"1 - probe_top1 on {data}, {head} head")
         parts.append(_law_figure(f"probe-law-{number}", f"{data}, {head} head", errors, law))
     return "".join(parts)
+
+
+def _by_layer(
+    key: str, title: str, text: str, points: pd.DataFrame, value: str = "accuracy",
+    what: str = "top-1 accuracy",
+) -> str:  # fmt: skip
+    """A figure of a column of `points` (of `layer_figure`) against relative depth."""
+    return figure(
+        key, title, text, layer_figure(points, value, what), points,
+        alt=f"Line chart: {what} against relative depth. {text}",
+    )  # fmt: skip
 
 
 def _law_figure(key: str, what: str, errors: pd.DataFrame, found: QualityLaw | None) -> str:
@@ -156,16 +149,13 @@ def _points(d: dict[Any, Any]) -> str:
     return f"{100 * d['difference']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]"
 
 
-def davis_section(study_dir: Path) -> str:
-    davis = read_quality(study_dir, "davis")
-    if davis is None:
-        return ""
-    groups = davis.groupby(["protocol", "rows"], sort=False)
-    return "".join(_davis_part(number, one, study_dir) for number, (_, one) in enumerate(groups))
+def davis_section(tracked: Sequence[Tracked]) -> str:
+    return "".join(_davis_part(number, one) for number, one in enumerate(tracked))
 
 
-def _davis_part(number: int, davis: pd.DataFrame, study_dir: Path) -> str:
+def _davis_part(number: int, tracked: Tracked) -> str:
     """One protocol and grid: the curve, the table, the strips."""
+    davis = tracked.rows
     points, best = davis_points(davis), davis_best(davis)
     rows = int(davis["rows"].iloc[0])
     text = (
@@ -181,12 +171,8 @@ def _davis_part(number: int, davis: pd.DataFrame, study_dir: Path) -> str:
     ]
     parts = [
         f"<ul>{''.join(lines)}</ul>",
-        figure(
-            f"davis-{number}", "Tracking by layer.", text,
-            layer_figure(points, "jf", "J&F"), points,
-            alt=f"Line chart: J&F against relative depth. {text}",
-        ),
-    ]  # fmt: skip
+        _by_layer(f"davis-{number}", "Tracking by layer.", text, points, "jf", "J&F"),
+    ]
     columns = [
         Column("weights", "Features", kind="text"),
         Column("size", "Model", lambda s: "–" if pd.isna(s) else str(s), "text"),
@@ -197,63 +183,41 @@ def _davis_part(number: int, davis: pd.DataFrame, study_dir: Path) -> str:
         )),
     ]  # fmt: skip
     parts.append(table(best, columns, caption="Best layer of each, as the DAVIS toolkit measures."))
-    return "".join(parts) + _film_strips(study_dir, davis, best)
+    return "".join(parts) + _film_strips(tracked.films)
 
 
-def _film_strips(study_dir: Path, davis: pd.DataFrame, best: pd.DataFrame) -> str:
+def _film_strips(films: Sequence[Film]) -> str:
     """Masks over frames: the truth, then each kind of features at its best layer."""
-    protocol, rows = davis.protocol.iloc[0], int(davis["rows"].iloc[0])
-    settings = {
-        p.parent: json.loads(p.read_text()) for p in (study_dir / "davis").glob("*/index.json")
-    }
-    folders = [f for f, s in settings.items() if (s["protocol"], s["rows"]) == (protocol, rows)]
-    if not folders:
+    if not films:
         return ""
-    folder = max(folders, key=lambda f: settings[f].get("schema", 0))  # the newest, if several
-    held = sorted({p.name.removeprefix("frames-") for p in folder.glob("frames-*.npz")})
-    strips = []
-    for name in held[:SEQUENCES]:
-        with np.load(folder / f"frames-{name}") as kept:
-            frames, truth = kept["frames"], kept["truth"]
-        lines, labels = [pictures.overlay(frames, truth)], ["truth"]
-        for row in best.sort_values("macs_total").to_dict("records"):
-            stem = "pixels" if row["weights"] == "pixels" else f"{row['run_id']}-{row['weights']}"
-            files = sorted(folder.glob(f"{stem}*-{name}"))
-            if not files:
-                continue
-            with np.load(files[-1]) as kept:
-                at = list(kept["layers"]).index(int(row["layer"]))
-                masks = kept["masks"][at]
-            lines.append(pictures.overlay(frames, masks.astype(np.int64)))
-            labels.append(row["weights"])
-        image = pictures.data_uri(pictures.contact_sheet(lines))
-        text = f"{name.removesuffix('.npz')}, from above: {', '.join(labels)}"
-        strips.append(f'<div><img src="{image}" alt="{escape(text)}"><p>{escape(text)}</p></div>')
-    return (
-        f'<figure class="numbered wide"><div class="strips">{"".join(strips)}</div><figcaption><b>'
-        "Masks over frames.</b> The mask of the first frame is given; the rest is carried on by "
-        "similarity of features alone.</figcaption></figure>"
+    shown = []
+    for film in films:
+        lines = [pictures.overlay(film.frames, masks.astype(np.int64)) for _, masks in film.masks]
+        labels = ", ".join(label for label, _ in film.masks)
+        text = f"{film.sequence}, from above: {labels}"
+        shown.append(strip(pictures.data_uri(pictures.contact_sheet(lines)), text, text))
+    text = (
+        "The mask of the first frame is given; the rest is carried on by similarity of features "
+        "alone."
     )
+    return strips(shown, "Masks over frames.", text)
 
 
-def generated_section(study_dir: Path) -> str:
-    tables = sorted((study_dir / "generated").glob("[!.]*.csv"))
+def generated_section(generated: Sequence[Generated]) -> str:
     parts = []
-    for number, path in enumerate(tables[:CLIPS]):
-        strip = path.with_suffix(".png")
-        losses = pd.read_csv(path)
+    for number, one in enumerate(generated):
+        losses = one.losses
         points = losses.groupby(["what", "frame"])[["loss"]].mean().reset_index()
         size, clip = losses["size"].iloc[0], str(losses["clip"].iloc[0])
         frames = int(losses[losses.what == "drawn"].frame.max()) + 1
-        if strip.exists():
-            image = "data:image/png;base64," + base64.b64encode(strip.read_bytes()).decode()
+        if one.png is not None:
+            image = "data:image/png;base64," + base64.b64encode(one.png).decode()
             alt = f"above: frames of {clip}; below: the same beginning, continued by {size}"
-            parts.append(
-                f'<figure class="numbered wide"><div class="strips"><div><img src="{image}" '
-                f'alt="{escape(alt)}"></div></div><figcaption><b>{escape(clip)}, continued.</b> '
-                f"Above: the clip. Below: its first frames, and what {escape(size)} drew after "
-                f"them, {frames} frames in all.</figcaption></figure>"
+            text = (
+                f"Above: the clip. Below: its first frames, and what {size} drew after them, "
+                f"{frames} frames in all."
             )
+            parts.append(strips([strip(image, alt)], f"{clip}, continued.", text))
         text = (
             f"{clip}, {size}: mean over the positions of a frame. Beyond the context the window "
             "slides by frames."
@@ -267,9 +231,8 @@ def generated_section(study_dir: Path) -> str:
     return "".join(parts)
 
 
-def tuned_section(study_dir: Path) -> str:
+def tuned_section(tuned: pd.DataFrame | None) -> str:
     """Every fine-tuning, at its best layer, from trained weights and from random ones."""
-    tuned = read_quality(study_dir, "finetune")
     if tuned is None:
         return ""
     keys = ["data", "data_key", "run_id", "size", "px", "frames", "stride", "tokens", "rope_base"]
@@ -324,11 +287,11 @@ def _tuned_text(g: pd.DataFrame, value: str, files: str) -> str:
     return f"{mean:.1%} [{low:.1%}, {high:.1%}]"
 
 
-def variants_section(study_dir: Path) -> str:
+def variants_section(variants: pd.DataFrame | None) -> str:
     """The study's choices beside the paper's; it says at what scale ours were run."""
-    beside, points = paper_table(study_dir), variant_points(study_dir)
-    if beside is None or points is None:
+    if variants is None:
         return ""
+    beside, points = paper_table(variants), variant_points(variants)
     title = title_of(list(beside.choice))
 
     def percent(value: float) -> str:
@@ -376,11 +339,6 @@ def variants_section(study_dir: Path) -> str:
         mine = points[points.data == data]
         if mine.depth.nunique() > 1:
             text = f"{data}, {seeds} seeds with 95% intervals. Dashed: the model before training."
-            parts.append(
-                figure(
-                    f"variants-{number}", "Accuracy of the choices by layer.", text,
-                    layer_figure(mine, "accuracy", "top-1 accuracy"), mine,
-                    alt=f"Line chart: top-1 accuracy against relative depth. {text}",
-                )
-            )  # fmt: skip
+            title_by = "Accuracy of the choices by layer."
+            parts.append(_by_layer(f"variants-{number}", title_by, text, mine))
     return "".join(parts)

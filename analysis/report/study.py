@@ -6,9 +6,6 @@ part that is missing is named as missing.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,72 +20,37 @@ from scaling.analysis.figures.style import (
     power_of_two_text,
     readable,
 )
+from scaling.analysis.questions.transfer import learning_rate_points
 from scaling.analysis.report.audit import audit_table
 from scaling.analysis.report.data import (
-    Counted,
     config_section,
     data_section,
     position_section,
     runs_section,
 )
 from scaling.analysis.report.law import choices_section, isoflop_section, trust_section
-from scaling.analysis.report.page import ASSETS, figure, head, page
-from scaling.analysis.report.probes import probe_files, probe_sections
+from scaling.analysis.report.page import figure, page
+from scaling.analysis.report.probes import probe_sections
 from scaling.analysis.report.transfer import transfer_section
 from scaling.analysis.schema import loss_unit
-from scaling.errors import UserError
 
 if TYPE_CHECKING:
     from scaling.analysis.findings import Findings
     from scaling.analysis.questions.frontier import StudyLaw
     from scaling.analysis.questions.transfer import Rates
-
-POSITIONS = "loss_by_position.json"  # of a study's best run: size, tokens_per_frame, loss
-
-
-def opening(
-    study_dir: Path,
-    rows: pd.DataFrame,
-    study_law: StudyLaw | None,
-    *,
-    config_text: str,
-    data_dir: Path | None = None,
-    refusal: str = "",
-) -> str:
-    """How the page of these rows begins. It names the digest of all that the page is made of (this
-    code too), so that an unchanged one is recognised without making it again.
-
-    Raises UserError where there are no rows.
-    """
-    if rows.empty:
-        raise UserError("the study has no rows yet: nothing to report; see `scaling status`")
-    positions = study_dir / POSITIONS
-    digest = _digest(rows, study_law, config_text, refusal, data_dir, positions)
-    return head(str(rows.study.iloc[0]), digest)
+    from scaling.analysis.report.sources import Sources
 
 
-def page_text(
-    begin: str,
-    study_dir: Path,
-    rows: pd.DataFrame,
-    found: Findings,
-    *,
-    config_text: str,
-    data_dir: Path | None = None,
-    ngrams: Counted | str = "",
-) -> str:
-    """The whole page. The loss by token position is shown when the study directory holds
-    loss_by_position.json: {"size": name, "tokens_per_frame": int, "loss": [nats]}.
+def page_text(begin: str, shown: Sources, found: Findings) -> str:
+    """The whole page; nothing is fitted or read here.
 
     Args:
-        begin: of `opening`.
-        rows: of the study, which are shown as they are.
-        found: what they say (`scaling.analysis.findings.find`); nothing is fitted here.
-        config_text: the study's configuration, shown as it is.
-        data_dir: the token data (index.json, manifest.csv, samples.npz, shards); None: that part
-            says so.
-        ngrams: of its codes, or why they were not counted.
+        begin: of `page.head`.
+        shown: the study's rows and configuration, which are shown as they are, and what else its
+            folder holds.
+        found: what the rows say (`scaling.analysis.findings.find`).
     """
+    rows = shown.rows
     unit = loss_unit(rows.tokenizer)
     sections = [("rate", "The learning rate", _rate_section(rows, found.rates))]
     if found.sizes is not None and found.audit is not None:
@@ -104,48 +66,14 @@ def page_text(
             ("audit", "What a referee would ask", audit_table(found.audit)),
         ]
     sections += [
-        ("position", "Loss along the sequence", position_section(study_dir / POSITIONS)),
-        *probe_sections(study_dir, found.quality),
+        ("position", "Loss along the sequence", position_section(shown.positions)),
+        *probe_sections(shown, found.quality),
         ("runs", "All runs", runs_section(rows)),
-        ("data", "The data", data_section(data_dir, ngrams)),
-        ("config", "The configuration", config_section(config_text)),
+        ("data", "The data", data_section(shown.tokens)),
+        ("config", "The configuration", config_section(shown.config_text)),
     ]
-    shown = [section for section in sections if section[2]]
-    return page(begin, _header(rows, found), shown, _footer(rows))
-
-
-def _digest(
-    rows: pd.DataFrame,
-    study_law: StudyLaw | None,
-    config_text: str,
-    refusal: str,
-    data_dir: Path | None,
-    positions: Path,
-) -> str:
-    """sha256 of everything that the page shows, and of the code that shows it."""
-    digest = hashlib.sha256()
-    files = sorted(f for f in ASSETS.iterdir() if f.suffix in (".py", ".css", ".js"))
-    if data_dir is not None:
-        files += [data_dir / name for name in ("index.json", "manifest.csv", "samples.npz")]
-        files += sorted(data_dir.parent.glob("[!.]*/index.json"))  # other tokenizers'
-    for file in [*files, positions, *probe_files(positions.parent)]:
-        digest.update(f"\0{file.name}\0".encode())
-        if file.exists():
-            digest.update(file.read_bytes())
-    law = None if study_law is None else study_law.to_json()
-    described = [list(rows.columns), law, config_text, refusal]
-    digest.update(json.dumps(described).encode())
-    digest.update(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
-    return digest.hexdigest()
-
-
-def is_made_of(path: Path, begin: str) -> bool:
-    """Whether the page in this file begins like this (`opening`)."""
-    if not path.exists():
-        return False
-    expected = begin.encode()
-    with path.open("rb") as file:
-        return file.read(len(expected)) == expected
+    told = [section for section in sections if section[2]]
+    return page(begin, _header(rows, found), told, _footer(rows))
 
 
 # --- what was found
@@ -236,7 +164,7 @@ def _facts(rows: pd.DataFrame) -> str:
 
 
 def _rate_section(rows: pd.DataFrame, rates: Rates | None) -> str:
-    points = figures.learning_rate_points(rows)
+    points = learning_rate_points(rows)
     chosen = sorted(set(rows.log2_lr[rows.role != "lr_sweep"]))
     if points.empty:
         used = ", ".join(power_of_two_text(c) for c in chosen)

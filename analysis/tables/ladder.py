@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from scaling.analysis.laws.fit import usable
+from scaling.analysis.schema import WEIGHT
 from scaling.errors import UserError
 
 T = TypeVar("T")
@@ -64,7 +65,6 @@ DESIGN = (
     "batch_tokens", "weight_decay", "precision",
 )  # fmt: skip
 SIZES = ("params", "tokens")
-WEIGHT = "relative_weight"  # of rows whose weights are known: in proportion to 1 / variance
 A_WEIGHT = "a weight (how many runs a row is the mean of, or 1 / its squared standard error)"
 BIN, BINS, BIN_RUNS = 0.25, 12, 4  # decades, bins at most, runs of a bin at least
 

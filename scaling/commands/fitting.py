@@ -216,7 +216,7 @@ def _fit_rows(
     form, method = chosen["form"], chosen["method"]
     options = {name: v for name, v in chosen.items() if name not in ("form", "method")}
     from scaling.analysis.figures import runs as figures
-    from scaling.analysis.laws import saved_law
+    from scaling.analysis.questions import saved_law
     from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
     from scaling.analysis.questions.parametric_study import StudySurface, fit_surface
     from scaling.analysis.questions.variable import VariableLaw, fit_variable
@@ -310,12 +310,12 @@ def draw(command: str, figure: go.Figure, points: pd.DataFrame, path: Path) -> N
 def _fit_quality(source: Path, metric: str, form: str, at: float | None, seed: int) -> None:
     """Print a law per data set and head; a refusal of all is the user's to mend."""
     from scaling.analysis.questions.frontier import StudyLaw
-    from scaling.analysis.questions.quality import quality_laws
+    from scaling.representations.learned import learned
 
     if not source.is_dir():
         raise UserError(f"{source}: --metric {metric} reads a study's folder")
-    laws = quality_laws(read(source), source, metric, seed=seed, form=form)
-    for name, law in laws:
+    laws = learned(source).laws(metric, rows=read(source), seed=seed, form=form)
+    for name, law in laws.items():
         if isinstance(law, StudyLaw):
             print(f"{name}: {law.summary(published=False)}")
             if at is not None:
@@ -324,7 +324,7 @@ def _fit_quality(source: Path, metric: str, form: str, at: float | None, seed: i
                 print(f"  predicts     {p if p.refused else told}")
         else:
             print(f"{name}: no law: {law}")
-    if not any(isinstance(law, StudyLaw) for _, law in laws):
+    if not any(isinstance(law, StudyLaw) for law in laws.values()):
         raise UserError(f"{source}: the data determine no law of {metric} (reasons above)")
 
 
@@ -339,19 +339,15 @@ def report(
 
     Example: `scaling report studies/quickstart --e 1.7`
     """
-    from scaling.study import pipeline
+    from scaling.study.page import law_and_page
     from scaling.study_folder import Study
 
     study = Study.open(folder)
     study.claim(*study.report_files)
     config, table = study.config(), study.rows()
     data_dir = study.tokens_of(str(table["data_key"].iloc[0])).path
-    page = pipeline.law_and_page(
-        config, study, data_dir, table, lambda _: None, e=e, weights=weights
-    )
-    from scaling.analysis.questions.paper_tables import paper_table
-
-    if (beside := paper_table(folder)) is not None:
+    page, beside = law_and_page(config, study, data_dir, table, e=e, weights=weights)
+    if beside is not None:
         for row in beside.itertuples():
             print(
                 f"{row.data}: {row.choice:24} paper {row.paper:5.1f}  here {row.ours:5.1f} "

@@ -11,7 +11,7 @@ from scaling.commands.table_options import TableOptions, reads_points
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
-    from scaling.analysis.laws.saved_law import SavedLaw
+    from scaling.analysis.questions.saved_law import SavedLaw
 
 COMMAND = "scaling predict"
 
@@ -51,7 +51,7 @@ def predict(
         if out.suffix != ".csv":
             raise UserError(f"--out {out}: end it in .csv")
         outputs.claim(COMMAND, out, inputs=[law, *([points] if points is not None else [])])
-    from scaling.analysis.laws.saved_law import load
+    from scaling.analysis.questions.saved_law import load
 
     saved = load(law)
     print(saved)

@@ -6,6 +6,7 @@ section.key=value`. Unknown keys, wrong types and broken rules are collected and
 
 from __future__ import annotations
 
+import json
 import re
 import reprlib
 from collections.abc import Sequence
@@ -21,6 +22,11 @@ from scaling.errors import UserError, did_you_mean
 
 SectionT = TypeVar("SectionT", bound=Section)
 SWEEPS = (Path(__file__).parents[1] / "sweeps").resolve()  # in a checkout and in a wheel
+
+
+def describe(config: StudyConfig) -> str:
+    """The whole configuration, defaults included, as YAML that `load_study` reads."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:

@@ -9,7 +9,6 @@ Nothing is read before it is asked for.
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,10 +141,9 @@ def tokens_summary(path: Path) -> dict[str, Any]:
 def tokenizations(data_dir: Path) -> dict[str, Path]:
     """Label -> token directory: the study's own, then others beside it with other tokenizers."""
     found: dict[str, Path] = {}
-    own = TokenFolder(data_dir).index
-    for path in [own, *sorted(data_dir.parent.glob(f"[!.]*/{own.name}"))]:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault(index["tokenizer"]["label"], path.parent)
+    own = TokenFolder(data_dir)
+    for there in [own, *own.beside()]:
+        found.setdefault(there.read_index()["tokenizer"]["label"], there.path)
     return found
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -22,7 +23,6 @@ from scaling.analysis.questions import quality
 from scaling.analysis.questions.frontier import StudyLaw
 from scaling.errors import UserError
 from scaling.results import read_csv
-from scaling.storage import files
 from scaling.study_folder import Study
 
 
@@ -55,37 +55,39 @@ class Learned:
     def probes(self) -> pd.DataFrame | None:
         """The rows of `scaling probe`: one a run, weights, head, layer and seed. Raises UserError:
         a damaged table, or one of an older version."""
-        return quality.read_quality(self.study.folder, "probes")
+        return self.study.learned(self.study.probes_csv)
 
     @cached_property
     def davis(self) -> pd.DataFrame | None:
         """The rows of `scaling davis`: one a run, weights, layer, sequence and object."""
-        return quality.read_quality(self.study.folder, "davis")
+        return self.study.learned(self.study.davis_csv)
 
-    def _probed(self) -> pd.DataFrame:
-        if self.probes is None:
-            raise UserError(
-                f"{self.study}: has no probes.csv; `scaling probe {self.study}` makes it"
-            )
-        return self.probes
+    def _made(self, name: str) -> pd.DataFrame:
+        """Of "probes" and "davis"; UserError where it was not made."""
+        table, command = {
+            "probes": (self.probes, "scaling probe"), "davis": (self.davis, "scaling davis"),
+        }[name]  # fmt: skip
+        if table is None:
+            raise UserError(f"{self.study}: has no {name}.csv; `{command} {self.study}` makes it")
+        return table
 
     def best_layers(self) -> pd.DataFrame:
         """Top-1 of the best layer, free of its choice, with its 95% interval over seeds, as
         `quality.best_layers`. Raises UserError: not probed."""
-        return quality.best_layers(self._probed())
+        return quality.best_layers(self._made("probes"))
 
     def less_untrained(self) -> pd.DataFrame:
         """Top-1 less that of the weights before training, in pairs, as `quality.difference`."""
-        return quality.difference(self._probed())
+        return quality.difference(self._made("probes"))
 
     def less_average(self) -> pd.DataFrame:
         """Top-1 of attention and grid heads less that of the average of all tokens (Table 5), as
         `quality.head_difference`."""
-        return quality.head_difference(self._probed())
+        return quality.head_difference(self._made("probes"))
 
     def layer_figures(self) -> dict[tuple[str, str], go.Figure]:
         """(data, head) -> top-1 layer by layer: each run's last point, and before training."""
-        points = quality.probe_points(self._probed())
+        points = quality.probe_points(self._made("probes"))
         keys = ["data_key", "head", "run_id", "weights"]
         last = points[points.macs_total == points.groupby(keys).macs_total.transform("max")]
         return {
@@ -93,13 +95,17 @@ class Learned:
             for (data, head), one in last.groupby(["data", "head"])
         }
 
-    def laws(self, metric: str = "probe_top1") -> dict[str, StudyLaw | NotIdentified]:
+    def laws(
+        self, metric: str = "probe_top1", *, rows: pd.DataFrame | None = None, **options: Any
+    ) -> dict[str, StudyLaw | NotIdentified]:
         """The law of an error against compute, of each data set and head, or why there is none.
 
-        metric, errors: as of `quality.quality_laws`.
+        rows: of the study, where they are at hand. metric, options: as of `quality.quality_laws`.
+        Raises UserError: another metric, or the study was not probed.
         """
-        rows = read_csv(self.study.rows_csv)
-        return dict(quality.quality_laws(rows, self.study.folder, metric))
+        table = self._made(quality.table_of(metric))
+        rows = read_csv(self.study.rows_csv) if rows is None else rows
+        return dict(quality.quality_laws(rows, table, metric, **options))
 
     def error_figures(self) -> dict[tuple[str, str], go.Figure]:
         """(data, head) -> error of the best layer against training MACs."""
@@ -122,13 +128,11 @@ class Learned:
     def positions(self) -> pd.DataFrame:
         """Validation loss (nats) of the ladder's best run by position in a sequence, as
         `position_points`. Raises UserError where the study has none."""
-        try:
-            record = files.read_json(self.study.positions_json, dict)
-        except FileNotFoundError:
+        if (record := self.study.positions()) is None:
             raise UserError(
                 f"{self.study}: has no {self.study.positions_json.name}; a study writes it when "
                 f"its ladder is trained"
-            ) from None
+            )
         return figures_model.position_points(record["loss"], record["tokens_per_frame"])
 
     def position_figure(self) -> go.Figure:

@@ -14,11 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from scaling import results
 from scaling.config.run import RunConfig
 from scaling.config.schema import LrConfig, StudyConfig, variant_studies
+from scaling.config.study_file import describe
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.errors import UserError
@@ -36,8 +35,6 @@ from scaling.tracking import mlflow_copy
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scaling.analysis.questions.frontier import StudyLaw
-    from scaling.analysis.tables.ladder import Ladder
     from scaling.study.sweep_result import SweepResult
 
 Say = Callable[[str], None]
@@ -165,16 +162,13 @@ def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Pat
         unit = results.loss_unit(table.tokenizer)
         say("\n".join(verdict_lines(series_points(table), unit)))
     keep_positions(study, table)
-    path = law_and_page(config, study, first.path, table, say)
+    from scaling.study.page import law_and_page
+
+    path, _ = law_and_page(config, study, first.path, table, say)
     say(f"rows    {study.rows_csv}\nreport  {path}")
     # Last: a tracking server that is down costs neither the law nor the report.
     mlflow_copy.sync(study, config.tracking.uri)
     return path
-
-
-def describe(config: StudyConfig) -> str:
-    """The whole configuration, defaults included, as YAML."""
-    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
 
 
 def encode(config: StudyConfig, study: Study, say: Say) -> Path:
@@ -343,65 +337,3 @@ def keep_positions(study: Study, table: pd.DataFrame) -> None:
         if there.is_file():
             study.write(study.positions_json, there.read_text())
             return
-
-
-def law_and_page(
-    config: StudyConfig, study: Study, data_dir: Path, table: pd.DataFrame, say: Say,
-    e: float | None = None, weights: str | None = None,
-) -> Path:  # fmt: skip
-    """`fit_law` and `report` of one ladder, so that the rules are put to the rows once.
-
-    e, weights: of `Ladder.of`. Raises UserError where they are given and there is no law of them.
-    """
-    from scaling.analysis.tables.ladder import Ladder
-
-    if (config.ladder is None or config.variants) and (e is not None or weights is not None):
-        raise UserError(
-            "--e and --weights are of the law of a ladder, which this study has not: leave them out"
-        )
-    ladder = Ladder.of(table, e=e, weights=weights)
-    law = fit_law(config, study, ladder, say)
-    return report(config, study, data_dir, table, ladder, *law)
-
-
-def fit_law(
-    config: StudyConfig, study: Study, ladder: Ladder, say: Say
-) -> tuple[StudyLaw | None, str]:
-    """The law of the ladder's frontier, which `report` writes down; or none, and the reason."""
-    if config.ladder is None or config.variants:
-        study.remove(study.law_json)
-        return None, "The study compares choices, each at one budget." if config.variants else ""
-    from scaling.analysis.laws.fit import NotIdentified
-    from scaling.analysis.questions.frontier import fit_frontier
-
-    try:
-        law = fit_frontier(
-            ladder, seed=config.seed, form=config.fit.form, resamples=config.fit.resamples
-        )
-    except NotIdentified as refusal:
-        study.remove(study.law_json)
-        say(f"no law: {refusal}")
-        return None, str(refusal)
-    say(law.summary())
-    return law, ""
-
-
-def report(
-    config: StudyConfig,
-    study: Study,
-    data_dir: Path,
-    table: pd.DataFrame,
-    ladder: Ladder,
-    law: StudyLaw | None,
-    refusal: str,
-) -> Path:
-    """report.html, written again only when what it shows has changed."""
-    from scaling.analysis.questions.paper_tables import paper_table
-    from scaling.study.page import write_report
-
-    if (beside := paper_table(study.folder)) is not None:
-        study.write(study.paper_csv, beside.to_csv(index=False))
-    return write_report(
-        study.folder, table, law, ladder=ladder, config_text=describe(config), data_dir=data_dir,
-        refusal=refusal,
-    )  # fmt: skip

@@ -12,11 +12,13 @@ from scaling.analysis import plain
 from scaling.analysis.findings import Findings, find
 from scaling.analysis.laws.power_law import PowerLaw
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
-from scaling.analysis.report.study import opening, page_text
+from scaling.analysis.report.study import page_text
 from scaling.analysis.tables import ladder
 from scaling.analysis.tables.ladder import Ladder
 from scaling.errors import UserError
 from scaling.study.page import write_report
+from scaling.study.page_sources import read_sources
+from scaling.study_folder import Study
 from tests.report.conftest import simulated_rows
 
 
@@ -63,9 +65,10 @@ def test_a_page_from_stored_findings_is_the_page_from_rows(
     path, _ = told
     stored = Findings.read(path.with_name("law.json"))
     monkeypatch.setattr(ladder, "exclude", None)  # nothing is asked of the rows again
-    begin = opening(path.parent, rows, stored.law, config_text="a: 1")
-    again = page_text(begin, path.parent, rows, stored, config_text="a: 1")
-    assert again == path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    begin = text[: text.index("<style>")]
+    shown = read_sources(Study(path.parent), None, rows, "a: 1")
+    assert page_text(begin, shown, stored) == text
 
 
 def test_findings_come_back_as_they_were(law: StudyLaw, told: tuple[Path, Findings]) -> None:

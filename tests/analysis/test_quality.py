@@ -19,6 +19,7 @@ from scaling.analysis.questions.quality import (
     quality_laws,
 )
 from scaling.errors import UserError
+from scaling.representations.learned import learned
 from tests.report.conftest import simulated_rows
 
 
@@ -127,17 +128,15 @@ def test_best_layer_is_not_chosen_on_what_it_is_scored_on() -> None:
     assert abs(np.mean(gain)) < 0.01 and np.mean(naive) > 0.04
 
 
-def test_law_of_errors(tmp_path: Path) -> None:
+def test_law_of_errors() -> None:
     rows = simulated_rows()
-    table(rows, noise=0.01).to_csv(tmp_path / "probes.csv", index=False)
-    ((name, law),) = quality_laws(rows, tmp_path, "probe_top1")
+    ((name, law),) = quality_laws(rows, table(rows, noise=0.01), "probe_top1")
     assert name == "1 - probe_top1 on pictures, attention head"
     assert isinstance(law, StudyLaw) and law.pure.ci["b"][0] < -0.1 < law.pure.ci["b"][1]
     assert "GPT-3" not in law.summary(published=False)
     one = table(rows)
     few = one[one.macs_total.isin(sorted(one.macs_total.unique())[:3])]
-    few.to_csv(tmp_path / "probes.csv", index=False)
-    ((_, refusal),) = quality_laws(rows, tmp_path, "probe_top1")
+    ((_, refusal),) = quality_laws(rows, few, "probe_top1")
     assert isinstance(refusal, NotIdentified)
 
 
@@ -165,12 +164,12 @@ def test_tracking_is_compared_by_sequence() -> None:
 def test_mistakes(tmp_path: Path) -> None:
     rows = simulated_rows()
     with pytest.raises(UserError, match=r"metric 'top1': choose one of probe_top1"):
-        quality_laws(rows, tmp_path, "top1")
-    with pytest.raises(UserError, match=r"davis.csv is not there; make it with `scaling davis"):
-        quality_laws(rows, tmp_path, "davis_jf")
+        learned(tmp_path).laws("top1", rows=rows)
+    with pytest.raises(UserError, match=r"has no davis.csv; `scaling davis .*` makes it"):
+        learned(tmp_path).laws("davis_jf", rows=rows)
     (tmp_path / "probes.csv").write_bytes(b"")
     with pytest.raises(UserError, match="damaged"):
-        quality_laws(rows, tmp_path, "probe_top1")
+        learned(tmp_path).laws(rows=rows)
     (tmp_path / "probes.csv").write_text("run_id,top1\n0a1b,0.5\n")
     with pytest.raises(UserError, match=r"no column data_key: an older version wrote it; remove"):
-        quality_laws(rows, tmp_path, "probe_top1")
+        learned(tmp_path).laws(rows=rows)

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis.laws import saved_law
 from scaling.analysis.laws.parametric_law import ParametricLaw
 from scaling.analysis.laws.power_law import PowerLaw
+from scaling.analysis.questions import saved_law
 from scaling.analysis.questions.frontier import fit_frontier
 from scaling.analysis.questions.parametric_study import fit_surface
 from scaling.analysis.questions.simulate import TRUTH, study

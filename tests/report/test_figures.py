@@ -11,6 +11,7 @@ import pytest
 from scaling.analysis.figures import runs as figures
 from scaling.analysis.figures.style import DARK
 from scaling.analysis.questions.frontier import StudyLaw
+from scaling.analysis.questions.transfer import learning_rate_points
 from tests.report.conftest import BEST_LOG2_LR, BUDGETS_MACS, SIZES, WIDTHS
 
 
@@ -19,7 +20,7 @@ def drawn(rows: pd.DataFrame, study_law: StudyLaw) -> dict[str, go.Figure]:
     law = study_law.law
     laws = [study_law.pure, study_law.saturating]
     return {
-        "rate": figures.learning_rate_figure(figures.learning_rate_points(rows), -6.0),
+        "rate": figures.learning_rate_figure(learning_rate_points(rows), -6.0),
         "compute": figures.scaling_figure(
             figures.run_points(rows),
             frontier=study_law.points,
@@ -39,7 +40,7 @@ def named(figure: go.Figure, name: str) -> go.Scatter:
 
 
 def test_learning_rate_points_hold_each_run_once(rows: pd.DataFrame) -> None:
-    points = figures.learning_rate_points(rows)
+    points = learning_rate_points(rows)
     assert len(points) == len(WIDTHS) * 8
     assert points.run_id.is_unique
     assert list(points.d.unique()) == list(WIDTHS)
@@ -53,15 +54,13 @@ def test_learning_rate_points_take_the_last_evaluation(rows: pd.DataFrame) -> No
     sweep = rows[rows.role == "lr_sweep"]
     earlier = sweep.assign(val_loss=0.5, decayed=False, steps=sweep.steps - 1)
     both = pd.concat([sweep, earlier]).sample(frac=1, random_state=0)
-    pd.testing.assert_frame_equal(
-        figures.learning_rate_points(both), figures.learning_rate_points(sweep)
-    )
+    pd.testing.assert_frame_equal(learning_rate_points(both), learning_rate_points(sweep))
 
 
 def test_a_diverged_run_with_a_finite_last_loss_is_no_optimum(rows: pd.DataFrame) -> None:
     sweep = rows[rows.role == "lr_sweep"].copy()
     sweep.loc[sweep.status == "diverged", "val_loss"] = 0.1
-    points = figures.learning_rate_points(sweep)
+    points = learning_rate_points(sweep)
     assert points.val_loss.min() > 1 and int(points.val_loss.isna().sum()) == 2
 
 

@@ -1,6 +1,5 @@
 """The sections that question the law print the numbers that analysis gives."""
 
-import json
 import re
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from scaling.analysis.questions import choices, isoflop
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.analysis.report.data import config_section, position_section
 from scaling.analysis.report.law import choices_section, isoflop_section, trust_section
-from scaling.analysis.report.study import POSITIONS
 from scaling.analysis.schema import TOKEN_UNIT
 from scaling.analysis.tables.ladder import Ladder
+from scaling.study.page_sources import read_sources
+from scaling.study_folder import Study
 from tests.report.conftest import simulated_rows
 
 
@@ -114,23 +114,24 @@ def test_other_analysts(rows: pd.DataFrame, study_law: StudyLaw, found: Findings
     assert first["left_out"] in text and exponent_text(first["b"]) in text
 
 
-def test_what_is_missing_is_said(rows: pd.DataFrame, tmp_path: Path) -> None:
+def test_what_is_missing_is_said() -> None:
     assert "no law to judge" in trust_section(None, None, TOKEN_UNIT)
     assert "no law whose exponent" in choices_section(None, None)
-    assert position_section(tmp_path / POSITIONS) == ""
+    assert position_section(None) == ""
     assert "No configuration was given" in config_section(" ")
 
 
 @pytest.mark.parametrize("content", ["{", '{"loss": [1.0]}', '{"loss": 3, "tokens_per_frame": 4}'])
-def test_a_damaged_position_file_is_said(tmp_path: Path, content: str) -> None:
-    (tmp_path / POSITIONS).write_text(content)
-    assert "cannot be shown" in position_section(tmp_path / POSITIONS)
+def test_a_damaged_position_file_is_said(rows: pd.DataFrame, tmp_path: Path, content: str) -> None:
+    study = Study(tmp_path)
+    study.positions_json.write_text(content)
+    shown = read_sources(study, None, rows, "")
+    assert "cannot be shown" in position_section(shown.positions)
 
 
-def test_loss_by_position_says_what_the_frames_tell(tmp_path: Path) -> None:
+def test_loss_by_position_says_what_the_frames_tell() -> None:
     first, later = [6.0] * 4, [3.0] * 12
     record = {"size": "a<1>", "tokens_per_frame": 4, "loss": [*first, *later, 0.1]}
-    (tmp_path / POSITIONS).write_text(json.dumps(record))
-    text = words(position_section(tmp_path / POSITIONS))
+    text = words(position_section(record))
     assert "The first frame costs 6" in text and "is worth 3" in text
     assert "a&lt;1&gt;" in text

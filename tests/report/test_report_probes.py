@@ -16,12 +16,12 @@ from PIL import Image
 from scaling.analysis.questions.frontier import fit_frontier
 from scaling.analysis.questions.quality import davis_best, davis_points, probe_points
 from scaling.analysis.report.probes import (
-    davis_section,
-    generated_section,
-    probe_section,
+    probe_sections,
     tuned_section,
 )
 from scaling.study.page import write_report
+from scaling.study.page_sources import read_sources
+from scaling.study_folder import Study
 from tests.analysis.test_quality import table
 from tests.report.conftest import simulated_rows
 from tests.shell import HANGS, plain
@@ -74,8 +74,8 @@ def full(tmp_path: Path) -> Path:
 
 
 def test_absent_parts_are_not_there(tmp_path: Path) -> None:
-    assert probe_section(tmp_path, ()) == ""
-    assert davis_section(tmp_path) == generated_section(tmp_path) == ""
+    shown = read_sources(Study(tmp_path), None, simulated_rows(), "")
+    assert {text for _, _, text in probe_sections(shown, ())} == {""}
 
 
 def test_page_has_the_parts_and_their_data(full: Path) -> None:
@@ -156,9 +156,8 @@ def finetune_table() -> pd.DataFrame:
 
 
 def test_fine_tunings_are_listed(full: Path) -> None:
-    assert tuned_section(full) == ""
     finetune_table().to_csv(full / "finetune.csv", index=False)
-    section = tuned_section(full)
+    section = tuned_section(finetune_table())
     assert "61.0% [" in section and "71.0% [" in section
     assert "next tokens" in section and "labels" in section and "3.500" in section
     assert "Where hidden" not in section
@@ -166,7 +165,7 @@ def test_fine_tunings_are_listed(full: Path) -> None:
     assert "Fine-tuned" in text and "The choices compared" not in text
 
 
-def test_trained_and_random_weights_are_one_row(full: Path) -> None:
+def test_trained_and_random_weights_are_one_row() -> None:
     """Of clips with a hidden ball: a row for each length, and how often the hidden one is found."""
     rows = []
     for frames in (16, 32):
@@ -174,8 +173,7 @@ def test_trained_and_random_weights_are_one_row(full: Path) -> None:
             one = finetune_table().query("end_to_end").iloc[:1].assign(data=f"balls-{frames}")
             one = one.assign(frames=frames, weights=weights, split="given", top1=top1)
             rows.append(one.assign(n_hidden=40, top1_hidden=top1 / 4))
-    pd.concat(rows).to_csv(full / "finetune.csv", index=False)
-    section = tuned_section(full)
+    section = tuned_section(pd.concat(rows))
     for frames in (16, 32):
         (row,) = [r for r in section.split("<tr>") if f"balls-{frames}" in r]
         assert row.index("54.0% [44.2%, 63.8%]") < row.index("20.0% [12.2%, 27.8%]")
