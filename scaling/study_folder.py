@@ -360,12 +360,14 @@ class Study:
     def learned(self, path: Path) -> pd.DataFrame | None:
         """A table of what the models learned, one of `probe_files`; None where it was not made.
 
+        Data of one name that are not the same bear the beginning of their key in the name.
         Raises UserError: it is damaged, or an older version wrote it.
         """
         import pandas as pd
 
         try:
-            table = pd.read_csv(path, dtype={"run_id": str})  # one of digits alone is no number
+            # Of digits alone they are no numbers.
+            table = pd.read_csv(path, dtype={"run_id": str, "data_key": str})
         except FileNotFoundError:
             return None
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -377,6 +379,10 @@ class Study:
                 f"{path}: has no column {', '.join(sorted(missing))}: an older version wrote it; "
                 "remove it and probe the study again"
             )
+        if "data_key" in table:
+            several = table.groupby("data")["data_key"].transform("nunique") > 1
+            key = table["data_key"].str[:6]
+            table["data"] = table["data"].mask(several, table["data"] + " (" + key + ")")
         return table
 
     def positions(self) -> dict[str, Any] | None:

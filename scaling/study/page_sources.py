@@ -57,13 +57,14 @@ def read_sources(
 
 
 def _tokens(tokens: TokenFolder) -> TokenData:
-    manifest, strips = None, None
+    manifest: pd.DataFrame | None = None
+    strips: list[Strip] | None = None
     if tokens.manifest.exists():
         manifest = pd.read_csv(tokens.manifest, keep_default_na=False)
     if tokens.samples.exists():
         with np.load(tokens.samples) as held:
             clips = held["source"], held["original"], held["reconstruction"]
-        strips: list[Strip] | None = list(zip(*clips, strict=True))
+        strips = list(zip(*clips, strict=True))
     return TokenData(tokens.read_index(), manifest, strips, _counted(tokens))
 
 

@@ -173,3 +173,17 @@ def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "probes.csv").write_text("run_id,top1\n0a1b,0.5\n")
     with pytest.raises(UserError, match=r"no column data_key: an older version wrote it; remove"):
         learned(tmp_path).laws(rows=rows)
+
+
+def test_data_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Two folders called `pictures`: each has its own law, figure and row."""
+    rows = simulated_rows()
+    one, other = table(rows), table(rows, b=-0.2).assign(data_key="other")
+    pd.concat([one, other]).to_csv(tmp_path / "probes.csv", index=False)
+    found = learned(tmp_path).laws(rows=rows, resamples=100)
+    assert list(found) == [
+        f"1 - probe_top1 on pictures ({key}), attention head" for key in ("k", "other")
+    ]
+    slopes = [law.pure.b for law in found.values() if isinstance(law, StudyLaw)]
+    assert slopes == pytest.approx([-0.1, -0.2], abs=0.01)
+    assert len(learned(tmp_path).layer_figures()) == 2
