@@ -27,6 +27,12 @@ Row = dict[str, Any]
 POSITIONS = "loss_by_position.json"  # of a run, and of a study's best: size, tokens_per_frame, loss
 NOT_REPEATABLE = ("seconds", "mfu")  # clocks; every other column is bitwise repeatable on a CPU
 
+NEWEST = {  # columns of tables of what the models learned that older versions did not write
+    "probes.csv": {"data_key"},
+    "finetune.csv": {"data_key", "weights", "n_hidden"},
+    "variants.csv": {"data_key", "next_token_loss"},
+}
+
 
 def frame(rows: list[Row], more: Sequence[str] = ()) -> pd.DataFrame:
     """Rows as a DataFrame in schema order, sorted by (role, d, layers, lr, seed, steps, decayed).
@@ -124,3 +130,30 @@ def read_csv(path: Path) -> pd.DataFrame:
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: column {column}: cannot read {error}") from None
     return frame(rows, [str(c) for c in more])
+
+
+def read_learned(path: Path) -> pd.DataFrame | None:
+    """A table of what a study's models learned (`Study.probe_files`); None where it was not made.
+
+    Data of one name that are not the same bear the beginning of their key in the name.
+    Raises UserError: it is damaged, or an older version wrote it.
+    """
+    import pandas as pd
+
+    try:
+        # Of digits alone they are no numbers.
+        table = pd.read_csv(path, dtype={"run_id": str, "data_key": str})
+    except FileNotFoundError:
+        return None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged ({error}); remove it and probe the study again") from None
+    if missing := NEWEST.get(path.name, set()) - set(table.columns):
+        raise UserError(
+            f"{path}: has no column {', '.join(sorted(missing))}: an older version wrote it; "
+            "remove it and probe the study again"
+        )
+    if "data_key" in table:
+        several = table.groupby("data")["data_key"].transform("nunique") > 1
+        key = table["data_key"].str[:6]
+        table["data"] = table["data"].mask(several, table["data"] + " (" + key + ")")
+    return table

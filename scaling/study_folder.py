@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STUDIES = Path("studies")  # where studies lie if nothing else is said
-NEWEST = {  # columns of tables of what the models learned that older versions did not write
-    "probes.csv": {"data_key"},
-    "finetune.csv": {"data_key", "weights", "n_hidden"},
-    "variants.csv": {"data_key", "next_token_loss"},
-}
 ENTRY = {"run_id", "role", "size", "log2_lr", "steps", "macs", "batch_tokens"}  # of plan.json
 INDEX = "index.json"  # says what a folder of tokens, or of probes, holds; written last
 
@@ -356,34 +351,6 @@ class Study:
                 f"{self.folder}: no run of this study has finished yet; see `scaling status`"
             )
         return results.frame(rows)
-
-    def learned(self, path: Path) -> pd.DataFrame | None:
-        """A table of what the models learned, one of `probe_files`; None where it was not made.
-
-        Data of one name that are not the same bear the beginning of their key in the name.
-        Raises UserError: it is damaged, or an older version wrote it.
-        """
-        import pandas as pd
-
-        try:
-            # Of digits alone they are no numbers.
-            table = pd.read_csv(path, dtype={"run_id": str, "data_key": str})
-        except FileNotFoundError:
-            return None
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path}: damaged ({error}); remove it and probe the study again"
-            ) from None
-        if missing := NEWEST.get(path.name, set()) - set(table.columns):
-            raise UserError(
-                f"{path}: has no column {', '.join(sorted(missing))}: an older version wrote it; "
-                "remove it and probe the study again"
-            )
-        if "data_key" in table:
-            several = table.groupby("data")["data_key"].transform("nunique") > 1
-            key = table["data_key"].str[:6]
-            table["data"] = table["data"].mask(several, table["data"] + " (" + key + ")")
-        return table
 
     def positions(self) -> dict[str, Any] | None:
         """Loss by token position of the ladder's best run: size, tokens_per_frame, loss (nats);

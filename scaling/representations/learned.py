@@ -22,7 +22,7 @@ from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.questions import quality
 from scaling.analysis.questions.frontier import StudyLaw
 from scaling.errors import UserError
-from scaling.results import read_csv
+from scaling.results import read_csv, read_learned
 from scaling.study_folder import Study
 
 
@@ -55,12 +55,12 @@ class Learned:
     def probes(self) -> pd.DataFrame | None:
         """The rows of `scaling probe`: one a run, weights, head, layer and seed. Raises UserError:
         a damaged table, or one of an older version."""
-        return self.study.learned(self.study.probes_csv)
+        return read_learned(self.study.probes_csv)
 
     @cached_property
     def davis(self) -> pd.DataFrame | None:
         """The rows of `scaling davis`: one a run, weights, layer, sequence and object."""
-        return self.study.learned(self.study.davis_csv)
+        return read_learned(self.study.davis_csv)
 
     def _made(self, name: str) -> pd.DataFrame:
         """Of "probes" and "davis"; UserError where it was not made."""

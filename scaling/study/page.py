@@ -22,6 +22,7 @@ from scaling.analysis.tables.ladder import Ladder
 from scaling.config.schema import StudyConfig
 from scaling.config.study_file import describe
 from scaling.errors import UserError
+from scaling.results import read_learned
 from scaling.study.page_sources import made_of, read_sources
 from scaling.study_folder import Study, TokenFolder
 
@@ -51,7 +52,7 @@ def law_and_page(
     # Once: the rules are put to the rows of law and page together.
     ladder = Ladder.of(rows, e=e, weights=weights)
     law, refusal = _fit_law(config, study, ladder, say)
-    variants, beside = study.learned(study.variants_csv), None
+    variants, beside = read_learned(study.variants_csv), None
     if variants is not None:
         beside = paper_table(variants)
         study.write(study.paper_csv, beside.to_csv(index=False))

@@ -21,6 +21,7 @@ from scaling.analysis.report.sources import (
 from scaling.data.shards import read_index
 from scaling.data.tokens import ngrams, tokenizations
 from scaling.errors import UserError
+from scaling.results import read_learned
 from scaling.study_folder import ProbeFolder, Study, TokenFolder
 
 SEQUENCES = 4  # film strips, at most
@@ -43,15 +44,15 @@ def read_sources(
 
     Raises UserError: a table of what the models learned is damaged, or of an older version.
     """
-    davis = study.learned(study.davis_csv)
+    davis = read_learned(study.davis_csv)
     return Sources(
         rows, config_text,
         tokens=None if tokens is None or not tokens.index.exists() else _tokens(tokens),
         positions=_positions(study),
-        probes=study.learned(study.probes_csv),
+        probes=read_learned(study.probes_csv),
         tracked=() if davis is None else _tracked(study, davis),
-        finetune=study.learned(study.finetune_csv),
-        variants=study.learned(study.variants_csv),
+        finetune=read_learned(study.finetune_csv),
+        variants=read_learned(study.variants_csv),
         generated=[_clip(path) for path in study.continued()[:CLIPS]],
     )  # fmt: skip
 

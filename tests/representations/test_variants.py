@@ -16,6 +16,7 @@ from scaling.plan.cost import study_cost
 from scaling.plan.runs import ladder_runs
 from scaling.representations import finetune, probe
 from scaling.representations.of_variants import read_variants
+from scaling.results import read_learned
 from scaling.study.pipeline import run_study
 from scaling.study_folder import Study
 
@@ -151,7 +152,7 @@ def test_rows(done: Path) -> None:
 
 
 def test_table_stands_beside_the_paper(done: Path) -> None:
-    found = Study(done).learned(done / "variants.csv")
+    found = read_learned(done / "variants.csv")
     assert found is not None
     table = paper_table(found).set_index("choice")
     assert list(table.index) == ["LLaMA", "other tokens", "tuned"]
