@@ -50,11 +50,13 @@ FORMS = ("select", "power", "saturating", "parametric", "overtraining")
 class Runs:
     """Rows, one an evaluation of a run, and the questions that `scaling` asks of them.
 
-    e: pins the floor E of every law. weights: column in proportion to 1 / variance of the loss.
+    Compute is in training MACs (1 MAC = 2 FLOPs), losses in `unit`. e: pins the floor E of every
+    law, in that unit. weights: column in proportion to 1 / variance of the loss. What the rows do
+    not determine is refused with the reason: NotIdentified, a UserError.
     """
 
     name: str
-    rows: pd.DataFrame
+    rows: pd.DataFrame  # columns of scaling.analysis.schema.COLUMNS, as far as they are known
     notes: tuple[str, ...] = ()  # how a table was read; () of a study
     e: float | None = None
     weights: str | None = None
@@ -72,7 +74,11 @@ class Runs:
     def law(
         self, *, form: str = "select", method: str = "auto", seed: int = 0, **options: Any
     ) -> StudyLaw:
-        """The law of compute; arguments and errors as of `fit_frontier`."""
+        """The law of compute, L(C) in MACs.
+
+        form: "select", "power" or "saturating". method: "auto" or how the frontier's points are
+        read, as of `frontier`. options, errors: as of `fit_frontier`.
+        """
         return fit_frontier(self._ladder, seed, form=form, method=method, **options)
 
     def law_of(self, variable: str, *, form: str = "select", **options: Any) -> VariableLaw:
@@ -115,7 +121,11 @@ class Runs:
         return next_runs(self._ladder, budget, **options)
 
     def audit(self, *, at: float | None = None, seed: int = 0) -> Audit:
-        """What a referee would ask; at: MACs whose loss the law is to predict."""
+        """What a referee would ask, the heaviest first, and the run that would settle most.
+
+        at: MACs whose loss the law is to predict. Rows that determine no law are audited as far as
+        they go.
+        """
         return audit(self._ladder, notes=self.notes, at=at, seed=seed)
 
     def findings(self, law: StudyLaw | None = None) -> Findings:
@@ -148,7 +158,15 @@ class Runs:
     def compare(self, *others: str | Runs, seed: int = 0) -> list[Comparison]:
         """The exponent beside that of published laws, by name, and of other runs.
 
-        Without any: beside GPT-3's and Toto's. Raises UserError for a name that is not known.
+        Args:
+            others: names of published laws ("gpt3", "toto", ...) or runs; without any: GPT-3's and
+                Toto's.
+            seed: of the bootstrap.
+        Returns:
+            One `Comparison` each: difference of exponents, its 95% interval, p, what follows.
+        Raises:
+            NotIdentified: one of the laws is not determined.
+            UserError: a name that is not known.
         """
         mine = self.law(seed=seed)
         out = []
@@ -165,7 +183,11 @@ class Runs:
 def open(folder: str | Path, *, e: float | None = None, weights: str | None = None) -> Runs:
     """The finished runs of a study, by its folder.
 
-    Raises UserError where it is none, or no run has finished.
+    Args:
+        folder: of the study, e.g. "studies/quickstart".
+        e, weights: of `Runs`.
+    Raises:
+        UserError: no study's folder, or no run has finished.
     """
     path = Path(folder)
     if path.is_file():
@@ -179,9 +201,16 @@ def read(
 ) -> Runs:  # fmt: skip
     """The runs of a table in any usual format, a frame, an MLflow address or a study's folder.
 
-    e, weights: of `Runs`. keep, columns: of `scaling.analysis.tables.read` (n=, d=, c=, loss=,
-    compute_unit=, where= ...).
-    Raises UserError on a table that cannot be read without guessing.
+    Args:
+        source: what `scaling fit` takes, or a DataFrame with a row a run or an evaluation.
+        e, weights: of `Runs`.
+        keep: further columns to keep.
+        columns: of `scaling.analysis.tables.read` (n=, d=, c=, loss=, compute_unit=, where= ...),
+            where the names and units of the table do not tell.
+    Returns:
+        Runs whose `notes` say how each column was read.
+    Raises:
+        UserError: a table that cannot be read without guessing.
 
     >>> runs = read(pd.DataFrame({"params": [1e6], "tokens": [2e7], "loss": [4.0]}))
     >>> float(runs.rows["macs_total"][0]), runs.notes[3]
@@ -201,8 +230,18 @@ def fit(
     """The law of runs, as `scaling fit` finds it: of compute, of "params" or "tokens" (of), or
     L(N, D) (form "parametric" or "overtraining").
 
-    source and the other arguments: of `read`; of `Runs` its own floor and weights hold.
-    Raises NotIdentified, a UserError, where the runs do not determine it.
+    Args:
+        source: of `read`; of `Runs` its own floor and weights hold.
+        form: "select", "power", "saturating"; "parametric", "overtraining" of N and D.
+        of: "compute" (MACs), "params" or "tokens".
+        method: how the points of a law of compute are read, as of `fit_frontier`.
+        seed: of the bootstrap.
+        e, weights, columns: of `read`.
+    Returns:
+        StudyLaw, VariableLaw or StudySurface: each has `.law`, `.warnings` and `.summary()`.
+    Raises:
+        NotIdentified: a UserError; the runs do not determine it.
+        UserError: arguments that do not go together, or a table that cannot be read.
 
     >>> sizes = {"params": [1e6, 1e7, 1e8, 1e9], "tokens": [2e7, 2e8, 2e9, 2e10]}
     >>> print(fit(pd.DataFrame(sizes | {"loss": [4.0, 3.4, 2.9, 2.5]}), form="power").law)

@@ -151,6 +151,7 @@ def bca(
     Where the estimate lies outside the percentile interval there is more bias than the correction
     is good for; the interval is then symmetric about it, as wide as the resamples are far from it
     (Hall 1988, the symmetric percentile method). It always holds the estimate.
+    Raises UserError where a resample is not finite.
     """
     if not np.isfinite(samples).all():
         raise UserError(

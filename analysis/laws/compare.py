@@ -21,7 +21,11 @@ BESIDE = 0.5  # decades around the data in which the compute of a loss is looked
 
 @dataclass(frozen=True)
 class Comparison:
-    """Exponent of `name` minus exponent of `other`, with the interval and the test of equality."""
+    """Exponent of `name` minus exponent of `other`, with the interval and the test of equality.
+
+    Exponents have no unit and may be compared across units of compute and of loss; coefficients
+    may not.
+    """
 
     name: str
     other: str
@@ -56,7 +60,7 @@ def exponents(
     law: PowerLaw, other: PowerLaw | Reference, *, name: str = "this law",
     bends: Slopes | None = None, other_bends: Slopes | None = None,
 ) -> Comparison:  # fmt: skip
-    """Test whether two exponents differ.
+    """Test whether two exponents differ: their difference (dimensionless), its interval, its p.
 
     A published exponent without an interval is taken as exact, which the conclusion says. Two
     fitted laws are independent studies: their resamples are paired at random. bends, other_bends:

@@ -53,7 +53,8 @@ def usable(values: npt.ArrayLike, kind: str) -> np.ndarray:
 def checked(
     compute: npt.ArrayLike, loss: npt.ArrayLike, names: tuple[str, str] = ("compute", "loss")
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Finite positive float arrays of one length, or a UserError naming the first bad value."""
+    """Both as finite positive floats (n,). Raises UserError, which names the first bad value, or
+    the lengths that differ."""
     try:
         compute = np.asarray(compute, dtype=float).ravel()
         loss = np.asarray(loss, dtype=float).ravel()
@@ -110,7 +111,10 @@ class Options:
         return index
 
     def noise_of(self, order: np.ndarray) -> np.ndarray | None:
-        """The draws (R, n) of the noise of points in this order, where they are given."""
+        """The draws (R, n) of the noise of points in this order, where they are given.
+
+        Raises UserError: of another shape, or not all finite.
+        """
         if self.noise is None:
             return None
         noise = np.asarray(self.noise, dtype=float)
@@ -131,7 +135,10 @@ def relative(weights: Sequence[float] | np.ndarray, count: int) -> np.ndarray:
 
 
 def numbered(groups: Sequence[object], count: int) -> np.ndarray:
-    """The group (count,) of each point by its place among their sorted names."""
+    """The group (count,) of each point by its place among their sorted names.
+
+    Raises UserError for another number of groups.
+    """
     if len(groups) != count:
         raise UserError(f"{len(groups)} groups for {count} points: give one per point")
     return np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
@@ -154,13 +161,25 @@ def fit(
 ) -> PowerLaw:
     """Fit a law of compute (or of parameters, or tokens: `unit` names the variable).
 
-    compute, loss: (n,), positive; loss in nats. form: "power", "saturating", or "select" (the
-    pure law unless the saturating one is identified and predicts better, see `select`).
-    e: pins the irreducible loss (0: the pure law). groups: (n,) run ids; points of one run are
-    correlated. noise: (R, n) draws of log-loss noise, when the caller knows it better than the
-    residuals do (questions/frontier.py does). weights: (n,) positive, in proportion to 1 / variance
-    of log loss, such as the number of runs that a point is the mean of.
-    Raises NotIdentified when the points cannot determine the law, UserError on bad input.
+    L = a C^b as Kaplan et al. 2020, L = E + a C^b as Henighan et al. 2020: least Huber loss of log
+    L (Hoffmann et al. 2022), intervals BCa (Efron 1987).
+
+    Args:
+        compute, loss: (n,), positive; compute in `unit`, loss in nats.
+        form: "power", "saturating", or "select" (the pure law unless the saturating one is
+            identified and predicts better, see `select`).
+        e: pins the irreducible loss (0: the pure law).
+        groups: (n,) run ids; points of one run are correlated.
+        noise: (R, n) draws of log-loss noise, when the caller knows it better than the residuals do
+            (questions/frontier.py does).
+        weights: (n,) positive, in proportion to 1 / variance of log loss, such as the number of
+            runs that a point is the mean of.
+        delta: corner of Huber's loss, in log loss.
+        level: of the intervals.
+        resamples, seed: of the bootstrap.
+    Raises:
+        NotIdentified: the points cannot determine the law.
+        UserError: bad input.
 
     >>> compute = [1e15, 3e15, 1e16, 3e16, 1e17, 3e17]
     >>> loss = [3.560, 3.363, 3.174, 2.998, 2.826, 2.672]
@@ -187,6 +206,8 @@ def select(
     its error over the expanding window is smaller on the windows that both can predict. form:
     "power" or "saturating" when the choice is made beforehand, or e, a pinned E, which is a choice
     too; else the chosen law predicts by the mixture of all forms (analysis/laws/mixture.py).
+    Raises NotIdentified where the points do not determine the pure law, or the form that was asked
+    for; UserError on bad input.
     """
     options = options or Options()
     if form not in FORMS:

@@ -78,12 +78,22 @@ def fit_parametric(
 ) -> ParametricLaw:
     """Fit the five parameters (four when tied) to runs of n parameters on d tokens.
 
-    n, d, loss: (points,), positive; loss in nats. loss_kind: a key of LOSSES; delta overrides its
-    corner. e: pins E (0: no floor), on which all is then conditional. weights: (points,) positive,
-    in proportion to 1 / variance of log loss. groups: run ids, resampled whole. noise: (R, points)
-    draws of log-loss noise, when the caller knows it better. per_token, unit: compute =
-    per_token n d, e.g. 6 FLOPs or 3 MACs.
-    Raises NotIdentified when the runs cannot determine the law, UserError on bad input.
+    L = E + A / N^alpha + B / D^beta, by the third approach of Hoffmann et al. 2022.
+
+    Args:
+        n, d, loss: (points,), positive; loss in nats.
+        loss_kind: a key of LOSSES; delta overrides its corner.
+        tied: alpha = beta, the law of over-training (Gadre et al. 2024).
+        e: pins E (0: no floor), on which all is then conditional.
+        weights: (points,) positive, in proportion to 1 / variance of log loss.
+        groups: (points,) run ids, resampled whole.
+        noise: (R, points) draws of log-loss noise, when the caller knows it better.
+        per_token, unit: compute = per_token n d, e.g. 6 FLOPs or 3 MACs.
+        level: of the intervals.
+        resamples, seed: of the bootstrap.
+    Raises:
+        NotIdentified: the runs cannot determine the law.
+        UserError: bad input.
 
     >>> n, d = np.repeat([1e7, 3e7, 1e8, 3e8, 1e9], 3), np.tile([2e9, 2e10, 2e11], 5)
     >>> law = fit_parametric(n, d, 1.7 + 400 * n**-0.34 + 1500 * d**-0.36, resamples=100)

@@ -27,7 +27,10 @@ NO_NOISE = "no interval: the points lie on the law to the last digit, so no nois
 def interval(
     name: str, samples: np.ndarray, estimate: float, jackknife: np.ndarray | None, level: float
 ) -> tuple[float, float]:
-    """BCa interval of samples (R,), or NotIdentified where it does not hold its estimate."""
+    """BCa interval of samples (R,) of `name`.
+
+    Raises NotIdentified where one is not finite, or they lie elsewhere than the estimate.
+    """
     lost = (~np.isfinite(samples)).mean()
     if lost:
         raise NotIdentified(
@@ -113,14 +116,17 @@ def _beyond(value: float, runs: np.ndarray, what: str) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class ParametricLaw:
-    """L = E + A / N^alpha + B / D^beta. Call it with parameters and tokens."""
+    """L = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, eq. 2), in nats.
+
+    Call it with parameters and tokens, of one shape; losses of that shape.
+    """
 
     e: float
     a: float
     b: float
     alpha: float
     beta: float
-    objective: float
+    objective: float  # the least, summed over points
     level: float
     # of E unless pinned, A, B, alpha, beta, loss_exponent and, unless tied, size_exponent; NaN
     # where `computed`
@@ -174,7 +180,8 @@ class ParametricLaw:
         return max(float(1.4826 * float(np.median(size)) * np.sqrt(len(size) / free)), 1e-6)
 
     def n_opt(self, compute: Value) -> Value:
-        """Parameters that minimise the loss at a budget (Hoffmann et al. 2022, eq. 4)."""
+        """Parameters that minimise the loss at budgets in `unit`, of any shape (Hoffmann et al.
+        2022, eq. 4)."""
         log_nd = np.log(np.asarray(compute) / self.per_token)
         best: Value = np.exp(_log_n_opt(self._theta(), log_nd))
         return best
@@ -200,7 +207,10 @@ class ParametricLaw:
         return np.array([log_e, *np.log([self.a, self.b]), self.alpha, self.beta])
 
     def optimum(self, compute: float) -> Optimum:
-        """Size, tokens and loss that the law expects of the best run of a budget."""
+        """Size, tokens and loss that the law expects of the best run of a budget in `unit`.
+
+        Raises UserError: it is not positive.
+        """
         if not (np.isfinite(compute) and compute > 0):
             raise UserError(f"compute is {compute!r}: give a positive number of {self.unit}")
         log_nd = np.log(compute / self.per_token)
@@ -238,7 +248,10 @@ class ParametricLaw:
 
     def predict(self, n: float, d: float) -> Prediction:
         """Loss of n parameters on d tokens, with the interval of the law and of one more run's loss
-        there; `decades` by which n or d, whichever is farther, lies beyond those of the runs."""
+        there; `decades` by which n or d, whichever is farther, lies beyond those of the runs.
+
+        `refused` says why there is no interval. Raises UserError: n or d is not positive.
+        """
         for name, value in (("parameters", n), ("tokens", d)):
             if not (np.isfinite(value) and value > 0):
                 raise UserError(f"{name} are {value!r}: give a positive number")
@@ -305,7 +318,10 @@ class ParametricLaw:
 
     @property
     def overtraining(self) -> tuple[float, float, float]:
-        """(a, b, eta) of L = E + (a M^eta + b M^-eta) C^-eta, M = D / N; for a tied law only."""
+        """(a, b, eta) of L = E + (a M^eta + b M^-eta) C^-eta, M = D / N (Gadre et al. 2024).
+
+        Raises UserError of a law that is not tied.
+        """
         if not self.tied:
             raise UserError("alpha and beta differ: fit with tied=True for the over-training law")
         eta = self.alpha / 2

@@ -111,13 +111,13 @@ class Holdout:
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """L = a C^b. Call it with compute in `unit`."""
+    """L = a C^b in nats. Call it with compute in `unit`, of any shape; losses of that shape."""
 
     a: float
     b: float
     unit: str
-    level: float
-    ci: dict[str, tuple[float, float]]
+    level: float  # of the intervals
+    ci: dict[str, tuple[float, float]]  # of "a", "b" and, of a free floor, "E"
     status: Status
     compute: np.ndarray = field(repr=False)
     loss: np.ndarray = field(repr=False)
@@ -180,6 +180,8 @@ class PowerLaw:
 
         Where the form was not asked for, of the mixture of all forms (laws/mixture.py), whose
         median the loss is; `refused` says why where the data support none so far away.
+        level: of the intervals; that of the fit if it is not given.
+        Raises UserError: compute is not positive.
         """
         if not (np.isfinite(compute) and compute > 0):
             raise UserError(f"compute is {compute!r}: give a positive number of {self.unit}")

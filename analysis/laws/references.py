@@ -20,7 +20,11 @@ PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "TPUv4": 275e12}
 
 
 def macs_per(unit: str, *, mfu: float | None = None) -> float:
-    """MACs in one `unit`: "MACs", "FLOPs", "PF-days", or "<GPU> hours" at a utilisation `mfu`."""
+    """MACs in one `unit`: "MACs", "FLOPs", "PF-days", or "<GPU> hours" at a utilisation `mfu`, the
+    share of the peak in (0, 1].
+
+    Raises UserError: another unit, or hours without a utilisation.
+    """
     named = {name.lower(): value for name, value in UNITS.items()}
     if unit.lower() in named:
         return named[unit.lower()]
@@ -34,7 +38,7 @@ def macs_per(unit: str, *, mfu: float | None = None) -> float:
 
 
 def convert(value: float, unit: str, to: str, *, mfu: float | None = None) -> float:
-    """`value` of compute in another unit.
+    """`value` of compute in another unit; units and errors as of `macs_per`.
 
     >>> convert(1, "PF-days", "FLOPs"), convert(6e21, "FLOPs", "MACs")
     (8.64e+19, 3e+21)
@@ -90,7 +94,7 @@ class Reference:
         return low, high
 
     def coefficient(self, unit: str) -> float:
-        """a for compute in another unit."""
+        """a for compute in another unit. Raises UserError: it is a law of something else."""
         if self.x != "compute":
             raise UserError(f"{self.name} is a law of {self.x}: its coefficient has no conversion")
         converted: float = self.a * convert(1.0, unit, self.unit) ** self.b

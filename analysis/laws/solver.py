@@ -31,6 +31,7 @@ def log_jacobian(theta: np.ndarray, x: np.ndarray, pin: float | None) -> np.ndar
 
 
 def huber(residual: np.ndarray, delta: float) -> np.ndarray:
+    """Huber's loss (1964): residual^2 / 2, beyond delta its tangent; the shape of `residual`."""
     size = np.abs(residual)
     return np.where(size <= delta, 0.5 * residual**2, delta * (size - 0.5 * delta))
 
@@ -212,5 +213,6 @@ def one_step(theta: np.ndarray, gradient: np.ndarray, hessian: np.ndarray) -> np
 
 
 def condition_number(jacobian: np.ndarray) -> float:
+    """Of J'J, its columns at length 1; jacobian: (n, p)."""
     scaled = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
     return float(np.linalg.cond(scaled.T @ scaled))

@@ -83,10 +83,15 @@ def audit(
 ) -> Audit:
     """Ask a table of runs what a referee would.
 
-    rows: of a study, or of analysis.tables.read, with its `notes`, or their ladder, whose pinned
-    floor and weights hold. at: MACs whose loss the law is
-    to predict. study, specifications: of `fit_frontier` and `choices.specifications`, where they
-    are at hand. Rows without a law are audited as far as they go.
+    Args:
+        rows: of a study, or of analysis.tables.read, or their ladder, whose pinned floor and
+            weights hold.
+        notes: of analysis.tables.read.
+        at: MACs whose loss the law is to predict.
+        study, specifications: of `fit_frontier` and `choices.specifications`, where at hand.
+        seed: of the bootstrap.
+    Returns:
+        The questions and what the runs answer. Rows without a law are audited as far as they go.
     """
     refusal, ladder = "", Ladder.of(rows)
     if study is None:

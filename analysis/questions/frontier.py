@@ -45,7 +45,7 @@ BESIDE = ("gpt3", "toto")  # published laws that a study's is set beside: pure e
 
 @dataclass(frozen=True)
 class StudyLaw:
-    """The law of a study and everything needed to judge it."""
+    """The law of a study and everything needed to judge it; compute in MACs, losses as fitted."""
 
     pure: PowerLaw
     saturating: SaturatingLaw | None
@@ -134,7 +134,10 @@ class StudyLaw:
         return mixture.slopes if mixture is not None and mixture.bends else None
 
     def beside(self, other: StudyLaw | Reference, *, name: str = "this law") -> compare.Comparison:
-        """The exponent beside that of another study, or beside a published one of the same form."""
+        """The exponent beside that of another study, or beside a published one of the same form.
+
+        name: of this law, in words of the result.
+        """
         if isinstance(other, StudyLaw):
             return compare.exponents(
                 self.compared, other.compared, name=name, bends=self.bends, other_bends=other.bends
@@ -195,7 +198,7 @@ class StudyLaw:
         return "\n".join(lines)
 
     def prediction(self, at: float) -> str:
-        """The loss at a compute, in a line of text."""
+        """The loss at a compute (MACs), in a line of text. Raises UserError: it is not positive."""
         return f"  predicts     {self.law.predict(at)}"
 
     def _points_line(self) -> list[str]:

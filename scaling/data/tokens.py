@@ -204,7 +204,10 @@ class Tokens:
 
 
 def tokens(study: str | Path) -> Tokens:
-    """The tokens of a study, by its folder. Raises UserError where it has none."""
+    """The tokens of a study, by its folder: those of its own tokenizer, then of others beside it.
+
+    Raises UserError where it has none, or one of them is damaged.
+    """
     there = Study(Path(study)).tokens()
     if not there:
         raise UserError(f"{study}: has no tokens; `scaling encode` makes those of a study's YAML")

@@ -141,7 +141,9 @@ class Learned:
 
 
 def learned(folder: str | Path) -> Learned:
-    """What the models of a study learned, by its folder. Raises UserError where there is none."""
+    """What the models of a study learned, by its folder: accuracies as shares, J&F likewise, losses
+    in nats. Raises UserError where there is no such folder; a table is read when it is asked for.
+    """
     study = Study(Path(folder))
     if not study.folder.is_dir():
         raise UserError(f"{study}: no such study; see the folders in {study.folder.parent}/")
