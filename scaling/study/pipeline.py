@@ -156,15 +156,7 @@ def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Pat
             f"{len(failed)} of {len(runs)} runs failed; the others are kept. Mend the cause and "
             f"run the same command again, which trains only what is missing:\n{errors}"
         )
-    if config.transfer:
-        from scaling.analysis.questions.transfer import series_points, verdict_lines
-
-        unit = results.loss_unit(table.tokenizer)
-        say("\n".join(verdict_lines(series_points(table), unit)))
-    keep_positions(study, table)
-    from scaling.study.page import law_and_page
-
-    path, _ = law_and_page(config, study, first.path, table, say)
+    path = conclude(config, study, first.path, table, say)
     say(f"rows    {study.rows_csv}\nreport  {path}")
     # Last: a tracking server that is down costs neither the law nor the report.
     mlflow_copy.sync(study, config.tracking.uri)
@@ -327,6 +319,21 @@ def export(study: Study) -> pd.DataFrame:
     table = study.rows()
     study.write(study.rows_csv, table.to_csv(index=False))
     return table
+
+
+def conclude(
+    config: StudyConfig, study: Study, data_dir: Path, table: pd.DataFrame, say: Say
+) -> Path:
+    """What the rows say: whether the rate transfers, the law, and the page, whose path it is."""
+    from scaling.analysis.questions.transfer import series_points, verdict_lines
+    from scaling.study.page import law_and_page
+
+    if config.transfer:
+        unit = results.loss_unit(table.tokenizer)
+        say("\n".join(verdict_lines(series_points(table), unit)))
+    keep_positions(study, table)
+    page, _ = law_and_page(config, study, data_dir, table, say)
+    return page
 
 
 def keep_positions(study: Study, table: pd.DataFrame) -> None:
