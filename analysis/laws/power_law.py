@@ -218,8 +218,8 @@ class PowerLaw:
             # The law that is shown is one of the forms that are averaged.
             without = sum(self.mixture.shares[name] for name in FLOORLESS)
             note = (
-                f"below E = {self.e:.4g} of the law above, since all forms are averaged, and E is "
-                f"uncertain: forms without a floor have {without:.0%}"
+                f"below E = {self.e:.4g} of the law above: E is uncertain, and forms with other "
+                f"floors, and with none ({without:.0%}), are averaged"
             )
         return Prediction(
             compute, loss, low, high, run_low, run_high, decades, self.unit, refused, note=note

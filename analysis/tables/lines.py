@@ -79,9 +79,11 @@ def _summaries(frame: pd.DataFrame, texts: list[str]) -> tuple[pd.DataFrame, lis
     )]  # fmt: skip
     found = np.zeros(len(frame), bool)
     for column in named:
-        words = frame[column].astype(object).where(frame[column].notna(), "").astype(str)
-        words = words.str.strip(" *:_").str.lower()
-        hit = words.isin(SUMMARIES).to_numpy()
+        words = pd.Series(frame[column].dropna().unique(), dtype=object).astype(str)
+        told = words.str.strip(" *:_").str.lower().isin(SUMMARIES)
+        if not told.any():
+            continue
+        hit = frame[column].astype(str).isin(words[told]).to_numpy()
         if 2 * hit.sum() < len(frame):  # else a column of something else
             found |= hit
     if not found.any():

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,13 @@ def test_twelve_sizes_a_budget_predict_inside_their_interval(shared_data: Path) 
     said = fit_frontier(read(pd.read_csv(path))[0], resamples=1000).law.predict(1.5e19)
     assert said.low < truth < said.high and said.low < said.loss < said.high
     assert said.high / said.low < 1.02
+
+
+def test_a_prediction_below_the_floor_that_is_shown_says_why() -> None:
+    compute = np.geomspace(1e15, 1e22, 9)
+    noise = np.exp(0.001 * np.random.default_rng(0).normal(size=9))
+    law = fit(compute, (2 + 3e4 * compute**-0.3) * noise, resamples=100, seed=0)
+    said = replace(law, chosen=True).predict(1e23)
+    assert 0.999 * law.e < said.loss < law.e
+    assert f"below E = {law.e:.4g} of the law above" in str(said)
+    assert not replace(law, chosen=True).predict(1e19).note
