@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 POSITIONS = "loss_by_position.json"  # of a run, and of a study's best: size, tokens_per_frame, loss
+INFINITE = ("inf", "-inf")  # in JSON
 NOT_REPEATABLE = ("seconds", "mfu")  # clocks; every other column is bitwise repeatable on a CPU
 
 NEWEST = {  # columns of tables of what the models learned that older versions did not write
@@ -42,16 +43,21 @@ def frame(rows: list[Row], more: Sequence[str] = ()) -> pd.DataFrame:
     """
     import pandas as pd
 
-    sources = sorted({c for row in rows for c in row if c.startswith(SOURCE_PREFIX)})
-    columns = [*COLUMNS, *sources, *more]
+    alike: dict[tuple[str, ...], Row] = {}  # an example of each set of columns
     for row in rows:
-        wrong = (set(row) - set(columns)) | (set(COLUMNS) - set(row))
+        alike.setdefault(tuple(row), row)
+    sources = sorted({c for names in alike for c in names if c.startswith(SOURCE_PREFIX)})
+    columns = [*COLUMNS, *sources, *more]
+    for names, row in alike.items():
+        wrong = (set(names) - set(columns)) | (set(COLUMNS) - set(names))
         if wrong:
             raise UserError(
                 f"row of run {row.get('run_id', '?')}: columns {sorted(wrong)} do not fit this "
                 f"version's schema; it was written by another version of the tool"
             )
-    table = pd.DataFrame([[row.get(c) for c in columns] for row in rows], columns=columns)
+    blank = dict.fromkeys(columns)
+    values = zip(*((blank | row).values() for row in rows), strict=True)
+    table = pd.DataFrame(dict(zip(columns, values, strict=False)), columns=columns)
     kinds = COLUMNS | dict.fromkeys(sources, "float")
     for column, kind in kinds.items():
         if kind == "float":
@@ -68,7 +74,12 @@ def frame(rows: list[Row], more: Sequence[str] = ()) -> pd.DataFrame:
 
 def loads(rows: list[Row]) -> list[Row]:
     """Rows as `dumps` wrote them, once their JSON is parsed."""
-    return [{k: _number(v) for k, v in row.items()} for row in rows]
+    return [
+        {k: float(v) if v in INFINITE else v for k, v in row.items()}
+        if any(word in row.values() for word in INFINITE)
+        else row
+        for row in rows
+    ]
 
 
 def dumps(rows: list[Row]) -> str:
@@ -82,10 +93,6 @@ def _plain(value: Any) -> Any:
     if value in (float("inf"), float("-inf")):
         return str(value)
     return value
-
-
-def _number(value: Any) -> Any:
-    return float(value) if value in ("inf", "-inf") else value
 
 
 def read_csv(path: Path) -> pd.DataFrame:

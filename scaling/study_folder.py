@@ -48,20 +48,31 @@ def read_index(path: Path) -> dict[str, Any]:
         ) from None
 
 
+class _File:
+    """A file of a `RunFolder`; its path is made when it is asked for, of thousands of runs."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: RunFolder, kind: type[RunFolder]) -> Path:
+        return folder.path / self.name
+
+
 class RunFolder:
     """The directory of one run. Holds names alone; nothing needs to be there."""
 
+    config_yaml = _File("config.yaml")
+    lock = _File("lock")
+    metrics = _File("metrics.jsonl")  # a line per window of steps, one per evaluation
+    checkpoint = _File("checkpoint.pt")
+    trunk = _File("trunk.pt")  # the branch point to return to
+    positions_json = _File(results.POSITIONS)  # at the last budget
+    rows_json = _File("rows.json")  # when finished
+    log = _File("log.txt")  # what it prints
+    error = _File("error.txt")  # why the last attempt gave up; gone when it starts again
+
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config_yaml = path / "config.yaml"
-        self.lock = path / "lock"
-        self.metrics = path / "metrics.jsonl"  # a line per window of steps, one per evaluation
-        self.checkpoint = path / "checkpoint.pt"
-        self.trunk = path / "trunk.pt"  # the branch point to return to
-        self.positions_json = path / results.POSITIONS  # at the last budget
-        self.rows_json = path / "rows.json"  # when finished
-        self.log = path / "log.txt"  # what it prints
-        self.error = path / "error.txt"  # why the last attempt gave up; gone when it starts again
 
     def study(self) -> Study:
         """That a run of STUDY/runs/ID belongs to."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,11 @@ from scaling.analysis.laws.fit import DELTA, NotIdentified, relative
 from scaling.analysis.laws.solver import best, log_law
 from scaling.analysis.questions.doubts import BY_BUDGET
 from scaling.analysis.questions.frontier import METHODS, auto_method, frontier
-from scaling.analysis.tables.ladder import Ladder, of_points
+from scaling.analysis.tables.ladder import COSTS, DESIGN, Ladder, of_points
 
 CORNERS = {"1%": DELTA, "0.1%": 1e-3, "squares": np.inf}
 ITERATIONS = 60  # of a fit; one that has not arrived by then is not identified
+APART = 100  # runs that are left out one by one, at most
 ALL_ROWS = ("envelope", "hull")
 FORMS = ("pure", "saturating")
 CHOICES = ("compute", "frontier", "corner", "points", "form")
@@ -163,18 +165,21 @@ def influence(rows: pd.DataFrame | Ladder, *, form: str = "pure") -> pd.DataFram
     """The exponent without each run in turn, and without each budget; rows as of `specifications`.
 
     Returns left_out, kind ("run" or "budget"), b, change, sorted by |change|, the largest first.
-    Only runs on the frontier move it; the others are left out of the table.
+    Only runs on the frontier move it; the others are left out of the table. Of more than APART
+    runs on it those are asked that move the mean of their design's seeds most.
     """
     whole = Ladder.of(rows)
     b_whole = _exponent(whole, form)
     if b_whole is None:
         raise NotIdentified("the law of all runs is not identified: there is nothing to compare")
     points = frontier(whole)
-    ladder = whole.where(whole.counts(budgets=True))
+    ladder = _slim(whole)
     rows = ladder.rows
     sizes = {
         run: size for size, runs in zip(points["size"], points["runs"], strict=True) for run in runs
     }
+    if len(sizes) > APART:
+        sizes = {run: sizes[run] for run in _farthest(whole, list(sizes))}
     parts = [(f"{size} ({run})", "run", rows["run_id"] != run) for run, size in sizes.items()]
     parts += [
         (f"budget {budget:.3g}", "budget", rows["budget_macs"] != budget)
@@ -187,6 +192,27 @@ def influence(rows: pd.DataFrame | Ladder, *, form: str = "pure") -> pd.DataFram
     table = pd.DataFrame(out, columns=["left_out", "kind", "b", "change"])
     order = table["change"].abs().sort_values(ascending=False, kind="stable").index
     return table.loc[order].reset_index(drop=True)
+
+
+def _slim(ladder: Ladder) -> Ladder:
+    """The rows that count and the columns that their frontier asks for, to be asked often."""
+    kept = ladder.where(ladder.counts(budgets=True))
+    rows = kept.rows
+    asked = {"run_id", "size", "seed", "val_loss", *COSTS, ladder.weights}
+    differ = [c for c in rows if c in DESIGN and rows[c].nunique(dropna=False) > 1]
+    return replace(kept, rows=rows[[c for c in rows if c in asked or c in differ]])
+
+
+def _farthest(ladder: Ladder, runs: list[str]) -> list[str]:
+    """The APART of these runs that move the mean of their design most, in their order."""
+    cells = ladder.cells(budgets=True)
+    cells = cells[cells["run_id"].isin(runs)]
+    loss = np.log(cells["val_loss"]).groupby(cells["design"])
+    seeds = loss.transform("size")
+    moves = ((np.log(cells["val_loss"]) - loss.transform("mean")) / seeds).abs()
+    moves = moves.mask(seeds == 1, np.inf).groupby(cells["run_id"]).max()
+    chosen = set(moves.sort_values(ascending=False, kind="stable").index[:APART])
+    return [run for run in runs if run in chosen]
 
 
 def _conventions(rows: pd.DataFrame) -> dict[str, pd.Series]:

@@ -75,19 +75,20 @@ def overfitting(rows: pd.DataFrame) -> list[str]:
     """Which runs' validation loss rose by OVERFIT or more while their training loss fell."""
     if not {"run_id", "size", "train_loss", "decayed"} <= set(rows.columns):
         return []
-    seen, example = set(), ""
     decayed = rows[rows["decayed"].eq(True) & rows["val_loss"].notna() & rows["train_loss"].notna()]
-    for _, run in decayed.sort_values("macs_total").groupby("run_id", sort=False):
-        best, last = run.iloc[int(run["val_loss"].argmin())], run.iloc[-1]
-        rises = last["val_loss"] > best["val_loss"] * (1 + OVERFIT)
-        if rises and last["train_loss"] < best["train_loss"]:
-            seen.add(str(last["size"]))
-            example = (
-                f"{last['size']}: {best['val_loss']:.3f} to {last['val_loss']:.3f} while the "
-                f"training loss goes from {best['train_loss']:.3f} to {last['train_loss']:.3f}"
-            )
-    if not seen:
+    points = decayed.sort_values("macs_total", kind="stable").reset_index(drop=True)
+    best = points.loc[points.groupby("run_id", sort=False)["val_loss"].idxmin()].set_index("run_id")
+    last = points.drop_duplicates("run_id", keep="last").set_index("run_id").loc[best.index]
+    rises = last["val_loss"] > best["val_loss"] * (1 + OVERFIT)
+    over = rises & (last["train_loss"] < best["train_loss"])
+    if not over.any():
         return []
+    seen = set(last["size"][over].astype(str))
+    low, end = best[over].iloc[-1], last[over].iloc[-1]
+    example = (
+        f"{end['size']}: {low['val_loss']:.3f} to {end['val_loss']:.3f} while the training loss "
+        f"goes from {low['train_loss']:.3f} to {end['train_loss']:.3f}"
+    )
     return [
         f"overfitting: with more training the validation loss of {', '.join(sorted(seen))} rises "
         f"({example}): the training data are too few, or too unlike the validation files, for "

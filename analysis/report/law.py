@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -338,7 +339,14 @@ def _influence(influence: pd.DataFrame, study_law: StudyLaw) -> str:
     moved = points[np.isfinite(points.b)]
     lost = points.left_out[~np.isfinite(points.b)]
     text = ""
-    for kind, what in (("run", "Of the runs"), ("budget", "Of the budgets")):
+    asked = int((points.kind == "run").sum())
+    told = len(set(itertools.chain(*study_law.points["runs"])))
+    runs = "Of the runs"
+    if asked == choices.APART < told:
+        runs = (
+            f"Of {told:,} runs the {asked} that move their size’s mean most were left out; of these"
+        )
+    for kind, what in (("run", runs), ("budget", "Of the budgets")):
         mine = moved[moved.kind == kind]
         if len(mine):
             first = mine.iloc[0]

@@ -55,7 +55,13 @@ def choices(
 
     Example: `scaling choices studies/quickstart`
     """
-    from scaling.analysis.questions.choices import alike_text, influence, specifications, spread
+    from scaling.analysis.questions.choices import (
+        APART,
+        alike_text,
+        influence,
+        specifications,
+        spread,
+    )
     from scaling.analysis.tables.ladder import Ladder
 
     rows = read(source, keep=() if weights is None else (weights,), **table)
@@ -66,7 +72,10 @@ def choices(
     print(f"{len(tried)} specifications; lowest, median and highest exponent by form:")
     print(spread(tried).to_string(index=False))
     if (rows["budget_macs"] > 0).any():
-        print("\nwithout each run (or budget) in turn, the most influential first:")
+        print(
+            f"\nwithout each run (of more than {APART}, those that move the mean of their seeds "
+            "most) or budget in turn, the most influential first:"
+        )
         form = "saturating" if e else "pure"
         print(influence(ladder, form=form).to_string(index=False))
 

@@ -168,8 +168,9 @@ class Slurm(Generic[T]):
         before = ""
         while self._new:
             gpus = self._new[0].gpus  # tasks of an array are alike
-            jobs = [job for job in self._new if job.gpus == gpus][: self._array]
-            self._new = [job for job in self._new if job not in jobs]
+            alike = [job for job in self._new if job.gpus == gpus]
+            jobs, more_alike = alike[: self._array], alike[self._array :]
+            self._new = [*more_alike, *(job for job in self._new if job.gpus != gpus)]
             folder = new_folder(self._folder)
             folder.mkdir(parents=True)
             files.write(folder / RUNS, json.dumps([str(job.run_dir.resolve()) for job in jobs]))

@@ -23,6 +23,7 @@ ALIVE = {
     *("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "SPECIAL_EXIT"),
     *("RESV_DEL_HOLD", "POWER_UP_NODE", "EXPEDITING", "RECONFIG_FAIL", "UPDATE_DB"),
 }
+AT_ONCE = 1000  # job ids of one question: a word of a command line is at most 128 KiB
 HELD = {"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}  # alive, until somebody acts
 
 
@@ -132,12 +133,13 @@ def history(job_ids: list[str]) -> list[Entry]:
     """What the accounting knows of jobs that slurmctld forgot; empty without accounting."""
     if not job_ids or shutil.which("sacct") is None:
         return []
-    command = ["sacct", "-X", "-n", "-P", "-o", "JobID,State,NodeList", "-j", ",".join(job_ids)]
+    command = ["sacct", "-X", "-n", "-P", "-o", "JobID,State,NodeList", "-j"]
     entries = []
-    for line in ask(command, empty_on_failure=True):
-        job_id, state, node = line.split("|")
-        if state:
-            entries.append(Entry(job_id, state.split()[0], node))  # 'CANCELLED by 1000'
+    for k in range(0, len(job_ids), AT_ONCE):
+        for line in ask([*command, ",".join(job_ids[k : k + AT_ONCE])], empty_on_failure=True):
+            job_id, state, node = [*line.split("|"), "", ""][:3]
+            if state:
+                entries.append(Entry(job_id, state.split()[0], node))  # 'CANCELLED by 1000'
     return entries
 
 
@@ -198,6 +200,6 @@ def _task(log: Path) -> int:
 def cancel(folder: Path) -> int:
     """End every live job of a jobs folder; returns how many there were. Raises UserError."""
     job_ids = sorted(entry.job_id for entry in entries(folder).values())
-    if job_ids:
-        ask(["scancel", *job_ids])
+    for k in range(0, len(job_ids), AT_ONCE):
+        ask(["scancel", *job_ids[k : k + AT_ONCE]])
     return len(job_ids)

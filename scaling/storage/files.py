@@ -78,9 +78,10 @@ def unfinished(path: Path) -> Path:
 def whole(folder: Path, pattern: str) -> list[Path]:
     """What matches in a folder, sorted, without the hidden. A killed writer leaves half a file
     (`unfinished`), which is of the same kind and none of them; other tools leave copies."""
+    above = len(folder.parts)
     return sorted(
         path for path in folder.glob(pattern)
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not any(part.startswith(".") for part in path.parts[above:])
     )  # fmt: skip
 
 

@@ -40,11 +40,17 @@ class Progress:
             from rich.status import Status
 
             with Status("starting", console=Console(stderr=True)) as status:
-                while not self._stop.wait(1.0):
-                    status.update(self.line())
+                self._tell(status.update, 1.0)
         else:
-            while not self._stop.wait(15.0):
-                self.say(self.line())
+            self._tell(self.say, 15.0)
+
+    def _tell(self, say: Callable[[str], None], every: float) -> None:
+        """A line every so many seconds, or less often where a look at all runs takes long."""
+        pause = every
+        while not self._stop.wait(pause):
+            began = time.monotonic()
+            say(self.line())
+            pause = max(every, 20 * (time.monotonic() - began))
 
     def line(self) -> str:
         """`ladder: 3/7 runs, 41% of 1.2e+13 MACs, 21.3 GMAC/s, ETA 2:10`."""

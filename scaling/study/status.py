@@ -7,13 +7,13 @@ import json
 import os
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from scaling.storage import files
-from scaling.study_folder import RunFolder, Study
+from scaling.study_folder import Plan, RunFolder, Study
 
 TAIL_BYTES = 8192
 
@@ -67,22 +67,25 @@ def run_states(study: Study, jobs: Mapping[Path, SlurmJob] | None = None) -> lis
         jobs: run directory (absolute) -> its live job, where Slurm was asked. What it says counts
             for more than a lock whose holder sits on another host and may be gone.
     """
-    return [_state(study, entry, jobs) for entry in study.plan().runs]
+    return _states(study, study.plan(), jobs)
+
+
+def _states(study: Study, plan: Plan, jobs: Mapping[Path, SlurmJob] | None) -> list[RunState]:
+    return [_state(study, entry, jobs) for entry in plan.runs]
 
 
 def _state(study: Study, entry: dict[str, Any], jobs: Mapping[Path, SlurmJob] | None) -> RunState:
     run = study.run(entry["run_id"])
-    tail = _tail(run.metrics)
-    trained = [r for r in tail if {"train_loss", "seconds"} <= r.keys()]
-    evaluated = [r for r in tail if "val_loss" in r]
-    done = trained[-1]["position"] if trained else 0
-    speed = None
-    if len(trained) > 1 and trained[-1]["seconds"] > trained[0]["seconds"]:
-        steps = trained[-1]["position"] - trained[0]["position"]
-        speed = steps / (trained[-1]["seconds"] - trained[0]["seconds"])
     state, where = _where(run, jobs)
-    if state == "finished":
-        done = entry["steps"]
+    lines = _tail(run.metrics)
+    evaluated = next((r for r in _records(reversed(lines)) if "val_loss" in r), None)
+    done, speed = entry["steps"], None
+    if state != "finished":
+        trained = [r for r in _records(lines) if {"train_loss", "seconds"} <= r.keys()]
+        done = trained[-1]["position"] if trained else 0
+        if len(trained) > 1 and trained[-1]["seconds"] > trained[0]["seconds"]:
+            steps = trained[-1]["position"] - trained[0]["position"]
+            speed = steps / (trained[-1]["seconds"] - trained[0]["seconds"])
     running = state == "running" and speed is not None and speed > 0
     return RunState(
         run_id=entry["run_id"],
@@ -95,7 +98,7 @@ def _state(study: Study, entry: dict[str, Any], jobs: Mapping[Path, SlurmJob] | 
         macs=entry["macs"],
         tokens_per_second=speed * entry["batch_tokens"] if running and speed else None,
         eta_seconds=(entry["steps"] - done) / speed if running and speed else None,
-        val_loss=evaluated[-1]["val_loss"] if evaluated else None,
+        val_loss=evaluated["val_loss"] if evaluated else None,
         where=where,
     )
 
@@ -124,7 +127,8 @@ def _where(run: RunFolder, jobs: Mapping[Path, SlurmJob] | None) -> tuple[str, s
 
 def text(study: Study, jobs: Mapping[Path, SlurmJob] | None = None) -> str:
     """A line for each run, and the study's MACs done of planned."""
-    states = run_states(study, jobs)
+    plan = study.plan()
+    states = _states(study, plan, jobs)
     if not states:
         return f"{study}: no runs planned yet (tokens are being made)"
     head = f"{'run':14}{'role':10}{'size':>12}{'log2 lr':>9}{'state':>10}{'done':>6}{'loss':>9}"
@@ -137,12 +141,13 @@ def text(study: Study, jobs: Mapping[Path, SlurmJob] | None = None) -> str:
             f"{s.run_id:14}{s.role:10}{s.size:>12}{s.log2_lr:>9.2f}{s.state:>10}"
             f"{s.steps_done / s.steps:>6.0%}{loss:>9}{speed:>11}{eta:>8}  {s.where}".rstrip()
         )
-    return "\n".join([*lines, _total(states, study.plan().later_macs)])
+    return "\n".join([*lines, _total(states, plan.later_macs)])
 
 
 def left(study: Study) -> str:
     """Of a study's plan: runs by state, the MACs that are still to be trained, and of how many."""
-    states, later = run_states(study), study.plan().later_macs
+    plan = study.plan()
+    states, later = _states(study, plan, None), plan.later_macs
     planned = sum(s.macs for s in states) + later
     undone = planned - _done(states)
     line = f"{undone:.3g} of {planned:.3g} training MACs ({undone / planned:.0%}); runs: "
@@ -179,23 +184,25 @@ def clock(seconds: float) -> str:
     return (f"{days}d " if days else "") + f"{shown}:{left % 60:02d}"
 
 
-def _tail(path: Path) -> list[dict[str, Any]]:
-    """The last records of a metrics file; a line that is being written is passed over."""
+def _tail(path: Path) -> list[bytes]:
+    """The last lines of a metrics file, of which the first may be cut."""
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, os.path.getsize(path) - TAIL_BYTES))
-            lines = file.read().splitlines()
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            return file.read().splitlines()
     except OSError:
         return []
-    records = []
+
+
+def _records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Of lines of a metrics file; one that is cut, or is being written, is passed over."""
     for line in lines:
         try:
             record = json.loads(line)
             if "position" in record.keys():  # noqa: SIM118 (only a mapping has keys)
-                records.append(record)
+                yield record
         except (ValueError, AttributeError, RecursionError):
-            continue  # the cut first line, or one that is being written
-    return records
+            continue
 
 
 def _holder(lock: Path) -> str:
