@@ -12,6 +12,7 @@ os.environ.update(search_path.variables())
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before anything can import MLflow
 
 import platform  # noqa: E402
+import re  # noqa: E402
 import signal  # noqa: E402
 import traceback  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -187,6 +188,13 @@ app.command()(tokenizing.tokens)
 app.add_typer(tokenizing.tokenizer, name="tokenizer")
 
 
+def _short(text: str, most: int = 1000) -> str:
+    """A message without what nobody reads: a cell of six thousand digits, say."""
+    return re.sub(
+        rf"\S{{{most},}}", lambda word: f"{word[0][:40]}... ({len(word[0]):,} characters)", text
+    )
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -209,7 +217,7 @@ def main() -> None:
 
             told = storage_error(error, Path(error.filename or "the study's folder"))
         if isinstance(told, UserError):
-            note(f"error: {told}")
+            note(f"error: {_short(str(told))}")
             sys.exit(2)
         traceback.print_exc()
         note(

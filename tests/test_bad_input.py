@@ -3,6 +3,7 @@
 Drawn by kind from a seed; SCALING_BAD_SEED draws others. All are small: guards have low limits.
 """
 
+import gzip
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import resource
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +23,10 @@ import torch
 from safetensors.numpy import save
 
 from scaling import cli
+from scaling.analysis.tables import files
 from scaling.config.study_file import describe, load_study
 from scaling.data.shards import TokenData
+from scaling.errors import UserError
 from scaling.plan.runs import ladder_runs
 from scaling.results import dumps
 from scaling.study import pipeline as study
@@ -223,9 +227,56 @@ def weights(draw: random.Random) -> Iterator[Bad]:
             yield bad(kind, "w.pt", content)
 
 
+# ------------------------------------------------------------------------------------------- tables
+
+
+def tables(draw: random.Random) -> Iterator[Bad]:
+    """Of each kind of file what is none, or damaged; a cell of any kind in every row."""
+    lines = [f"s{k},{10**k},{3 * 10**k},{4 - k / 10},{k}" for k in range(6, 10)]
+    text = "\n".join(["size,params,tokens,val_loss,seed", *lines]).encode()
+    packed, sheet = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        file.writestr("[Content_Types].xml", "<x")
+    with zipfile.ZipFile(sheet, "w") as file:
+        file.writestr("runs.txt", "size")
+    contents = {
+        "wide.csv": ",".join(f"c{k}" for k in range(20_000)).encode() + b"\n1",
+        "same.csv": b"c,c\n1,2\n", "nul.csv": text.replace(b"3.3", b"\0"), "zeros.csv": b"\0" * 900,
+        "digits.csv": text.replace(b",3.", b"," + b"9" * 6000), "names.csv": b"1,2,3\n4,5,6\n",
+        "long.csv": b"a," * 50_000, "empty.csv": b"", "cut.csv.gz": gzip.compress(text)[:-9],
+        "none.csv.gz": text, "none.csv.xz": b"\xfd7zXZ\0none", "deep.json": b"[" * 100_000,
+        "cells.json": b'{"columns": [[1], {}], "data": [[1, 2]]}',
+        "log.json": b'{"log_history": [1]}',
+        "digits.json": b'[{"params": ' + b"9" * 6000 + b"}]", "none.parquet": b"PAR1none",
+        "none.xlsx": sheet.getvalue(), "cut.xlsx": packed.getvalue(), "none.db": b"none",
+        "cut.db": b"SQLite format 3\0" + b"\0" * 99, "none.md": b"| a |\n|---|\n",
+        "folder.csv": None,
+    }  # fmt: skip
+    commands = [["fit"], ["isoflop"], ["audit"], ["choices"], ["transfer"], ["compare"]]
+    for name, content in contents.items():
+        command, *more = draw.choice(commands)
+        yield Bad(f"table {name}", [command, name, *more], {name: content})
+        yield Bad(f"law {name}", ["predict", name, "--at", "1e20"], {name: content})
+
+
 def all_bad(ours: Path) -> list[Bad]:
     draw = random.Random(SEED)
-    return [*yaml_texts(draw), *study_folders(draw, ours), *weights(draw)]
+    return [*yaml_texts(draw), *study_folders(draw, ours), *weights(draw), *tables(draw)]
+
+
+def test_what_has_no_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "zero.csv").symlink_to("/dev/zero")
+    for name in ("pipe.csv", "zero.csv"):
+        with pytest.raises(UserError, match="a pipe or a device"):
+            files.load(tmp_path / name)
+    monkeypatch.setattr(files, "LARGEST", 999)
+    (tmp_path / "grows.csv.gz").write_bytes(gzip.compress(b"loss,n\n" + b"1,2\n" * 300))
+    with zipfile.ZipFile(tmp_path / "grows.xlsx", "w") as file:
+        file.writestr("sheet", b"1" * 1000)
+    for name in ("grows.csv.gz", "grows.xlsx"):
+        with pytest.raises(UserError, match="more than 999 bytes"):
+            files.load(tmp_path / name)
 
 
 def run_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[Any, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from scaling.analysis.tables.ladder import COSTS, DESIGN, Ladder, of_points
 
 CORNERS = {"1%": DELTA, "0.1%": 1e-3, "squares": np.inf}
 ITERATIONS = 60  # of a fit; one that has not arrived by then is not identified
-APART = 100  # runs that are left out one by one, at most
+APART = 50  # runs that are left out one by one, at most
 ALL_ROWS = ("envelope", "hull")
 FORMS = ("pure", "saturating")
 CHOICES = ("compute", "frontier", "corner", "points", "form")
@@ -166,11 +167,11 @@ def influence(rows: pd.DataFrame | Ladder, *, form: str = "pure") -> pd.DataFram
 
     Returns left_out, kind ("run" or "budget"), b, change, sorted by |change|, the largest first.
     Only runs on the frontier move it; the others are left out of the table. Of more than APART
-    runs on it those are asked that move the mean of their design's seeds most.
+    runs on it those are asked that move most (`_farthest`).
     """
     whole = Ladder.of(rows)
-    b_whole = _exponent(whole, form)
-    if b_whole is None:
+    (b_whole,) = _exponents([whole], form)
+    if np.isnan(b_whole):
         raise NotIdentified("the law of all runs is not identified: there is nothing to compare")
     points = frontier(whole)
     ladder = _slim(whole)
@@ -185,11 +186,11 @@ def influence(rows: pd.DataFrame | Ladder, *, form: str = "pure") -> pd.DataFram
         (f"budget {budget:.3g}", "budget", rows["budget_macs"] != budget)
         for budget in points["budget_macs"]
     ]
-    out = []
-    for label, kind, keep in parts:
-        b = _exponent(ladder.where(keep), form) if keep.any() else None
-        out.append((label, kind, np.nan if b is None else b, np.nan if b is None else b - b_whole))
-    table = pd.DataFrame(out, columns=["left_out", "kind", "b", "change"])
+    found = _exponents([ladder.where(keep) for _, _, keep in parts], form)
+    table = pd.DataFrame(
+        [(label, kind, b, b - b_whole) for (label, kind, _), b in zip(parts, found, strict=True)],
+        columns=["left_out", "kind", "b", "change"],
+    )
     order = table["change"].abs().sort_values(ascending=False, kind="stable").index
     return table.loc[order].reset_index(drop=True)
 
@@ -204,12 +205,14 @@ def _slim(ladder: Ladder) -> Ladder:
 
 
 def _farthest(ladder: Ladder, runs: list[str]) -> list[str]:
-    """The APART of these runs that move the mean of their design most, in their order."""
+    """The APART of these runs, in their order, that move the mean of their design most, times how
+    far from the middle budget that is: the farther, the more it turns the law."""
     cells = ladder.cells(budgets=True)
     cells = cells[cells["run_id"].isin(runs)]
-    loss = np.log(cells["val_loss"]).groupby(cells["design"])
-    seeds = loss.transform("size")
-    moves = ((np.log(cells["val_loss"]) - loss.transform("mean")) / seeds).abs()
+    loss, x = np.log(cells["val_loss"]), np.log(cells["macs_total"])
+    seeds = loss.groupby(cells["design"]).transform("size")
+    moves = ((loss - loss.groupby(cells["design"]).transform("mean")) / seeds).abs()
+    moves *= (x - x.mean()).abs() + np.ptp(x) / 4  # those in the middle bend it
     moves = moves.mask(seeds == 1, np.inf).groupby(cells["run_id"]).max()
     chosen = set(moves.sort_values(ascending=False, kind="stable").index[:APART])
     return [run for run in runs if run in chosen]
@@ -284,10 +287,14 @@ def _fits(
     return out
 
 
-def _exponent(ladder: Ladder, form: str) -> float | None:
-    try:
-        points = frontier(ladder)
-    except NotIdentified:
-        return None
-    ((_, fitted),) = _fits([_sample(points)], DELTA, _pin(form, ladder))
-    return None if fitted is None else fitted[1]
+def _exponents(ladders: Sequence[Ladder], form: str) -> list[float]:
+    """Of each ladder's law; NaN where it is not identified."""
+    samples: dict[int, Sample] = {}
+    for i, ladder in enumerate(ladders):
+        with suppress(NotIdentified):  # no row, say
+            samples[i] = _sample(frontier(ladder))
+    fits = _fits(list(samples.values()), DELTA, _pin(form, ladders[0]))
+    out = [np.nan] * len(ladders)
+    for i, (_, fitted) in zip(samples, fits, strict=True):
+        out[i] = np.nan if fitted is None else fitted[1]
+    return out

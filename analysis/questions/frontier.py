@@ -296,8 +296,9 @@ def _frontier(ladder: Ladder, method: str) -> tuple[pd.DataFrame, BestLoss | Non
             table[WEIGHT] = found[WEIGHT].to_numpy()
         if method == "binned":
             table["edge"] = found["edge"].to_numpy()
-    ids = single.sort_values("run_id", kind="stable").groupby("design")["run_id"].agg(list)
-    runs = [tuple(itertools.chain(*(ids[design] for design in one))) for one in members]
+    by_id = single.sort_values("run_id", kind="stable")
+    ids, places = by_id["run_id"].to_numpy(object), by_id.groupby("design").indices
+    runs = [tuple(itertools.chain(*(ids[places[design]] for design in one))) for one in members]
     return table.assign(
         averaged=[len(one) for one in members],
         runs=pd.Series(runs, index=table.index, dtype=object),

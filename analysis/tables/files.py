@@ -17,6 +17,8 @@ import lzma
 import re
 import warnings
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -29,8 +31,8 @@ from scaling.analysis.tables.lines import tidy
 from scaling.analysis.tables.markup import is_markup, read_markup
 from scaling.errors import UserError
 
-HEAD = 1 << 16  # bytes looked at to find the delimiter
-LARGEST = 1 << 30  # bytes of a file that is read whole: JSON, Markdown
+HEAD = 1 << 16  # bytes looked at to find the delimiter; the line of names is no longer
+LARGEST = 1 << 30  # bytes of a file that is read whole (JSON, Markdown), or unpacked
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 DELIMITERS = ",\t;|"
 INSTEAD = {
@@ -99,6 +101,8 @@ def _file(path: Path, part: str) -> tuple[pd.DataFrame, list[str]]:
     try:
         if path.is_dir():
             return _folder(path)
+        if path.exists() and not path.is_file():  # a pipe or a device may have no end
+            raise UserError("no file but a pipe or a device: save the table as a file")
         if kind in (".parquet", ".pq"):
             return _parquet(path), []
         if kind in (".xlsx", ".xls", ".ods"):
@@ -129,7 +133,9 @@ def _file(path: Path, part: str) -> tuple[pd.DataFrame, list[str]]:
         return _delimited(path, packed, encoding, text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (ValueError, OSError, EOFError, csv.Error, lzma.LZMAError) as error:
+    except RecursionError:
+        raise UserError(f"{path}: not a table of runs (it is nested without end)") from None
+    except (ValueError, OSError, EOFError, csv.Error, lzma.LZMAError, zlib.error) as error:
         said = " ".join(str(error).split())
         raise UserError(f"{path}: not a table of runs ({said})") from None
 
@@ -166,11 +172,16 @@ def _encoding(head: bytes) -> str:
 
 
 def _whole(path: Path, packed: str, encoding: str) -> str:
-    with OPENERS.get(packed, open)(path, "rb") as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise UserError("more than 1 GiB: save it as Parquet or CSV")
+    data = _unpacked(path, packed)
     return cast(str, data.decode(encoding, errors="replace")).removeprefix("\ufeff")
+
+
+def _unpacked(path: Path, packed: str) -> bytes:
+    with OPENERS.get(packed, open)(path, "rb") as file:
+        data: bytes = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise UserError(f"more than {LARGEST:,} bytes: save it as Parquet or CSV")
+    return data
 
 
 # --- delimited ----------------------------------------------------------------------------------
@@ -179,6 +190,8 @@ def _whole(path: Path, packed: str, encoding: str) -> str:
 def _delimited(path: Path, packed: str, encoding: str, text: str) -> tuple[pd.DataFrame, list[str]]:
     lines = text.splitlines()
     if len(text.encode("utf-8", "replace")) >= HEAD - 16:
+        if len(lines) == 1:
+            raise UserError(f"its first line has more than {HEAD:,} bytes: no names of columns")
         lines = lines[:-1]  # the last one may be cut
     comments = [line for line in lines if line.startswith("#")]
     body = [line for line in lines if line.strip() and not line.startswith("#")]
@@ -202,7 +215,7 @@ def _delimited(path: Path, packed: str, encoding: str, text: str) -> tuple[pd.Da
         )
     named = joined or [h.strip() for h in header if h.strip()]
     if len(set(named)) < len(named):
-        twice = next(h for h in named if named.count(h) > 1)
+        twice = Counter(named).most_common(1)[0][0]
         raise UserError(f"two columns are called {twice!r}: rename one")
     options: dict[str, Any] = {"sep": delimiter, "encoding": encoding, "low_memory": False}
     if joined is not None:
@@ -214,7 +227,7 @@ def _delimited(path: Path, packed: str, encoding: str, text: str) -> tuple[pd.Da
         options["skipinitialspace"] = True
     if _longer(body, delimiter, len(header)):
         options["index_col"] = False
-    source: Any = path
+    source: Any = io.BytesIO(_unpacked(path, packed)) if packed else path
     if comments or titles:  # lines, not cells: a colour such as #faebdd stays
         kept = [x for x in _whole(path, packed, encoding).splitlines() if not x.startswith("#")]
         kept = kept[kept.index(body[0]) :] if titles else kept
@@ -318,8 +331,12 @@ def _parquet(path: Path) -> pd.DataFrame:
         raise UserError("Parquet needs pyarrow: pip install pyarrow, or save it as CSV")
     try:
         return pd.read_parquet(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(str(error)) from None
+    except Exception as error:  # of whatever a damaged file makes of its reader
+        raise _damaged(error) from None
+
+
+def _damaged(error: Exception) -> UserError:
+    return UserError(f"damaged: its reader says {type(error).__name__}: {str(error)[:200]}")
 
 
 def _excel(path: Path, part: str) -> pd.DataFrame:
@@ -330,7 +347,7 @@ def _excel(path: Path, part: str) -> pd.DataFrame:
         raise UserError("a spreadsheet needs openpyxl: pip install openpyxl, or save it as CSV")
     if not zipfile.is_zipfile(path):
         raise UserError("no .xlsx inside, whatever its name says: save it as CSV")
-    sheets = pd.read_excel(path, sheet_name=None)
+    sheets = _sheets(path, header=0)
     full = {name: sheet for name, sheet in sheets.items() if not sheet.empty}
     if part and part not in full:
         raise UserError(f"no sheet {part!r} with rows; it has {listed(full)}")
@@ -343,12 +360,24 @@ def _excel(path: Path, part: str) -> pd.DataFrame:
     if len(unnamed) < len(full[name].columns) / 2:
         return full[name]
     # A title above the names of the columns.
-    cells = pd.read_excel(path, sheet_name=name, header=None).dropna(axis="columns", how="all")
+    cells = _sheets(path, header=None)[name].dropna(axis="columns", how="all")
     rows = cells.index[cells.notna().all(axis="columns")]
     if not len(rows) or not all(isinstance(cell, str) for cell in cells.loc[rows[0]]):
         raise UserError(f"sheet {name!r}: no row that names all columns; save the table as CSV")
     body = cells.loc[rows[0] + 1 :].dropna(how="all").set_axis(list(cells.loc[rows[0]]), axis=1)
     return body.reset_index(drop=True).infer_objects()
+
+
+def _sheets(path: Path, header: int | None) -> dict[str, pd.DataFrame]:
+    try:
+        with zipfile.ZipFile(path) as packed:
+            if sum(part.file_size for part in packed.infolist()) > LARGEST:
+                raise UserError(f"more than {LARGEST:,} bytes when unpacked: save it as CSV")
+        return pd.read_excel(path, sheet_name=None, header=header)
+    except UserError:
+        raise
+    except Exception as error:  # of whatever a damaged file makes of its reader
+        raise _damaged(error) from None
 
 
 def _json(text: str) -> pd.DataFrame:
@@ -364,13 +393,16 @@ def _json(text: str) -> pd.DataFrame:
             held = [json.loads(line) for line in lines]
         except json.JSONDecodeError as of_line:
             raise UserError(f"neither JSON nor JSON lines: {of_line}") from None
-    return _frame(held)
+    try:
+        return _frame(held)
+    except (TypeError, AttributeError, NotImplementedError) as error:  # pandas', of odd values
+        raise UserError(f"JSON that is no list of runs ({error})") from None
 
 
 def _frame(held: Any) -> pd.DataFrame:
     if isinstance(held, dict):
         if isinstance(held.get("columns"), list) and isinstance(held.get("data"), list):
-            return pd.DataFrame(held["data"], columns=held["columns"])
+            return pd.DataFrame(held["data"], columns=list(map(str, held["columns"])))
         if isinstance(held.get("log_history"), list):  # Hugging Face's trainer_state.json
             rows = pd.json_normalize(held["log_history"])
             rows.attrs["log"] = "trainer_state"

@@ -66,7 +66,7 @@ def logs(
     from scaling.jobs.squeue import job_logs
     from scaling.study_folder import RunFolder
 
-    there = RunFolder(run.resolve())
+    there = RunFolder(Path(os.path.realpath(run)))
     if there.log.exists():
         print(tail(there.log, lines))
         return

@@ -183,7 +183,7 @@ def job_logs(folder: Path, run_dir: Path) -> list[Path]:
     for listing in folder.glob(f"*/{RUNS}"):
         try:
             held = json.loads(listing.read_text())  # where they were when they were submitted
-            index = [Path(there).name for there in held].index(run_dir.resolve().name)
+            index = [Path(there).name for there in held].index(Path(os.path.realpath(run_dir)).name)
         except (OSError, ValueError):
             continue
         logs = [p for p in listing.parent.glob("*_log.err") if _task(p) == index]

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from scaling.analysis.laws.fit import NotIdentified
+from scaling.analysis.questions import choices
 from scaling.analysis.questions.choices import (
     CHOICES,
     CORNERS,
@@ -14,7 +15,7 @@ from scaling.analysis.questions.choices import (
     spread,
 )
 from scaling.analysis.questions.frontier import METHODS, fit_frontier, frontier
-from scaling.analysis.questions.simulate import PURE, study
+from scaling.analysis.questions.simulate import PURE, TRUTH, study
 from scaling.analysis.tables import read
 
 
@@ -124,6 +125,19 @@ def test_the_run_that_spoils_the_law_is_on_top(rows: pd.DataFrame) -> None:
     again = fit_frontier(spoilt[spoilt["run_id"] != victim], resamples=100).pure.b
     mine = found[found["left_out"].str.contains(victim)]
     assert mine["b"].tolist() == pytest.approx([again], rel=1e-7)
+
+
+def test_of_many_seeds_those_that_move_most_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = [study(TRUTH, seed=k).assign(seed=k) for k in range(6)]
+    many = pd.concat(seeds, ignore_index=True)
+    many["run_id"] = many["seed"].astype(str) + "-" + many["run_id"]
+    every = influence(many)
+    monkeypatch.setattr(choices, "APART", 6)
+    few = influence(many)
+    runs = every[every["kind"] == "run"].reset_index(drop=True)
+    asked = few[few["kind"] == "run"].reset_index(drop=True)
+    assert len(runs) > 20 and len(asked) == 6 and few["kind"].eq("budget").sum() == 5
+    pd.testing.assert_frame_equal(asked[:1], runs[:1])
 
 
 def test_influence_of_what_is_no_law_is_refused() -> None:
