@@ -60,14 +60,23 @@ def frame(rows: list[Row], more: Sequence[str] = ()) -> pd.DataFrame:
     table = pd.DataFrame(dict(zip(columns, values, strict=False)), columns=columns)
     kinds = COLUMNS | dict.fromkeys(sources, "float")
     for column, kind in kinds.items():
-        if kind == "float":
-            table[column] = pd.to_numeric(table[column]).astype("float64")
-        elif kind == "int":
-            table[column] = table[column].astype("int64")
-        elif kind == "bool":
-            table[column] = table[column].astype("bool")
-        else:
-            table[column] = table[column].astype("str")
+        try:
+            if kind == "float":
+                table[column] = pd.to_numeric(table[column]).astype("float64")
+            elif kind == "int":
+                table[column] = table[column].astype("int64")
+            elif kind == "bool":
+                table[column] = table[column].astype("bool")
+            else:
+                table[column] = table[column].astype("str")
+        except (ValueError, TypeError, OverflowError) as error:
+            number = (int, float, type(None))
+            fits: Any = {"int": int, "float": number, "bool": bool, "str": str}[kind]
+            runs = [row.get("run_id") for row in rows if not isinstance(row.get(column), fits)]
+            raise UserError(
+                f"row of run {next(iter(runs), '?')}: column {column} holds no {kind} ({error}): "
+                f"damaged. Remove the file of its rows and run the study again, which makes it anew"
+            ) from None
     order = ["role", "d", "layers", "size", "lr", "seed", "run_id", "steps", "decayed"]
     return table.sort_values(order, kind="stable").reset_index(drop=True)
 

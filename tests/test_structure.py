@@ -175,8 +175,8 @@ def test_a_name_of_the_studys_folder_is_written_once() -> None:
     """In scaling/study_folder.py, or where that takes it from, below it."""
     there = Path("there")
     folders: list[Any] = [kind(there) for kind in (Study, RunFolder, TokenFolder, ProbeFolder)]
-    paths = [p for f in folders for p in vars(f).values() if isinstance(p, Path)]
-    names = {p.name for p in paths if p.parent == there}
+    held = [getattr(f, name) for f in folders for name in dir(f) if not name.startswith("_")]
+    names = {p.name for p in held if isinstance(p, Path) and p.parent == there}
     assert {"study.yaml", "rows.json", "index.json", "runs", "law.json"} < names
     twice = []
     for path in MODULES:

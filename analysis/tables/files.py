@@ -188,11 +188,7 @@ def _unpacked(path: Path, packed: str) -> bytes:
 
 
 def _delimited(path: Path, packed: str, encoding: str, text: str) -> tuple[pd.DataFrame, list[str]]:
-    lines = text.splitlines()
-    if len(text.encode("utf-8", "replace")) >= HEAD - 16:
-        if len(lines) == 1:
-            raise UserError(f"its first line has more than {HEAD:,} bytes: no names of columns")
-        lines = lines[:-1]  # the last one may be cut
+    lines = _first_lines(text)
     comments = [line for line in lines if line.startswith("#")]
     body = [line for line in lines if line.strip() and not line.startswith("#")]
     if not body:
@@ -248,6 +244,16 @@ def _delimited(path: Path, packed: str, encoding: str, text: str) -> tuple[pd.Da
         notes.append(f"cells parted by {shown}" + ("" if options["decimal"] == "." else
                                                    ", decimal commas"))  # fmt: skip
     return table, notes
+
+
+def _first_lines(text: str) -> list[str]:
+    """The whole lines of the first HEAD bytes of a file."""
+    lines = text.splitlines()
+    if len(text.encode("utf-8", "replace")) < HEAD - 16:
+        return lines
+    if len(lines) == 1:
+        raise UserError(f"its first line has more than {HEAD:,} bytes: no names of columns")
+    return lines[:-1]  # the last one may be cut
 
 
 def _titles(lines: list[str]) -> list[str]:
@@ -395,7 +401,7 @@ def _json(text: str) -> pd.DataFrame:
             raise UserError(f"neither JSON nor JSON lines: {of_line}") from None
     try:
         return _frame(held)
-    except (TypeError, AttributeError, NotImplementedError) as error:  # pandas', of odd values
+    except (TypeError, AttributeError, RuntimeError) as error:  # pandas', of odd values
         raise UserError(f"JSON that is no list of runs ({error})") from None
 
 
