@@ -52,11 +52,14 @@ def page_text(begin: str, shown: Sources, found: Findings) -> str:
     """
     rows = shown.rows
     unit = loss_unit(rows.tokenizer)
-    sections = [("rate", "The learning rate", _rate_section(rows, found.rates))]
+    compared, *probed = probe_sections(shown, found.quality)  # of variants: the study's subject
+    rate = ("rate", "The learning rate", _rate_section(rows, found.rates))
+    sections = [compared]
     if found.sizes is not None and found.audit is not None:
         sections += [
             ("compute", "Loss against compute", _compute_section(rows, found.law)),
             ("isoflop", "The best size of a budget", isoflop_section(found.sizes, unit)),
+            rate,
             ("trust", "How good the law is", trust_section(found.law, found.forecast, unit)),
             (
                 "choices",
@@ -65,9 +68,11 @@ def page_text(begin: str, shown: Sources, found: Findings) -> str:
             ),
             ("audit", "What a referee would ask", audit_table(found.audit)),
         ]
+    else:
+        sections.append(rate)
     sections += [
         ("position", "Loss along the sequence", position_section(shown.positions)),
-        *probe_sections(shown, found.quality),
+        *probed,
         ("runs", "All runs", runs_section(rows)),
         ("data", "The data", data_section(shown.tokens)),
         ("config", "The configuration", config_section(shown.config_text)),
@@ -107,9 +112,11 @@ def _header(rows: pd.DataFrame, found: Findings) -> str:
             "; fitted to the smaller budgets alone, it predicts the largest with an error of "
             f"{abs(law.holdout_error):.2%}"
         )
+    decades = f"{law.decades:.2g}"
     lead = (
         f'<p class="lead">Ten times the compute lowers {of} by {1 - 10**law.b:.1%}. The law rests '
-        f"on {len(law.compute)} points over {law.decades:.2g} decades of compute{judged}.</p>"
+        f"on {len(law.compute)} points over {decades} decade{'' if decades == '1' else 's'} of "
+        f"compute{judged}.</p>"
     )
     warnings = "".join(f"<li>{escape(readable(text))}</li>" for text in study_law.warnings)
     if warnings:
