@@ -57,7 +57,7 @@ def make(folder: Path, runs: int) -> tuple[int, Path]:
     import torch
 
     from scaling.config.schedule import evaluation_steps
-    from scaling.config.study_file import load_study
+    from scaling.config.study_file import describe, load_study
     from scaling.data.shards import TokenData
     from scaling.plan.runs import ladder_runs, step_macs
     from scaling.results import dumps
@@ -103,7 +103,7 @@ def make(folder: Path, runs: int) -> tuple[int, Path]:
             lines.append(at | {"val_loss": loss, "decayed": end})
         there.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
         there.rows_json.write_text(dumps(rows))
-    study.yaml.write_text(pipeline.describe(config))
+    study.yaml.write_text(describe(config))
     pipeline.record(study, planned)
     return runs, study.folder
 

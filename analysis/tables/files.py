@@ -21,7 +21,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
@@ -172,8 +172,7 @@ def _encoding(head: bytes) -> str:
 
 
 def _whole(path: Path, packed: str, encoding: str) -> str:
-    data = _unpacked(path, packed)
-    return cast(str, data.decode(encoding, errors="replace")).removeprefix("\ufeff")
+    return _unpacked(path, packed).decode(encoding, errors="replace").removeprefix("\ufeff")
 
 
 def _unpacked(path: Path, packed: str) -> bytes:
