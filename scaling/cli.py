@@ -126,7 +126,7 @@ def train(
     path = RunFolder(run).config_yaml if run.is_dir() else run
     there = RunFolder(path.parent)
     if not there.lock.exists():  # nobody trained here
-        written = (there.metrics, there.checkpoint, there.trunk, there.positions_json)
+        written = (there.metrics, there.checkpoint, there.points_json, there.rows_json)
         outputs.claim("scaling train", *written)
     STOP.install(signal.SIGINT)
     try:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from scaling import results
 from scaling.config.run import SCHEMA, RunConfig
-from scaling.config.schedule import segments
+from scaling.config.schedule import length, segments
 from scaling.config.schema import StudyConfig
 from scaling.config.study_file import load_study
 from scaling.errors import UserError, note
@@ -65,9 +65,9 @@ class RunFolder:
     lock = _File("lock")
     metrics = _File("metrics.jsonl")  # a line per window of steps, one per evaluation
     checkpoint = _File("checkpoint.pt")
-    trunk = _File("trunk.pt")  # the branch point to return to
-    positions_json = _File(results.POSITIONS)  # at the last budget
-    rows_json = _File("rows.json")  # when finished
+    points_json = _File("points.json")  # every evaluation, whatever is asked for now
+    rows_json = _File("rows.json")  # of the budgets that are asked for and are there
+    goes_on = _File("goes_on")  # an empty file: more is asked for than the rows have
     log = _File("log.txt")  # what it prints
     error = _File("error.txt")  # why the last attempt gave up; gone when it starts again
 
@@ -78,16 +78,37 @@ class RunFolder:
         """That a run of STUDY/runs/ID belongs to."""
         return Study(self.path.parents[1])
 
-    def weights(self, budget: int) -> Path:
-        """The weights after a budget that is not the last, whose are the checkpoint's."""
-        return self.path / f"weights-{budget}.pt"
+    def weights(self, steps: int) -> Path:
+        """The weights after a budget of so many steps; a sharded run has its checkpoint alone."""
+        return self.path / f"weights-{steps}.pt"
+
+    def trunk(self, step: int) -> Path:
+        """The state of the trunk at a step from which a cooldown branched."""
+        return self.path / f"trunk-{step}.pt"
+
+    def trunks(self) -> list[int]:
+        """The steps whose state of the trunk is kept, increasing."""
+        numbers = [path.stem.partition("-")[2] for path in files.whole(self.path, "trunk-*.pt")]
+        return sorted(int(number) for number in numbers if number.isdecimal())
+
+    def positions_json(self, steps: int) -> Path:
+        """The loss by token position after a budget of so many steps."""
+        name = Path(results.POSITIONS)
+        return self.path / f"{name.stem}-{steps}{name.suffix}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether all that is asked of the run is there."""
+        return self.rows_json.is_file() and not self.goes_on.exists()
 
     def log_of(self, rank: int) -> Path:
         """What a rank prints, of a run on several."""
         return self.path / f"log.{rank}.txt" if rank else self.log
 
     def read(self) -> list[Row] | None:
-        """The rows of a finished run; None while it is unfinished. Raises UserError: damaged."""
+        """The rows of the budgets that are asked for, or of those of them that are there while the
+        run goes on to more; None before the first end. Raises UserError: damaged.
+        """
         try:
             rows = files.read_json(self.rows_json, list)
             if not rows or not all(isinstance(row, dict) for row in rows):
@@ -96,8 +117,8 @@ class RunFolder:
             return None
         except (ValueError, OSError) as error:
             raise UserError(
-                f"{self.rows_json}: damaged ({error}). Remove it and run the study again: the "
-                f"run's rows are rebuilt from its metrics and checkpoint"
+                f"{self.rows_json}: damaged ({error}). Remove it and run the study again, which "
+                f"makes it from what the run has kept"
             ) from None
         return results.loads(rows)
 
@@ -313,7 +334,7 @@ class Study:
                 "role": r.role,
                 "size": r.model.name,
                 "log2_lr": math.log2(r.lr),
-                "steps": sum(s.end - s.start for s in segments(r)),
+                "steps": length(segments(r)),
                 "macs": m,
                 "batch_tokens": r.batch * r.model.context,
             }
@@ -330,7 +351,7 @@ class Study:
         return RunFolder(self.runs_dir / run_id)
 
     def runs(self) -> list[RunFolder]:
-        """The finished runs that belong to the study as it is configured now, by run id.
+        """The runs with rows that belong to the study as it is configured now, by run id.
 
         A run of an earlier configuration stays on disk, for the day the configuration goes back,
         and is in no table meanwhile. A folder without plan.json counts whole.
@@ -348,7 +369,7 @@ class Study:
     def complete(self) -> bool:
         """Whether every run planned so far is finished: then another look needs no cluster."""
         planned = self.plan().runs
-        return bool(planned) and all(self.run(r["run_id"]).rows_json.is_file() for r in planned)
+        return bool(planned) and all(self.run(r["run_id"]).finished for r in planned)
 
     def rows(self) -> pd.DataFrame:
         """The rows of the finished runs (`results.COLUMNS`). Raises UserError: there are none."""

@@ -17,6 +17,7 @@ from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
 from scaling.plan import runs as plan
 from scaling.results import POSITIONS
+from scaling.study_folder import RunFolder
 from scaling.tracking.load import load
 from scaling.training.train import train
 from tests.report.conftest import simulated_rows
@@ -97,7 +98,7 @@ def test_tokens_of_a_study_by_tokenizer(tmp_path: Path) -> None:
         made = prepare(config.data, config.tokenizer, tmp_path / "data", seed=0)
     ((run,), _) = plan.ladder_runs(config, 2.0**-6, TokenData.open(made).key, made)
     train(run, tmp_path / "run", log=lambda _: None)
-    (tmp_path / "run" / POSITIONS).rename(tmp_path / POSITIONS)
+    RunFolder(tmp_path / "run").positions_json(run.budgets_steps[-1]).rename(tmp_path / POSITIONS)
     notebook = nbformat.read(ROOT / "notebooks" / "03_tokenizers.ipynb", as_version=4)
     client = NotebookClient(notebook, **PATIENT, resources={"metadata": {"path": tmp_path}})
     client.execute(env=plain(STUDY=str(tmp_path), PYTHONPATH=str(ROOT)))

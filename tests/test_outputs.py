@@ -64,7 +64,7 @@ REPLACED = {  # command: how it is called, and all that it would write
     "finetune": ("finetune own --data labels", ["own/finetune.csv"]),
     "train": (
         "train run",
-        [f"run/{n}" for n in ("metrics.jsonl", "checkpoint.pt", "loss_by_position.json")],
+        [f"run/{n}" for n in ("metrics.jsonl", "checkpoint.pt", "points.json")],
     ),
 }
 # Write nothing, or only what is named by a hash of its content (encode) or MLflow's (sync).

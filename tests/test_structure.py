@@ -221,7 +221,7 @@ def test_the_top_level_is_known() -> None:
 
 
 def test_no_function_is_longer_than_a_reader_can_hold() -> None:
-    """60 lines beside its docstring; the training loop stays in one piece."""
+    """60 lines beside its docstring."""
     longer = set()
     for path in [*MODULES, *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -229,7 +229,7 @@ def test_no_function_is_longer_than_a_reader_can_hold() -> None:
                 told = len((ast.get_docstring(node, clean=False) or "").splitlines())
                 if (node.end_lineno or 0) - node.lineno - told >= 60:
                     longer.add(f"{path.relative_to(ROOT)}: {node.name}")
-    assert longer == {"scaling/training/train.py: _train"}
+    assert not longer
 
 
 def test_nothing_unfinished() -> None:

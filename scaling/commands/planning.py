@@ -54,6 +54,7 @@ def plan(
     from scaling.plan import token_cost
     from scaling.plan.cost import disk_bytes, free_bytes, over_budget, study_cost
     from scaling.storage import outputs
+    from scaling.study.growth import left_of
     from scaling.study.status import left
     from scaling.study_folder import choose
 
@@ -72,13 +73,15 @@ def plan(
     if page is not None:
         text = outputs.signed("scaling plan", token_cost.page(config, page, told))
         outputs.write("scaling plan", page, text)
+    if chosen.ladder and chosen.train.schedule == "cosine":
+        print(
+            "cosine: a budget that is added later is trained from its first step, for its length "
+            "is part of the schedule; wsd goes on from where it is"
+        )
     disk, free = disk_bytes(chosen, costs), free_bytes(study.folder)
     print(f"disk: {_bytes(disk)}; free: {_bytes(free)}")
     if study.plan_json.exists():
-        if study.says(chosen):
-            print(f"left: {left(study)}")
-        else:
-            print(f"left: not known, for {study} was begun with other values than these")
+        print(f"left: {left(study) if study.says(chosen) else left_of(chosen, study)}")
     over = over_budget(launch, costs)
     for line in over:
         print(f"over budget: {line}; `scaling study` starts it only with --yes")

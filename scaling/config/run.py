@@ -19,7 +19,11 @@ SCHEMA = 1  # version of the run directory and of the rows; part of every run's 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """One training run. `run_id` hashes every field that determines its numbers."""
+    """One training run. `run_id` hashes every field that determines its numbers.
+
+    A ladder's run with `wsd` grows: it is the same run whatever budgets are asked of it, for no
+    number of its trunk, and none of another budget, depends on them (`config.schedule`).
+    """
 
     model: ModelConfig
     data_key: str
@@ -49,11 +53,29 @@ class RunConfig:
     NOT_IDENTITY = (
         "study", "data_dir", "checkpoint_seconds", "micro_batch", "recompute", "compile", "parallel"
     )  # fmt: skip
+    BUDGETS = ("budgets_steps", "budgets_macs")
+
+    @property
+    def grows(self) -> bool:
+        """Whether budgets may be added to the run, or taken away, without training it again."""
+        return self.schedule == "wsd" and self.role == "ladder"
 
     @property
     def run_id(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON of the identity fields."""
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in self.NOT_IDENTITY}
+        return self._hash(self.BUDGETS if self.grows else ())
+
+    @property
+    def fixed_id(self) -> str:
+        """The name that versions had for the run whose runs did not grow."""
+        return self._hash(())
+
+    def _hash(self, left_out: tuple[str, ...]) -> str:
+        fields = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in (*self.NOT_IDENTITY, *left_out)
+        }
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_yaml(self) -> str:

@@ -2,13 +2,16 @@
 
 `wsd`: warm-up, constant, and for every budget of S steps a cooldown branch over the
 last `cooldown` x S steps (1 - sqrt, Hägele et al. 2405.18392), after which the trunk goes on from
-the branch point: one run gives one decayed point per budget. `cosine` (the paper's): one run per
-budget, decayed to a tenth. The rate is always a multiple of each group's own, as muP requires.
+the branch point: one run gives one decayed point per budget. Nothing on the trunk depends on the
+budgets, so one that is added later costs what lies between it and the nearest state that was kept.
+`cosine` (the paper's): one run per budget, decayed to a tenth; its length is part of its schedule.
+The rate is always a multiple of each group's own, as muP requires.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,25 +33,48 @@ class Segment:
     cooldown: bool = False
 
 
-def segments(run: RunConfig) -> list[Segment]:
-    """The order in which a run does its steps. Raises UserError for an impossible schedule."""
+def branch(run: RunConfig, steps: int) -> int:
+    """The trunk's step at which the cooldown of a budget of so many steps begins."""
+    return steps - max(1, round(run.cooldown * steps))
+
+
+def segments(run: RunConfig, ended: Iterable[int] = (), kept: Iterable[int] = ()) -> list[Segment]:
+    """The order in which a run does its steps. Raises UserError for an impossible schedule.
+
+    Args:
+        run: with the budgets that are asked for.
+        ended: steps of the budgets that are done.
+        kept: steps of the trunk whose state is at hand; each stretch begins at the nearest below.
+    """
+    done, held = set(ended), {0, *kept}
     if run.schedule == "cosine":
         if len(run.budgets_steps) != 1:
             raise UserError("a cosine run serves one budget: its length is part of the schedule")
-        return [Segment(0, run.budgets_steps[0], budget=0)]
+        (steps,) = run.budgets_steps
+        return [] if steps in done else [Segment(max(held), steps, budget=0)]
     plan: list[Segment] = []
-    at = 0
     for i, steps in enumerate(run.budgets_steps):
-        branch = steps - max(1, round(run.cooldown * steps))
-        if branch < max(at, run.warmup_steps):
+        at = branch(run, steps)
+        if at < run.warmup_steps:
             raise UserError(
-                f"budget of {steps} steps: its cooldown would begin at step {branch}, before the "
-                f"warm-up of {run.warmup_steps} steps or the last branch point {at} is over; use a "
-                f"larger budget, a shorter warm-up or budgets further apart"
+                f"budget of {steps} steps: its cooldown would begin at step {at}, before the "
+                f"warm-up of {run.warmup_steps} steps is over; use a larger budget or a shorter "
+                f"warm-up"
             )
-        plan += [Segment(at, branch), Segment(branch, steps, budget=i, cooldown=True)]
-        at = branch
+        if steps in done:
+            continue
+        start = max(step for step in held if step <= at)
+        if start < at:
+            plan.append(Segment(start, at))
+        plan.append(Segment(at, steps, budget=i, cooldown=True))
+        done.add(steps)  # two budgets may round to the same steps
+        held.add(at)
     return plan
+
+
+def length(plan: Iterable[Segment]) -> int:
+    """Steps of a plan, cooldowns included."""
+    return sum(s.end - s.start for s in plan)
 
 
 def rate(run: RunConfig, segment: Segment, step: int) -> float:
@@ -65,17 +91,17 @@ def rate(run: RunConfig, segment: Segment, step: int) -> float:
 
 
 def evaluation_steps(run: RunConfig) -> set[int]:
-    """Log-spaced trunk steps at which the validation loss is taken mid-schedule."""
-    last = segments(run)[-1].start if run.schedule == "wsd" else run.budgets_steps[0] - 1
+    """Log-spaced trunk steps at which the validation loss is taken mid-schedule: `evals` of them,
+    or, on a trunk that may grow, `evals` for a factor of ten, whatever its budgets."""
+    last = branch(run, run.budgets_steps[-1])
+    if run.schedule == "cosine":
+        last = run.budgets_steps[0] - 1
     first = max(2 * run.warmup_steps, WINDOW_STEPS)
     if run.evals == 0 or last <= first:
         return set()
-    points = np.geomspace(first, last, run.evals)
-    return {int(round(p / WINDOW_STEPS) * WINDOW_STEPS) for p in points} - {0}
-
-
-def position(plan: list[Segment], segment: int, step: int) -> int:
-    """Steps done along the plan, branches included."""
-    if segment >= len(plan):
-        return sum(s.end - s.start for s in plan)
-    return sum(s.end - s.start for s in plan[:segment]) + step - plan[segment].start
+    points = list(np.geomspace(first, last, run.evals))
+    if run.grows:
+        count = math.floor(run.evals * math.log10(last / first)) + 2
+        points = [first * 10 ** (k / run.evals) for k in range(count)]
+    steps = {int(round(p / WINDOW_STEPS) * WINDOW_STEPS) for p in points} - {0}
+    return {step for step in steps if step <= last} if run.grows else steps

@@ -145,7 +145,8 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     grad_clip: PositiveFloat = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, else fp32
-    evals: Annotated[int, Field(ge=0, le=10_000)] = 8  # mid-schedule evaluations, log-spaced
+    # Mid-schedule evaluations, log-spaced: in a factor of ten of steps (wsd), in all (cosine).
+    evals: Annotated[int, Field(ge=0, le=10_000)] = 8
     checkpoint_seconds: PositiveFloat = 30.0
 
     @model_validator(mode="after")

@@ -96,7 +96,7 @@ class Launcher(Generic[T]):
         attempts: dict[Job[T], int] = {}
         while True:
             while len(attempts) < self.parallel and (job := next(waiting, None)) is not None:
-                if RunFolder(job.run_dir).rows_json.is_file():
+                if RunFolder(job.run_dir).finished:
                     yield Finished(job, None)
                     continue
                 attempts[job] = 1
@@ -122,7 +122,7 @@ class Launcher(Generic[T]):
     def _hand_over(self, jobs: Iterable[Job[T]]) -> Iterator[Finished[T]]:
         left = []
         for job in jobs:
-            if RunFolder(job.run_dir).rows_json.is_file():
+            if RunFolder(job.run_dir).finished:
                 yield Finished(job, None)
             else:
                 RunFolder(job.run_dir).error.unlink(missing_ok=True)

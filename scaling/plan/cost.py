@@ -22,6 +22,7 @@ from scaling.plan.runs import (
     step_macs,
     sweep_run,
     sweeps,
+    united,
 )
 
 USABLE = 0.9  # of a GPU's memory: the allocator's fragments and the libraries take the rest
@@ -135,14 +136,14 @@ def study_cost(
             for p in range(sweep.log2_min, sweep.log2_max + 1)
         ]
     left: list[Left] = []
-    ladder: dict[str, RunConfig] = {}
+    ladder: list[RunConfig] = []
     for one in variant_studies(config).values():
         rate = one.ladder.log2_lr if one.ladder else None
         of_one, left_of_one = ladder_runs(one, 2.0 ** (rate or 0), data_of(one), Path())
-        ladder |= {run.run_id: run for run in of_one}  # variants may share runs
+        ladder += of_one
         left += left_of_one
     groups: dict[tuple[str, ModelConfig], list[RunConfig]] = {}
-    for run in [*runs, *ladder.values()]:
+    for run in [*runs, *united(ladder).values()]:  # variants may share runs
         groups.setdefault((run.role, run.model), []).append(run)
     costs = []
     for (role, model), members in groups.items():
@@ -217,16 +218,18 @@ def over_budget(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
 
 
 def disk_bytes(config: StudyConfig, costs: list[Cost]) -> int:
-    """Shards (2 bytes a token, 3 a stored pixel), the checkpoints that stay (weights and two
-    moments, fp32) and the weights of the budgets before the last."""
+    """Shards (2 bytes a token, 3 a stored pixel), the weights of every budget, fp32, and the states
+    (two moments as well) from which a trunk goes on to others."""
     total = 0
     for one in {data_of(one): one for one in variant_studies(config).values()}.values():
         data = one.data
         sequences = (data.train_sequences + data.val_sequences) * len(data.sources)
         a_sequence = 2 * (context(one) + 1) + 3 * data.frames * data.size**2 * data.pixels
         total += a_sequence * sequences
-    earlier = {"ladder": len(config.ladder.budgets_macs) - 1} if config.ladder else {}
-    return total + sum((12 + 4 * earlier.get(c.role, 0)) * c.params * c.runs for c in costs)
+    grows = config.train.schedule == "wsd" and config.ladder is not None
+    budgets = len(config.ladder.budgets_macs) if config.ladder else 0
+    each = {"ladder": 16 * budgets} if grows else {}
+    return total + sum(each.get(c.role, 4) * c.params * c.runs for c in costs)
 
 
 def free_bytes(folder: Path) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scaling.config.run import RunConfig
-from scaling.config.schedule import segments
+from scaling.config.schedule import length, segments
 from scaling.config.schema import LrConfig, StudyConfig
 from scaling.errors import UserError
 from scaling.jobs.machine import computes_in_bf16
@@ -57,13 +58,24 @@ def _patches(config: StudyConfig) -> dict[str, Any]:
 
 
 def ladder_model(config: StudyConfig, name: str) -> ModelConfig:
-    """A size of the family with the study's vocabulary, context and parametrisation."""
+    """A size of the family with the study's vocabulary, context and parametrisation.
+
+    Raises UserError where muP's base width cannot have its shape.
+    """
     patches = _patches(config)
-    return dataclasses.replace(
+    model = dataclasses.replace(
         FAMILY[name],
         tied=FAMILY[name].tied and not any(patches.values()),
         **_shared(config, config.model.parametrization),
     )
+    if model.parametrization == "mup":
+        try:
+            model.at_width(model.base_width)
+        except UserError as error:
+            raise UserError(
+                f"model.base_width {model.base_width} cannot be the muP base of {name}: {error}"
+            ) from None
+    return model
 
 
 def sweep_model(config: StudyConfig, sweep: LrConfig, member: int) -> ModelConfig:
@@ -100,8 +112,20 @@ def step_macs(model: ModelConfig, batch: int) -> int:
 
 def path_macs(run: RunConfig) -> int:
     """MACs that a run really spends, cooldown branches included."""
-    steps = sum(s.end - s.start for s in segments(run))
-    return steps * step_macs(run.model, run.batch)
+    return length(segments(run)) * step_macs(run.model, run.batch)
+
+
+def united(runs: Iterable[RunConfig]) -> dict[str, RunConfig]:
+    """Runs by name. What is asked of one by several (variants, say) is asked of it together."""
+    found: dict[str, RunConfig] = {}
+    for run in runs:
+        there = found.get(run.run_id, run)
+        budgets = sorted(
+            {b for r in (there, run) for b in zip(r.budgets_steps, r.budgets_macs, strict=True)}
+        )
+        steps, macs = zip(*budgets, strict=True)
+        found[run.run_id] = dataclasses.replace(there, budgets_steps=steps, budgets_macs=macs)
+    return found
 
 
 def _run(config: StudyConfig, model: ModelConfig, budgets: list[float], **fields: Any) -> RunConfig:

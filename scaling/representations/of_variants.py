@@ -69,7 +69,10 @@ def read_variants(
     rows: list[dict[str, Any]] = []
     for name, one in variant_studies(config).items():
         for seed, run_id in enumerate(runs_of[name]):
-            (trained,) = trained_runs(study, [run_id])
+            budgets = one.ladder.budgets_macs if one.ladder else ()
+            (trained,) = (  # two variants may be two budgets of one run
+                t for t in trained_runs(study, [run_id]) if t.row["budget_macs"] in budgets
+            )
             label = open_tokenizer(data_dir_of(study, trained.run))[1]["tokenizer"]["label"]
             about = f"{name}, seed {seed}: {trained.run.model.name}, {label}"
             if one.finetune is None:

@@ -25,16 +25,16 @@ class TrainedRun:
     folder: Path
     run: RunConfig
     row: Row  # what the weights cost and scored
-    budget: int  # its place among the run's budgets
 
     @property
     def last(self) -> bool:
         """Whether it is the run's last decayed point."""
-        return self.budget == len(self.run.budgets_steps) - 1
+        return bool(self.row["steps"] == self.run.budgets_steps[-1])
 
     def label(self, weights: str) -> str:
         """A name for files: the random weights of a run serve all its budgets."""
-        return f"{self.run_id}-{weights if weights == 'random' else f'{weights}{self.budget}'}"
+        steps = self.row["steps"]
+        return f"{self.run_id}-{weights if weights == 'random' else f'{weights}{steps}'}"
 
     @property
     def run_id(self) -> str:
@@ -58,8 +58,15 @@ class TrainedRun:
         if weights == "random":
             return model.eval()
         there = RunFolder(self.folder)
-        path = there.checkpoint if self.last else there.weights(self.budget)
+        path = there.weights(self.row["steps"])
+        if not path.exists():  # sharded, or of a version before runs grew
+            path = there.checkpoint
         state, notes = checkpoint.load(path)
+        if path == there.checkpoint and state and state["step"] != self.row["steps"]:
+            raise UserError(
+                f"{path}: holds the weights after {state['step']} steps, not after "
+                f"{self.row['steps']}: a sharded run keeps those that it trained last"
+            )
         if state is None:
             why = "; ".join(["no checkpoint that verifies", *notes])
             raise UserError(
@@ -87,8 +94,7 @@ def trained_runs(
 ) -> list[TrainedRun]:
     """The decayed points of the finished runs of a role, or of those named, cheapest first.
 
-    Those whose weights are held: the last budget of every run, and the budgets before it of runs
-    that were not sharded.
+    Those whose weights are held: every budget of runs that were not sharded, of others the last.
 
     Raises UserError: no study, no finished run, an unknown or unfinished or diverged run that was
     named.
@@ -105,8 +111,8 @@ def trained_runs(
                     f"{there.config_yaml.name} none that ends there: one of the two was changed; "
                     "remove the folder and run the study again"
                 )
-            point = TrainedRun(folder, run, row, run.budgets_steps.index(row["steps"]))
-            if point.last or there.weights(point.budget).exists():
+            point = TrainedRun(folder, run, row)
+            if there.weights(row["steps"]).exists() or (point.last and there.checkpoint.exists()):
                 found.setdefault(folder.name, []).append(point)
     for name in names or ():
         if name not in found:

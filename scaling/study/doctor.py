@@ -16,6 +16,7 @@ from scaling.errors import UserError
 from scaling.storage.files import HALF, RunBusy, RunLock, held
 from scaling.study_folder import RunFolder, Study
 from scaling.tracking import mlflow_copy
+from scaling.training import points
 
 LEAST_FREE_BYTES = 1 << 30
 
@@ -81,7 +82,7 @@ def _findings(study: Study, *, mend: bool, at_work: bool) -> Iterator[Finding]:
     strangers = []
     for run in study.run_folders():
         yield from _run(run, mend)
-        if planned and run.path.name not in planned:
+        if planned and run.path.name not in planned and not _older(run):
             strangers.append(run.path.name)
     if strangers:
         yield Finding(
@@ -127,13 +128,29 @@ def _run(there: RunFolder, mend: bool) -> Iterator[Finding]:
             "Read the old table with the version that wrote it",
         )
         return
-    if run.run_id != run_dir.name:
+    if _older(there):
+        yield Finding(
+            name,
+            "of a version that named a run by its budgets too",
+            f"Its finished points are taken over as {run.run_id}, where the study asks for the "
+            f"same budgets; then it is of use to that version alone",
+        )
+    elif run.run_id != run_dir.name:
         yield Finding(
             about,
             f"describes run {run.run_id}: it was edited, or the directory renamed",
             f"Rename the directory to {run.run_id}, or remove it to train it again",
         )
-    yield from _rows(there, name, mend)
+    yield from _rows(there, run, name, mend)
+
+
+def _older(there: RunFolder) -> bool:
+    """Whether a version whose runs did not grow made a run's folder."""
+    try:
+        run = RunConfig.from_yaml(there.config_yaml)
+    except UserError:
+        return False
+    return run.grows and run.fixed_id == there.path.name
 
 
 def _leftovers(folder: Path, where: str, mend: bool) -> Iterator[Finding]:
@@ -176,16 +193,23 @@ def _jobs(study: Study, planned: set[str]) -> Iterator[Finding]:
         )
 
 
-def _rows(there: RunFolder, name: str, mend: bool) -> Iterator[Finding]:
-    has_state = there.checkpoint.exists()
+def _rows(there: RunFolder, run: RunConfig, name: str, mend: bool) -> Iterator[Finding]:
     where = f"{name}/{there.rows_json.name}"
+    has_points = there.points_json.exists()
+    has_state = has_points or there.checkpoint.exists()
+    if has_points:
+        try:
+            points.known(there, run)
+        except UserError as error:
+            yield Finding(f"{name}/{there.points_json.name}", str(error), "See there")
     try:
         rows = there.read()
     except UserError as error:
         repaired = ""
         if mend and has_state:
             there.rows_json.rename(there.path / f"{there.rows_json.name}.damaged")
-            repaired = "Set aside: the next run of the study rebuilds it from the checkpoint"
+            source = there.points_json if has_points else there.checkpoint
+            repaired = f"Set aside: the next run of the study makes it from {source.name}"
         yield Finding(
             where,
             str(error),
@@ -197,11 +221,11 @@ def _rows(there: RunFolder, name: str, mend: bool) -> Iterator[Finding]:
         return
     if any(row.get("run_id") != there.path.name for row in rows):
         yield Finding(where, "holds rows of another run", "Remove the directory")
-    if not has_state:
+    if run.grows and not there.trunks():
         yield Finding(
             name,
-            "has rows but no checkpoint",
-            "The rows count; only a longer schedule would have to start from nothing",
+            "has rows but no state of its trunk",
+            "The rows count; only a budget that is added would have to start from nothing",
         )
 
 

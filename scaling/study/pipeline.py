@@ -28,9 +28,11 @@ from scaling.plan import cost
 from scaling.plan import runs as plan
 from scaling.storage import outputs, scratch
 from scaling.storage.files import RunBusy, RunLock
+from scaling.study import growth
 from scaling.study.progress import Progress, teller
 from scaling.study_folder import RunFolder, Study, TokenFolder
 from scaling.tracking import mlflow_copy
+from scaling.training import points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +66,7 @@ def run_study(
     """
     study.claim_to_run(config)
     study.check_version()
-    if not study.complete():
+    if not (study.complete() and study.says(config)):
         check(config.launch, study.folder, detach=detach)
         guard(config, say, yes=yes)
         mlflow_copy.check(config.tracking.uri, say)
@@ -116,13 +118,12 @@ def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Pat
     for name, one in choices.items():
         tokens[name] = TokenData.open(encode(one, study, say))
         check_sources(one, tokens[name])
-    failed: list[Finished[RunConfig]] = []
     runs: list[RunConfig] = []
     with Launcher(config.launch, study.jobs_dir, train, detach=detach) as launcher:
         first = next(iter(tokens.values()))
         lr, runs = best_rate(config, study, first, launcher, say)
         of_variants: dict[str, list[str]] = {}
-        once: dict[str, RunConfig] = {}  # variants may share runs
+        asked: list[RunConfig] = []
         for name, one in choices.items():
             given = one.ladder.log2_lr if one.ladder else None
             rate = lr if given is None else 2.0**given
@@ -130,23 +131,18 @@ def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Pat
             for pair in left:
                 say(f"left out: {pair.size} at {pair.budget_macs:.3g} MACs: {pair.rule}")
             of_variants[name] = [run.run_id for run in found]
-            once |= {run.run_id: run for run in found}
+            asked += found
         if config.variants:
             study.write(study.variants_json, json.dumps(of_variants, indent=1))
-        ladder = list(once.values())
+        ladder = list(plan.united(asked).values())  # variants may share runs
         runs += ladder
         record(study, runs)
         # The longest first, so that no place idles at the end.
         ladder.sort(key=plan.path_macs, reverse=True)
+        for line in growth.take_over(study, ladder):
+            say(line)
         jobs = [make_job(config, study, run) for run in ladder]
-        todo = [job for job in jobs if RunFolder(job.run_dir).read() is None]
-        if todo:
-            say(f"ladder: {len(todo)} runs to train, {len(jobs) - len(todo)} finished before")
-            with progress(study, say):
-                for finished in launcher.map(todo):
-                    say(_outcome(finished))
-                    if finished.error:
-                        failed.append(finished)
+        failed = train_ladder(study, jobs, launcher, say)
     table = export(study)
     if failed:
         errors = "\n".join(
@@ -161,6 +157,43 @@ def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Pat
     # Last: a tracking server that is down costs neither the law nor the report.
     mlflow_copy.sync(study, config.tracking.uri)
     return path
+
+
+def train_ladder(
+    study: Study, jobs: list[Job[RunConfig]], launcher: Launcher[RunConfig], say: Say
+) -> list[Finished[RunConfig]]:
+    """Bring every run of the ladder to all its budgets; those that failed.
+
+    Raises UserError where a job of an earlier session, asked for other budgets, is still at work.
+    """
+    failed: list[Finished[RunConfig]] = []
+    for again in (False, True):  # what was in the cluster before may have been asked for less
+        tried = {finished.job for finished in failed}
+        todo = [j for j in jobs if j not in tried and unfinished(j)]
+        if not todo:
+            return failed
+        grown = sum(bool(points.known(RunFolder(job.run_dir), job.payload)) for job in todo)
+        say(
+            f"ladder: {len(todo)} runs to train, {len(jobs) - len(todo)} finished before"
+            + f"; {grown} of them go on from where they are" * bool(grown and not again)
+        )
+        with progress(study, say):
+            for finished in launcher.map(todo):
+                say(_outcome(finished))
+                if finished.error:
+                    failed.append(finished)
+    tried = {finished.job for finished in failed}
+    if left := [job.payload.run_id for job in jobs if job not in tried and unfinished(job)]:
+        raise UserError(
+            f"{', '.join(left)}: a job of an earlier session works on other budgets there; run the "
+            f"same command again when it has ended"
+        )
+    return failed
+
+
+def unfinished(job: Job[RunConfig]) -> bool:
+    """Whether a run lacks anything that is asked of it, after its folder was settled."""
+    return points.settle(RunFolder(job.run_dir), job.payload) is None
 
 
 def encode(config: StudyConfig, study: Study, say: Say) -> Path:
@@ -260,7 +293,7 @@ def run_sweep(
 
     grid = range(sweep.log2_min, sweep.log2_max + 1) if sweep.sampler == "grid" else ()
     jobs = [job(member, 2.0**p) for member in sweep.members for p in grid]
-    todo = [j for j in jobs if RunFolder(j.run_dir).read() is None]
+    todo = [j for j in jobs if unfinished(j)]
     kind = sweep.parametrization or config.model.parametrization
     if todo:
         say(f"lr sweep over {sweep.axis}, {kind}: {len(todo)} of {len(jobs)} runs to train")
@@ -338,9 +371,10 @@ def conclude(
 
 def keep_positions(study: Study, table: pd.DataFrame) -> None:
     """Beside the report: the loss by token position of the ladder's best run (Figure 10)."""
-    points = table[table.decayed & (table.role == "ladder")].sort_values("val_loss")
-    for run_id in points.run_id:
-        there = study.run(run_id).positions_json
-        if there.is_file():
-            study.write(study.positions_json, there.read_text())
-            return
+    best = table[table.decayed & (table.role == "ladder")].sort_values("val_loss")
+    for run_id, steps in zip(best.run_id, best.steps, strict=True):
+        run = study.run(run_id)
+        for there in (run.positions_json(steps), run.path / results.POSITIONS):  # of any version
+            if there.is_file():
+                study.write(study.positions_json, there.read_text())
+                return

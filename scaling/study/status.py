@@ -82,7 +82,7 @@ def _state(study: Study, entry: dict[str, Any], jobs: Mapping[Path, SlurmJob] | 
     done, speed = entry["steps"], None
     if state != "finished":
         trained = [r for r in _records(lines) if {"train_loss", "seconds"} <= r.keys()]
-        done = trained[-1]["position"] if trained else 0
+        done = min(trained[-1]["position"], entry["steps"]) if trained else 0
         if len(trained) > 1 and trained[-1]["seconds"] > trained[0]["seconds"]:
             steps = trained[-1]["position"] - trained[0]["position"]
             speed = steps / (trained[-1]["seconds"] - trained[0]["seconds"])
@@ -103,13 +103,18 @@ def _state(study: Study, entry: dict[str, Any], jobs: Mapping[Path, SlurmJob] | 
     )
 
 
+def trunk_step(run: RunFolder) -> int:
+    """The step of its trunk that a run was last heard of at; 0 where it was in a cooldown."""
+    told = [r for r in _tail(run.metrics) if "branch" in r and "seconds" in r]
+    return int(told[-1]["step"]) if told and told[-1]["branch"] is None else 0
+
+
 def _where(run: RunFolder, jobs: Mapping[Path, SlurmJob] | None) -> tuple[str, str]:
     """(state, where or why)."""
-    try:
+    with contextlib.suppress(OSError):
         text = run.rows_json.read_text()
-        return ("diverged" if '"status": "diverged"' in text else "finished"), ""
-    except OSError:
-        pass
+        if run.finished:
+            return ("diverged" if '"status": "diverged"' in text else "finished"), ""
     began = run.config_yaml.exists()
     holder = _holder(run.lock)
     job = jobs.get(run.path.resolve()) if jobs is not None else None

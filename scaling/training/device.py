@@ -15,6 +15,7 @@ from scaling.config.run import RunConfig
 # On a CPU, compiled blocks save 2-15% of a step and take about a minute to make: from here on, half
 # an hour of one core, a run gains by it.
 COMPILE_MACS = 5e13
+COMPILE_STEPS = 2500  # of a run that may go on: whether it is compiled cannot depend on how far
 GEMM = 8192  # rows and columns of the matrices that measure a peak
 
 

@@ -125,6 +125,14 @@ class Ranks:
         dist.all_gather(parts, x.cpu(), group=self.group)
         return torch.stack(parts).sum(0)
 
+    def each(self, x: Tensor) -> tuple[float, ...]:
+        """A number of every rank, in their order."""
+        if self.size == 1:
+            return (float(x),)
+        parts = [torch.empty_like(x, device="cpu") for _ in range(self.size)]
+        dist.all_gather(parts, x.cpu(), group=self.group)
+        return tuple(float(part) for part in parts)
+
     def boundary(self, stop: StopFlag, due: bool) -> tuple[bool, bool]:
         """At a step boundary: (stop, because one rank was asked to; save, by the first's clock)."""
         asked = bool(stop)
@@ -254,7 +262,7 @@ def load(
     with ranks.alike():
         if not ranks.first:
             saved, _ = checkpoint.load(path, shards=False, wrong=wrong)
-    if not ranks.same(saved and (saved["segment"], saved["step"], saved.get("shards"))):
+    if not ranks.same(saved and (saved["cooling"], saved["step"], saved.get("shards"))):
         raise UserError(
             f"{path}: the ranks see different files; put the study on a file system that all nodes "
             f"share (--out)"

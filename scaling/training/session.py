@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from scaling import checkpoint
+from scaling import checkpoint, results
 from scaling.config.run import RunConfig
-from scaling.config.schedule import position, segments
+from scaling.config.schedule import Segment, branch, length, segments
 from scaling.data import feed
 from scaling.data.shards import TokenData
 from scaling.errors import UserError
@@ -29,16 +29,18 @@ from scaling.models.parametrization import build, optimizer
 from scaling.results import SOURCE_PREFIX, Row, dumps, loss_unit
 from scaling.storage import files
 from scaling.study_folder import RunFolder
-from scaling.training.device import autocast, compiles, device_name, gemm_peak_macs
+from scaling.training import points
+from scaling.training.device import COMPILE_STEPS, compiles, device_name, gemm_peak_macs
 from scaling.training.ranks import Ranks, load, restore, save
 from scaling.training.row import cost, identity
+from scaling.training.validation import validation_loss
 
 LOG_SECONDS = 10.0  # between lines about progress
 START: dict[str, Any] = {  # of a state
-    "segment": 0,
+    "cooling": None,  # steps of the budget whose cooldown it is in; None: on the trunk
     "step": 0,
-    "rows": [],
-    "window": 0.0,  # sum of losses in the window that is open
+    "rows": [],  # all points, of whatever budgets
+    "window": (),  # sum of losses in the window that is open, of each rank
     "window_steps": 0,
     "loss_sum": 0.0,  # since the last evaluation
     "loss_steps": 0,
@@ -54,27 +56,14 @@ class Session:
     ) -> None:
         self.run, self.ranks, self.log = run, ranks, log
         self.folder, self.name = RunFolder(run_dir), run_dir.name
-        self.plan = segments(run)
+        self.total = length(segments(run))  # steps
         self.bf16 = run.precision == "bf16"
         self.sharded = ranks.size > 1 and run.parallel == "fsdp"
-        ranks.by_first(self._claim)
         self._open()
-        self.total = position(self.plan, len(self.plan) - 1, self.plan[-1].end)  # steps
         self.step_macs = 3 * run.batch * sum(forward_macs(run.model, run.model.context).values())
         self._build()
         self._prepare_rows()
         self.state: dict[str, Any] = {**START, "rows": []}
-
-    def _claim(self) -> None:
-        """Raises UserError for the directory of another run."""
-        run, there = self.run, self.folder.config_yaml
-        held = RunConfig.from_yaml(there).run_id if there.exists() else run.run_id
-        if held != run.run_id:
-            raise UserError(
-                f"{self.folder.path} holds run {held}, not {run.run_id}; use its own folder"
-            )
-        if not there.exists() or RunConfig.from_yaml(there) != run:
-            files.write(there, run.to_yaml())
 
     def _open(self) -> None:
         """The data, once it is clear that this run can be trained on them here."""
@@ -97,7 +86,8 @@ class Session:
         run, ranks = self.run, self.ranks
         self.model = build(run.model, seed=run.seed, device=ranks.device)
         self.model.recompute = run.recompute
-        if compiles(run, ranks.device, self.total * self.step_macs):
+        steps = COMPILE_STEPS if run.grows else self.total  # a trunk may go on, compiled or not
+        if compiles(run, ranks.device, steps * self.step_macs):
             self.model.compile()
         self.loss_of: Any = self.model.loss
         if ranks.size > 1:
@@ -120,48 +110,132 @@ class Session:
         shares = {s["name"]: s["weight"] for s in self.data.meta["sources"]}
         self.weights = {name: share / sum(shares.values()) for name, share in shares.items()}
         self.identity = identity(self.run, self.data, self.ranks, self.weights)
+        # Twice the untrained model's loss: nats a token, or the variance of a normalised patch.
+        patches, vocab = self.run.model.patch_targets, self.run.model.vocab
+        self.diverged_above = 2.0 if patches else 2 * math.log(vocab)
         self.peak_macs = gemm_peak_macs(self.ranks.device)  # per second
 
     # -------------------------------------------------------------------------- where it stands
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that verifies, or begin."""
+        """Go on from the newest checkpoint that verifies, or from what is kept of the trunk."""
+        self._began = self._started = self._saved = self._told = time.monotonic()
+        self._window_began = self._began
+        self._paces: list[float] = []  # seconds a step, of each window since the last evaluation
+        self.window = torch.zeros((), device=self.ranks.device)
+        self.state["rows"] = self.ranks.by_first(lambda: points.known(self.folder, self.run))
         saved = load(self.folder.checkpoint, self.ranks, self.log, self._wrong)
         if saved is not None:
-            restore(self.folder.path, saved, self.model, self.optim)
-            self.state = saved | {"rows": json.loads(saved["rows"])}
-            self.log(f"{self.name}: continues at step {self.state['step']}")
-        else:
-            on = device_name(self.ranks.device)
-            self.log(f"{self.name}: {self.run.model.name}, {self.total} steps on {on}")
-        self._rewind_metrics()
-        self._started = self._saved = self._told = self._window_began = time.monotonic()
-        self._first_position = self.position()
-        first = self.state["window"] if self.ranks.first else 0.0
-        self.window = torch.tensor(first, device=self.ranks.device)
-        self._paces: list[float] = []  # seconds a step, of each window since the last evaluation
+            self._take(saved)
+        plan = self._plan()
+        self._rewind_metrics(plan)
+        self._first_position = self.total - self._left(plan)
+        step = self.state["step"]
+        if step and plan and (self._is_amid(plan[0]) or step == plan[0].start):
+            self.log(f"{self.name}: continues at step {step}")
+        elif plan:
+            begun = f" from step {plan[0].start}" if plan[0].start else ""
+            size, on = self.run.model.name, device_name(self.ranks.device)
+            self.log(f"{self.name}: {size}, {length(plan)} steps{begun} on {on}")
 
     def _wrong(self, saved: dict[str, Any]) -> str:
         """A file of another run, or with parts missing, is not continued from."""
         if saved.get("run_id", self.run.run_id) != self.run.run_id:
             return f"it is of run {saved['run_id']}"
+        if "segment" in saved and not self.run.grows:  # of a version before runs grew
+            saved["cooling"] = self.run.budgets_steps[0] if saved.pop("segment") == 1 else None
+            saved["window"] = (saved["window"],)
         weights = {"shards"} if "shards" in saved else {"model", "optimizer"}
         missing = (START.keys() | weights) - saved.keys()
         return f"it lacks {', '.join(sorted(missing))}" if missing else ""
 
+    def _take(self, saved: dict[str, Any]) -> None:
+        """Go on from a state that was saved; what is known of points since then stays known."""
+        restore(self.folder.path, saved, self.model, self.optim)
+        rows = points.merged(self.run, results.loads(json.loads(saved["rows"])), self.state["rows"])
+        spent = max(float(saved["seconds"]), self.seconds())
+        self.state = saved | {"rows": rows, "seconds": spent}
+        self._started = time.monotonic()
+        sums = saved["window"]
+        one = sums[self.ranks.rank] if len(sums) == self.ranks.size else sum(sums)
+        self.window.fill_(one if self.ranks.first or len(sums) == self.ranks.size else 0.0)
+
+    def _plan(self) -> list[Segment]:
+        """What is left, in order: first what the state at hand is of, if it is still wanted."""
+        run, state = self.run, self.state
+        done = points.ended(run, state["rows"])
+        kept = self.ranks.by_first(self.folder.trunks)
+        cooling, first = state["cooling"], []
+        if cooling is None:
+            kept = [*kept, state["step"]]
+        elif cooling in run.budgets_steps and cooling not in done:
+            budget = run.budgets_steps.index(cooling)
+            first = [Segment(branch(run, cooling), cooling, budget, cooldown=True)]
+        plan = segments(run, {*done, *(s.end for s in first)}, kept)
+        here = [s.start == state["step"] for s in plan] if cooling is None else []
+        amid = here.index(True) if True in here else 0
+        return [*first, *plan[amid:], *plan[:amid]]
+
+    def next(self) -> Segment | None:
+        """The stretch to be done now, with the state that it begins from; None: nothing is left."""
+        while plan := self._plan():
+            self.segment, self._later = plan[0], length(plan[1:])
+            if not self._stands_at(plan[0]):
+                self._rewind_metrics(self._plan())  # a state was damaged: more is left
+                continue
+            if not plan[0].cooldown or self.state["cooling"] is not None or self._branch(plan[0]):
+                return plan[0]
+        return None
+
+    def _stands_at(self, segment: Segment) -> bool:
+        """Bring the state to where a stretch begins. False: what was kept there is damaged."""
+        state, start = self.state, segment.start
+        if self._is_amid(segment) or (state["step"] == start and state["cooling"] is None):
+            return True
+        if start == 0:
+            self._build()
+            self.state = {**START, "rows": state["rows"], "seconds": self.seconds()}
+            self._started = time.monotonic()
+            self.window.zero_()
+            return True
+        trunk = load(self.folder.trunk(start), self.ranks, self.log, self._wrong)
+        if trunk is None:
+            return False
+        self._take(trunk)
+        return True
+
+    def _is_amid(self, segment: Segment) -> bool:
+        """Whether the state is of this cooldown."""
+        return segment.cooldown and bool(self.state["cooling"] == segment.end)
+
+    def _left(self, plan: list[Segment]) -> int:
+        """Steps of a plan, of which the state may be amid the first."""
+        amid = bool(plan) and self._is_amid(plan[0])
+        return length(plan) - (self.state["step"] - plan[0].start if amid else 0)
+
+    def _branch(self, segment: Segment) -> bool:
+        """Leave the trunk for a cooldown: whether it is to be done. The trunk's state is kept.
+
+        A window that the branch cuts short is the cooldown's; the trunk's own stays open.
+        """
+        held = self.folder.trunk(segment.start)
+        if self.run.grows and not self.ranks.by_first(held.exists):
+            self.keep(held)
+        self.state["cooling"] = segment.end
+        return not (self.state["window_steps"] and self.close_window(self.run.lr))
+
     def position(self) -> int:
-        """Steps done, those of cooldown branches included."""
-        return position(self.plan, self.state["segment"], self.state["step"])
+        """Steps done of those that the run's budgets take from its start."""
+        return self.total - self._later - (self.segment.end - int(self.state["step"]))
 
     def seconds(self) -> float:
         """Of training, over all processes that worked on the run."""
         return float(self.state["seconds"]) + time.monotonic() - self._started
 
-    def keep(self, path: Path, **changes: Any) -> None:
-        """Save the state, with changes, and the weights."""
-        open_window = float(self.ranks.total(self.window))
-        now = self.state | {"seconds": self.seconds(), "window": open_window} | changes
-        now |= {"rows": json.dumps(now["rows"]), "run_id": self.run.run_id}
+    def keep(self, path: Path) -> None:
+        """Save the state and the weights."""
+        now = self.state | {"seconds": self.seconds(), "window": self.ranks.each(self.window)}
+        now |= {"rows": dumps(now["rows"]), "run_id": self.run.run_id}
         save(path, now, self.model, self.optim, self.ranks, sharded=self.sharded)
 
     def save(self) -> None:
@@ -172,28 +246,11 @@ class Session:
         """Whether the last checkpoint is older than it may be."""
         return time.monotonic() - self._saved > self.run.checkpoint_seconds
 
-    def back_to_branch(self) -> None:
-        """After a cooldown: the trunk goes on from where it was left. Raises UserError: damaged."""
-        rows, spent = self.state["rows"], self.seconds()
-        trunk = load(self.folder.trunk, self.ranks, self.log, self._wrong)
-        if trunk is None:
-            raise UserError(
-                f"{self.folder.trunk}: every copy is damaged; remove the run directory and run "
-                f"the study again to train it from the start"
-            )
-        restore(self.folder.path, trunk, self.model, self.optim)
-        expected = self.state["segment"]
-        older = trunk["segment"] != expected  # its branches are done again
-        self.state = trunk | {"rows": json.loads(trunk["rows"]) if older else rows}
-        self.state["seconds"], self._started = spent, time.monotonic()
-        self.window.fill_(self.state["window"] if self.ranks.first else 0.0)
-        if older:
-            self._rewind_metrics()
-
     # -------------------------------------------------------------------------- what is told
 
-    def close_window(self, lr: float) -> float:
-        """The mean loss of the steps since the last window, which is logged; a new one begins."""
+    def close_window(self, lr: float) -> bool:
+        """Log the mean loss of the steps since the last window, and begin a new one. True: it
+        diverged, and has its row."""
         state, now = self.state, time.monotonic()
         summed = float(self.ranks.total(self.window))
         mean: float = summed / state["window_steps"]
@@ -204,15 +261,19 @@ class Session:
         self.window.zero_()
         state["window_steps"] = 0
         self._write_metrics(train_loss=mean, lr=lr, seconds=round(self.seconds(), 3))
-        return mean
+        if not math.isfinite(mean) or mean > self.diverged_above:
+            self._append_diverged(mean)
+            return True
+        self._tell(mean)
+        return False
 
-    def tell(self, loss: float) -> None:
+    def _tell(self, loss: float) -> None:
         """A line about progress, now and then."""
         now = time.monotonic()
         if now - self._told <= LOG_SECONDS:
             return
         self._told, run, here = now, self.run, self.position()
-        per_second = (here - self._first_position) / (now - self._started)
+        per_second = (here - self._first_position) / (now - self._began)
         left = (self.total - here) / per_second
         tokens = per_second * run.batch * run.model.context
         self.log(
@@ -222,9 +283,9 @@ class Session:
         )
 
     def evaluate(self, budget: int | None = None) -> None:
-        """A row: mid-schedule, or at the decayed end of a budget."""
+        """A row: mid-schedule, or at the decayed end of a budget (its place among the run's)."""
         run, decayed = self.run, budget is not None
-        by_source, by_position = _validation_loss(
+        by_source, by_position = validation_loss(
             self.model, self.validation, run.micro_batch or run.batch, self.ranks, self.bf16
         )
         overall = sum(self.weights[s] * v for s, v in by_source.items())
@@ -238,56 +299,70 @@ class Session:
             status=status,
         )
         self.state["loss_sum"], self.state["loss_steps"] = 0.0, 0
-        last = budget == len(run.budgets_steps) - 1
-        if self.ranks.first and last and not run.model.patch_targets:
+        if self.ranks.first and decayed and not run.model.patch_targets:
             loss_T = sum(self.weights[source] * loss for source, loss in by_position.items())
             record = {"run_id": run.run_id, "size": run.model.name}
             record |= {"tokens_per_frame": self.data.meta["tokens_per_frame"]}
             record |= {"loss": loss_T.tolist()}
-            files.write(self.folder.positions_json, json.dumps(record))
+            files.write(self.folder.positions_json(self.state["step"]), json.dumps(record))
         sources = {SOURCE_PREFIX + s: v for s, v in by_source.items()}
         self._write_metrics(val_loss=overall, decayed=decayed, **sources)
 
-    def keep_weights(self, budget: int) -> None:
-        """What this budget learned; that of the last one is the checkpoint's."""
+    def keep_weights(self) -> None:
+        """What the budget that ends here learned; a sharded run's checkpoint holds the last."""
         if self.ranks.first and not self.sharded:
-            held = self.folder.weights(budget)
+            held = self.folder.weights(self.state["step"])
             checkpoint.save(held, {"model": self.model.state_dict()})
             checkpoint.drop(held, files=1, folders=0)
 
-    def finish(self, diverged_at: float | None) -> list[Row]:
-        """The last row of a run that diverged, at this training loss; rows.json; what stays."""
-        state = self.state
-        if diverged_at is not None:
-            ahead = [s.budget for s in self.plan[state["segment"] :] if s.budget is not None]
-            self._append_row(
-                ahead[0],
-                {SOURCE_PREFIX + s: None for s in self.data.sources},
-                val_loss=None,
-                train_loss=diverged_at,
-                decayed=False,
-                status="diverged",
-            )
-            self.log(
-                f"{self.name}: diverged at step {state['step']} (training loss {diverged_at:.4g})"
-            )
-        else:
-            loss, unit = state["rows"][-1]["val_loss"], loss_unit([self.identity["tokenizer"]])
+    def _append_diverged(self, mean: float) -> None:
+        """A row for the budget ahead. A trunk that diverged serves no budget from here on, a
+        cooldown that did is the end of its own."""
+        cooling, budgets = self.state["cooling"], self.run.budgets_steps
+        ahead = budgets.index(cooling) if cooling is not None else self._ahead()
+        self._append_row(
+            ahead,
+            {SOURCE_PREFIX + s: None for s in self.data.sources},
+            val_loss=None,
+            train_loss=mean,
+            decayed=False,
+            status="diverged",
+        )
+        step = self.state["step"]
+        self.log(f"{self.name}: diverged at step {step} (training loss {mean:.4g})")
+
+    def _ahead(self) -> int:
+        """The place of the budget that this stretch of the trunk leads to."""
+        run, end = self.run, self.segment.end
+        if run.schedule == "cosine":
+            return 0
+        return next(i for i, steps in enumerate(run.budgets_steps) if branch(run, steps) >= end)
+
+    def finish(self) -> list[Row]:
+        """The rows that are asked for, all of them there; what stays of the run is settled."""
+        run, rows = self.run, points.chosen(self.run, self.state["rows"])
+        if rows[-1]["status"] == "finished":
+            loss, unit = rows[-1]["val_loss"], loss_unit([self.identity["tokenizer"]])
             self.log(f"{self.name}: finished after {self.seconds():.1f} s, {loss:.4f} {unit}")
-        self.keep(self.folder.checkpoint)
+        if self.sharded:
+            self.keep(self.folder.checkpoint)
 
-        def settle() -> list[Row]:
-            checkpoint.drop(self.folder.trunk, files=0, folders=0)
-            checkpoint.drop(self.folder.checkpoint, files=1, folders=int(self.sharded))
-            files.write(self.folder.rows_json, dumps(state["rows"]))
-            rows: list[Row] = state["rows"]
-            return rows
+        def settle() -> list[Row] | None:
+            checkpoint.drop(
+                self.folder.checkpoint, files=int(self.sharded), folders=int(self.sharded)
+            )
+            for step in self.folder.trunks():
+                checkpoint.drop(self.folder.trunk(step), files=1, folders=int(self.sharded))
+            points.write(self.folder, self.state["rows"])
+            return points.settle(self.folder, run, locked=True)
 
-        return self.ranks.by_first(settle)
+        settled = self.ranks.by_first(settle)
+        assert settled is not None, self.folder.path
+        return settled
 
     def _append_row(self, budget: int | None, sources: Row, **outcome: Any) -> None:
         nominal = self.run.budgets_macs[budget] if budget is not None else None
-        self.state["rows"].append(
+        row = (
             self.identity
             | cost(self.run, self.data, self.state["step"], self.step_macs)
             | {"seconds": round(self.seconds(), 3), "mfu": self._mfu()}
@@ -295,6 +370,7 @@ class Session:
             | {"budget_macs": nominal}
             | outcome
         )
+        self.state["rows"] = points.merged(self.run, self.state["rows"], [row])
 
     def _mfu(self) -> float | None:
         """Share of the measured peak since the last evaluation, by the median window."""
@@ -309,56 +385,38 @@ class Session:
             return
         step = self.state["step"]
         at = {"position": self.position(), "step": step, "macs": step * self.step_macs}
+        at["branch"] = self.state["cooling"]
         with open(self.folder.metrics, "a") as file:
             file.write(json.dumps(at | record) + "\n")
             if "val_loss" in record:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def _rewind_metrics(self) -> None:
-        """Drop what was logged after the state that is continued from, and a torn last line."""
-        path, last = self.folder.metrics, self.position()
+    def _rewind_metrics(self, plan: list[Segment]) -> None:
+        """Drop what was logged of stretches that are done again, and a torn last line."""
+        path = self.folder.metrics
         if not self.ranks.first or not path.exists():
             return
+        done = self.total - self._left(plan)
         kept = []
         for line in path.read_text(errors="replace").splitlines():
             try:
                 record = json.loads(line)
             except ValueError:
                 continue  # torn by a crash; the steps it described are done again
-            if record["position"] <= last:
+            if "branch" not in record:  # of a version whose runs did not grow
+                again = record["position"] > done
+            else:
+                again = any(self._is_in(stretch, record) for stretch in plan)
+            if not again:
                 kept.append(line)
         files.write(path, "".join(line + "\n" for line in kept))
 
-
-@torch.no_grad()
-def _validation_loss(
-    model: Any, validation: dict[str, feed.Pair], batch: int, ranks: Ranks, bf16: bool
-) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Mean loss of each source's validation sequences, all together and by position (T,).
-
-    The sequences are shared out to the ranks.
-    """
-    model.eval()
-    positions = next(iter(validation.values()))[1].shape[1]
-    sums = torch.zeros(len(validation), 1 + positions, dtype=torch.float64, device=ranks.device)
-    for k, pair in enumerate(validation.values()):
-        for inputs_B, targets_B in zip(*(x.split(batch) for x in pair), strict=True):
-            own = slice(ranks.rank, None, ranks.size)
-            count = len(inputs_B[own])
-            if count == 0:  # a sharded model takes all ranks for every forward pass
-                own = slice(1)
-            with autocast(ranks.device, bf16):
-                loss_BT = model.loss(
-                    feed.values(inputs_B[own]), feed.values(targets_B[own]), reduction="none"
-                )
-            if count:
-                sums[k, 0] += loss_BT.mean().double() * count
-                sums[k, 1:] += loss_BT.double().sum(0)
-    model.train()
-    counts = torch.tensor([[len(inputs)] for inputs, _ in validation.values()])
-    means = ranks.total(sums).cpu() / counts
-    return (
-        {source: float(mean) for source, mean in zip(validation, means[:, 0], strict=True)},
-        dict(zip(validation, means[:, 1:], strict=True)),
-    )
+    def _is_in(self, stretch: Segment, record: dict[str, Any]) -> bool:
+        """Whether a record tells of a stretch; a cooldown's first may be of its branch point."""
+        if record["branch"] != (stretch.end if stretch.cooldown else None):
+            return False
+        first = stretch.start if stretch.cooldown else stretch.start + 1
+        if self._is_amid(stretch):
+            first = self.state["step"] + 1
+        return bool(first <= record["step"] <= stretch.end)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -20,6 +19,7 @@ from scaling.results import Row
 from scaling.storage import scratch
 from scaling.storage.files import RunBusy, RunLock
 from scaling.study_folder import RunFolder
+from scaling.training import points
 from scaling.training.device import autocast
 from scaling.training.ranks import Ranks, join
 from scaling.training.session import Session
@@ -52,7 +52,7 @@ def train(
             run_dir.mkdir(parents=True, exist_ok=True)
             held.enter_context(RunLock(run_dir))
             scratch.drop_half_files(run_dir)
-            return RunFolder(run_dir).read()
+            return points.settle(RunFolder(run_dir), run, locked=True)
 
         try:
             rows = ranks.by_first(begin)
@@ -70,19 +70,16 @@ def _train(
 ) -> list[Row]:
     here = Session(run, run_dir, ranks, log)
     here.resume()
-    plan, device, model, optim = here.plan, ranks.device, here.model, here.optim
-    passes, loss_of, peak_lrs = here.passes, here.loss_of, here.peak_lrs
-    unsynchronised = getattr(loss_of, "no_sync", nullcontext)  # DDP: gradients travel once a step
-    parameters = list(model.parameters())
+    device, passes, peak_lrs = ranks.device, here.passes, here.peak_lrs
     evaluate_at = evaluation_steps(run)
-    # Twice the untrained model's loss: nats a token, or the variance of a normalised patch.
-    diverged_above = 2.0 if run.model.patch_targets else 2 * math.log(run.model.vocab)
     portion = torch.full((), 1 / passes, device=device)  # of the batch in one forward pass
     at_hand = -1  # the window whose tokens are at hand
-    model.train()
-    while here.state["segment"] < len(plan):
-        state = here.state
-        segment = plan[state["segment"]]
+    while (segment := here.next()) is not None:
+        state, model, optim, loss_of = here.state, here.model, here.optim, here.loss_of
+        unsynchronised = getattr(loss_of, "no_sync", nullcontext)  # DDP: gradients travel once
+        parameters = list(model.parameters())
+        model.train()
+        lost = False  # diverged
         while state["step"] < segment.end:
             step = state["step"]
             multiple = rate(run, segment, step)
@@ -111,34 +108,22 @@ def _train(
             optim.zero_grad(set_to_none=True)
             state["step"] += 1
             state["window_steps"] += 1
-            if state["step"] % WINDOW_STEPS == 0 or state["step"] == segment.end:
-                mean = here.close_window(run.lr * multiple)
-                if not math.isfinite(mean) or mean > diverged_above:
-                    return here.finish(diverged_at=mean)
-                here.tell(mean)
-            if (
-                not segment.cooldown
-                and state["step"] in evaluate_at
-                and state["step"] > segment.start
-            ):
+            at_end = segment.budget is not None and state["step"] == segment.end
+            if state["step"] % WINDOW_STEPS == 0 or at_end:
+                lost = here.close_window(run.lr * multiple)
+                if lost:
+                    break
+            if not segment.cooldown and state["step"] in evaluate_at:
                 here.evaluate()
             asked, due = ranks.boundary(stop, here.is_due())
             if asked or due:
                 here.save()
             if asked:
                 raise Interrupted(f"{run_dir.name}: saved at step {state['step']}")
-        if segment.budget is not None:
+        if segment.budget is not None and not lost:
             here.evaluate(segment.budget)
-            if state["segment"] + 1 < len(plan):
-                here.keep_weights(segment.budget)
-        state["segment"] += 1
-        if state["segment"] == len(plan):
-            break
-        if segment.cooldown:
-            here.back_to_branch()
-        elif plan[state["segment"]].cooldown and state["segment"] + 1 < len(plan):
-            here.keep(here.folder.trunk, segment=state["segment"] + 1)
-    return here.finish(diverged_at=None)
+            here.keep_weights()
+    return here.finish()
 
 
 def _silent(text: str) -> None:

@@ -42,6 +42,7 @@ def study(tmp_path: Path) -> Path:
     (run_dir / "config.yaml").write_text(RUN.to_yaml())
     (run_dir / "rows.json").write_text(json.dumps([{"run_id": RUN.run_id}]))
     (run_dir / "checkpoint.pt").write_bytes(b"state")
+    (run_dir / "trunk-80.pt").write_bytes(b"state")
     (run_dir / "lock").touch()
     (tmp_path / "sweep.journal").write_bytes(b'{"op_code":0}\n')
     sent = {
@@ -66,7 +67,7 @@ def test_finds_everything_and_mends_what_is_safe(study: Path) -> None:
     run_dir = study / "runs" / RUN.run_id
     (run_dir / "lock").write_text('{"host": "gone", "pid": 1, "job": null}')
     (run_dir / ".rows.json.123.tmp").write_text("[{")
-    (run_dir / "trunk.pt.damaged").touch()
+    (run_dir / "trunk-60.pt.damaged").touch()
     (run_dir / "rows.json").write_text('[{"run_id": "')
     (study / "sweep.journal").write_bytes(b'{"op_code":0}\n{"op_co')
     (study / "sweep.journal.lock").touch()
@@ -81,7 +82,7 @@ def test_finds_everything_and_mends_what_is_safe(study: Path) -> None:
         "sweep.journal.lock: of a driver that is gone",
         "^.plan.json.123.tmp: a write that a crash cut short",
         ".rows.json.123.tmp: a write that a crash cut short",
-        "trunk.pt.damaged: a damaged file that was set aside",
+        "trunk-60.pt.damaged: a damaged file that was set aside",
         "rows.json: .* Use --repair",
         r"sweep.journal: its last line \(7 bytes\) is torn",
     ):
@@ -94,10 +95,11 @@ def test_finds_everything_and_mends_what_is_safe(study: Path) -> None:
     assert left.count("set aside") == 2 and left.count("\n") == 1
 
 
-def test_rows_without_a_checkpoint_are_kept(study: Path) -> None:
+def test_rows_without_a_state_are_kept(study: Path) -> None:
     run_dir = study / "runs" / RUN.run_id
+    (run_dir / "trunk-80.pt").unlink()
     (run_dir / "checkpoint.pt").unlink()
-    assert "has rows but no checkpoint. The rows count" in said(study, repair=True)
+    assert "has rows but no state of its trunk. The rows count" in said(study, repair=True)
     (run_dir / "rows.json").write_text("[")
     assert "Remove the directory to train the run again" in said(study, repair=True)
     assert (run_dir / "rows.json").read_text() == "["

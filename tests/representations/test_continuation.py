@@ -87,9 +87,10 @@ def test_mistakes(run_dir: Path, clips: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"no")
     with pytest.raises(UserError, match=r"--prompt .*bad.mp4"):
         continue_clip(run_dir, tmp_path / "bad.mp4", frames=2)
-    saved, _ = checkpoint.load(run_dir / "checkpoint.pt")
+    (path,) = run_dir.glob("weights-*.pt")
+    saved, _ = checkpoint.load(path)
     assert saved is not None
     saved["model"]["head"] = saved["model"]["head"][:-1]
-    checkpoint.save(run_dir / "checkpoint.pt", saved)
+    checkpoint.save(path, saved)
     with pytest.raises(UserError, match=r"not those of this run's model \(size mismatch for head"):
         continue_clip(run_dir, clip, frames=2)

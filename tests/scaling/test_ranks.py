@@ -18,6 +18,7 @@ from scaling.errors import UserError
 from scaling.models.parametrization import build, optimizer
 from scaling.results import Row
 from scaling.storage.files import RunLock
+from scaling.study_folder import RunFolder
 from scaling.training.device import COMPILE_MACS, compiles, gemm_peak_macs
 from scaling.training.ranks import restore
 from scaling.training.train import train
@@ -57,10 +58,14 @@ def short(data_dir: Path) -> RunConfig:
 
 
 def weights(run: RunConfig, run_dir: Path) -> dict[str, Tensor]:
-    """The last checkpoint's weights, whole or sharded, read by one process."""
-    saved, notes = checkpoint.load(run_dir / "checkpoint.pt")
+    """The last weights, whole or sharded, read by one process."""
+    path = RunFolder(run_dir).weights(run.budgets_steps[-1])
+    saved, notes = checkpoint.load(path if path.exists() else run_dir / "checkpoint.pt")
     assert saved is not None and not notes
     model = build(run.model, seed=1)
+    if "shards" not in saved:
+        model.load_state_dict(saved["model"])
+        return model.state_dict()
     optim = optimizer(model, lr=run.lr, weight_decay=run.weight_decay)
     restore(run_dir, saved, model, optim)
     return model.state_dict()
@@ -182,8 +187,9 @@ def test_stopped_on_two_ranks_continues_on_one(
     assert_alike(rows, alone[0])
     assert_same_weights(weights(short, run_dir), weights(short, alone[1]))
     left = {p.name for p in run_dir.iterdir() if not p.name.startswith("came")}
-    kept = {"checkpoint.pt", "config.yaml", "lock", "loss_by_position.json", "metrics.jsonl"}
-    assert left == kept | {"rows.json", "weights-0.pt"}
+    kept = {"config.yaml", "lock", "metrics.jsonl", "points.json", "rows.json"}
+    kept |= {"trunk-10.pt", "weights-12.pt", "trunk-16.pt", "weights-20.pt"}
+    assert left == kept | {"loss_by_position-12.json", "loss_by_position-20.json"}
 
 
 def test_damaged_shards_fall_back_to_the_previous(

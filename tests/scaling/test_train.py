@@ -16,9 +16,9 @@ import torch
 
 from scaling.checkpoint import Interrupted, StopFlag, previous
 from scaling.config.run import RunConfig
-from scaling.config.schedule import position, rate, segments
+from scaling.config.schedule import length, rate, segments
 from scaling.errors import UserError
-from scaling.results import COLUMNS, NOT_REPEATABLE, POSITIONS, Row, frame
+from scaling.results import COLUMNS, NOT_REPEATABLE, Row, frame
 from scaling.storage.files import RunBusy, RunLock
 from scaling.study_folder import RunFolder
 from scaling.training.train import train
@@ -69,7 +69,8 @@ def test_loss_by_position_is_that_of_the_last_point(
     run: RunConfig, undisturbed: list[Row], tmp_path: Path
 ) -> None:
     """Figure 10: its mean is the loss of the row; the end token is known to come."""
-    record = json.loads((tmp_path / "undisturbed" / POSITIONS).read_text())
+    folder = RunFolder(tmp_path / "undisturbed")
+    record = json.loads(folder.positions_json(run.budgets_steps[-1]).read_text())
     assert (record["run_id"], record["size"]) == (run.run_id, run.model.name)
     loss = record["loss"]
     assert (len(loss), record["tokens_per_frame"]) == (run.model.context, 4)
@@ -226,8 +227,7 @@ def test_schedule_of_branches(run: RunConfig) -> None:
     assert rate(run, plan[0], 0) == pytest.approx(1 / 5)
     assert rate(run, plan[0], 4) == rate(run, plan[2], 30) == rate(run, plan[1], 20) == 1.0
     assert 0 < rate(run, plan[1], 24) < 0.2
-    assert position(plan, 2, 20) == 25
-    assert position(plan, len(plan), 75) == 60 + 5 + 9 + 15
+    assert length(plan) == 60 + 5 + 9 + 15
 
 
 def test_schedule_cosine(run: RunConfig) -> None:
