@@ -105,7 +105,7 @@ def _state(study: Study, entry: dict[str, Any], jobs: Mapping[Path, SlurmJob] | 
 
 def trunk_step(run: RunFolder) -> int:
     """The step of its trunk that a run was last heard of at; 0 where it was in a cooldown."""
-    told = [r for r in _tail(run.metrics) if "branch" in r and "seconds" in r]
+    told = [r for r in _records(_tail(run.metrics)) if "branch" in r and "seconds" in r]
     return int(told[-1]["step"]) if told and told[-1]["branch"] is None else 0
 
 
