@@ -79,7 +79,10 @@ def _summaries(frame: pd.DataFrame, texts: list[str]) -> tuple[pd.DataFrame, lis
     )]  # fmt: skip
     found = np.zeros(len(frame), bool)
     for column in named:
-        words = pd.Series(frame[column].dropna().unique(), dtype=object).astype(str)
+        cells = frame[column].dropna()
+        if cells.dtype == object:  # whole summaries, say
+            cells = cells.astype(str)
+        words = pd.Series(cells.unique(), dtype=object).astype(str)
         told = words.str.strip(" *:_").str.lower().isin(SUMMARIES)
         if not told.any():
             continue

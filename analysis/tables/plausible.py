@@ -75,7 +75,7 @@ def check_rows(
         pair = (out["tokens"] / out["params"]).to_numpy(float)
     checks = [
         (out["params"], FEWEST["n"], np.inf, "parameters", "n", scales.get("n") is None),
-        (out["tokens"], FEWEST["d"], np.inf, "tokens", "d", scales.get("d") is None),
+        (out["tokens"], FEWEST["d"], np.inf, "tokens", "d", "d" in chosen and not scales.get("d")),
         (out["macs_total"], *MACS, "MACs of compute", "c", True),
         (pair, *PER_PARAMETER_ROW, "tokens per parameter", "d", True),
     ]
