@@ -219,7 +219,7 @@ class Session:
         A window that the branch cuts short is the cooldown's; the trunk's own stays open.
         """
         held = self.folder.trunk(segment.start)
-        if self.run.grows and not self.ranks.by_first(held.exists):
+        if (self.run.grows or self._later) and not self.ranks.by_first(held.exists):
             self.keep(held)
         self.state["cooling"] = segment.end
         return not (self.state["window_steps"] and self.close_window(self.run.lr))
