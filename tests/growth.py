@@ -47,7 +47,7 @@ launch: {parallel: 2, threads: 1}
 fit: {resamples: 200}
 """
 SIZES = ("t16", "t24")
-BUDGETS = ("5e7", "1e8", "2e8", "4e8", "8e8")
+BUDGETS = ("1e8", "1.5e8", "2e8", "4e8", "8e8")  # each serves each size
 SEEDS = 2
 KEY = ["size", "seed", "steps", "decayed"]
 

@@ -176,12 +176,11 @@ def influence(rows: pd.DataFrame | Ladder, *, form: str = "pure") -> pd.DataFram
     points = frontier(whole)
     ladder = _slim(whole)
     rows = ladder.rows
-    sizes = {
-        run: size for size, runs in zip(points["size"], points["runs"], strict=True) for run in runs
-    }
-    if len(sizes) > APART:
-        sizes = {run: sizes[run] for run in _farthest(whole, list(sizes))}
-    parts = [(f"{size} ({run})", "run", rows["run_id"] != run) for run, size in sizes.items()]
+    runs = list(dict.fromkeys(itertools.chain(*points["runs"])))
+    if len(runs) > APART:
+        runs = _farthest(whole, runs)
+    sizes = rows.drop_duplicates("run_id").set_index("run_id")["size"]  # a point is of several
+    parts = [(f"{sizes[run]} ({run})", "run", rows["run_id"] != run) for run in runs]
     parts += [
         (f"budget {budget:.3g}", "budget", rows["budget_macs"] != budget)
         for budget in points["budget_macs"]

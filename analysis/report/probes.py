@@ -33,7 +33,6 @@ from scaling.analysis.report.sources import Film, Generated, Sources, Tracked
 def probe_sections(shown: Sources, quality: Sequence[QualityLaw]) -> list[tuple[str, str, str]]:
     """(key, title, HTML) of probes, tracking and generation; a part that is missing is empty."""
     return [
-        ("variants", "The choices compared", variants_section(shown.variants)),
         ("probes", "What the layers know", probe_section(shown.probes, quality)),
         ("tracking", "Tracking without training", davis_section(shown.tracked)),
         ("tuned", "Fine-tuned", tuned_section(shown.finetune)),

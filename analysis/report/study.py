@@ -30,7 +30,7 @@ from scaling.analysis.report.data import (
 )
 from scaling.analysis.report.law import choices_section, isoflop_section, trust_section
 from scaling.analysis.report.page import figure, page
-from scaling.analysis.report.probes import probe_sections
+from scaling.analysis.report.probes import probe_sections, variants_section
 from scaling.analysis.report.transfer import transfer_section
 from scaling.analysis.schema import loss_unit
 
@@ -52,9 +52,8 @@ def page_text(begin: str, shown: Sources, found: Findings) -> str:
     """
     rows = shown.rows
     unit = loss_unit(rows.tokenizer)
-    compared, *probed = probe_sections(shown, found.quality)  # of variants: the study's subject
     rate = ("rate", "The learning rate", _rate_section(rows, found.rates))
-    sections = [compared]
+    sections = [("variants", "The choices compared", variants_section(shown.variants))]
     if found.sizes is not None and found.audit is not None:
         sections += [
             ("compute", "Loss against compute", _compute_section(rows, found.law)),
@@ -72,7 +71,7 @@ def page_text(begin: str, shown: Sources, found: Findings) -> str:
         sections.append(rate)
     sections += [
         ("position", "Loss along the sequence", position_section(shown.positions)),
-        *probed,
+        *probe_sections(shown, found.quality),
         ("runs", "All runs", runs_section(rows)),
         ("data", "The data", data_section(shown.tokens)),
         ("config", "The configuration", config_section(shown.config_text)),

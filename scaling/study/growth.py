@@ -58,9 +58,8 @@ def left_of(config: StudyConfig, study: Study) -> str:
     asked: list[RunConfig] = []
     for one in variant_studies(config).values():
         rate = one.ladder.log2_lr if one.ladder else None
-        asked += plan.ladder_runs(one, 2.0 ** (min(rates) if rate is None else rate), key, Path())[
-            0
-        ]
+        runs, _ = plan.ladder_runs(one, 2.0 ** (min(rates) if rate is None else rate), key, Path())
+        asked += runs
     undone = planned = 0.0
     states: Counter[str] = Counter()
     for run in plan.united(asked).values():

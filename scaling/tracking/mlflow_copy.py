@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from scaling.errors import UserError
-from scaling.results import SOURCE_PREFIX, Row
+from scaling.errors import UserError, note
+from scaling.results import SOURCE_PREFIX, Row, loads
 from scaling.storage import files
 from scaling.study_folder import RunFolder, Study
 from scaling.tracking.gate import Gate
@@ -151,7 +151,7 @@ def load_rows(uri: str, study: str = "") -> list[Row]:
         tags = run.data.tags
         if "sent" in tags:  # whole
             rows += [json.loads(tags[k]) for k in sorted(tags) if k.startswith((ROW, OLD_ROW))]
-    return [{k: float(v) if v in ("inf", "-inf") else v for k, v in row.items()} for row in rows]
+    return loads(rows)
 
 
 def load_runs(uri: str, study: str = "") -> list[dict[str, Any]]:
@@ -379,26 +379,50 @@ def _send_study(client: MlflowClient, experiment: str, study: Study, digest: str
     """The run that stands for the study, brought up to date with its law and report."""
     found = list(_search(client, experiment, f"tags.{STANDS_FOR} != ''"))
     if not found:
-        name = study.folder.resolve().name
-        tags = {STANDS_FOR: name, "mlflow.runName": f"study {name}", "mlflow.note.content": ABOUT}
-        found = [_patiently(client.create_run, experiment, tags=tags)]
+        found = [_begin_study(client, experiment, study)]
         _patiently(client.set_experiment_tag, experiment, "mlflow.note.content", ABOUT)
-    run, run_id = found[0], found[0].info.run_id
+    run = found[0]
     if run.data.tags.get("sent", "") == digest:
         return
-    with contextlib.suppress(FileNotFoundError, KeyError, TypeError):
-        law = files.read_json(study.law_json, dict)["law"]
-        low, high = law["interval"]["b"]
-        numbers = {**law["parameters"], "b_low": low, "b_high": high}
-        for name, value in numbers.items():
-            if value is not None and math.isfinite(value):
-                _patiently(client.log_metric, run_id, f"law.{name}", float(value))
-        _patiently(client.set_tag, run_id, "law", law["form"])
+    law = _law(study)
+    if not set(run.data.metrics) <= set(
+        law
+    ):  # numbers of a law that is no more cannot be taken off
+        _patiently(client.delete_run, run.info.run_id)
+        run = _begin_study(client, experiment, study)
+    run_id = run.info.run_id
+    for name, value in law.items():
+        _patiently(client.log_metric, run_id, name, value)
     if _takes_artifacts(run.info.artifact_uri, study):
         for path in _shown(study):
             _patiently(client.log_artifact, run_id, str(path))
     _patiently(client.set_terminated, run_id)
     _patiently(client.set_tag, run_id, "sent", digest)
+
+
+def _begin_study(client: MlflowClient, experiment: str, study: Study) -> Any:
+    name = study.folder.resolve().name
+    tags = {STANDS_FOR: name, "mlflow.runName": f"study {name}", "mlflow.note.content": ABOUT}
+    return _patiently(client.create_run, experiment, tags=tags)
+
+
+def _law(study: Study) -> dict[str, float]:
+    """The numbers of law.json as metrics; none, which is said, where it cannot be read."""
+    if not study.law_json.is_file():
+        return {}
+    from scaling.analysis.laws.power_law import PowerLaw
+    from scaling.analysis.questions import saved_law
+
+    try:
+        law = saved_law.load(study.law_json).law
+    except UserError as error:
+        note(f"not sent to MLflow: {error}")
+        return {}
+    if not isinstance(law, PowerLaw):  # a study's own is of compute
+        return {}
+    low, high = law.ci["b"]
+    numbers = {"E": law.e, "a": law.a, "b": law.b, "b_low": low, "b_high": high}
+    return {f"law.{name}": float(v) for name, v in numbers.items() if math.isfinite(v)}
 
 
 def _takes_artifacts(uri: str, study: Study) -> bool:

@@ -140,6 +140,15 @@ def test_of_many_seeds_those_that_move_most_are_asked(monkeypatch: pytest.Monkey
     pd.testing.assert_frame_equal(asked[:1], runs[:1])
 
 
+def test_a_run_has_its_own_size_not_that_of_its_point(rows: pd.DataFrame) -> None:
+    """Points are made of several sizes here."""
+    own = rows.drop_duplicates("run_id").set_index("run_id")["size"]
+    found = influence(rows)
+    for name in found["left_out"][found["kind"] == "run"]:
+        size, run = name.removesuffix(")").split(" (")
+        assert own[run] == size
+
+
 def test_influence_of_what_is_no_law_is_refused() -> None:
     with pytest.raises(NotIdentified):
         influence(study(PURE, sizes=4, budgets=1))

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from scaling.analysis.questions import saved_law, simulate
+from scaling.analysis.questions.frontier import fit_frontier
 from scaling.errors import UserError
 from scaling.results import COLUMNS, Row, dumps, frame
 from scaling.study_folder import RunFolder, Study
@@ -142,12 +144,8 @@ def test_one_run_stands_for_the_study(study: Path, tmp_path: Path) -> None:
     """Its law as metrics, its files as artifacts; in the others no JSON is in sight."""
     from mlflow import MlflowClient
 
-    law = {
-        "form": "power",
-        "parameters": {"E": 0.0, "b": -0.0481},
-        "interval": {"b": [-0.06, None]},
-    }
-    (study / "law.json").write_text(json.dumps({"law": law}))
+    law = fit_frontier(simulate.study(simulate.PURE, seed=1), form="power", resamples=100)
+    (study / "law.json").write_text(saved_law.text(law))
     (study / "report.html").write_text("<p>the page</p>")
     shutil.rmtree(study / "mlartifacts", ignore_errors=True)
     (study / "mlflow.db").unlink()  # whose artifacts lie where it was made
@@ -161,7 +159,9 @@ def test_one_run_stands_for_the_study(study: Path, tmp_path: Path) -> None:
 
     assert mlflow_copy.sync(Study(study)) == 4
     whole, runs_of_it = runs()
-    assert whole.data.metrics == {"law.E": 0.0, "law.b": -0.0481, "law.b_low": -0.06}
+    low, high = law.law.ci["b"]
+    numbers = {"E": 0.0, "a": law.law.a, "b": law.law.b, "b_low": low, "b_high": high}
+    assert whole.data.metrics == {f"law.{name}": value for name, value in numbers.items()}
     assert whole.info.run_name == "study small" and "MACs" in whole.data.tags["mlflow.note.content"]
     artifacts = study / "mlartifacts" / whole.info.run_id / "artifacts"
     assert sorted(p.name for p in artifacts.iterdir()) == ["law.json", "report.html"]
@@ -176,6 +176,9 @@ def test_one_run_stands_for_the_study(study: Path, tmp_path: Path) -> None:
     assert mlflow_copy.sync(Study(study)) == 0, "no run changed"
     assert (artifacts / "report.html").read_text() == "<p>another</p>"
     assert runs()[0].info.run_id == whole.info.run_id
+    (study / "law.json").unlink()
+    mlflow_copy.sync(Study(study))
+    assert runs()[0].data.metrics == {}, "the numbers of a law that is no more are nowhere"
     moved = tmp_path / "elsewhere"
     study.rename(moved)
     (moved / "report.html").write_text("<p>a third</p>")

@@ -93,7 +93,14 @@ def test_only_the_new_stretch_is_trained(
         now = asked(run, *budgets)
         assert steps_left(RunFolder(tmp_path), now) == steps
         assert trained(now, tmp_path) == (planned(*budgets), steps)
-    assert now.run_id == run.run_id or run.evals != now.evals, "one run, whatever is asked of it"
+    assert now.run_id == asked(run, *BUDGETS).run_id, "one run, whatever is asked of it"
+
+
+def test_a_run_that_does_not_grow_goes_on_from_its_branch_too(
+    run: RunConfig, tmp_path: Path
+) -> None:
+    single = dataclasses.replace(asked(run, 25, 45), role="single")
+    assert not single.grows and trained(single, tmp_path)[1] == 36 + 5 + 9
 
 
 @pytest.mark.parametrize("seed", range(2))
