@@ -9,7 +9,8 @@ feed-forward width and the vocabulary; the default a-family follows the figures 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import gcd
+from fractions import Fraction
+from math import ceil, gcd
 from typing import Any
 
 from scaling.errors import UserError
@@ -20,6 +21,7 @@ PAPER_CONTEXT = 16 * 256 + 1  # 16 frames of 16x16 tokens, a start token in fron
 FAMILIES = ("toto", "gpt2", "mamba")
 PARAMETRIZATIONS = ("mup", "standard")
 POSITIONS = ("learned", "sine-cosine")
+FFN = {"toto": Fraction(11, 4), "gpt2": Fraction(4), "mamba": Fraction(2)}  # d_ff / d
 MAMBA_CONV = 4  # width of its causal convolution
 ATTENTIONS = ("causal", "prefix", "full")
 
@@ -192,8 +194,8 @@ def size(
             f"width {d} is not a multiple of 4, and d_ff = 11 d / 4 must be whole; "
             f"the nearest width is {max(4, round(d / 4) * 4)}"
         )
-    d_ff = {"gpt2": 4 * d, "mamba": 2 * d}.get(str(options.get("family")), 11 * d // 4)
-    settings: dict[str, Any] = {"kv_heads": heads, "d_ff": d_ff} | options
+    rule = FFN.get(str(options.get("family")), FFN["toto"])
+    settings: dict[str, Any] = {"kv_heads": heads, "d_ff": int(rule * d)} | options
     return ModelConfig(
         name=name or f"d{d}l{layers}h{heads}",
         d=d,
@@ -202,6 +204,43 @@ def size(
         vocab=vocab,
         context=context,
         **settings,
+    )
+
+
+def ffn_ratio(model: ModelConfig) -> Fraction:
+    """d_ff / d by the model's rule: sizes of one rule differ by rounding, up to a multiple of 8."""
+    return Fraction(model.d_ff, model.d).limit_denominator(4)
+
+
+def shape(model: ModelConfig) -> str:
+    """The rule that a model's sizes follow, as a word; "" for that of the a-family.
+
+    Example: `shape(FAMILY["gpt2"])` is "gpt2-tied", that of table15-a1 "mqa-ff5.33".
+    """
+    ratio = ffn_ratio(model)
+    parts = (
+        model.family * (model.family != "toto"),
+        "tied" * model.tied,
+        "mqa" * (model.kv_heads < model.heads),
+        f"ff{float(ratio):.3g}" * (ratio != FFN[model.family]),
+    )
+    return "-".join(part for part in parts if part)
+
+
+def resized(model: ModelConfig, d: int, layers: int, heads: int) -> ModelConfig:
+    """A model of the same shape (family, feed-forward's ratio, tied, key-value heads) of another
+    size; Mamba has no heads. Raises UserError for a size that cannot be."""
+    heads = 1 if model.family == "mamba" else heads
+    d_ff = ffn_ratio(model) * d
+    parts = (shape(model), f"d{d}l{layers}h{heads}")
+    return replace(
+        model,
+        name="-".join(part for part in parts if part),
+        d=d,
+        layers=layers,
+        heads=heads,
+        kv_heads=max(1, heads * model.kv_heads // model.heads),
+        d_ff=int(d_ff) if d_ff.denominator == 1 else 8 * ceil(d_ff / 8),
     )
 
 

@@ -141,15 +141,16 @@ def learning_rate_figure(
         chosen_log2_lr: the rate that the ladder uses, drawn as a vertical line.
     """
     figure = base_figure("base learning rate", f"validation loss ({unit})")
-    groups = list(points.groupby(["parametrization", "layers", "d"], sort=True))
-    both = points.parametrization.nunique() > 1
+    groups = list(points.groupby(["parametrization", "shape", "layers", "d"], sort=True))
+    both, shapes = points.parametrization.nunique() > 1, points["shape"].nunique() > 1
     deep = points.layers.nunique() > 1
     top = float(points.val_loss.max())
-    for ((kind, layers, d), group), colour, i in zip(
+    for ((kind, shape, layers, d), group), colour, i in zip(
         groups, shades(len(groups)), range(len(groups)), strict=True
     ):
         name = f"width {d}" + (f", {layers} layers" if deep else "")
         name += f", {escape(kind)}" if both else ""
+        name += f", {escape(shape or 'toto')}" if shapes else ""
         mean = group.groupby("log2_lr", as_index=False).val_loss.mean()
         line = {"color": colour, "width": 2, "dash": "dot" if kind == "standard" else "solid"}
         figure.add_scatter(

@@ -41,7 +41,7 @@ def transfer_figure(rates: Rates, *, unit: str = TOKEN_UNIT) -> go.Figure:
         for j, ((member, one), colour) in enumerate(
             zip(members, shades(len(members)), strict=True)
         ):
-            name = f"{key[1]} {member}"
+            name = f"{key[2]} {member}"
             mine = of_series(best, key)
             vertex = mine[mine.member == member].iloc[0]
             curve = one.dropna(subset="val_loss").groupby("log2_lr").val_loss.mean()

@@ -14,6 +14,10 @@ PASSES = 4  # arXiv 2305.16264: up to here repeated data are nearly as good as f
 SCATTER = 0.2  # of log loss around the pure law; published frontiers scatter by a hundredth
 ALONE = ("parameters", "tokens")  # units of laws that are not of compute
 COMPARABLE = "bits per pixel are (scaling.analysis.laws.references.bits_per_pixel)"
+OF_STUDIES = (
+    ("family", "other architectures have other laws; --by family fits one for each"),
+    ("parametrization", "other parametrisations have other laws"),
+)
 LOWEST = "the lowest of them is taken, which is too low if they are"
 
 
@@ -23,7 +27,9 @@ def warnings_for(
     """What a reader must know before trusting the law. repeats: what becomes of runs that may be
     repeats."""
     out = []
+    ours = "git_sha" in rows.columns  # of other tables their reading tells it, with the remedy
     for column, why in (
+        *(OF_STUDIES if ours else ()),
         ("tokenizer", f"losses per token of different tokenizers are not comparable; {COMPARABLE}"),
         ("vocab", f"losses per token of different vocabularies are not comparable; {COMPARABLE}"),
         ("data_key", "losses on different data are not comparable"),

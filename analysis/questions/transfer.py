@@ -1,8 +1,8 @@
 """Does the best learning rate transfer? Sweeps over width or depth, side by side, with a verdict.
 
-A series is a parametrisation swept over one axis: all widths at one depth, or all depths at one
-width. Its drift is how far the best rate moves from the first to the last member, in octaves
-(factors of two of the rate), by one fit of all its runs.
+A series is a parametrisation of one shape of model (Toto's, GPT-2's, ...) swept over one axis: all
+widths at one depth, or all depths at one width. Its drift is how far the best rate moves from the
+first to the last member, in octaves (factors of two of the rate), by one fit of all its runs.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ if TYPE_CHECKING:
 TRANSFERS = 1.0  # octaves: the most that the best rate may move
 ORDER = ("mup", "standard", "completep")
 NAMES = {"mup": "muP", "standard": "standard", "completep": "CompleteP"}
-GROUP = ["parametrization", "axis", "shared"]
+GROUP = ["parametrization", "shape", "axis", "shared"]
+_SHAPE = r"^(.+)-d\d+l\d+h\d+$"  # in the name of a sweep's model, before its size
 
 
 def learning_rate_points(rows: pd.DataFrame) -> pd.DataFrame:
     """The last point of each run of the learning-rate sweep.
 
-    Returns columns parametrization, d, layers, log2_lr, seed, run_id, val_loss (NaN: diverged),
-    status, best (the width's lowest loss); sorted by (parametrization, layers, d, log2_lr).
+    Returns columns parametrization, shape ("" for Toto's), d, layers, log2_lr, seed, run_id,
+    val_loss (NaN: diverged), status, best (the width's lowest loss); sorted by (parametrization,
+    shape, layers, d, log2_lr).
     """
     runs = rows[rows.role == "lr_sweep"].sort_values(["run_id", "steps", "decayed"])
     last = runs.groupby("run_id", as_index=False).tail(1)
-    group = ["parametrization", "layers", "d"]
+    last = last.assign(shape=last["size"].str.extract(_SHAPE, expand=False).fillna(""))
+    group = ["parametrization", "shape", "layers", "d"]
     points = last[[*group, "log2_lr", "seed", "run_id", "val_loss", "status"]].copy()
     points.loc[~np.isfinite(points.val_loss) | (points.status != "finished"), "val_loss"] = np.nan
     best = points.groupby(group).val_loss.transform("min")
@@ -46,14 +49,14 @@ def learning_rate_points(rows: pd.DataFrame) -> pd.DataFrame:
 def series_points(rows: pd.DataFrame) -> pd.DataFrame:
     """The runs of the sweeps by series; a run that two series share is in both.
 
-    Returns columns parametrization, axis ("width" or "depth"), shared (the layers, or the width,
-    that all members have), member (the width, or the layers), log2_lr, val_loss (NaN: diverged),
-    run_id; muP first, width before depth.
+    Returns columns parametrization, shape, axis ("width" or "depth"), shared (the layers, or the
+    width, that all members have), member (the width, or the layers), log2_lr, val_loss (NaN:
+    diverged), run_id; muP first, width before depth.
     """
     points = learning_rate_points(rows)
     found = []
     for axis, member, shared in (("width", "d", "layers"), ("depth", "layers", "d")):
-        for _, one in points.groupby(["parametrization", shared]):
+        for _, one in points.groupby(["parametrization", "shape", shared]):
             if one[member].nunique() > 1:
                 named = one.rename(columns={member: "member", shared: "shared"})
                 found.append(named.assign(axis=axis))
@@ -63,23 +66,23 @@ def series_points(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.concat(found)[columns]
     place = table.parametrization.map(ORDER.index)
     table = table.assign(place=place, late=table.axis == "depth")
-    order = ["late", "place", "shared", "member", "log2_lr"]
+    order = ["late", "place", "shape", "shared", "member", "log2_lr"]
     return table.sort_values(order, kind="stable").drop(columns=["place", "late"], errors="ignore")
 
 
 def optima(points: pd.DataFrame) -> pd.DataFrame:
     """Each member's best rate, with its 95% interval (of `series_points`; seeds are averaged).
 
-    Returns columns parametrization, axis, shared, member, log2_lr, low, high (NaN: too few rates
-    near it), val_loss (lowest), rates, diverged, edge (the best rate is the first or last tried).
+    Returns columns parametrization, shape, axis, shared, member, log2_lr, low, high (NaN: too few
+    rates near it), val_loss (lowest), rates, diverged, edge (the best is the first or last tried).
     """
     records = []
     key: Any
     for key, one in points.groupby([*GROUP, "member"], sort=False, dropna=False):
         curve = one.groupby("log2_lr").val_loss.apply(lambda v: v.mean(skipna=False))
         losses = curve.fillna(math.inf)
-        trials = [Trial(key[3], p, v) for p, v in zip(losses.index, losses, strict=True)]
-        best = optimum(trials, key[1])
+        trials = [Trial(key[-1], p, v) for p, v in zip(losses.index, losses, strict=True)]
+        best = optimum(trials, key[2])
         edge = losses.idxmin() in (losses.index.min(), losses.index.max())
         low, high = (math.nan if x is None else x for x in (best.low, best.high))
         diverged = int(curve.isna().sum())
@@ -91,8 +94,8 @@ def optima(points: pd.DataFrame) -> pd.DataFrame:
 def verdicts(points: pd.DataFrame) -> pd.DataFrame:
     """One row a series: how far its best rate moves, and what carrying the rate over costs.
 
-    Returns columns parametrization, axis, shared, first, last (members), octaves (from first to
-    last, `best_rate.drift`), uncertainty (95%; NaN: too few runs), cost (of the loss, that
+    Returns columns parametrization, shape, axis, shared, first, last (members), octaves (from first
+    to last, `best_rate.drift`), uncertainty (95%; NaN: too few runs), cost (of the loss, that
     the last member loses at the first one's best rate; NaN: not tried, inf: it diverges), verdict:
     "transfers" or "does not transfer" where the whole interval lies on that side of TRANSFERS, else
     "not decided", as where an optimum may lie beyond the rates tried.
@@ -120,9 +123,10 @@ def verdicts(points: pd.DataFrame) -> pd.DataFrame:
 
 def of_series(table: pd.DataFrame, key: Sequence[Any]) -> pd.DataFrame:
     """The rows of one series."""
-    parametrization, axis, shared = key
+    parametrization, shape, axis, shared = key
     rows: pd.DataFrame = table[
         (table.parametrization == parametrization)
+        & (table["shape"] == shape)
         & (table.axis == axis)
         & ((table.shared == shared) | (table.shared.isna() & pd.isna(shared)))
     ]
@@ -187,10 +191,10 @@ def verdict_lines(points: pd.DataFrame, unit: str = TOKEN_UNIT) -> Iterator[str]
     return Rates.of(points).lines(unit)
 
 
-def title(parametrization: str, axis: str, shared: float) -> str:
-    """shared: the layers, or the width, of all members; NaN where it is not known."""
+def title(parametrization: str, shape: str, axis: str, shared: float) -> str:
+    """Of a series. shared: the layers, or the width, of all members; NaN: not known."""
     fixed = f" ({shared:g} layers)" if axis == "width" else f" (width {shared:g})"
-    name = NAMES.get(parametrization, parametrization)
+    name = NAMES.get(parametrization, parametrization) + f" {shape}" * bool(shape)
     return f"{name} over {axis}{'' if math.isnan(shared) else fixed}"
 
 

@@ -15,7 +15,7 @@ from scaling.analysis.report.page import Column, figure, table
 def transfer_section(rates: transfer.Rates, unit: str) -> str:
     """Figure, verdicts and optima; losses in `unit`."""
     text = (
-        "A panel for each parametrisation and axis, a line for each model: loss above the model's "
+        "A panel for each parametrisation, shape and axis, a line for each model: loss above its "
         "own lowest. Open markers at the foot: each model's optimum, a parabola's vertex, with its "
         "95% interval. Where they stand above one another, a rate found on the smallest model is "
         f"right for the largest; up to {transfer.TRANSFERS:g} octave apart counts as that."
@@ -60,8 +60,7 @@ def transfer_section(rates: transfer.Rates, unit: str) -> str:
 
 
 def _titles(rows: pd.DataFrame) -> list[str]:
-    keys = zip(rows.parametrization, rows.axis, rows.shared, strict=True)
-    return [transfer.title(*key) for key in keys]
+    return [transfer.title(*key) for key in rows[transfer.GROUP].itertuples(index=False)]
 
 
 def _cost(loss: float) -> str:

@@ -43,9 +43,9 @@ def read_sweep(
 ) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
     """Points of learning-rate sweeps, and notes on how they were read.
 
-    Returns columns parametrization (of the table, else of its columns of best rates), axis ("width"
-    or "depth"), shared (what all members have on the other axis; NaN: unknown), member, log2_lr,
-    val_loss (NaN: diverged), run_id. With best rates alone val_loss is absent.
+    Returns columns parametrization (of the table, else of its columns of best rates), shape (""),
+    axis ("width" or "depth"), shared (what all members have on the other axis; NaN: unknown),
+    member, log2_lr, val_loss (NaN: diverged), run_id. With best rates alone val_loss is absent.
     loss, lr, width, run: columns, where they cannot be told; width may be of layers. by: a column
     that parts the runs into sweeps. history: False, every row is a run, whatever its step; else the
     last row of a run that has a loss counts, at the run's highest rate.
@@ -75,6 +75,7 @@ def read_sweep(
     notes += [f"loss: column {quality.column!r}", f"learning rate: column {rates[0]!r}", *more]
     points = pd.DataFrame({"axis": axis, "member": sizes, "val_loss": quality.values})
     points["parametrization"] = _groups(table, by, {rates[0], column, quality.column})
+    points["shape"] = ""
     points["shared"] = _other_axis(table, axis, column)
     points["rate"] = numbers(frame[rates[0]], thousands=False).values
     points["run_id"] = [f"row {i}" for i in range(len(frame))]
@@ -279,7 +280,8 @@ def _best_rates(
         parts.append(
             pd.DataFrame(
                 {
-                    "parametrization": label or str(column), "axis": axis, "shared": np.nan,
+                    "parametrization": label or str(column), "shape": "", "axis": axis,
+                    "shared": np.nan,
                     "member": sizes, "log2_lr": _log2(frame[column], column),
                 }
             )

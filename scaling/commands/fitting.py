@@ -138,7 +138,8 @@ def fit(
     parts = {
         f"{groups} = {value}": part.reset_index(drop=True) for value, part in rows.groupby("by")
     }
-    _fit_parts(parts, of_ladder, chosen, at, figure, save, bewares)
+    without = _fit_parts(parts, of_ladder, chosen, at, figure, save, bewares)
+    parts = {name: part for name, part in parts.items() if name not in without}
     if form not in SURFACES and of == "compute":
         _say_differences(parts, of_ladder, table["metric"], chosen)
 
@@ -253,12 +254,25 @@ def _fit_rows(
 def _fit_parts(
     parts: Mapping[str, pd.DataFrame], of_ladder: dict[str, Any], chosen: dict[str, Any],
     at: float | None, figure: Path | None, save: Path | None, bewares: Sequence[str],
-) -> None:  # fmt: skip
-    """A law of each part; files are numbered in their order."""
+) -> list[str]:  # fmt: skip
+    """A law of each part, or why it has none; files are numbered in their order.
+
+    Returns the parts without a law. Raises NotIdentified where that is every part.
+    """
+    from scaling.analysis.laws.fit import NotIdentified
+
+    without = []
     for k, (name, part) in enumerate(parts.items(), 1):
         print(f"\n{name}: {len(part)} rows")
         drawn, saved = (f and f.with_stem(f"{f.stem}-{k}") for f in (figure, save))
-        _fit_rows(part, of_ladder, chosen, at, drawn, saved, bewares)
+        try:
+            _fit_rows(part, of_ladder, chosen, at, drawn, saved, bewares)
+        except NotIdentified as refusal:
+            print(f"no law: {refusal}")
+            without.append(name)
+    if len(without) == len(parts):
+        raise NotIdentified("no part has a law; the reason of each stands above")
+    return without
 
 
 def _refuse_unread(what: str, instead: str, **given: object) -> None:

@@ -130,11 +130,7 @@ def study_cost(
     """The cost of every group of runs of a study. Raises UserError as the study itself would."""
     runs: list[RunConfig] = []
     for sweep in sweeps(config):
-        runs += [
-            sweep_run(config, sweep, member, 2.0**p, "", Path())
-            for member in sweep.members
-            for p in range(sweep.log2_min, sweep.log2_max + 1)
-        ]
+        runs += [sweep_run(config, sweep, member, lr, "", Path()) for member, lr in sweep.grid()]
     left: list[Left] = []
     ladder: list[RunConfig] = []
     for one in variant_studies(config).values():

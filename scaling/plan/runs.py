@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from scaling.config.schedule import length, segments
 from scaling.config.schema import LrConfig, StudyConfig
 from scaling.errors import UserError
 from scaling.jobs.machine import computes_in_bf16
-from scaling.models.family import FAMILY, SPECIAL_TOKENS, ModelConfig, size
+from scaling.models.family import FAMILY, SPECIAL_TOKENS, ModelConfig, resized, shape
 from scaling.models.macs import forward_macs, parameter_counts
 
 MIN_STEPS_PER_WARMUP = 2  # a budget shorter than this many warm-ups is not a point on a frontier
@@ -27,6 +27,30 @@ class Left:
     size: str
     budget_macs: float
     rule: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A learning-rate sweep as the study asks for it, over models of one shape."""
+
+    asked: LrConfig
+    like: str  # a size, whose shape the models have
+    of_ladder: bool  # gives the ladder's sizes of that shape their rate
+
+    @property
+    def shape(self) -> str:
+        """`family.shape` of its models."""
+        return shape(FAMILY[self.like])
+
+    @property
+    def named(self) -> str:
+        """`, gpt2` behind what is said of it; '' for Toto's shape."""
+        return f", {self.shape}" * bool(self.shape)
+
+    def grid(self) -> Iterable[tuple[int, float]]:
+        """Every member and rate of the grid."""
+        powers = range(self.asked.log2_min, self.asked.log2_max + 1)
+        return ((member, 2.0**p) for member in self.asked.members for p in powers)
 
 
 def data_of(config: StudyConfig) -> str:
@@ -62,33 +86,47 @@ def ladder_model(config: StudyConfig, name: str) -> ModelConfig:
 
     Raises UserError where muP's base width cannot have its shape.
     """
-    patches = _patches(config)
+    return _in_study(config, FAMILY[name], config.model.parametrization)
+
+
+def sweep_model(config: StudyConfig, sweep: Sweep, member: int) -> ModelConfig:
+    """A model of a learning-rate sweep: `member` is its width, or its depth (LrConfig.axis).
+
+    Raises UserError as `ladder_model` does.
+    """
+    asked = sweep.asked
+    width, layers = (asked.widths[0], member) if asked.depths else (member, asked.layers)
+    model = resized(FAMILY[sweep.like], width, layers, asked.heads)
+    return _in_study(config, model, asked.parametrization or config.model.parametrization)
+
+
+def _in_study(config: StudyConfig, model: ModelConfig, parametrization: str) -> ModelConfig:
+    patches = any(_patches(config).values())
     model = dataclasses.replace(
-        FAMILY[name],
-        tied=FAMILY[name].tied and not any(patches.values()),
-        **_shared(config, config.model.parametrization),
+        model, tied=model.tied and not patches, **_shared(config, parametrization)
     )
     if model.parametrization == "mup":
         try:
             model.at_width(model.base_width)
         except UserError as error:
             raise UserError(
-                f"model.base_width {model.base_width} cannot be the muP base of {name}: {error}"
+                f"model.base_width {model.base_width} cannot be the muP base of {model.name}: "
+                f"{error}"
             ) from None
     return model
 
 
-def sweep_model(config: StudyConfig, sweep: LrConfig, member: int) -> ModelConfig:
-    """A model of a learning-rate sweep: `member` is its width, or its depth (sweep.axis)."""
-    width, layers = (sweep.widths[0], member) if sweep.depths else (member, sweep.layers)
-    settings = _shared(config, sweep.parametrization or config.model.parametrization)
-    return size(d=width, layers=layers, heads=sweep.heads, **settings)
-
-
-def sweeps(config: StudyConfig) -> list[LrConfig]:
-    """The learning-rate sweeps of a study; that of the ladder comes first, where it has one."""
-    ladders = [config.lr] if config.lr and config.ladder and config.ladder.log2_lr is None else []
-    return [*ladders, *config.transfer]
+def sweeps(config: StudyConfig) -> list[Sweep]:
+    """The learning-rate sweeps of a study, each over models of every shape that its ladder has
+    (Toto's, where it has no ladder); those of the ladder come first, where it needs a rate."""
+    ladder = config.ladder
+    likes: dict[str, str] = {}
+    for name in ladder.sizes if ladder else ("a1",):
+        likes.setdefault(shape(FAMILY[name]), name)
+    found = []
+    if config.lr and ladder and ladder.log2_lr is None:
+        found = [Sweep(config.lr, like, of_ladder=True) for like in likes.values()]
+    return [*found, *(Sweep(s, like, False) for s in config.transfer for like in likes.values())]
 
 
 def _shared(config: StudyConfig, parametrization: str) -> dict[str, Any]:
@@ -157,14 +195,14 @@ def _precision(config: StudyConfig) -> str:
 
 
 def sweep_run(
-    config: StudyConfig, sweep: LrConfig, member: int, lr: float, data_key: str, data_dir: Path
+    config: StudyConfig, sweep: Sweep, member: int, lr: float, data_key: str, data_dir: Path
 ) -> RunConfig:
     """One trial of a learning-rate sweep. Raises UserError when its budget is too short."""
     model = sweep_model(config, sweep, member)
     run = _run(
         config,
         model,
-        [float(sweep.steps * step_macs(model, config.train.batch))],
+        [float(sweep.asked.steps * step_macs(model, config.train.batch))],
         role="lr_sweep",
         evals=0,  # only the decayed point is asked for
         lr=lr,
@@ -179,10 +217,11 @@ def sweep_run(
 
 
 def ladder_runs(
-    config: StudyConfig, lr: float, data_key: str, data_dir: Path
+    config: StudyConfig, lr: float | Mapping[str, float], data_key: str, data_dir: Path
 ) -> tuple[list[RunConfig], list[Left]]:
     """The runs of the ladder, if any, and the pairs left out, each with its rule.
 
+    lr: the rate, or that of each shape of its sizes.
     With `wsd` one run of a size serves all its budgets; with `cosine` each budget is a run.
     """
     runs: list[RunConfig] = []
@@ -205,7 +244,7 @@ def ladder_runs(
                 model,
                 group,
                 role="ladder",
-                lr=lr,
+                lr=lr if isinstance(lr, float) else lr[shape(FAMILY[name])],
                 seed=config.seed + repeat,
                 data_key=data_key,
                 data_dir=str(data_dir),

@@ -15,6 +15,7 @@ from scaling.config.run import RunConfig
 from scaling.config.schedule import length, segments
 from scaling.config.schema import StudyConfig, variant_studies
 from scaling.errors import UserError
+from scaling.models.family import FAMILY, shape
 from scaling.plan import runs as plan
 from scaling.storage import files
 from scaling.study.status import run_states, trunk_step
@@ -39,18 +40,22 @@ def left_of(config: StudyConfig, study: Study) -> str:
         )
     entries = study.plan().runs
     swept = {entry["run_id"] for entry in entries if entry["role"] == "lr_sweep"}
-    rates = {entry["log2_lr"] for entry in entries if entry["role"] == "ladder"}
+    found_rates: dict[str, set[float]] = {}  # by shape: of the rates that sweeps found
+    for entry in entries:
+        if entry["role"] == "ladder":
+            found_rates.setdefault(shape(FAMILY[entry["size"]]), set()).add(entry["log2_lr"])
+    rates = {one: 2.0 ** min(powers) for one, powers in found_rates.items() if len(powers) == 1}
     given = [one.ladder.log2_lr for one in variant_studies(config).values() if one.ladder]
     key = _data_key(study)
     if key is None:
         return f"all of it, for no run of {study} was begun"
     found = {
-        plan.sweep_run(config, sweep, member, 2.0**p, key, Path()).run_id
+        plan.sweep_run(config, sweep, member, lr, key, Path()).run_id
         for sweep in plan.sweeps(config)
-        for member in sweep.members
-        for p in range(sweep.log2_min, sweep.log2_max + 1)
+        for member, lr in sweep.grid()
     }
-    if not found <= swept or (None in given and len(rates) != 1):
+    needed = {sweep.shape for sweep in plan.sweeps(config) if sweep.of_ladder}
+    if not found <= swept or (None in given and not needed <= rates.keys()):
         return (
             f"not known, for {study} was begun with other values than these, and the learning rate "
             f"of the ladder is to be found first"
@@ -58,7 +63,7 @@ def left_of(config: StudyConfig, study: Study) -> str:
     asked: list[RunConfig] = []
     for one in variant_studies(config).values():
         rate = one.ladder.log2_lr if one.ladder else None
-        runs, _ = plan.ladder_runs(one, 2.0 ** (min(rates) if rate is None else rate), key, Path())
+        runs, _ = plan.ladder_runs(one, rates if rate is None else 2.0**rate, key, Path())
         asked += runs
     undone = planned = 0.0
     states: Counter[str] = Counter()

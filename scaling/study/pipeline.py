@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from scaling import results
 from scaling.config.run import RunConfig
-from scaling.config.schema import LrConfig, StudyConfig, variant_studies
+from scaling.config.schema import StudyConfig, variant_studies
 from scaling.config.study_file import describe
 from scaling.data.encode import prepare
 from scaling.data.shards import TokenData
@@ -121,12 +120,12 @@ def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Pat
     runs: list[RunConfig] = []
     with Launcher(config.launch, study.jobs_dir, train, detach=detach) as launcher:
         first = next(iter(tokens.values()))
-        lr, runs = best_rate(config, study, first, launcher, say)
+        swept, runs = best_rates(config, study, first, launcher, say)
         of_variants: dict[str, list[str]] = {}
         asked: list[RunConfig] = []
         for name, one in choices.items():
             given = one.ladder.log2_lr if one.ladder else None
-            rate = lr if given is None else 2.0**given
+            rate = swept if given is None else 2.0**given
             found, left = plan.ladder_runs(one, rate, tokens[name].key, tokens[name].path)
             for pair in left:
                 say(f"left out: {pair.size} at {pair.budget_macs:.3g} MACs: {pair.rule}")
@@ -219,7 +218,7 @@ def check_sources(config: StudyConfig, data: TokenData) -> None:
     """Raises UserError where a run would need a source for a second time that may not repeat."""
     ladder, _ = plan.ladder_runs(config, 1.0, data.key, data.path)
     steps = [run.budgets_steps[-1] for run in ladder]
-    steps += [sweep.steps for sweep in plan.sweeps(config)]
+    steps += [sweep.asked.steps for sweep in plan.sweeps(config)]
     passes = data.epochs(max(steps, default=0), config.train.batch, config.seed)
     short = [
         f"{source.name}: {passes[source.name]:.3g} times"
@@ -244,24 +243,23 @@ def not_whole(manifest: Path, most: int = 8) -> list[str]:
     return lines
 
 
-def best_rate(
+def best_rates(
     config: StudyConfig, study: Study, data: TokenData, launcher: Launcher[RunConfig], say: Say
-) -> tuple[float, list[RunConfig]]:
-    """The learning rate of the ladder (NaN: it has none), and the runs of all sweeps."""
-    given = config.ladder.log2_lr if config.ladder else None
-    lr = math.nan if given is None else 2.0**given
+) -> tuple[dict[str, float], list[RunConfig]]:
+    """The learning rate of each shape of the ladder, by sweeps, and the runs of all sweeps."""
+    rates: dict[str, float] = {}
     runs: list[RunConfig] = []
     for sweep in plan.sweeps(config):
         found, trained = run_sweep(config, sweep, study, data, launcher, say, runs)
         runs += trained
-        if sweep is config.lr:
-            lr = found.best_lr
-    return lr, runs
+        if sweep.of_ladder:
+            rates[sweep.shape] = found.best_lr
+    return rates, runs
 
 
 def run_sweep(
     config: StudyConfig,
-    sweep: LrConfig,
+    sweep: plan.Sweep,
     study: Study,
     data: TokenData,
     launcher: Launcher[RunConfig],
@@ -276,10 +274,9 @@ def run_sweep(
     ladder, _ = plan.ladder_runs(config, 1.0, data.key, data.path)  # their size, not yet their rate
     planned = plan.sweeps(config)
     after = [
-        plan.sweep_run(config, later, member, 2.0**p, data.key, data.path)
+        plan.sweep_run(config, later, member, lr, data.key, data.path)
         for later in planned[planned.index(sweep) + 1 :]
-        for member in later.members
-        for p in range(later.log2_min, later.log2_max + 1)
+        for member, lr in later.grid()
     ]
     later_macs = sum(map(plan.path_macs, [*after, *ladder]))
 
@@ -291,28 +288,28 @@ def run_sweep(
             recorded.update(runs)
         return make_job(config, study, run)
 
-    grid = range(sweep.log2_min, sweep.log2_max + 1) if sweep.sampler == "grid" else ()
-    jobs = [job(member, 2.0**p) for member in sweep.members for p in grid]
+    asked = sweep.asked
+    jobs = [job(member, lr) for member, lr in sweep.grid()] if asked.sampler == "grid" else []
     todo = [j for j in jobs if unfinished(j)]
-    kind = sweep.parametrization or config.model.parametrization
+    kind = (asked.parametrization or config.model.parametrization) + sweep.named
     if todo:
-        say(f"lr sweep over {sweep.axis}, {kind}: {len(todo)} of {len(jobs)} runs to train")
+        say(f"lr sweep over {asked.axis}, {kind}: {len(todo)} of {len(jobs)} runs to train")
     with progress(study, say if todo else lambda _: None):
         found = sweep_lr(
             job,
-            members=sweep.members,
-            log2_min=sweep.log2_min,
-            log2_max=sweep.log2_max,
+            members=asked.members,
+            log2_min=asked.log2_min,
+            log2_max=asked.log2_max,
             launcher=launcher,
             journal=study.journal,
-            sampler=sweep.sampler,
-            axis=sweep.axis,
-            each=sweep is not config.lr,
+            sampler=asked.sampler,
+            axis=asked.axis,
+            each=not sweep.of_ladder,
             seed=config.seed,
         )
-    if sweep is config.lr:
+    if sweep.of_ladder:
         unit = results.PATCH_UNIT if config.model.targets == "patches" else results.TOKEN_UNIT
-        say(found.summary(unit))
+        say(found.summary(unit, sweep.named))
     # In the order of the trials, and also those that an earlier call trained beyond the grid.
     runs.clear()
     for trial in found.trials:

@@ -53,14 +53,17 @@ class SweepResult:
             (t for t in self.trials if t.member == member), key=lambda t: (t.loss, t.log2_lr)
         )
 
-    def summary(self, unit: str = TOKEN_UNIT) -> str:
-        """A line for the whole, one for each member, one for each warning; losses in `unit`."""
+    def summary(self, unit: str = TOKEN_UNIT, shape: str = "") -> str:
+        """A line for the whole, one for each member, one for each warning; losses in `unit`.
+
+        shape: told behind the rate, where a study has a rate for each shape of model.
+        """
         optimum = _interval(self.low, self.high, "95% ", ", ")
         error = "" if self.drift_half is None else f" ± {self.drift_half:.2f}"
         moved = f"drift {self.drift_octaves:+.2f}{error} octaves"
         if math.isnan(self.drift_octaves):
             moved = "drift not determined"
-        lines = [f"learning rate 2^{self.log2_lr:g} ({optimum}{moved})"]
+        lines = [f"learning rate 2^{self.log2_lr:g}{shape} ({optimum}{moved})"]
         for best in self.optima:
             interval = _interval(best.low, best.high, " ")
             mine = [t for t in self.trials if t.member == best.member]

@@ -21,6 +21,7 @@ def sweep(
         [
             {
                 "role": "lr_sweep",
+                "size": f"d{d}l{layers}h2",
                 "parametrization": kind,
                 "d": d,
                 "layers": layers,
@@ -52,9 +53,9 @@ def points() -> pd.DataFrame:
 def test_a_run_may_belong_to_two_series(points: pd.DataFrame) -> None:
     members = points.groupby(transfer.GROUP, sort=False).member.unique()
     assert {key: list(found) for key, found in members.items()} == {
-        ("mup", "width", 2): [16, 32, 64, 128],
-        ("standard", "width", 2): [16, 32, 64, 128],
-        ("mup", "depth", 32): [2, 4, 16],
+        ("mup", "", "width", 2): [16, 32, 64, 128],
+        ("standard", "", "width", 2): [16, 32, 64, 128],
+        ("mup", "", "depth", 32): [2, 4, 16],
     }
     shared = points[(points.log2_lr == -5) & points.run_id.eq("mup32-2-5")]
     assert sorted(shared.axis) == ["depth", "width"]

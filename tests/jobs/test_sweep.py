@@ -255,3 +255,33 @@ def test_the_optimum_without_a_bowl_is_the_lowest_point() -> None:
     assert optimum(falling).log2_lr == 0 and optimum(falling).low is None
     two = optimum(falling[:2])
     assert two.log2_lr == -2 and two.high is None
+
+
+def test_each_shape_of_a_ladder_has_its_sweep_and_its_rate(tmp_path: Path) -> None:
+    """The swept models are those that are trained: their parameters, and a rate for each kind."""
+    from scaling.config.study_file import load_study
+    from scaling.models.macs import parameter_counts
+    from scaling.plan import runs as plan
+
+    text = """\
+study: kinds
+data: {frames: 2, size: 16, sources: [{name: leaves, kind: leaves}]}
+tokenizer: {patch: 4, codes: 64}
+model: {base_width: 32}
+train: {batch: 4, warmup_steps: 4}
+lr: {widths: [32], layers: 2, heads: 2, steps: 30}
+ladder: {sizes: [t32, t16, t32-gpt2, t32-mamba, table15-a1], budgets_macs: [1e12]}
+"""
+    (tmp_path / "kinds.yaml").write_text(text)
+    config = load_study(tmp_path / "kinds.yaml")
+    sweeps = plan.sweeps(config)
+    assert [s.shape for s in sweeps] == ["", "gpt2", "mamba", "mqa-ff5.33"]
+    found = [parameter_counts(plan.sweep_model(config, s, 32)) for s in sweeps]
+    for name, counts in zip(("t32", "t32-gpt2"), found, strict=False):
+        assert counts == parameter_counts(plan.ladder_model(config, name))
+    rates = {s.shape: 2.0**-k for k, s in enumerate(sweeps)}
+    ladder, left = plan.ladder_runs(config, rates, "key", Path())
+    assert not left
+    assert {run.model.name: math.log2(run.lr) for run in ladder} == {
+        "t32": 0, "t16": 0, "t32-gpt2": -1, "t32-mamba": -2, "table15-a1": -3
+    }  # fmt: skip

@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from scaling.models.family import FAMILY, PRINTED_PARAMETERS, ModelConfig, size
+from scaling.models.family import (
+    FAMILY,
+    PRINTED_PARAMETERS,
+    ModelConfig,
+    resized,
+    shape,
+    size,
+)
 from scaling.models.macs import models_table, parameter_counts
 
 TINY = size(32, 2, 2, vocab=100, context=64)
@@ -100,3 +107,23 @@ def test_widths_without_a_whole_feed_forward() -> None:
         size(30, 2, 2, vocab=100, context=64)
     with pytest.raises(ValueError, match="more than 1% from a whole number; make d_ff a multiple"):
         replace(TINY, d_ff=33).at_width(1)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_size_is_its_shape_at_its_width(name: str) -> None:
+    """The rule that is read from a size gives that size again, and no other family's."""
+    model = FAMILY[name]
+    again = resized(model, model.d, model.layers, model.heads)
+    assert replace(again, name=name) == model
+    small = resized(model, 48, 2, 4)
+    assert shape(small) == shape(model) and small.context == model.context
+
+
+def test_shapes_have_names() -> None:
+    named = {name: shape(FAMILY[name]) for name in ("a1", "t32-gpt2", "gpt2", "mamba", "base")}
+    assert named == {
+        "a1": "", "t32-gpt2": "gpt2", "gpt2": "gpt2-tied", "mamba": "mamba-tied", "base": "tied-ff4"
+    }  # fmt: skip
+    assert {shape(FAMILY[f"table15-a{i}"]) for i in range(1, 7)} == {"mqa-ff5.33"}
+    assert resized(FAMILY["table15-a1"], 64, 2, 4).name == "mqa-ff5.33-d64l2h4"
+    assert resized(FAMILY["a1"], 64, 2, 4).name == "d64l2h4"
