@@ -23,6 +23,7 @@ import torch
 from safetensors.numpy import save
 
 from scaling import cli
+from scaling.analysis.tables import content as bytes_of
 from scaling.analysis.tables import files
 from scaling.config.study_file import describe, load_study
 from scaling.data.shards import TokenData
@@ -270,7 +271,8 @@ def test_what_has_no_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in ("pipe.csv", "zero.csv"):
         with pytest.raises(UserError, match="a pipe or a device"):
             files.load(tmp_path / name)
-    monkeypatch.setattr(files, "LARGEST", 999)
+    for module in (bytes_of, files):
+        monkeypatch.setattr(module, "LARGEST", 999)
     (tmp_path / "grows.csv.gz").write_bytes(gzip.compress(b"loss,n\n" + b"1,2\n" * 300))
     with zipfile.ZipFile(tmp_path / "grows.xlsx", "w") as file:
         file.writestr("sheet", b"1" * 1000)

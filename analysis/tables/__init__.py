@@ -6,8 +6,9 @@
 A table needs a loss and compute, or parameters and tokens. Nothing is guessed silently: `notes`
 says which column became what and what was left out, and an ambiguity is an error that names both.
 
-    files      a file of any usual format as a frame; trials, events, trainers: those of Optuna,
-               TensorBoard, Lightning and the Hugging Face Trainer
+    files      a file of any usual format as a frame, by content (its bytes as text), delimited,
+               records (JSON), markup, lines; trials, events, trainers, logs: those of Optuna,
+               TensorBoard, Lightning, the Hugging Face Trainer and Megatron-LM
     layouts    exports of known tools, reshaped to a row a run or a row an evaluation
     columns    which column means what
     units      units and numbers in names and cells

@@ -11,10 +11,8 @@ import pandas as pd
 
 from scaling.analysis.tables.columns import listed
 from scaling.analysis.tables.losses import HIGHEST_LOSS
+from scaling.analysis.tables.pivots import unpivoted
 from scaling.errors import UserError
-
-PIVOT = 3  # columns of compute that make a table of losses by size and budget
-PIVOT_RANGE = (1e9, 1e30)
 
 
 @dataclass
@@ -94,31 +92,11 @@ def _log_of_one_run(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
 
 
 def _pivot(frame: pd.DataFrame, asked: set[str]) -> Layout | None:
-    """Losses by size (rows) and budget (columns named by compute): a row for each cell."""
-    budgets = {}
-    for column in frame.columns:
-        text = re.sub(r"(?i)\s*(flops?|macs?)$", "", str(column).strip())
-        try:
-            value = float(re.sub(r"^C\s*=\s*", "", text))
-        except ValueError:
-            continue
-        if PIVOT_RANGE[0] <= value <= PIVOT_RANGE[1]:
-            budgets[column] = value
-    others = [c for c in frame.columns if c not in budgets]
-    if len(budgets) < PIVOT or not 1 <= len(others) <= 3:
+    found = unpivoted(frame)
+    if found is None:
         return None
-    units = {u.lower() for c in budgets for u in re.findall(r"(?i)(flop|mac)s?$", str(c))}
-    name = (
-        "compute" if len(units) != 1 else "compute (FLOPs)" if "flop" in units else "compute (MACs)"
-    )
-    long = frame.melt(id_vars=others, value_vars=list(budgets), var_name=name, value_name="loss")
-    long[name] = long[name].map(budgets)
-    long = long[long["loss"].notna()].reset_index(drop=True)
-    return Layout(
-        long, {"loss": "loss", "c": name},
-        [f"layout: losses by {listed(others)} (rows) and compute (columns), "
-         f"{len(budgets)} budgets; {len(long)} cells"],
-    )  # fmt: skip
+    long, compute, notes = found
+    return Layout(long, {"c": compute} | ({"loss": "loss"} if "loss" in long else {}), notes)
 
 
 def _optuna(frame: pd.DataFrame, asked: set[str]) -> Layout | None:

@@ -49,7 +49,7 @@ def check(
             said = "" if ratio is None else f" ({middle:.3g} per parameter and token)"
             raise UserError(
                 f"column {compute.column!r} does not say whether it counts FLOPs or MACs{said}: "
-                f"give compute_unit, one of {', '.join(UNITS)}"
+                f"give compute_unit (--compute-unit), one of {', '.join(UNITS)}"
             )
         compute.values = c = c * macs_per(compute.unit)
         compute.notes.append("unit by 6 N D")
@@ -196,7 +196,7 @@ def _check_name(compute: Quantity, ratio: np.ndarray) -> None:
         if compute.unit == named and np.quantile(np.abs(times / factor - 1), 0.9) < NAMED:
             raise UserError(
                 f"column {compute.column!r} says {named}, but holds {of} N D, which is training in "
-                f"{held}: give compute_unit, {held} (or {named}, if it is right)"
+                f"{held}: give compute_unit (--compute-unit), {held} (or {named}, if it is right)"
             )
 
 
@@ -209,8 +209,8 @@ def _check_alone(
     if np.isfinite(middle) and not MACS[0] <= middle <= MACS[1] and compute_unit is None:
         raise UserError(
             f"column {compute.column!r} has {middle:.3g} MACs of compute in the middle row, which "
-            "no training has: give compute_unit (PF-days?), or write its unit into its name, as "
-            f"in {compute.column + ' (1e18 FLOPs)'!r}"
+            "no training has: give compute_unit (--compute-unit PF-days?), or write its unit into "
+            f"its name, as in {compute.column + ' (1e18 FLOPs)'!r}"
         )
     alone = "n" not in chosen and "d" not in chosen
     small = compute.factor != 1.0 and middle < ONE_PASS

@@ -537,7 +537,7 @@ def test_losses_by_size_and_budget() -> None:
         read(wide)
     rows, notes = read(wide, compute_unit="FLOPs")
     same_runs(rows)
-    assert any(n.startswith("layout: losses by 'dim'") for n in notes)
+    assert any(n.startswith("layout: 'loss' by 'dim'") for n in notes)
 
 
 def test_a_trial_table_of_optuna() -> None:

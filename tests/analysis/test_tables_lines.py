@@ -64,6 +64,38 @@ def test_lines_that_are_no_runs(kind: str, tmp_path: Path) -> None:
     assert any(said in note for note in notes), notes
 
 
+def by_budget(**heads: str) -> pd.DataFrame:
+    """A block of columns for each budget, a row for each size; heads: column of BASE -> name."""
+    groups = [rows.reset_index(drop=True) for _, rows in BASE.groupby("budget")]
+    return pd.concat(
+        [group[c].rename(head.format(group["budget"].iloc[0]))
+         for group in groups for c, head in heads.items()], axis=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        {"N": "N_{:.0e}", "loss": "L_{:.0e}"},
+        {"N": "N_{:.0e}", "loss": "L_{:.0e}", "D": "D_{:.0e}"},
+        {"N": "params (C={:g})", "loss": "loss (C={:g})"},
+        {"loss": "val_loss_{:.0e}_flops", "N": "params_{:.0e}_flops"},
+        {"N": "{:.0e} FLOPs/N", "loss": "{:.0e} FLOPs/loss"},
+        {"N": "N @ {:.0f}", "loss": "loss @ {:.0f}"},
+    ],
+)
+def test_a_block_of_columns_for_each_budget(heads: dict[str, str]) -> None:
+    table = by_budget(**heads)
+    if "FLOPs" not in str([*table]).replace("flops", "FLOPs") and "D" not in heads:
+        with pytest.raises(UserError, match="--compute-unit"):
+            read(table)
+    same_runs(read(table, compute_unit="FLOPs")[0])
+    with pytest.raises(
+        UserError, match=r"losses by tokens side by side.*Write a row for each loss"
+    ):
+        read(by_budget(loss="loss @ {:.0e} tokens").assign(params=N[:6]))
+
+
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
