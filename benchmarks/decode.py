@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from scaling.data import media, packets, video
+from scaling.data.picture import picture
 
 STRIDE, SIZE, ROUNDS = 4, 128, 5
 
@@ -29,17 +30,17 @@ def plain(path: Path) -> np.ndarray:
 
 
 def everything(path: Path) -> np.ndarray:
-    return decode_all(path, video._picture)
+    return decode_all(path, picture)
 
 
-def decode_all(path: Path, picture: Callable[[av.VideoFrame, int], np.ndarray]) -> np.ndarray:
+def decode_all(path: Path, convert: Callable[[av.VideoFrame, int], np.ndarray]) -> np.ndarray:
     frames = []
     with av.open(str(path)) as container:
         stream = max(container.streams.video, key=lambda s: s.width * s.height)
         stream.codec_context.thread_count = 1
         for index, frame in enumerate(container.decode(stream)):
             if index % STRIDE == 0:
-                frames.append(picture(frame, SIZE))
+                frames.append(convert(frame, SIZE))
     return np.stack(frames)
 
 
@@ -51,20 +52,21 @@ def pillow(frame: av.VideoFrame, size: int) -> np.ndarray:
 
 def selective(path: Path) -> np.ndarray:
     scan = video._scan(path)
-    chosen = chosen_packets(scan)
+    shows = scan.timeline.shows
     return np.stack(
         [
-            video._picture(frame, SIZE)
-            for index, frame in video._decode(scan, chosen, [])
-            if index >= 0 and index % STRIDE == 0
+            picture(frame, SIZE)
+            for packet, frame in video._decode(scan, chosen_packets(scan), [])
+            if shows[packet] >= 0 and shows[packet] % STRIDE == 0
         ]
     )
 
 
 def chosen_packets(scan: video._Video) -> np.ndarray:
-    if scan.counted:
-        return np.ones(len(scan.shows), bool)
-    return packets.to_decode(scan.kinds, (scan.shows >= 0) & (scan.shows % STRIDE == 0))
+    shows = scan.timeline.shows
+    if not scan.timeline.order_known:
+        return np.ones(len(shows), bool)
+    return packets.to_decode(scan.kinds, (shows >= 0) & (shows % STRIDE == 0))
 
 
 def seconds(function: Callable[[Path], np.ndarray], path: Path) -> float:
@@ -80,7 +82,7 @@ def main(paths: list[Path]) -> None:
         equal = np.array_equal(everything(path), selective(path))
         rounds = [[seconds(f, path) for f in (plain, everything, selective)] for _ in range(ROUNDS)]
         slow, whole, fast = (statistics.median(side) for side in zip(*rounds, strict=True))
-        n = len(scan.times)
+        n = len(scan.timeline.times)
         print(
             f"{path.name[:40]:40} {chosen_packets(scan).mean():7.0%} {n / slow:16.0f} "
             f"{n / whole:6.0f} {n / fast:10.0f} {slow / fast:8.2f} {whole / fast:6.2f}  {equal}"

@@ -34,6 +34,37 @@ def classifier(codec: str, extradata: bytes | None) -> Callable[[memoryview, boo
     return lambda payload, key: Kind.NEEDED
 
 
+def hidden(codec: str, payload: memoryview) -> bool:
+    """Whether a packet holds one frame that is only a reference for others (VP8, VP9), or
+    none at all (Theora's headers).
+
+    By the frame header's show_frame (RFC 6386, 9.1; VP9 bitstream, 6.2). A VP9 superframe, known by
+    the marker in its last byte, shows one of its frames.
+    """
+    if not len(payload):
+        return False
+    first = payload[0]
+    if codec == "vp8":
+        return not first >> 4 & 1
+    if codec == "theora":  # headers, once more where streams were joined
+        return bool(first >> 7)
+    if codec == "vp9" and payload[-1] & 0xE0 != 0xC0:
+        reserved = first >> 4 & 3 == 3  # profile 3 has one bit more
+        return not first >> (3 - reserved) & 1 and not first >> (1 - reserved) & 1
+    return False
+
+
+def reorders(codec: str, delayed: bool, kinds: Sequence[Kind]) -> bool:
+    """Whether frames may be shown in another order than they are decoded.
+
+    `delayed` is what FFmpeg says of the stream (has_b_frames); of MPEG-1, 2 and 4 it says so of
+    every stream that is not marked as of low delay, B-pictures or none.
+    """
+    if codec in ("mpeg1video", "mpeg2video", "mpeg4"):
+        return Kind.DISPOSABLE in kinds
+    return delayed and codec not in ("vp8", "vp9", "av1")
+
+
 def to_decode(kinds: Sequence[Kind], wanted: np.ndarray) -> np.ndarray:
     """Which packets to decode, bool (packets,), in decoding order; `wanted` likewise."""
     restart = np.array([kind is Kind.RESTART for kind in kinds], bool)

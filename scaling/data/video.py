@@ -8,8 +8,9 @@ Shapes: n clips, T frames, S = side of the square crop in px.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from av.packet import Packet
 from av.stream import Disposition
 
 from scaling.data import packets
-from scaling.data.media import MediaError, crop, crop_sides, reason, resized_to
+from scaling.data.media import MediaError, crop, crop_sides, reason
+from scaling.data.picture import odd_angle, picture
+from scaling.data.timeline import Timeline, of_packets, spread
 
 _PYAV = int(av.__version__.split(".")[0])
 # A title or comment need not be UTF-8. PyAV below 19 refuses such a file unless told to leave those
@@ -42,16 +45,14 @@ class VideoClips:
 class _Video:
     """What a look at the packets says, before anything is decoded."""
 
-    times: np.ndarray  # presentation time of each frame, rising
-    counted: bool  # the container keeps no times (AVI) or lacks some: they are 0, 1, 2 ...
-    period: float  # usual distance of two times
-    time_unit: float  # seconds
-    shows: np.ndarray  # the frame (place in `times`) of each packet, or -1; in decoding order
+    timeline: Timeline
+    unit: float  # seconds of one step of its times
     kinds: list[packets.Kind]
     notes: list[str]  # what is missing
     path: Path
     # All packets of a small file.
     held: tuple[av.container.InputContainer, list[Packet[av.VideoStream]]] | None
+    decoded: bool = False  # the timeline is that of the decoder's output
 
 
 def read_video(
@@ -71,8 +72,9 @@ def read_video(
     With `rng`: `clips` clips, one from each of that many equal parts of the video, at a random time
     and place in it. Without (validation): at most `clips` clips that do not overlap, evenly spaced,
     from the centre. A frame period is 1 / `fps` seconds, or the video's own. Time is measured on
-    the clock of the file, so a variable frame rate or missing frames do not bend it. Only what the
-    wanted frames need is decoded. With `crops` (a test of several views; `rng` is None): exactly
+    the clock of the file, so a variable frame rate or missing frames do not bend it; where that
+    clock starts again, streams were joined, and no clip goes across. Only what the wanted frames
+    need is decoded. With `crops` (a test of several views; `rng` is None): exactly
     `clips` clips from the first to the last possible one, which may overlap, each at `crops` places
     along the long side; a clip's crops follow one another.
     Raises MediaError when no clip can be had.
@@ -96,20 +98,11 @@ def _cut(
     crops: int | None,
     zoom: float,
 ) -> VideoClips:
-    reasons = "".join(f"; {note}" for note in video.notes)
-    if not len(video.times):
-        raise MediaError("no frame in the video stream" + reasons)
-    period = video.period if fps is None else 1 / (fps * video.time_unit)
-    plan = _plan(video.times, video.period, frames, stride * period, clips, rng, crops)
-    if not len(plan):
-        rate = "" if fps is None else f" of 1/{fps:g} s"
-        raise MediaError(
-            f"{len(video.times)} frames are too few for {frames} frames at stride {stride}{rate}"
-            + reasons
-        )
+    before = copy.deepcopy(rng)  # to plan once more, should the decoder give other frames
+    plan = _plan(video, frames, stride, clips, rng, fps, crops)
     place = np.full((len(plan), 2), 0.5) if rng is None else rng.random((len(plan), 2))
     if crops is not None:  # the short side has one place, whatever is asked of it
-        place = np.repeat(np.tile(_spread(crops), clips)[:, None], 2, axis=1)
+        place = np.repeat(np.tile(spread(crops), clips)[:, None], 2, axis=1)
     sides = crop_sides(size, zoom, len(plan), rng)
     users: dict[int, list[tuple[int, int]]] = {}
     for clip, row in enumerate(plan):
@@ -117,20 +110,30 @@ def _cut(
             users.setdefault(int(index), []).append((clip, t))
     pixels = np.empty((len(plan), frames, size, size, 3), np.uint8)
     filled = np.zeros((len(plan), frames), bool)
-    everything = np.ones(len(video.shows), bool)
+    timeline = video.timeline
+    everything = np.ones(len(timeline.shows), bool)
     selected = everything
-    if not video.counted:  # else a frame is known only by how many came before it
-        selected = packets.to_decode(video.kinds, np.isin(video.shows, list(users)))
+    if timeline.order_known:  # else a frame is known only by how many came before it
+        selected = packets.to_decode(video.kinds, np.isin(timeline.shows, list(users)))
     # Should a damaged stream not give all that way, everything is decoded.
     for decode in (selected, everything):
         notes = list(video.notes)
-        for index, frame in _decode(video, decode, notes):
+        came: list[int] = []
+        for packet, frame in _decode(video, decode, notes):
+            index = int(timeline.shows[packet]) if timeline.order_known else len(came)
+            came.append(packet)
             if index in users and not frame.is_corrupt:
+                if not filled.any() and (angle := odd_angle(frame)):
+                    notes.append(angle)
                 wanted = {sides[clip] for clip, _ in users[index]}
-                resized = {side: _picture(frame, side) for side in wanted}
+                resized = {side: picture(frame, side) for side in wanted}
                 for clip, t in users[index]:
                     pixels[clip, t] = crop(resized[sides[clip]], size, place[clip])
                     filled[clip, t] = True
+        if not video.decoded and _disproved(timeline, came):
+            output = timeline.of_output(_all_output(video, came, decode))
+            heard = replace(video, timeline=output, decoded=True)
+            return _cut(heard, frames, size, stride, clips, before, fps, crops, zoom)
         if filled.all() or decode.all():
             break
     complete = filled.all(1)
@@ -140,8 +143,48 @@ def _cut(
         )
     if not complete.any():
         raise MediaError("no clip decodes: " + "; ".join(notes))
-    seconds = float(video.times[-1] - video.times[0] + video.period) * video.time_unit
-    return VideoClips(pixels[complete], len(video.times), seconds, "; ".join(notes))
+    seconds = timeline.seconds_in_units * video.unit
+    return VideoClips(pixels[complete], len(timeline.times), seconds, "; ".join(notes))
+
+
+def _plan(
+    video: _Video,
+    frames: int,
+    stride: int,
+    clips: int,
+    rng: np.random.Generator | None,
+    fps: float | None,
+    crops: int | None,
+) -> np.ndarray:
+    """The frames of each clip, (n, T). Raises MediaError when the video is too short for one."""
+    timeline, reasons = video.timeline, "".join(f"; {note}" for note in video.notes)
+    if not len(timeline.times):
+        raise MediaError("no frame in the video stream" + reasons)
+    period = timeline.period if fps is None else 1 / (fps * video.unit)
+    plan = timeline.clips(frames, stride * period, clips, rng, crops)
+    if not len(plan):
+        rate = "" if fps is None else f" of 1/{fps:g} s"
+        joins = int(timeline.stretch[-1])
+        joined = f" in {joins + 1} joined pieces" if joins else ""
+        raise MediaError(
+            f"{len(timeline.times)} frames{joined} are too few for {frames} frames at stride "
+            f"{stride}{rate}" + reasons
+        )
+    return plan
+
+
+def _disproved(timeline: Timeline, came: list[int]) -> bool:
+    """Whether the decoder gave other frames, or in another order, than the packets promised."""
+    if timeline.order_known:
+        return bool((np.diff(timeline.shows[came]) <= 0).any())
+    return len(came) != len(timeline.times)
+
+
+def _all_output(video: _Video, came: list[int], decode: np.ndarray) -> list[int]:
+    """The packets whose frames come out when everything is decoded, in that order."""
+    if decode.all():
+        return came
+    return [packet for packet, _ in _decode(video, np.ones(len(decode), bool), [])]
 
 
 def _open(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
@@ -167,80 +210,54 @@ def _open(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
 
 def _scan(path: Path) -> _Video:
     container, stream = _open(path)
-    times: list[int | None] = []
+    pts: list[int | None] = []
+    dts: list[int | None] = []
     shown: list[bool] = []
     kinds: list[packets.Kind] = []
     notes: list[str] = []
     held: list[Packet[av.VideoStream]] | None = [] if path.stat().st_size <= _HELD else None
-    counted = container.format.name == "avi"
     codec = stream.codec_context
     classify = packets.classifier(codec.name, codec.extradata)
     promised = stream.frames
     try:
         for packet in _demux(container, stream):
-            times.append(packet.pts)
-            # Outside of the edit list, or 'as before' (AVI): no frame of its own.
-            shown.append(packet.size > 0 and not packet.is_discard)
-            kinds.append(classify(memoryview(packet), packet.is_keyframe))
+            content = memoryview(packet)
+            pts.append(packet.pts)
+            dts.append(packet.dts)
+            # Outside of the edit list, 'as before' (AVI), or hidden: no frame of its own.
+            shown.append(
+                packet.size > 0
+                and not packet.is_discard
+                and not packets.hidden(codec.name, content)
+            )
+            kinds.append(classify(content, packet.is_keyframe))
             if held is not None:
                 held.append(packet)
     except (av.FFmpegError, OSError) as error:
-        notes.append(f"reading stopped after {len(times)} frames: {reason(error, path)}")
+        notes.append(f"reading stopped after {len(pts)} frames: {reason(error, path)}")
     # A rate or unit that is not known is None, or from PyAV 19 on a ratio with a 0, which is false.
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     unit = float(stream.time_base) if stream.time_base else 1 / rate
     if held is None:
         container.close()
-    if promised > len(times):
-        notes.append(f"{promised - len(times)} of {promised} frames are missing from the file")
-    if counted or None in times:
-        counted, unit = True, 1 / rate
-        number = np.cumsum(shown) - 1
+    if container.format.name == "avi":  # keeps the number of each frame, and no times
+        pts = dts
+        there = 1 + max((time for time in dts if time is not None), default=-1)  # with repeats
     else:
-        number = np.array(times, np.int64)
-    # A time that occurs twice is a frame that is only a reference for others (VP8, VP9).
-    unique, place = np.unique(number[np.array(shown, bool)], return_inverse=True)
-    shows = np.full(len(times), -1)
-    shows[np.array(shown, bool)] = place
-    period = float(np.median(np.diff(unique))) if len(unique) > 1 else 1.0
+        there = len(pts)
+    if promised > there:
+        notes.append(f"{promised - there} of {promised} frames are missing from the file")
+    if all(time is None for time in pts):
+        unit = 1 / rate
+    timeline = of_packets(
+        pts,
+        dts,
+        shown,
+        reorders=packets.reorders(codec.name, bool(codec.has_b_frames), kinds),
+        unit=unit,
+    )
     opened = None if held is None else (container, held)
-    return _Video(unique, counted, period, unit, shows, kinds, notes, path, opened)
-
-
-def _plan(
-    times: np.ndarray,
-    period: float,
-    frames: int,
-    step: float,
-    clips: int,
-    rng: np.random.Generator | None,
-    crops: int | None = None,
-) -> np.ndarray:
-    """Indices of the frames of each clip, (n, T), `step` apart; n = 0 for too short a video."""
-    span = (frames - 1) * step
-    # Half a period of slack: rounded timestamps must not cost the last clip.
-    possible = int(np.searchsorted(times, times[-1] - span + period / 2, side="right"))
-    if possible < 1:
-        return np.empty((0, frames), np.int64)
-    if crops is not None:
-        first = np.repeat((_spread(clips) * possible).astype(np.int64), crops)
-    elif rng is None:  # each clip in the middle of its own part of the video
-        duration = times[-1] - times[0] + period
-        clips = max(1, min(clips, int((duration + period / 2) // (span + period))))
-        middle = times[0] + (np.arange(clips) + 0.5) * (duration / clips)
-        first = np.searchsorted(times, middle - span / 2, side="right") - 1
-    else:
-        first = ((np.arange(clips) + rng.random(clips)) / clips * possible).astype(np.int64)
-    start = times[np.clip(first, 0, possible - 1)]
-    wanted = start[:, None] + np.arange(frames) * step
-    on_show: np.ndarray = np.searchsorted(times, wanted + period / 2, side="right") - 1
-    return on_show
-
-
-def _spread(count: int) -> np.ndarray:
-    """Places in [0, 1): the middle, or from the first to the last."""
-    last = np.nextafter(1, 0)
-    return np.array([0.5]) if count == 1 else np.linspace(0, last, count)
+    return _Video(timeline, unit, kinds, notes, path, opened)
 
 
 def _demux(
@@ -254,7 +271,11 @@ def _demux(
 def _decode(
     video: _Video, decode: np.ndarray, notes: list[str]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(place in `video.times`, frame) of the packets to `decode`; damaged packets are noted."""
+    """(number of its packet, frame) of the packets to `decode`, in the order in which they show.
+
+    Damaged packets are noted. A packet's time is replaced by its number, which the decoder hands on
+    to the frame: two frames can have one time.
+    """
     if video.held is None:
         container, stream = _open(video.path)
         source = _demux(container, stream)
@@ -262,26 +283,24 @@ def _decode(
         container, source = video.held[0], iter(video.held[1])
         stream = video.held[1][0].stream
         stream.codec_context.flush_buffers()
-    position = {int(time): place for place, time in enumerate(video.times)}
     last = int(np.flatnonzero(decode)[-1])
-    failed = count = 0
+    failed = 0
     try:
         for number, packet in enumerate(source):
             if number > last:
                 break
             if not decode[number]:
                 continue
+            packet.pts = number
             try:
                 decoded = packet.decode()
             except av.FFmpegError:
-                failed += 1
+                failed += int(video.timeline.shows[number] >= 0)
                 continue
             for frame in decoded:
-                yield (count if video.counted else position.get(frame.pts or 0, -1)), frame
-                count += 1
+                yield frame.pts if frame.pts is not None else number, frame
         for frame in stream.codec_context.decode(None):  # what the decoder still holds
-            yield (count if video.counted else position.get(frame.pts or 0, -1)), frame
-            count += 1
+            yield frame.pts if frame.pts is not None else last, frame
     except (av.FFmpegError, OSError) as error:
         if not notes:  # else the look at the packets has met and noted the same end
             notes.append(f"reading stopped: {reason(error, video.path)}")
@@ -289,21 +308,3 @@ def _decode(
         container.close()
     if failed:
         notes.append(f"{failed} damaged packets")
-
-
-def _picture(frame: av.VideoFrame, size: int) -> np.ndarray:
-    """RGB uint8 (H', W', 3), short side `size`, turned as the display matrix says.
-
-    (PyAV leaves the display matrix to the caller.)
-    """
-    height, width = resized_to(frame.height, frame.width, size)
-    if (height, width) != (frame.height, frame.width):
-        # To full colour planes first: at once to RGB, swscale would halve the colour resolution.
-        frame_small = frame.reformat(
-            width=width, height=height, format="yuv444p", interpolation="AREA", threads=1
-        )
-        rgb = frame_small.to_ndarray(format="rgb24")
-    else:
-        rgb = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4  # counter-clockwise
-    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

@@ -65,10 +65,16 @@ def rotate_mp4(path: Path, quarter_turns: int) -> None:
     """Set the display matrix of the first track: this many quarter turns clockwise."""
     cos = [1, 0, -1, 0][quarter_turns % 4]
     sin = [0, 1, 0, -1][quarter_turns % 4]
-    matrix = [cos, sin, 0, -sin, cos, 0, 0, 0, 1]
+    matrix_mp4(path, (cos, sin, -sin, cos))
+
+
+def matrix_mp4(path: Path, abcd: tuple[float, float, float, float]) -> None:
+    """Set the display matrix of the first track: (x, y) is shown at (a x + c y, b x + d y)."""
+    a, b, c, d = abcd
+    matrix = [a, b, 0, c, d, 0, 0, 0, 1]
     scale = [16, 16, 30, 16, 16, 30, 16, 16, 30]  # fixed-point bits of each entry
     packed = b"".join(
-        (value << bits).to_bytes(4, "big", signed=True)
+        round(value * 2**bits).to_bytes(4, "big", signed=True)
         for value, bits in zip(matrix, scale, strict=True)
     )
     content = bytearray(path.read_bytes())
