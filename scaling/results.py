@@ -7,7 +7,9 @@ that is missing is missing (NaN or None), never replaced.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice, repeat
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ Row = dict[str, Any]
 
 POSITIONS = "loss_by_position.json"  # of a run, and of a study's best: size, tokens_per_frame, loss
 INFINITE = ("inf", "-inf")  # in JSON
+TOGETHER = 512  # rows that are taken apart at once: a processor's cache holds them
 NOT_REPEATABLE = ("seconds", "mfu")  # clocks; every other column is bitwise repeatable on a CPU
 
 NEWEST = {  # columns of tables of what the models learned that older versions did not write
@@ -35,14 +38,40 @@ NEWEST = {  # columns of tables of what the models learned that older versions d
 }
 
 
-def frame(rows: list[Row], more: Sequence[str] = ()) -> pd.DataFrame:
+def frame(rows: Iterable[Row], more: Sequence[str] = ()) -> pd.DataFrame:
     """Rows as a DataFrame in schema order, sorted by (role, d, layers, lr, seed, steps, decayed).
 
+    rows: read once; of many thousand only some are held at a time, where they come one by one.
     more: further columns that somebody added to the table, taken over as they are.
     Raises UserError for rows of another schema: a column that is unknown or absent.
     """
+    import numpy as np
     import pandas as pd
 
+    left, words = iter(rows), {}
+    first = _columns(list(islice(left, TOGETHER)), more, words)
+    parts = [first]
+    while some := list(islice(left, TOGETHER)):
+        parts.append(_columns(some, more, words))
+    sources = sorted({c for part in parts for c in part} - {*COLUMNS, *more})
+    made = {}
+    for column in [*COLUMNS, *sources, *more]:
+        several = [p.get(column, np.full(len(p["steps"]), np.nan)) for p in parts]
+        if column in more:
+            made[column] = pd.concat([pd.Series(cells) for cells in several], ignore_index=True)
+        else:
+            whole = np.concatenate(several)
+            made[column] = pd.Series(whole, dtype="str" if whole.dtype == object else None)
+    table = pd.DataFrame(made)
+    order = ["role", "d", "layers", "size", "lr", "seed", "run_id", "steps", "decayed"]
+    return table.sort_values(order, kind="stable").reset_index(drop=True)
+
+
+def _columns(rows: list[Row], more: Sequence[str], words: dict[str, str]) -> dict[str, Any]:
+    """Some rows by column, in arrays of one kind each; sources as far as one of the rows has them.
+
+    words: the texts that were met before, which are held once.
+    """
     alike: dict[tuple[str, ...], Row] = {}  # an example of each set of columns
     for row in rows:
         alike.setdefault(tuple(row), row)
@@ -56,19 +85,14 @@ def frame(rows: list[Row], more: Sequence[str] = ()) -> pd.DataFrame:
                 f"version's schema; it was written by another version of the tool"
             )
     blank = dict.fromkeys(columns)
-    values = zip(*((blank | row).values() for row in rows), strict=True)
-    table = pd.DataFrame(dict(zip(columns, values, strict=False)), columns=columns)
-    kinds = COLUMNS | dict.fromkeys(sources, "float")
-    for column, kind in kinds.items():
+    same = all(len(names) == len(columns) for names in alike)
+    taken = map(itemgetter(*columns), rows if same else [blank | row for row in rows])
+    by_column = zip(*taken, strict=True) if rows else repeat((), len(columns))
+    made = {}
+    for column, cells in zip(columns, by_column, strict=True):
+        kind = (COLUMNS | dict.fromkeys(sources, "float")).get(column, "any")
         try:
-            if kind == "float":
-                table[column] = pd.to_numeric(table[column]).astype("float64")
-            elif kind == "int":
-                table[column] = table[column].astype("int64")
-            elif kind == "bool":
-                table[column] = table[column].astype("bool")
-            else:
-                table[column] = table[column].astype("str")
+            made[column] = _cells(cells, kind, words)
         except (ValueError, TypeError, OverflowError) as error:
             number = (int, float, type(None))
             fits: Any = {"int": int, "float": number, "bool": bool, "str": str}[kind]
@@ -77,8 +101,31 @@ def frame(rows: list[Row], more: Sequence[str] = ()) -> pd.DataFrame:
                 f"row of run {next(iter(runs), '?')}: column {column} holds no {kind} ({error}): "
                 f"damaged. Remove the file of its rows and run the study again, which makes it anew"
             ) from None
-    order = ["role", "d", "layers", "size", "lr", "seed", "run_id", "steps", "decayed"]
-    return table.sort_values(order, kind="stable").reset_index(drop=True)
+    return made
+
+
+def _cells(cells: tuple[Any, ...], kind: str, words: dict[str, str]) -> Any:
+    """Cells of a column of a kind of COLUMNS, or of any; text as objects. Raises ValueError,
+    TypeError, OverflowError: of another kind."""
+    import numpy as np
+    import pandas as pd
+
+    types = set(map(type, cells))
+    if kind == "str" and types <= {str}:
+        return np.array(list(map(words.setdefault, cells, cells)), dtype=object)
+    if kind == "int" and types <= {int}:  # what pandas would first have to find out
+        return np.array(cells, dtype="int64")
+    if kind == "float" and types <= {float, type(None)}:
+        return np.array(cells, dtype="float64")
+    if kind == "bool" and types <= {bool}:
+        return np.array(cells, dtype="bool")
+    column = pd.Series(cells)
+    if kind == "float":
+        return pd.to_numeric(column).astype("float64").to_numpy()
+    if kind == "any":
+        return column
+    made = column.astype({"int": "int64"}.get(kind, kind))
+    return made.to_numpy(object if kind == "str" else None)
 
 
 def loads(rows: list[Row]) -> list[Row]:

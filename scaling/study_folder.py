@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,8 @@ class RunFolder:
         run goes on to more; None before the first end. Raises UserError: damaged.
         """
         try:
-            rows = files.read_json(self.rows_json, list)
+            text = self.rows_json.read_text()
+            rows = files.parse_json(text, list)
             if not rows or not all(isinstance(row, dict) for row in rows):
                 raise UserError("it holds no rows")
         except FileNotFoundError:
@@ -120,7 +122,7 @@ class RunFolder:
                 f"{self.rows_json}: damaged ({error}). Remove it and run the study again, which "
                 f"makes it from what the run has kept"
             ) from None
-        return results.loads(rows)
+        return results.loads(rows) if any(word in text for word in results.INFINITE) else rows
 
 
 class TokenFolder:
@@ -356,15 +358,20 @@ class Study:
         A run of an earlier configuration stays on disk, for the day the configuration goes back,
         and is in no table meanwhile. A folder without plan.json counts whole.
         """
-        finished = [run for run in self.run_folders() if run.rows_json.exists()]
-        if not self.plan_json.exists():
-            return finished
-        planned = {entry["run_id"] for entry in self.plan().runs}
-        return [run for run in finished if run.path.name in planned]
+        runs = self.run_folders()
+        if self.plan_json.exists():
+            planned = {entry["run_id"] for entry in self.plan().runs}
+            runs = [run for run in runs if run.path.name in planned]
+        return [run for run in runs if run.rows_json.exists()]
 
     def run_folders(self) -> list[RunFolder]:
         """Of all runs that were ever begun, by run id."""
-        return [RunFolder(p) for p in files.whole(self.runs_dir, "*") if p.is_dir()]
+        try:
+            with os.scandir(self.runs_dir) as inside:
+                names = [e.name for e in inside if not e.name.startswith(".") and e.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [self.run(name) for name in sorted(names)]
 
     def complete(self) -> bool:
         """Whether every run planned so far is finished: then another look needs no cluster."""
@@ -377,12 +384,12 @@ class Study:
             raise UserError(
                 f"{self.folder}: not a study's folder (it has no {self.runs_dir.name}/)"
             )
-        rows = [row for run in self.runs() for row in run.read() or []]
-        if not rows:
+        table = results.frame(row for run in self.runs() for row in run.read() or ())
+        if table.empty:
             raise UserError(
                 f"{self.folder}: no run of this study has finished yet; see `scaling status`"
             )
-        return results.frame(rows)
+        return table
 
     def positions(self) -> dict[str, Any] | None:
         """Loss by token position of the ladder's best run: size, tokens_per_frame, loss (nats);

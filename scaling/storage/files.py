@@ -99,8 +99,13 @@ def read_json(path: Path, kind: type[T]) -> T:
 
     Raises OSError, or ValueError for whatever else is wrong with it.
     """
+    return parse_json(path.read_text(), kind)
+
+
+def parse_json(text: str, kind: type[T]) -> T:
+    """The same of its text."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(text)
     except RecursionError:
         raise UserError("it is nested without end") from None
     if not isinstance(value, kind):
