@@ -7,12 +7,14 @@ Every study is run undisturbed once. Then its twin is run while faults are injec
 moments, the same command is repeated until it ends by itself, and the two tables must be equal to
 the last digit (but for clocks), no finished run may have been touched again, and no process or
 cluster job may be left. Prints what was injected, what survived and how much work was repeated;
-exits with 1 if anything was lost.
+exits with 1 if anything was lost. Every third study grows: it is asked for one budget after the
+other while it is under fire, and must end as its twin that was asked for all at once.
 
-The faults are real: signals, truncated files, a full tmpfs (needs root), an absent MLflow, and on a
-cluster made by a start script (SLURM_UP, default ../shared/slurm/slurm-up, run again to mend it)
-killed daemons, nodes set down, preemption and a time limit of one minute, which the longest run
-exceeds. The clocks of two nodes are an hour off (as Python sees them there), and file times move.
+The faults are real: signals, truncated and overwritten files, removed locks, a full tmpfs (needs
+root), an absent MLflow, and on a cluster made by a start script (SLURM_UP, default
+../shared/slurm/slurm-up, run again to mend it) killed daemons, nodes set down, preemption and a
+time limit of one minute, which the longest run exceeds. The clocks of two nodes are an hour off (as
+Python sees them there), and file times move.
 """
 
 from __future__ import annotations
@@ -57,10 +59,11 @@ train: {{batch: 4, warmup_steps: 10, evals: 3, checkpoint_seconds: 0.5}}
 lr: {{widths: [16, 32], layers: 2, heads: 2, log2_min: -8, log2_max: -5, steps: 200}}
 ladder:
   sizes: [t16, t24, t32]
-  budgets_macs: [1e9, 2e9, 4e9, 8e9, 1.6e10{more}]
+  budgets_macs: [{budgets}]
   tokens_per_param: [1e-3, 86.5]
 """
-LONG = ", 1e11"  # by tokens_per_param for t32 alone: minutes, under a limit of one
+BUDGETS = ("1e9", "2e9", "4e9", "8e9", "1.6e10")
+LONG = "1e11"  # by tokens_per_param for t32 alone: minutes, under a limit of one
 PROLOG = """\
 #!/bin/sh
 case $SLURMD_NODENAME in
@@ -90,10 +93,14 @@ class Study:
     slurm: bool
     long: bool  # one run outlasts Slurm's time limit
     rng: random.Random
+    grows: bool = False  # asked for more and more of its budgets
+    asked: int = len(BUDGETS)  # so many of BUDGETS
+    harmed: set[str] = field(default_factory=set)  # runs whose points were damaged
     driver: subprocess.Popen[bytes] | None = None
     detached: bool = False  # the last session left its jobs to Slurm
     injected: Counter[str] = field(default_factory=Counter)
     sessions: int = 0
+    lost: list[str] = field(default_factory=list)
     undo: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
 
     @property
@@ -104,9 +111,10 @@ class Study:
         yaml = self.out / f"{self.name}.yaml"
         if not yaml.exists():
             self.out.mkdir(parents=True, exist_ok=True)
-            more_budgets = LONG if self.long else ""
-            yaml.write_text(STUDY.format(name=self.name, seed=self.seed, more=more_budgets))
-        where = ["--set", "launch.threads=1"]
+            yaml.write_text(STUDY.format(name=self.name, seed=self.seed, budgets="1e9"))
+        budgets = [*BUDGETS[: self.asked], *([LONG] if self.long else [])]
+        where = ["--set", f"ladder.budgets_macs=[{', '.join(budgets)}]"]
+        where += ["--set", "launch.threads=1"]
         if self.slurm:
             where += ["--set", "launch.cluster=slurm", "--set", "launch.timeout_min=1"]
             where += ["--set", "launch.partition=low", "--set", "launch.parallel=4"]
@@ -227,6 +235,25 @@ def kill_any_process(s: Study) -> bool:
 
 def truncate_checkpoint(s: Study) -> bool:
     """The newest checkpoint of a run loses its second half while its process is killed."""
+    return _harm_checkpoint(s, lambda path: os.truncate(path, path.stat().st_size // 2))
+
+
+def overwrite_checkpoint(s: Study) -> bool:
+    """The same with a block of zeros in the middle, as a file system leaves after a crash."""
+
+    def harm(path: Path) -> None:
+        with open(path, "r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            file.write(bytes(4096))
+
+    return _harm_checkpoint(s, harm)
+
+
+def empty_checkpoint(s: Study) -> bool:
+    return _harm_checkpoint(s, lambda path: os.truncate(path, 0))
+
+
+def _harm_checkpoint(s: Study, harm: Callable[[Path], None]) -> bool:
     end = time.monotonic() + 15
     while not (at_work := [(r, p) for r, p in s.training() if (r / "checkpoint.pt").exists()]):
         if time.monotonic() > end or s.driver is None or s.driver.poll() is not None:
@@ -236,8 +263,50 @@ def truncate_checkpoint(s: Study) -> bool:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(OSError):
-        path = run_dir / "checkpoint.pt"
-        os.truncate(path, path.stat().st_size // 2)
+        harm(run_dir / "checkpoint.pt")
+    return True
+
+
+def damage_points(s: Study) -> bool:
+    """A digit of a finished run's points is another: the next session must name the file, and ends
+    as before once it is removed with its rows, as the message says."""
+    finished = sorted((s.folder / "runs").glob("*/points.json"))
+    if not finished or s.slurm:  # where jobs go on without a driver
+        return False
+    kill_driver(s)
+    assert s.driver is not None
+    s.driver.wait()
+    path = s.rng.choice(finished)
+    s.harmed.add(path.parent.name)
+    text = path.read_text()
+    at = s.rng.choice([k for k, letter in enumerate(text) if letter.isdigit()])
+    path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
+    s.sessions += 1
+    done = subprocess.run(s.command(), capture_output=True, text=True, env=s.environment())
+    if done.returncode != 2 or str(path) not in done.stderr:
+        s.lost.append(f"{path} was damaged and nothing said (exit {done.returncode})")
+    path.unlink()
+    path.with_name("rows.json").unlink(missing_ok=True)
+    return True
+
+
+def remove_lock(s: Study) -> bool:
+    """The lock of a run at work is removed, and its driver killed: the next may meet the run."""
+    at_work = s.training()
+    if not at_work:
+        return False
+    (s.rng.choice(at_work)[0] / "lock").unlink(missing_ok=True)
+    return kill_driver(s)
+
+
+def ask_for_more(s: Study) -> bool:
+    """The driver is killed, and the next is asked for one budget more."""
+    if s.asked == len(BUDGETS):
+        return False
+    kill_driver(s)
+    assert s.driver is not None
+    s.driver.wait()
+    s.asked += 1
     return True
 
 
@@ -358,7 +427,7 @@ def kill_slurmctld(s: Study) -> bool:
 EVERYWHERE = [
     *(kill_driver, kill_driver, interrupt_driver, kill_job, kill_job, terminate_job),
     *(kill_any_process, truncate_checkpoint, tear_journal, tear_metrics, move_file_times),
-    second_driver,
+    *(second_driver, overwrite_checkpoint, empty_checkpoint, damage_points, remove_lock),
 ]
 ON_SLURM = [
     *(scancel_warning, requeue, cancel, detach, preempt, node_down, kill_slurmd, kill_slurmctld)
@@ -417,7 +486,8 @@ class Watch:
     """Follows every run's position: what is trained again, and that finished runs stay as they are.
 
     Positions come every ten steps and are read several times a second, so repeated work is known to
-    about that much.
+    about that much. Neither is told of a study that grows, whose runs go on after their end, and of
+    a run whose points were damaged.
     """
 
     def __init__(self, study: Study) -> None:
@@ -450,13 +520,15 @@ class Watch:
                     last = file.read().splitlines()[-1]
                 now = int(json.loads(last)["position"])
                 before = self.position.get(run_dir.name, 0)
-                self.trained += max(0, now - before)
-                self.repeated += max(0, before - now)
+                if not (self.study.grows or run_dir.name in self.study.harmed):
+                    self.trained += max(0, now - before)
+                    self.repeated += max(0, before - now)
                 self.position[run_dir.name] = now
             with contextlib.suppress(OSError):
                 stat = (run_dir / "rows.json").stat()
                 seen = self.finished.setdefault(run_dir.name, (stat.st_ino, stat.st_size))
-                if seen != (stat.st_ino, stat.st_size):
+                own = not (self.study.grows or run_dir.name in self.study.harmed)
+                if own and seen != (stat.st_ino, stat.st_size):
                     self.touched.append(run_dir.name)
 
 
@@ -477,6 +549,7 @@ def under_fire(s: Study, faults: int, pause: tuple[float, float]) -> None:
     """Inject faults until there were enough or the study ended by itself."""
     kinds = [*EVERYWHERE, *(ON_SLURM * 2 if s.slurm else [])]
     kinds += [fill_disk] * 3 if os.path.ismount(s.out) else []
+    kinds += [ask_for_more] * 2 if s.grows else []
     s.start()
     assert s.driver is not None
     while sum(s.injected.values()) < faults:
@@ -486,7 +559,9 @@ def under_fire(s: Study, faults: int, pause: tuple[float, float]) -> None:
             time.sleep(0.1)
         code = s.driver.poll()
         if code == 0 and not s.detached:
-            return
+            if s.asked == len(BUDGETS):
+                return
+            s.asked += 1
         if code is not None:
             s.start()
             continue
@@ -497,11 +572,12 @@ def under_fire(s: Study, faults: int, pause: tuple[float, float]) -> None:
 
 def campaign(s: Study, twin: Study, faults: int, pause: tuple[float, float]) -> list[str]:
     """One study's whole story; what was lost, as sentences."""
-    lost = []
+    lost = s.lost
     expected_code = twin.finish()
     with Watch(s) as watch:
         under_fire(s, faults, pause)
         s.mend(everything=True)
+        s.asked = len(BUDGETS)
         warned = requeues(s)
         assert s.driver is not None
         s.driver.wait()
@@ -569,6 +645,8 @@ def main() -> None:
         name = f"fire{number}"
         with disk:
             study = Study(where, name, number, on_slurm, on_slurm, rng)
+            if number % 3 == 2:
+                study.grows, study.asked = True, 1
             calm = where.with_name(f"undisturbed{number}")
             twin = Study(calm, name, number, False, on_slurm, rng)
             each = max(5, chosen.faults // chosen.studies + 3)
