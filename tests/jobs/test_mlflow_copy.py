@@ -422,17 +422,23 @@ def test_killed_while_the_database_is_made(tmp_path: Path) -> None:
     """MLflow takes seconds of migrations to make one, and cannot go on with half of them."""
     folder = tmp_path / "small"
     write(folder, "run0", [row("run0", 30, decayed=True, budget_macs=9e13)])
-    call = (
-        "from pathlib import Path\nfrom scaling.study_folder import Study\n"
-        f"from scaling.tracking import mlflow_copy\nmlflow_copy.sync(Study(Path({str(folder)!r})))"
-    )
-    sender = subprocess.Popen([sys.executable, "-c", call])
-    unfinished = folder / ".mlflow.db.tmp"
-    while not (unfinished.exists() and unfinished.stat().st_size > 100_000):
-        assert sender.poll() is None
-        time.sleep(0.002)
-    sender.kill()
-    sender.wait()
+    call = f"""
+import os, signal
+from pathlib import Path
+from scaling.study_folder import Study
+from scaling.tracking import mlflow_copy
+
+def replace(made, to):
+    if to.name == "mlflow.db":
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(made, to)
+
+put, os.replace = os.replace, replace
+mlflow_copy.sync(Study(Path({str(folder)!r})))
+"""
+    sender = subprocess.run([sys.executable, "-c", call])
+    assert sender.returncode == -signal.SIGKILL
+    assert (folder / ".mlflow.db.tmp").exists()
     assert not (folder / "mlflow.db").exists()
     assert mlflow_copy.sync(Study(folder)) == 1
     assert len(load(f"sqlite:///{folder / 'mlflow.db'}#small")) == 1

@@ -138,11 +138,13 @@ def test_hosts_that_begin_together_leave_one(tmp_path: Path, kind: str) -> None:
         import os, time
         from pathlib import Path
         folder = Path(sys.argv[3])
+        (folder / host).touch()
         while not (folder / "go").exists():
             time.sleep(0.001)
         try:
             with files.RunLock(folder):
-                time.sleep(2)  # longer than all the others take to see whom the file names
+                while not (folder / "leave").exists():
+                    time.sleep(0.01)
                 print("worked")
         except files.RunBusy as busy:
             print(busy)
@@ -155,7 +157,14 @@ def test_hosts_that_begin_together_leave_one(tmp_path: Path, kind: str) -> None:
         )
         for k in range(4)
     ]  # fmt: skip
-    (tmp_path / "go").touch()
+    for meet, enough in (
+        ("go", lambda: len(list(tmp_path.glob("host*"))) == 4),
+        ("leave", lambda: sum(host.poll() is None for host in hosts) <= 1),
+    ):
+        end = time.monotonic() + HANGS
+        while not enough() and time.monotonic() < end:
+            time.sleep(0.01)
+        (tmp_path / meet).touch()
     said = [(host.communicate(timeout=HANGS), host.returncode) for host in hosts]
     worked = [out for (out, _), _ in said if out == "worked\n"]
     assert len(worked) == 1, said
