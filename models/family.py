@@ -120,6 +120,11 @@ class ModelConfig:
             )
 
     @property
+    def parametrized(self) -> str:
+        """`mup`, `standard` or `completep`, as rows have it."""
+        return "completep" if self.base_layers else self.parametrization
+
+    @property
     def head_dim(self) -> int:
         """Values of a head, d / heads."""
         return self.d // self.heads

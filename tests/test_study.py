@@ -1,6 +1,7 @@
 """The study end to end, through the command line, in the way a user meets it: run it, run it again,
 kill it, corner it. Sizes are tiny; what is asserted is the same as for large ones."""
 
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -19,6 +21,8 @@ from typer.testing import CliRunner
 
 from scaling.cli import app
 from scaling.results import NOT_REPEATABLE, POSITIONS
+from scaling.study.running_page import RunningPage
+from scaling.study.status import run_states
 from scaling.study_folder import Study
 from scaling.tracking.load import load
 from tests.shell import HANGS, answer, scaling
@@ -157,6 +161,34 @@ def test_a_folder_is_continued_where_it_lies(finished: tuple[Path, str], tmp_pat
     with sqlite3.connect(moved / "mlflow.db") as database:
         names = {name for (name,) in database.execute("select name from experiments")}
     assert names - {"Default"} == {"renamed"}
+
+
+def test_a_page_shows_a_study_at_work(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """The points of its finished runs and the curve of one that is not, as the table has them."""
+    study = Study(tmp_path / "copy")
+    shutil.copytree(finished[0] / "tiny", study.folder)
+    page, before = RunningPage(study), study.report_html.read_bytes()
+    page._due = 0
+    page.write_if_due(run_states(study), "all done")
+    assert study.report_html.read_bytes() == before
+    gone = max((e for e in study.plan().runs if e["role"] == "ladder"), key=lambda e: e["macs"])
+    for name in ("rows.json", "points.json"):
+        (study.run(gone["run_id"]).path / name).unlink()
+    page.write_if_due(run_states(study), "ladder: 2/3 runs")
+    text = study.report_html.read_text()
+    assert 'http-equiv="refresh"' in text and "ladder: 2/3 runs" in text and "stopped" in text
+    study.claim(study.report_html)  # it is the study's own, which the report may replace
+    ((csv,),) = [re.findall(r'download="compute.csv" href="data:[^,]+,([^"]+)"', text)]
+    shown = pd.read_csv(io.StringIO(unquote(csv)))
+    there = table(finished[0])
+    there = there[there.role == "ladder"].sort_values(["params", "run_id", "macs_total", "decayed"])
+    page._due = 0
+    shutil.rmtree(study.runs_dir)  # before the first evaluation of all
+    page.write_if_due(run_states(study), "0/9 runs")
+    assert "waiting" in study.report_html.read_text()
+    for column in ("macs_total", "val_loss", "tokens"):
+        assert shown[column].tolist() == pytest.approx(there[column].tolist(), rel=1e-12)
+    assert (shown.kind == "decayed").sum() == there.decayed.sum()
 
 
 OF_ROWS = ("audit", "choices", "compare", "fit", "next")

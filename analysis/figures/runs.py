@@ -196,6 +196,7 @@ def scaling_figure(
     *,
     frontier: pd.DataFrame | None = None,
     law: pd.DataFrame | None = None,
+    pure: pd.DataFrame | None = None,
     slopes: Mapping[str, float] | None = None,
     unit: str = TOKEN_UNIT,
 ) -> go.Figure:
@@ -205,6 +206,7 @@ def scaling_figure(
         points: of `run_points`. Faint lines: mid-schedule; filled: decayed; cross: diverged.
         frontier: columns macs_total, val_loss of the points that the law was fitted to.
         law: of `law_points`.
+        pure: the same of the pure power law, drawn dashed where the law is another.
         slopes: name -> exponent of published laws, drawn under the frontier from its left end. Only
             their slopes mean anything: their losses are of other tokens.
         unit: of the loss (scaling.results.loss_unit).
@@ -233,6 +235,12 @@ def scaling_figure(
     if law is not None:
         low = min(low, _add_slopes(figure, law, slopes or {}))
         add_law(figure, law)
+    if pure is not None:
+        figure.add_scatter(
+            x=pure.macs_total, y=pure.loss, mode="lines", name="pure law",
+            line={"color": LAW, "width": 1.5, "dash": "dash"},
+            hovertemplate="pure law<br>%{x:.3s} MACs<br>loss %{y:.4f}<extra></extra>",
+        )  # fmt: skip
     if frontier is not None:
         figure.add_scatter(
             x=frontier.macs_total, y=frontier.val_loss, mode="markers", name="frontier",

@@ -17,8 +17,8 @@ import plotly.graph_objects as go
 
 INK, SOFT, GRID, PAPER = "#1f1f1d", "#6b6963", "#e7e3da", "#fffefb"
 LAW = "#c2410c"
-_RAMP_LIGHT = ("#56a8ad", "#3b83b5", "#4c5fb3", "#5a3a98", "#3a1659")
-_RAMP_DARK = ("#3b7b80", "#4488bd", "#7c8fe0", "#b5a0f5", "#f0d9ff")
+_RAMP_LIGHT = ("#4fae8b", "#2f92b8", "#4a68c0", "#7a3fa0", "#57104a")
+_RAMP_DARK = ("#2f8064", "#3b93bb", "#7f9bee", "#cf9df2", "#ffd6ee")
 _STEPS = 25  # colours of a ramp; more sizes than this share neighbours
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon2", "star-square")

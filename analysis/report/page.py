@@ -106,12 +106,15 @@ def strips(shown: Sequence[str], title: str, text: str) -> str:
     )
 
 
-def head(study: str, digest: str) -> str:
-    """How a document begins, up to its style. `digest`: of what the page is made of."""
+def head(study: str, digest: str, *, refresh: int = 0) -> str:
+    """How a document begins, up to its style. `digest`: of what the page is made of. refresh:
+    seconds after which a browser loads it again; 0: never."""
+    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="made-of" content="sha256:{digest}">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"{again}"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{escape(study)}: scaling law</title><link rel="icon" href="data:,">'
     )

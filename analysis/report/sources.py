@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -83,3 +83,4 @@ class Sources:
     finetune: pd.DataFrame | None = None
     variants: pd.DataFrame | None = None
     generated: Sequence[Generated] = ()
+    macs: Mapping[str, float] = field(default_factory=dict)  # of a run, every cooldown included

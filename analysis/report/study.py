@@ -35,7 +35,10 @@ from scaling.analysis.report.transfer import transfer_section
 from scaling.analysis.schema import loss_unit
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scaling.analysis.findings import Findings
+    from scaling.analysis.laws.power_law import PowerLaw
     from scaling.analysis.questions.frontier import StudyLaw
     from scaling.analysis.questions.transfer import Rates
     from scaling.analysis.report.sources import Sources
@@ -54,9 +57,14 @@ def page_text(begin: str, shown: Sources, found: Findings) -> str:
     unit = loss_unit(rows.tokenizer)
     rate = ("rate", "The learning rate", _rate_section(rows, found.rates))
     sections = [("variants", "The choices compared", variants_section(shown.variants))]
+    picture = ""
     if found.sizes is not None and found.audit is not None:
+        picture = _compute_figure(rows, found.law)
+        if sections[0][2]:  # the subject comes first: the picture stands further down
+            sections.append(("compute", "Loss against compute", picture))
+            picture = ""
         sections += [
-            ("compute", "Loss against compute", _compute_section(rows, found.law)),
+            ("frontier", "What the law was fitted to", _left_out(found.law)),
             ("isoflop", "The best size of a budget", isoflop_section(found.sizes, unit)),
             rate,
             ("trust", "How good the law is", trust_section(found.law, found.forecast, unit)),
@@ -77,32 +85,39 @@ def page_text(begin: str, shown: Sources, found: Findings) -> str:
         ("config", "The configuration", config_section(shown.config_text)),
     ]
     told = [section for section in sections if section[2]]
-    return page(begin, _header(rows, found), told, _footer(rows))
+    return page(begin, _header(shown, found, picture), told, _footer(rows))
 
 
 # --- what was found
 
 
-def _header(rows: pd.DataFrame, found: Findings) -> str:
-    study_law, refusal = found.law, found.refusal
+def _header(shown: Sources, found: Findings, picture: str) -> str:
+    """The law beside its picture, what speaks against it, and what it may be set beside."""
+    rows, study_law, refusal = shown.rows, found.law, found.refusal
+    facts = _facts(rows, shown.macs)
     title = f'<p class="kicker">Scaling-law study</p><h1>{escape(str(rows.study.iloc[0]))}</h1>'
     if not (rows.role != "lr_sweep").any():
         lines = [] if found.rates is None else found.rates.lines(loss_unit(rows.tokenizer))
         moves = "".join(
             f"<li>{escape(readable(line))}</li>" for line in lines if not line.startswith(" ")
         )
-        return f"{title}<ul>{moves}</ul>{_facts(rows)}"
+        return f"{title}<ul>{moves}</ul>{facts}"
     if study_law is None:
         reason = f" {escape(readable(refusal))}" if refusal else ""
-        return f'{title}<p class="warn"><b>No law was fitted.</b>{reason}</p>{_facts(rows)}'
+        why = f'<p class="warn"><b>No law was fitted.</b>{reason}</p>'
+        return title + _side_by_side(why, picture) + facts
     law, unit = study_law.law, loss_unit(rows.tokenizer)
-    offset = f"{number_text(law.e, 4)} + " if law.e else ""
-    low, high = law.ci["b"]
+    pure = ""
+    if law.e:
+        pure = (
+            f'<span class="pure">pure form: {_equation(study_law.pure)}'
+            f"<small>{study_law.pure.level:.0%} interval: {_interval(study_law.pure)}</small>"
+            "</span>"
+        )
     equation = (
-        f'<p class="law"><span><var>L</var>(<var>C</var>) = {offset}{number_text(law.a, 4)} '
-        f'<var>C</var><sup class="b">{exponent_text(law.b)}</sup></span>'
+        f'<p class="law"><span>{_equation(law)}</span>'
         f'<span class="unit">{unit}, <var>C</var> in {escape(law.unit)}<br>{law.level:.0%} '
-        f"interval of the exponent: {exponent_text(low)} to {exponent_text(high)}</span></p>"
+        f"interval of the exponent: {_interval(law)}</span>{pure}</p>"
     )
     of = "the part of the loss above the floor" if law.e else "the loss"
     judged = "; they are too few to hold one out"
@@ -120,13 +135,30 @@ def _header(rows: pd.DataFrame, found: Findings) -> str:
     warnings = "".join(f"<li>{escape(readable(text))}</li>" for text in study_law.warnings)
     if warnings:
         warnings = f'<div class="warn"><p><b>Before trusting it</b></p><ul>{warnings}</ul></div>'
-    return title + equation + lead + _comparison(study_law) + warnings + _facts(rows)
+    beside = _side_by_side(equation + lead + warnings, picture)
+    return title + beside + _comparison(study_law) + facts
+
+
+def _equation(law: PowerLaw) -> str:
+    offset = f"{number_text(law.e, 4)} + " if law.e else ""
+    return (
+        f"<var>L</var>(<var>C</var>) = {offset}{number_text(law.a, 4)} "
+        f'<var>C</var><sup class="b">{exponent_text(law.b)}</sup>'
+    )
+
+
+def _interval(law: PowerLaw) -> str:
+    return " to ".join(exponent_text(end) for end in law.ci["b"])
+
+
+def _side_by_side(told: str, picture: str) -> str:
+    """The first screen: the picture at the side of what is said, below it on a narrow one."""
+    return f'<div class="first"><div>{told}</div>{picture}</div>' if picture else told
 
 
 def _comparison(study_law: StudyLaw) -> str:
     """What the law may be set beside, and what not."""
     pure = study_law.pure
-    low, high = pure.ci["b"]
     beside = []
     for c in study_law.compare():
         verdict = "do not tell" if c.low <= 0 <= c.high else "tell"
@@ -138,7 +170,7 @@ def _comparison(study_law: StudyLaw) -> str:
         which = (
             "A law with a floor has an exponent of another kind. That of the pure power law of the "
             f"same points, {exponent_text(pure.b)} with {pure.level:.0%} interval "
-            f"{exponent_text(low)} to {exponent_text(high)},"
+            f"{_interval(pure)},"
         )
     return (
         f"<p>{which} may be set beside {' and '.join(beside)}: it says how fast more compute "
@@ -147,7 +179,8 @@ def _comparison(study_law: StudyLaw) -> str:
     )
 
 
-def _facts(rows: pd.DataFrame) -> str:
+def _facts(rows: pd.DataFrame, planned: Mapping[str, float]) -> str:
+    """planned: of `Sources.macs`."""
     last = rows.sort_values("macs_total").groupby("run_id").tail(1)
     ladder = rows[rows.role != "lr_sweep"]
     sized = ladder if len(ladder) else rows
@@ -159,7 +192,7 @@ def _facts(rows: pd.DataFrame) -> str:
             f"{sized['size'].nunique()}",
             f"{_counts(sized.params)} parameters",
         ),
-        ("Compute of all runs", number_text(float(last.macs_total.sum())), "training MACs"),
+        ("Compute of all runs", number_text(_compute(last, planned)), "training MACs"),
         ("Tokens of a run", _counts(last.tokens), f"vocabulary of {_counts(rows.vocab)}"),
     ]
     items = "".join(
@@ -167,6 +200,12 @@ def _facts(rows: pd.DataFrame) -> str:
         for name, value, note in facts
     )
     return f'<dl class="facts">{items}</dl>'
+
+
+def _compute(last: pd.DataFrame, planned: Mapping[str, float]) -> float:
+    """MACs of the runs, given their last points; of those in the plan with every cooldown."""
+    own = zip(last.run_id, last.macs_total, strict=True)
+    return float(sum(planned.get(run_id, macs) for run_id, macs in own))
 
 
 def _rate_section(rows: pd.DataFrame, rates: Rates | None) -> str:
@@ -199,7 +238,7 @@ def _rate_section(rows: pd.DataFrame, rates: Rates | None) -> str:
     )  # fmt: skip
 
 
-def _compute_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
+def _compute_figure(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
     points, unit = figures.run_points(rows), loss_unit(rows.tokenizer)
     if not np.isfinite(points.val_loss).any():
         return "<p>No run of the ladder has a finite loss yet.</p>"
@@ -221,16 +260,27 @@ def _compute_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
     law = study_law.law
     curve = figures.law_points(law, float(law.compute.min()), float(law.compute.max()))
     slopes = {c.other: c.b_other for c in study_law.compare()}
+    pure = None
+    if law.e:
+        ends = float(law.compute.min()), float(law.compute.max())
+        pure = figures.law_points(study_law.pure, *ends)[["macs_total", "loss"]]
+        text += "Dashed: the pure power law of the same points. "
     drawn = figures.scaling_figure(
-        points, frontier=study_law.points, law=curve, slopes=slopes, unit=unit
+        points, frontier=study_law.points, law=curve, pure=pure, slopes=slopes, unit=unit
     )
     text += (
         f"Circles: the frontier, to which the law is fitted, with its {law.level:.0%} interval. "
         "The grey lines show the slopes of published laws for comparison of steepness only; their "
         "height is arbitrary."
     )
-    ends = [number_text(float(loss)) for loss in (curve.loss.iloc[0], curve.loss.iloc[-1])]
-    alt += f"The law falls from {ends[0]} to {ends[1]} {unit}. {text}"
+    falls = " to ".join(number_text(float(loss)) for loss in curve.loss.iloc[[0, -1]])
+    alt += f"The law falls from {falls} {unit}. {text}"
+    return figure("compute", title, text, drawn, points, alt=alt, wide=True)
+
+
+def _left_out(study_law: StudyLaw | None) -> str:
+    if study_law is None:
+        return ""
     rules = "".join(
         f"<li>{escape(rule)}: {count:,} rows</li>" for rule, count in study_law.excluded if count
     )
@@ -240,12 +290,11 @@ def _compute_section(rows: pd.DataFrame, study_law: StudyLaw | None) -> str:
         if study_law.averages
         else "takes the lowest loss of each budget"
     )
-    left_out = (
+    return (
         f"<p>Every decayed point of the ladder competes; the frontier {taken}. Left out before "
         "that, by rules fixed beforehand:</p>"
         f"<ul>{rules or '<li>nothing</li>'}</ul>"
     )
-    return figure("compute", title, text, drawn, points, alt=alt, wide=True) + left_out
 
 
 def _footer(rows: pd.DataFrame) -> str:

@@ -34,7 +34,7 @@ def made_of(study: Study, tokens: TokenFolder | None) -> list[Path]:
     if tokens is not None:
         found += [tokens.index, tokens.manifest, tokens.samples]
         found += sorted(one.index for one in tokens.beside())  # other tokenizers'
-    return [*found, study.positions_json, *study.probe_files, *study.continued()]
+    return [*found, study.plan_json, study.positions_json, *study.probe_files, *study.continued()]
 
 
 def read_sources(
@@ -54,6 +54,7 @@ def read_sources(
         finetune=read_learned(study.finetune_csv),
         variants=read_learned(study.variants_csv),
         generated=[_clip(path) for path in study.continued()[:CLIPS]],
+        macs={entry["run_id"]: entry["macs"] for entry in study.plan().runs},
     )  # fmt: skip
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Event, Thread
 from types import TracebackType
 
-from scaling.errors import note
-from scaling.study.status import clock, run_states
+from scaling.errors import UserError, note
+from scaling.study.running_page import RunningPage
+from scaling.study.status import RunState, clock, run_states
 from scaling.study_folder import Study
 
 
 class Progress:
-    """A line about the study's progress while work goes on: live on a terminal, else every 15 s."""
+    """While work goes on: a line about the study's progress, live on a terminal, else every 15 s,
+    and its report, with what is there so far."""
 
     def __init__(self, study: Study, say: Callable[[str], None], *, live: bool) -> None:
         self.study, self.say, self.live = study, say, live
+        self._page = RunningPage(study)
         self._stop = Event()
         self._thread = Thread(target=self._watch, daemon=True)
         self._begun: tuple[float, float] | None = None  # (time, MACs done) when work began
@@ -49,12 +53,15 @@ class Progress:
         pause = every
         while not self._stop.wait(pause):
             began = time.monotonic()
-            say(self.line())
+            states = run_states(self.study)
+            line = self.line(states)
+            say(line)
+            with contextlib.suppress(UserError):  # that work goes on says more than its page
+                self._page.write_if_due(states, line)
             pause = max(every, 20 * (time.monotonic() - began))
 
-    def line(self) -> str:
+    def line(self, states: Sequence[RunState]) -> str:
         """`ladder: 3/7 runs, 41% of 1.2e+13 MACs, 21.3 GMAC/s, ETA 2:10`."""
-        states = run_states(self.study)
         if not states:
             return "planning"
         role = "ladder" if any(s.role == "ladder" for s in states) else "lr sweep"

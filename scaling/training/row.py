@@ -28,7 +28,7 @@ def identity(run: RunConfig, data: TokenData, ranks: Ranks, shares: dict[str, fl
         "schema": run.schema,
         "size": run.model.name,
         "family": run.model.family,
-        "parametrization": "completep" if run.model.base_layers else run.model.parametrization,
+        "parametrization": run.model.parametrized,
         "d": run.model.d,
         "layers": run.model.layers,
         "heads": run.model.heads,

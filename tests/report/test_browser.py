@@ -7,13 +7,17 @@ import pandas as pd
 import pytest
 
 from scaling.analysis.figures.export import find_browser
+from scaling.analysis.figures.runs import run_points
 from scaling.analysis.questions.frontier import StudyLaw
+from scaling.analysis.questions.transfer import learning_rate_points
+from scaling.analysis.report.running import running_text
 from scaling.study.page import write_report
 from tests.report.browser import Browser
 
 pytestmark = pytest.mark.skipif(
     find_browser() is None, reason="no Chromium or Chrome found (set BROWSER_PATH)"
 )
+RUNS = ["run_id", "size", "role", "log2_lr", "state", "done", "val_loss"]
 DRAWN = "document.documentElement.hasAttribute('data-drawn')"
 
 
@@ -85,6 +89,27 @@ def test_figures_are_drawn(browser: Browser, url: str) -> None:
     }
     assert {name for name, _ in marks} == {"rate", "isoflop"} | law
     assert all(count >= 1 for _, count in marks) and dict(marks)["compute"] > 40
+
+
+def test_a_tab_follows_a_study_at_work(
+    browser: Browser, url: str, rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    """The page of a running study loads itself again, until the report stands in its place."""
+    path = tmp_path / "report.html"
+    runs = pd.DataFrame([("r1", "d16", "ladder", -6.0, "running", 0.5, 3.2)], columns=RUNS)
+    text = running_text(
+        "simulated", "ladder: 0/1 runs", "noon", runs, run_points(rows),
+        learning_rate_points(rows), unit="nats per token", refresh=1,
+    )  # fmt: skip
+    path.write_text(text)
+    load(browser, path.as_uri())
+    assert browser.evaluate("document.querySelector('h1').textContent") == "simulated"
+    path.write_text(text.replace("0/1 runs", "1/1 runs"))
+    browser.wait_for("document.body?.textContent.includes('1/1 runs')")
+    path.write_text(Path(url.removeprefix("file://")).read_text())
+    browser.wait_for("document.querySelector('.law') !== null")
+    browser.wait_for(DRAWN)
+    assert problems(browser) == []
 
 
 def test_hover_names_the_run(browser: Browser, url: str) -> None:

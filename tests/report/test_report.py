@@ -16,7 +16,7 @@ from scaling.analysis.figures import runs as figures
 from scaling.analysis.figures.style import number_text
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.analysis.report.data import run_table
-from scaling.analysis.report.study import _compute_section
+from scaling.analysis.report.study import _compute, _left_out
 from scaling.analysis.tables.ladder import Ladder
 from scaling.storage.outputs import RECORD
 from scaling.study.page import write_report
@@ -100,6 +100,15 @@ def test_every_rule_and_warning_is_on_the_page(page: _Page, study_law: StudyLaw)
     for warning in study_law.warnings:
         assert warning in page.text
     assert study_law.warnings and any(count for _, count in study_law.excluded)
+
+
+def test_compute_is_the_plan_s_with_every_cooldown(rows: pd.DataFrame) -> None:
+    """A run's last point knows the way to itself alone, not its other budgets' cooldowns."""
+    last = rows.sort_values("macs_total").groupby("run_id").tail(1)
+    one = last.iloc[0]
+    more = _compute(last, {one.run_id: 2 * one.macs_total}) - _compute(last, {})
+    assert more == pytest.approx(one.macs_total)
+    assert _compute(last, {}) == pytest.approx(last.macs_total.sum())
 
 
 def test_diverged_runs_are_on_the_page(page: _Page, rows: pd.DataFrame) -> None:
@@ -189,7 +198,7 @@ def test_a_pinned_floor_is_on_the_page(rows: pd.DataFrame, tmp_path: Path) -> No
 def test_how_the_points_were_read_is_said(rows: pd.DataFrame, method: str, said: str) -> None:
     law = fit_frontier(rows, method=method, resamples=200)
     assert law.averages == (method == "budget") == ("loss to expect" in law.summary())
-    assert f"the frontier {said}" in _compute_section(rows, law)
+    assert f"the frontier {said}" in _left_out(law)
 
 
 def test_what_is_missing_is_said(rows: pd.DataFrame, tmp_path: Path) -> None:
