@@ -22,6 +22,7 @@ from scaling.errors import UserError
 from scaling.models.tokenizers.dvae import frames_of, images_of, load_strictly, square_grid
 
 _BATCH = 4  # frames at once in encode and decode
+_IBQ_BLOCKS = 4  # of every published IBQ; those of taming and of latent diffusion have 2
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,13 @@ class VQGAN(nn.Module):
         attention = sorted({int(p[2]) for p in parts if p[3] == "attn"})
         multipliers = tuple(o // width for o in outputs)
         arch = Architecture(codes, embed, latent, width, multipliers, blocks, tuple(attention))
+        if (blocks, width) == (_IBQ_BLOCKS, 128):
+            raise UserError(
+                f"these weights have {blocks} blocks at each resolution, as those of IBQ "
+                "(Open-MAGVIT2), whose names are a VQGAN's. IBQ takes the code of the largest dot "
+                "product and not the nearest one, so its codes would come out wrong. Give a "
+                "VQGAN of taming-transformers or latent-diffusion, which have 2."
+            )
         model = cls(arch)
         load_strictly(model, weights, "VQGAN")
         return model

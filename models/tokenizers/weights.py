@@ -1,21 +1,24 @@
-"""Tokenizer files: reading weights without running code, and converting the published ones."""
+"""Tokenizer files: which tokenizer the tensors of a file are, and converting the published ones."""
 
-import pickle
-import warnings
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
 from scaling.errors import UserError
 from scaling.models.tokenizers.codebook import Codebook
 from scaling.models.tokenizers.dvae import DVAE
+from scaling.models.tokenizers.tensors import read_tensors
 from scaling.models.tokenizers.vqgan import VQGAN
+
+# By one of these a tokenizer is known, whatever wraps it (module., first_stage_model. ...).
+_SIGNS = ("centroids", "blocks.input.w", "quantize.embedding.weight")
+_DVAE = ("encoder.blocks.", "decoder.blocks.")
 
 
 class Tokenizer(Protocol):
@@ -36,68 +39,68 @@ class Tokenizer(Protocol):
     def save(self, path: Path) -> None: ...
 
 
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` wrote."""
+
+    tensors: int
+    told: list[str]  # what was taken of the files, and what left out
+
+
 def load(path: Path) -> Any:
     """The tokenizer in a file: Codebook, DVAE or VQGAN, by the names of its tensors.
 
     Raises UserError for a file that is none, or of another architecture.
     """
-    weights = read_weights(path)
+    weights, _ = read_weights(path)
     if set(weights) == {"centroids"}:
         return Codebook.load(path)
-    if any(name.startswith(("encoder.blocks.", "decoder.blocks.")) for name in weights):
+    if any(name.startswith(_DVAE) for name in weights):
         return DVAE.from_weights(weights)
     if "quantize.embedding.weight" in weights:
         return VQGAN.from_weights(weights)
     some = ", ".join(list(weights)[:3]) or "nothing"
     raise UserError(
         f"{path} holds no known tokenizer (it has {some} ...). Known: a codebook, a dVAE with the "
-        "prefixes encoder. and decoder., a VQGAN of taming-transformers or latent-diffusion."
+        "prefixes encoder. and decoder., a VQGAN of taming-transformers, latent-diffusion or "
+        "diffusers."
     )
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or a plain state_dict; no code in the file is run.
+def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """A tokenizer's tensors under their published names, and what was taken; no code is run.
 
-    A Lightning checkpoint's `state_dict` is unpacked, and its `loss.*` (discriminator, LPIPS) left
-    out. Raises UserError with the remedy for anything else.
+    Prefixes are taken off, diffusers' names are taming's again, and what belongs to training
+    (`loss.*`, averages) or to another part of a model is left out. Raises UserError for a file that
+    is no checkpoint, and for weights that are not finite.
     """
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read as safetensors: {error}.") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old pickle protocols
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    weights, told = read_tensors(path)
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("loss.")}
+    weights, chosen = _of_tokenizer(weights, path)
+    told += chosen
+    if "encoder.down_blocks.0.resnets.0.conv1.weight" in weights:
+        weights = _of_diffusers(weights)
+        told.append("diffusers' names were taken for taming-transformers'")
+    broken = [n for n, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken:
         raise UserError(
-            f"{path} is a pickle that would run code when it is opened (a whole module, as OpenAI "
-            "publishes the dVAE), so it is not opened. If you trust its origin, convert it once: "
-            f"scaling tokenizer convert {path.name} OUT.safetensors --run-code-in-pickle"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read as PyTorch weights: {error}.") from error
-    return _tensors(content, path)
+            f"{path}: {len(broken)} of {len(weights)} tensors have NaN or infinite weights "
+            f"({', '.join(broken[:3])}): the training of these weights failed, or the file is "
+            "damaged."
+        )
+    return weights, told
 
 
-def convert(sources: Sequence[Path], target: Path, *, run_code_in_pickle: bool = False) -> int:
-    """Write published weights as one safetensors file; returns the number of tensors.
+def convert(sources: Sequence[Path], target: Path) -> Converted:
+    """Write published weights as one safetensors file.
 
-    `sources` is one file, or the dVAE's encoder and decoder. A pickled module runs whatever code
-    its author put in it, with the rights of the user: it is opened only with `run_code_in_pickle`.
+    `sources` is one file, or the dVAE's encoder and decoder. Raises UserError as `load` does.
     """
     merged: dict[str, Tensor] = {}
+    told = []
     for source in sources:
-        if run_code_in_pickle and source.suffix != ".safetensors":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # old files name classes that have moved
-                content = torch.load(source, map_location="cpu", weights_only=False)
-            weights = _tensors(
-                content.state_dict() if isinstance(content, nn.Module) else content, source
-            )
-        else:
-            weights = read_weights(source)
+        weights, chosen = read_weights(source)
+        told += [f"{source.name}: {what}" for what in chosen]
         for name, tensor in weights.items():
             if name.startswith("blocks."):  # a half of the dVAE, published without a prefix
                 half = "encoder." if weights["blocks.input.w"].shape[1] == 3 else "decoder."
@@ -105,29 +108,77 @@ def convert(sources: Sequence[Path], target: Path, *, run_code_in_pickle: bool =
             if name in merged:
                 raise UserError(f"{name} is in more than one of {[s.name for s in sources]}.")
             merged[name] = tensor.contiguous()
-    if not any(name.endswith("centroids") for name in merged):
-        _check(merged, target)
+    if any(name.startswith(_DVAE) for name in merged):
+        DVAE.from_weights(merged)
+    elif "centroids" not in merged:
+        VQGAN.from_weights(merged)
     save_file(merged, target)
-    return len(merged)
+    return Converted(len(merged), told)
 
 
-def _check(weights: dict[str, Tensor], target: Path) -> None:
-    """Refuse to write what could not be loaded again."""
-    if any(name.startswith(("encoder.blocks.", "decoder.blocks.")) for name in weights):
-        DVAE.from_weights(weights)
-    else:
-        VQGAN.from_weights(weights)
+def _of_tokenizer(weights: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors below the prefix that a tokenizer lies under, without it."""
+    prefixes = sorted(
+        {name[: -len(sign)] for name in weights for sign in _SIGNS if name.endswith(sign)}
+        - {"encoder.", "decoder."},
+        key=lambda prefix: ("ema" in prefix, len(prefix)),
+    )
+    if any(name.startswith(_DVAE) for name in weights):
+        prefixes.insert(0, "")
+    # Of a whole dVAE, each half has a sign.
+    prefixes = list(
+        dict.fromkeys(re.sub(r"(^|\.)(encoder|decoder)\.$", r"\1", prefix) for prefix in prefixes)
+    )
+    if not prefixes:
+        return weights, []
+    prefix, *others = prefixes
+    inside = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
+    averages = [name for name in inside if name.startswith("model_ema.")]
+    kept = {n: t for n, t in inside.items() if not n.startswith(("model_ema.", "loss."))}
+    told = [f"the tensors below `{prefix}`"] if prefix else []
+    if len(weights) > len(inside):
+        told.append(f"{len(weights) - len(inside)} tensors of other parts are left out")
+    if others:
+        told.append(f"other copies are left out: {', '.join(f'`{other}`' for other in others)}")
+    if averages:
+        told.append(
+            f"the weights of the last step; their moving average (`model_ema.`, {len(averages)} "
+            "tensors) is left out"
+        )
+    return kept, told
 
 
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} holds {type(content).__name__}, not a state_dict of tensors.")
-    kept = {
-        str(name): value for name, value in content.items() if not str(name).startswith("loss.")
-    }
-    wrong = [name for name, value in kept.items() if not isinstance(value, Tensor)]
-    if wrong or not kept:
-        raise UserError(f"{path}: {wrong[:3]} are no tensors; give a plain state_dict.")
-    return kept
+def _of_diffusers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """taming-transformers' names of a VQModel of diffusers: of the same network."""
+    levels = 1 + max(int(n.split(".")[2]) for n in weights if n.startswith("encoder.down_blocks."))
+
+    def level(match: re.Match[str]) -> str:
+        return f"up.{levels - 1 - int(match[1])}."
+
+    renamed = {}
+    for name, tensor in weights.items():
+        new = re.sub(r"\bdown_blocks\.", "down.", name)
+        new = re.sub(r"\bup_blocks\.(\d+)\.", level, new)
+        for pattern, taming in _TAMING:
+            new = re.sub(pattern, taming, new)
+        if ".attn" in new and new.endswith("weight") and tensor.ndim == 2:
+            tensor = tensor[:, :, None, None]  # diffusers' linear layers
+        renamed[new] = tensor
+    return renamed
+
+
+_TAMING = (
+    (r"mid_block\.attentions\.0", "mid.attn_1"),
+    (r"mid_block\.resnets\.0", "mid.block_1"),
+    (r"mid_block\.resnets\.1", "mid.block_2"),
+    (r"\.resnets\.", ".block."),
+    (r"\.attentions\.", ".attn."),
+    (r"\.(downsample|upsample)rs\.0\.", r".\1."),
+    (r"conv_shortcut", "nin_shortcut"),
+    (r"conv_norm_out", "norm_out"),
+    (r"\.group_norm\.", ".norm."),
+    (r"\.(?:to_q|query)\.", ".q."),
+    (r"\.(?:to_k|key)\.", ".k."),
+    (r"\.(?:to_v|value)\.", ".v."),
+    (r"\.(?:to_out\.0|proj_attn)\.", ".proj_out."),
+)

@@ -17,6 +17,7 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,11 +62,23 @@ def writing(path: Path) -> Iterator[Path]:
         with explained(path):
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
+            _as_readable_as_others(temporary)
             os.replace(temporary, path)
             sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _as_readable_as_others(path: Path) -> None:
+    """The permissions that a new file has here: safetensors (0.8) writes for its owner alone."""
+    if stat.S_IMODE(path.stat().st_mode) == 0o600:
+        usual = path.with_name(f"{path.name}.mode")
+        try:
+            usual.touch()
+            path.chmod(stat.S_IMODE(usual.stat().st_mode))
+        finally:
+            usual.unlink(missing_ok=True)
 
 
 def unfinished(path: Path) -> Path:

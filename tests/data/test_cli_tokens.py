@@ -68,21 +68,18 @@ def test_tokens_says_what_was_encoded(own: Path) -> None:
         assert scaling(own, "tokens", where) == said
 
 
-def test_convert_names_the_risk_and_refuses_without_the_flag(own: Path, tmp_path: Path) -> None:
+def test_convert_reads_whole_modules_without_their_code(own: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = DVAE(16, 8, 2, 2, 8)
     for name in ("encoder", "decoder"):
         torch.save(getattr(model, name), tmp_path / f"{name}.pkl")
-    files = ("encoder.pkl", "decoder.pkl", "out.safetensors")
-    refused = scaling(tmp_path, "tokenizer", "convert", *files, code=2)
-    assert "would run code when it is opened" in refused and "--run-code-in-pickle" in refused
-    assert not (tmp_path / "out.safetensors").exists()
-    said = scaling(tmp_path, "tokenizer", "convert", *files, "--run-code-in-pickle")
-    assert "a DVAE of 16 codes, 2 px each" in said
-    for name, tensor in load(tmp_path / "out.safetensors").state_dict().items():
+    made = tmp_path / "weights" / "out.safetensors"  # in a folder that is not there yet
+    said = scaling(tmp_path, "tokenizer", "convert", "encoder.pkl", "decoder.pkl", str(made))
+    assert "a DVAE of 16 codes, 2 px each" in said and " dB on pictures of leaves" in said
+    for name, tensor in load(made).state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
-    help_text = " ".join(scaling(tmp_path, "tokenizer", "convert", "--help").split())
-    assert "DANGER" in help_text
+    (tmp_path / "other").touch()
+    assert made.stat().st_mode == (tmp_path / "other").stat().st_mode
     assert "no such file" in scaling(tmp_path, "tokenizer", "convert", "none", "o", code=2)
 
 
