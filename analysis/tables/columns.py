@@ -64,7 +64,8 @@ HIGHER = {
     "psnr", "ssim", "r2", "success",
 }  # fmt: skip
 LOGARITHMS = {"log2", "log10", "ln"}  # loss (log2): in bits, or the logarithm of the loss?
-LOWER = {"err", "error", "wer", "cer", "fid", "mse", "mae", "rmse", "fvd", "lpips"}
+ERRORS = {"err", "error", "errors"}
+LOWER = ERRORS | {"wer", "cer", "fid", "mse", "mae", "rmse", "fvd", "lpips"}
 RUN = (
     ("runid", True), ("runuuid", True), ("run", True), ("trialid", True), ("id", True),
     ("uuid", True), ("runname", False), ("expname", False), ("expid", True), ("displayname", False),
@@ -230,7 +231,9 @@ def loss_kind(name: Name) -> str | None:
     if words & _LOSS or {"cross", "entropy"} <= words or joined.endswith("loss"):
         return "nats"
     if words & HIGHER:
-        return "higher"
+        if not words & ERRORS:
+            return "higher"
+        return "lower" if words & {"top1", "top5"} else None  # of an accuracy: its standard error?
     if words & LOWER:
         return "lower"
     return None

@@ -18,9 +18,21 @@ _AROUND = {"ratio", "train", "training", "per", "to", "the", "of", "non", "embed
 PER_STEP = {"batchtokens", "tokensperbatch", "tokensperstep", "batchsizetokens", "tokensperupdate",
             "globalbatchtokens", "batchsizeintokens", "globalbatchsizetokens"}  # fmt: skip
 STEPS = STEP | {"steps", "trainsteps", "trainingsteps", "iterations", "iters"}
+SEQUENCES = {"globalbatchsize", "globalbatch", "totalbatchsize", "trainbatchsize", "batchsize",
+             "batch"}  # fmt: skip
+LENGTH = {"seqlen", "seqlength", "sequencelength", "contextlength", "contextlen", "context", "ctx",
+          "nctx", "ctxlen", "blocksize", "maxseqlen", "maxseqlength"}  # fmt: skip
+# Beside one of these a batch may be that of one device or of one pass, and is not multiplied.
+_OF_A_PART = {
+    "worldsize", "gpus", "ngpus", "numgpus", "devices", "numdevices", "nodes", "gradaccum",
+    "gradaccumsteps", "accumulationsteps", "gradientaccumulation", "gradientaccumulationsteps",
+    "dp", "dpsize", "microbatch", "microbatchsize",
+}  # fmt: skip
+MOST_SEQUENCES = 65536  # in a batch; more are tokens
 HOW = (
     "; tokens are also read from a column of tokens per parameter ('D/N'), of 'epochs' with "
-    "'unique_tokens', or of 'steps' with 'batch_tokens' (sequences x length)"
+    "'unique_tokens', of 'steps' with 'batch_tokens' (sequences x length), or of 'steps' with "
+    "'global_batch_size' (sequences) and 'seq_len'"
 )
 
 
@@ -58,7 +70,23 @@ def tokens(table: Table, n: Quantity | None, given: str | None) -> Quantity | No
             held.values = _numbers(table, first[0]) * held.values
             held.notes.append(f"x column {first[0]!r}")
             return held
-    return None
+    return _of_sequences(table)
+
+
+def _of_sequences(table: Table) -> Quantity | None:
+    """Steps x sequences of a batch x their length."""
+    found = [table.named(names)[:1] for names in (STEPS | PLANNED, SEQUENCES, LENGTH)]
+    if not all(found):
+        return None
+    (steps,), (batch,), (length,) = found
+    whole = "global" in table.plain(batch) or "total" in table.plain(batch)
+    if not whole and table.named(_OF_A_PART):
+        return None
+    values = [_numbers(table, column) for column in (steps, batch, length)]
+    if not np.nanmax(values[1]) <= MOST_SEQUENCES:
+        return None
+    notes = [f"x columns {batch!r} (sequences) and {length!r}"]
+    return Quantity(steps, values[0] * values[1] * values[2], notes=notes)
 
 
 def _numbers(table: Table, column: str) -> np.ndarray:

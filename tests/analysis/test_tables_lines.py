@@ -103,12 +103,36 @@ def test_a_block_of_columns_for_each_budget(heads: dict[str, str]) -> None:
         ({"tokens_per_param": D / N}, "x parameters"),
         ({"epochs": 1.0, "dataset_tokens": D}, "x column 'epochs'"),
         ({"steps": D / 2**19, "tokens_per_step": 2**19}, "x column 'steps'"),
+        ({"train_steps": D / 2**19, "global_batch_size": 256, "seq_len": 2048, "n_gpus": 8},
+         "x columns 'global_batch_size' (sequences) and 'seq_len'"),
+        ({"max_steps": D / 2**19, "batch_size": 256, "block_size": 2048}, "x columns 'batch_size'"),
     ],
-)
-def test_tokens_that_two_columns_give(columns: dict[str, Any], said: str) -> None:
+)  # fmt: skip
+def test_tokens_that_columns_give(columns: dict[str, Any], said: str) -> None:
     rows, notes = read(PLAIN.drop(columns="tokens").assign(**columns))
     same_runs(rows)
     assert any(said in note for note in notes)
+
+
+@pytest.mark.parametrize("columns", [
+    {"batch_size": 256, "world_size": 8},  # of a device, or of all?
+    {"batch_size": 256, "gradient_accumulation_steps": 4},
+    {"batch_size": 2**19},  # tokens already
+])  # fmt: skip
+def test_a_batch_of_a_part_gives_no_tokens(columns: dict[str, Any]) -> None:
+    table = PLAIN.drop(columns="tokens").assign(steps=D / 2**19, seq_len=2048, **columns)
+    with pytest.raises(UserError, match="'global_batch_size'"):
+        read(table)
+
+
+def test_an_error_is_no_accuracy() -> None:
+    """`top1_err` has the word of an accuracy in it and is lower where models are better."""
+    for name in ("top1_err", "top5_error", "error_rate"):
+        rows, notes = read(PLAIN.drop(columns="val_loss").assign(**{name: L / 10}), metric=name)
+        assert rows["val_loss"].to_numpy() == pytest.approx(L / 10)
+        assert any("an error, as it is" in note for note in notes)
+    with pytest.raises(UserError, match="better high or low"):
+        read(PLAIN.assign(acc_err=0.01), metric="acc_err")
 
 
 def test_a_ratio_that_is_named_is_one() -> None:
