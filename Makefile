@@ -25,7 +25,7 @@ VERSIONED := tests/test_structure.py tests/data/test_media.py tests/data/test_pa
 	tests/report/test_figures.py tests/representations/test_continuation.py tests/models/test_decoder.py \
 	tests/test_notebooks.py tests/test_cli.py
 
-.PHONY: study test test-newest test-versions check format docs clean
+.PHONY: study test test-newest test-versions check audit format docs clean
 
 study: $(VENV)/ready
 	$(BIN)/scaling study $(STUDY)
@@ -49,6 +49,11 @@ check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Strict: without it pip-audit passes packages that the index could not tell it anything of.
+audit: $(VENV)/ready
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/frozen.txt
+	pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/frozen.txt
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .

@@ -13,14 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
-from scaling.analysis.figures import law as figures_law
-from scaling.analysis.figures import runs as figures
-from scaling.analysis.figures.transfer import transfer_figure
 from scaling.analysis.findings import Findings, find
 from scaling.analysis.laws.compare import Comparison
 from scaling.analysis.laws.references import reference
@@ -42,6 +38,9 @@ from scaling.analysis.tables.trials import is_database
 from scaling.errors import UserError
 from scaling.results import frame, read_csv
 from scaling.study_folder import Study
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 FORMS = ("select", "power", "saturating", "parametric", "overtraining")
 
@@ -106,6 +105,8 @@ class Runs:
 
         shown: the choices of each that are marked below: compute, frontier, corner, points.
         """
+        from scaling.analysis.figures import law as figures_law
+
         law = law or self.law()
         table = self.choices()
         mine = table[table["form"] == ("saturating" if law.law.e else "pure")]
@@ -138,6 +139,8 @@ class Runs:
 
     def transfer_figure(self) -> go.Figure:
         """`rates` as a figure: loss against the rate, a panel a series."""
+        from scaling.analysis.figures.transfer import transfer_figure
+
         return transfer_figure(self.rates(), unit=self.unit)
 
     def sweep(self) -> pd.DataFrame:
@@ -146,6 +149,8 @@ class Runs:
 
     def rate_figure(self) -> go.Figure:
         """Loss against learning rate, a line a width, and the rate of the ladder."""
+        from scaling.analysis.figures import runs as figures
+
         used = self.rows.loc[self.rows["role"] == "ladder", "log2_lr"].unique()
         chosen = float(used[0]) if len(used) == 1 else None
         return figures.learning_rate_figure(self.sweep(), chosen, unit=self.unit)

@@ -429,6 +429,7 @@ EVERYWHERE = [
     *(kill_any_process, truncate_checkpoint, tear_journal, tear_metrics, move_file_times),
     *(second_driver, overwrite_checkpoint, empty_checkpoint, damage_points, remove_lock),
 ]
+WRITING = (tear_journal, tear_metrics, damage_points, ask_for_more)
 ON_SLURM = [
     *(scancel_warning, requeue, cancel, detach, preempt, node_down, kill_slurmd, kill_slurmctld)
 ]
@@ -566,6 +567,8 @@ def under_fire(s: Study, faults: int, pause: tuple[float, float]) -> None:
             s.start()
             continue
         fault = s.rng.choice(kinds)
+        if (s.out / "filler").exists() and fault in WRITING:  # the disk is full for these too
+            continue
         if fault(s):
             s.injected[fault.__name__] += 1
 

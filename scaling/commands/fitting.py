@@ -216,7 +216,6 @@ def _fit_rows(
     fit. bewares: of the table."""
     form, method = chosen["form"], chosen["method"]
     options = {name: v for name, v in chosen.items() if name not in ("form", "method")}
-    from scaling.analysis.figures import runs as figures
     from scaling.analysis.questions import saved_law
     from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
     from scaling.analysis.questions.parametric_study import StudySurface, fit_surface
@@ -234,6 +233,8 @@ def _fit_rows(
         found = fit_frontier(ladder, form=form, method=method, **options)
     print(found.summary())
     if figure is not None and isinstance(found, StudyLaw):
+        from scaling.analysis.figures import runs as figures
+
         drawn = found.figure(rows, unit=loss_unit(rows.get("tokenizer", ())))
         draw("scaling fit", drawn, figures.run_points(rows), figure)
     if at is not None:

@@ -44,7 +44,7 @@ ABOUT = """The step of every metric is the run's training compute in MACs, coold
 STANDS_FOR = "scaling_study"
 METRICS = ("val_loss", "train_loss", "tokens", "macs_total", "epochs")  # and val_loss/<source>
 OURS = "tags.run_id != ''"  # MLflow's filter for the runs that this module has begun
-BATCH = 1000  # metrics of one request, MLflow's limit
+BATCH = {"metrics": 800, "tags": 50}  # of one request, with params: MLflow takes 1000 in all
 PATIENCE_SECONDS = 20.0  # for a database that is locked or a server that does not answer
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -468,7 +468,7 @@ def _send(client: MlflowClient, experiment: str, there: RunFolder, digest: str) 
         and value is not None
         and all(row.get(name) == value for row in rows)
     ]
-    tags = [RunTag(f"{ROW}{k:04d}", json.dumps(row)) for k, row in enumerate(_stored(there))]
+    tags = [(f"{ROW}{k:04d}", json.dumps(row)) for k, row in enumerate(_stored(there))]
     name = f"{first['size']} 2^{first['log2_lr']:g} {first['role']}"
     labels = {
         "run_id": str(first["run_id"]),
@@ -477,13 +477,17 @@ def _send(client: MlflowClient, experiment: str, there: RunFolder, digest: str) 
         "git_sha": str(first["git_sha"]),
         "status": "diverged" if any(r["status"] == "diverged" for r in rows) else "finished",
     }
+    labels |= dict(tags[: BATCH["tags"]])
     run = _patiently(client.create_run, experiment, start_time=start_ms, tags=labels, run_name=name)
     run_id = run.info.run_id
-    _patiently(client.log_batch, run_id, params=params)
-    for k in range(0, len(metrics), BATCH):
-        _patiently(client.log_batch, run_id, metrics=metrics[k : k + BATCH])
-    for k in range(0, len(tags), 50):
-        _patiently(client.log_batch, run_id, tags=tags[k : k + 50])
+    left: dict[str, list[Any]] = {
+        "metrics": metrics,
+        "tags": [RunTag(*tag) for tag in tags[BATCH["tags"] :]],
+    }
+    while params or any(left.values()):
+        some = {kind: several[: BATCH[kind]] for kind, several in left.items()}
+        _patiently(client.log_batch, run_id, params=params, **some)
+        params, left = [], {kind: several[BATCH[kind] :] for kind, several in left.items()}
     _patiently(client.set_terminated, run_id, end_time=end_ms)
     _patiently(client.set_tag, run_id, "sent", digest)
 
