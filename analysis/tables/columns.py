@@ -76,6 +76,8 @@ RUN = (
 STEP = {"step", "globalstep", "iter", "iteration", "trainingiteration", "currentstep",
         "currentsteps", "trainstep", "trainerglobalstep", "updates", "checkpoint",
         "ckpt"}  # fmt: skip
+PLANNED_TOKENS = {"maxtokens", "targettokens", "plannedtokens", "tokenbudget", "maxtraintokens",
+                  "tokenhorizon", "horizontokens", "scheduledtokens"}  # fmt: skip
 PLANNED = {"totalsteps", "maxsteps", "numtrainsteps", "numsteps", "plannedsteps", "totaliters",
            "trainiters", "numiterations", "maxiters", "maxiterations"}  # fmt: skip
 LR = {"lr", "learningrate", "peaklr", "maxlr", "baselr", "peaklearningrate", "maxlearningrate",

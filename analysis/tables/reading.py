@@ -15,7 +15,15 @@ from scaling.analysis.tables import columns as names
 from scaling.analysis.tables import derived
 from scaling.analysis.tables.columns import Table, listed
 from scaling.analysis.tables.files import load
-from scaling.analysis.tables.histories import Points, carried, highest, join_sparse, reduce
+from scaling.analysis.tables.histories import (
+    ENDED,
+    TAKEN,
+    Points,
+    carried,
+    highest,
+    join_sparse,
+    reduce,
+)
 from scaling.analysis.tables.layouts import Layout, adapt
 from scaling.analysis.tables.losses import impossible, missing, read_loss
 from scaling.analysis.tables.nominal import budgets, mark_budgets, part_namesakes
@@ -28,6 +36,7 @@ from scaling.analysis.tables.quantities import (
     count_line,
     nominal,
     read_quantities,
+    read_quantity,
 )
 from scaling.analysis.tables.roles import run_names, settle
 from scaling.analysis.tables.settings import mixes, searched
@@ -167,6 +176,9 @@ def _rows_that_count(
         kept, notes = np.arange(len(out)), ["decayed: column 'decayed'"]
     else:
         kept, decayed, notes = reduce(points, history)
+        short, more = _before_their_end(table, found, out)
+        decayed = decayed & ~short[kept]
+        notes = [*(n for n in notes if n != TAKEN or not short.any()), *more]
     _refuse_nothing(out.iloc[kept], ALONE.get(of, "c"), finished[kept])
     table.frame = _peak_rates(table, points, kept)
     count = kept[finished[kept]]
@@ -332,6 +344,26 @@ def _peak_rates(table: Table, points: Points, kept: np.ndarray) -> pd.DataFrame:
     return frame.assign(**{column: np.where(named, top, points.lr[kept])})
 
 
+def _before_their_end(
+    table: Table, found: dict[str, Quantity], out: pd.DataFrame
+) -> tuple[np.ndarray, list[str]]:
+    """Which rows have seen fewer tokens than their schedule is long, where a column says so."""
+    short = np.zeros(len(out), bool)
+    used = found["d"].column if "d" in found else None
+    column = next((c for c in table.named(names.PLANNED_TOKENS) if c != used), None)
+    if column is None or used is None:
+        return short, []
+    planned = read_quantity(table, "d", column, None, None).values
+    with np.errstate(invalid="ignore"):
+        short = out["tokens"].to_numpy(float) < ENDED * planned
+    if short.all():
+        return ~short, [f"beware: no row has seen the tokens of its column {column!r}"]
+    said = (
+        f"decayed: {short.sum()} rows have seen fewer tokens than {column!r} and are mid-schedule"
+    )
+    return short, [said] * bool(short.any())
+
+
 def _told_decayed(frame: pd.DataFrame) -> np.ndarray | None:
     """Whether the rate had decayed at each row, where a column of this tool's rows says so."""
     if "decayed" not in frame.columns:
@@ -342,7 +374,7 @@ def _told_decayed(frame: pd.DataFrame) -> np.ndarray | None:
 
 def _unused(table: Table, used: set[Any]) -> list[str]:
     read = {*used, *searched(table), *mixes(table).values()}
-    for wanted in (names.SEED, names.EPOCHS, names.UNIQUE, names.PLANNED):
+    for wanted in (names.SEED, names.EPOCHS, names.UNIQUE, names.PLANNED, names.PLANNED_TOKENS):
         read |= set(table.named(wanted)[:1])
     read |= set(state_columns(table))
     rest = [c for c in table.frame.columns if c not in read]

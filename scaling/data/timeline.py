@@ -142,7 +142,7 @@ def of_packets(
     shows = np.full(len(shown), -1)
     if not len(visible):
         return Timeline(np.empty(0, np.int64), np.empty(0, np.int64), 1.0, shows, True)
-    stretch = _stretches([dts[i] for i in visible], unit)
+    stretch = _stretches([dts[int(i)] for i in visible], unit)
     times = np.empty(len(visible))
     order_known = True
     for number in range(int(stretch[-1]) + 1):

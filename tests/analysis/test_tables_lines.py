@@ -125,6 +125,19 @@ def test_a_batch_of_a_part_gives_no_tokens(columns: dict[str, Any]) -> None:
         read(table)
 
 
+@pytest.mark.parametrize("column", ["max_tokens (B)", "target_tokens", "token_budget"])
+def test_rows_before_the_end_of_their_schedule_have_not_decayed(column: str) -> None:
+    """Checkpoints of runs that nothing names, each with the length of its schedule beside it."""
+    planned = np.tile(D, 2) / (1e9 if "(B)" in column else 1)
+    rows = pd.concat([PLAIN, PLAIN.assign(tokens=D / 2, val_loss=L + 0.2)], ignore_index=True)
+    found, notes = read(rows.drop(columns="run_id").assign(**{column: planned}))
+    assert found.decayed.tolist() == [True] * 30 + [False] * 30
+    same_runs(found[found.decayed].reset_index(drop=True))
+    assert any("30 rows have seen fewer tokens" in note for note in notes)
+    _, notes = read(PLAIN.assign(**{column: 10 * planned[:30]}))
+    assert any(note.startswith("beware: no row has seen the tokens") for note in notes)
+
+
 def test_an_error_is_no_accuracy() -> None:
     """`top1_err` has the word of an accuracy in it and is lower where models are better."""
     for name in ("top1_err", "top5_error", "error_rate"):
