@@ -48,7 +48,8 @@ def frame(rows: Iterable[Row], more: Sequence[str] = ()) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
 
-    left, words = iter(rows), {}
+    left = iter(rows)
+    words: dict[str, str] = {}
     first = _columns(list(islice(left, TOGETHER)), more, words)
     parts = [first]
     while some := list(islice(left, TOGETHER)):
@@ -124,7 +125,7 @@ def _cells(cells: tuple[Any, ...], kind: str, words: dict[str, str]) -> Any:
         return pd.to_numeric(column).astype("float64").to_numpy()
     if kind == "any":
         return column
-    made = column.astype({"int": "int64"}.get(kind, kind))
+    made: pd.Series = column.astype({"int": "int64"}.get(kind, kind))  # type: ignore[call-overload]
     return made.to_numpy(object if kind == "str" else None)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -34,7 +35,8 @@ def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
 
     Row 0 is the display's direction of the coded x, row 1 of the coded y; y points down.
     """
-    for data in frame.side_data:
+    held: Any = frame.side_data  # whose stub says other things than there are
+    for data in held:
         if data.type is Type.DISPLAYMATRIX:
             nine = np.frombuffer(bytes(data)[:36], np.int32).reshape(3, 3)
             return nine[:2, :2] / 65536

@@ -3,6 +3,7 @@
 The reference is the decoder's output order, and ffmpeg's command line where that is installed.
 """
 
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -68,7 +69,8 @@ def test_times_in_decoding_order_do_not_shuffle_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mkv", greys(0, 30), codec="libx264", options={"bf": "3"})
     wrong = remux(path, tmp_path / "b.mkv", 1)
     with av.open(str(wrong)) as container:
-        times = [packet.pts for packet in container.demux(video=0) if packet.size]
+        held = [packet.pts for packet in container.demux(video=0) if packet.size]
+    times = [pts for pts in held if pts is not None]
     assert times == sorted(times)
     found, note = against_ffmpeg.every_frame(wrong, 16)
     assert indices(found[:, None]).ravel().tolist() == list(range(30)) and note == ""
@@ -193,12 +195,13 @@ def test_cases(name: str, shared_data: Path) -> None:
     path = shared_data.parent / "cases" / "media" / name
     found, note = against_ffmpeg.every_frame(path, 96)
     assert (len(found), note) == (CASES[name], "")
-    turn = {
+    turns: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "m_hflip.mp4": lambda f: f[:, ::-1],
         "m_vflip.mp4": lambda f: f[::-1],
         "m_transpose.mp4": lambda f: f.transpose(1, 0, 2),
         "m_rot90.mp4": lambda f: np.rot90(f, -1),
-    }.get(name, lambda f: f)
+    }
+    turn = turns.get(name, lambda f: f)
     with av.open(str(path)) as container:
         for mine, frame in zip(found, container.decode(video=0), strict=True):
             if not frame.interlaced_frame:

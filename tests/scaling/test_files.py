@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,11 @@ def test_hosts_that_begin_together_leave_one(tmp_path: Path, kind: str) -> None:
         )
         for k in range(4)
     ]  # fmt: skip
-    for meet, enough in (
+    steps: list[tuple[str, Callable[[], bool]]] = [
         ("go", lambda: len(list(tmp_path.glob("host*"))) == 4),
         ("leave", lambda: sum(host.poll() is None for host in hosts) <= 1),
-    ):
+    ]
+    for meet, enough in steps:
         end = time.monotonic() + HANGS
         while not enough() and time.monotonic() < end:
             time.sleep(0.01)

@@ -4,7 +4,9 @@ import argparse
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,7 +130,7 @@ def test_whole_modules_are_read_by_their_tensors(
     np.testing.assert_array_equal(again.encode(frames), model.encode(frames))
 
 
-WRAPPINGS = {
+WRAPPINGS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "plain": lambda state: state,
     "module": lambda state: {f"module.{k}": v for k, v in state.items()},
     "compiled": lambda state: {"model": {f"_orig_mod.{k}": v for k, v in state.items()}},
