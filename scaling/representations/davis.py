@@ -25,6 +25,7 @@ from PIL import Image
 from scaling.errors import UserError
 from scaling.jobs.machine import in_threads, threads_at_once
 from scaling.models.propagation import PROTOCOLS, Protocol, propagate
+from scaling.representations.davis_masks import read_masks
 from scaling.representations.davis_measures import evaluate
 from scaling.representations.tiles import Layers
 from scaling.representations.trained import (
@@ -135,20 +136,6 @@ def find_sequences(data: Path) -> dict[str, tuple[list[Path], list[Path]]]:
             )
         found[folder.name] = (frames, marks)
     return found
-
-
-def read_masks(paths: list[Path]) -> np.ndarray:
-    """Object numbers, uint8 (T, H, W): an indexed PNG's own; of a grey one 0 and 1 (not 0)."""
-    masks = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                indexed = image.mode == "P"
-                held = np.asarray(image if indexed else image.convert("L"))
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"{path}: cannot be read as a mask ({error})") from None
-        masks.append(held if indexed else (held > 127).astype(np.uint8))
-    return np.stack(masks)
 
 
 def read_frames(paths: list[Path], rows: int, patch: int) -> np.ndarray:

@@ -73,6 +73,8 @@ def finetune(
     trained = trained_runs(study, [run] if run else None)[-1]
     study.claim(study.finetune_csv, inputs=[data])
     labelled = read_labelled(data)
+    if labelled.about:
+        say(labelled.about)
     one = partial(tuned, study, trained, labelled, data, tuning, head)
     in_threads([partial(one, s, say, weights) for s in range(seeds) for weights in WEIGHTS])
     return gather(study)

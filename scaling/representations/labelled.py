@@ -1,16 +1,14 @@
-"""Labelled images and clips: which file has which label, and their tokens.
+"""Labelled images and clips: which file has which label, and how they are split.
 
-Layouts: a folder per class; train/ and val/ (or test/) with a folder per class, as Kinetics is
-unpacked; a CSV with columns path,label and perhaps split; Kinetics' own CSVs (label, youtube_id,
-time_start, time_end, split) beside its clips; CATER's videos/ with lists/localize/*.txt, whose
-lines name a video and the cell of the snitch; an .npz with `images` (N, H, W, 3) and `labels`.
+Which layouts are read is told in `representations.layouts`; beside them an .npz with `images`
+(N, H, W, 3) and `labels`.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +16,8 @@ import numpy as np
 
 from scaling.data import media
 from scaling.errors import UserError
-from scaling.storage import files
+from scaling.representations import layouts
 
-SPLITS = {"train": "train", "val": "test", "validate": "test", "validation": "test", "test": "test"}
 FOLDS = 4  # of files whose split is drawn
 MOST_NAMED = 5  # files named in a message
 
@@ -36,6 +33,7 @@ class Labelled:
     split_F: np.ndarray | None  # "train" | "test"; None: to be drawn
     kind: str  # "images" | "video"
     images: np.ndarray | None = None  # uint8 (F, H, W, 3)
+    about: str = ""  # the layout that was taken, and what its lists name that is not there
 
     @property
     def key(self) -> str:
@@ -70,6 +68,7 @@ class Labelled:
             None if self.split_F is None else self.split_F[keep],
             self.kind,
             None if self.images is None else self.images[keep],
+            self.about,
         )
 
 
@@ -86,105 +85,34 @@ def read_labelled(path: Path) -> Labelled:
         )
     if path.suffix == ".npz":
         return _from_npz(path)
-    if path.is_file():
-        return _checked(path.parent, _from_csv(path), path)
-    cater = files.whole(path, "lists/localize/*.txt")
-    tables = files.whole(path, "*.csv")
-    folders = [p for p in files.whole(path, "*") if p.is_dir()]
-    if cater:
-        entries = [e for text in cater for e in _from_cater(text)]
-    elif tables and any(_kinetics(t) for t in tables):
-        entries = [e for t in tables if _kinetics(t) for e in _from_kinetics(t, path)]
-    elif folders and {f.name for f in folders} <= set(SPLITS):
-        entries = [
-            (f"{part.name}/{relative}", label, SPLITS[part.name])
-            for part in folders
-            for relative, label, _ in _from_folders(part)
-        ]
-    else:
-        entries = _from_folders(path)
-    return _checked(path, entries, path)
+    found = layouts.of_csv(path) if path.is_file() else layouts.of_folder(path)
+    return _checked(path if path.is_dir() else path.parent, found, path)
 
 
-Entry = tuple[str, str, str]  # relative path, label, split ("" where none is given)
-
-
-def _from_folders(root: Path) -> list[Entry]:
-    known = media.VIDEO_SUFFIXES | media.IMAGE_SUFFIXES
-    found = []
-    for folder in (p for p in files.whole(root, "*") if p.is_dir()):
-        names, _ = media.list_files(folder, known)
-        found += [(f"{folder.name}/{name}", folder.name, "") for name in names]
-    return found
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a CSV table ({error})") from None
-
-
-def _from_csv(path: Path) -> list[Entry]:
-    rows = _rows(path)
-    if not rows or not {"path", "label"} <= set(rows[0]):
-        raise UserError(
-            f"{path}: want a header with the columns path,label (and perhaps split: train or "
-            f"test); it has {', '.join(rows[0]) if rows else 'no row'}"
+def _checked(root: Path, found: layouts.Found, path: Path) -> Labelled:
+    entries, lacking = found.entries, ""
+    if found.missing:
+        shown = ", ".join(found.missing[:MOST_NAMED])
+        listed = len(entries) + len(found.missing)
+        lacking = (
+            f"{len(found.missing):,} of {listed:,} labels have no file: {shown}"
+            f"{' ...' if len(found.missing) > MOST_NAMED else ''}"
         )
-    return [
-        (row["path"], row["label"], SPLITS.get(row.get("split") or "", row.get("split") or ""))
-        for row in rows
-    ]
-
-
-def _kinetics(path: Path) -> bool:
-    with path.open(errors="replace") as file:
-        return {"label", "youtube_id", "time_start"} <= set(file.readline().strip().split(","))
-
-
-def _from_kinetics(path: Path, root: Path) -> list[Entry]:
-    """Clips named <youtube_id>_<start, 6 digits>_<end>.*, anywhere under the folder."""
-    there = {Path(name).stem: name for name in media.list_files(root, media.VIDEO_SUFFIXES)[0]}
-    entries = []
-    for row in _rows(path):
-        start, end = int(float(row["time_start"])), int(float(row["time_end"]))
-        stem = f"{row['youtube_id']}_{start:06d}_{end:06d}"
-        entries.append((there.get(stem, f"{stem}.mp4"), row["label"], SPLITS.get(row["split"], "")))
-    return entries
-
-
-def _from_cater(path: Path) -> list[Entry]:
-    split = SPLITS.get(path.stem, "")
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    wrong = [" ".join(line) for line in lines if len(line) != 2]
-    if wrong:
-        raise UserError(f"{path}: want lines of a video and a cell, found {wrong[0]!r}")
-    return [(f"videos/{name}", label, split) for name, label in lines]
-
-
-def _checked(root: Path, entries: list[Entry], path: Path) -> Labelled:
-    missing = [name for name, _, _ in entries if not (root / name).is_file()]
-    if missing:
-        shown = ", ".join(missing[:MOST_NAMED])
-        raise UserError(
-            f"{path}: {len(missing)} of {len(entries)} labels have no file: {shown}"
-            f"{' ...' if len(missing) > MOST_NAMED else ''}. Paths are relative to {root}; put the "
-            f"files there or take their lines out"
-        )
+        if not entries:
+            raise UserError(f"{path}: {lacking}. Files are looked for below {root}; put them there")
+    about = "; ".join([f"{path}: {found.layout}", *found.notes, *([lacking] if lacking else [])])
     suffixes = {Path(name).suffix.lower() for name, _, _ in entries}
     kind = "images" if suffixes <= media.IMAGE_SUFFIXES else "video"
     if not entries or not (suffixes <= media.IMAGE_SUFFIXES or suffixes <= media.VIDEO_SUFFIXES):
         raise UserError(
-            f"{path}: {len(entries)} labelled files with the suffixes "
+            f"{about}: {len(entries)} labelled files with the suffixes "
             f"{', '.join(sorted(suffixes)) or '(none)'}: want images alone or clips alone, in a "
             f"folder per class or listed in a CSV with columns path,label"
         )
     splits = {split for _, _, split in entries}
     if splits - {""} and splits != {"train", "test"}:
         raise UserError(
-            f"{path}: splits {', '.join(sorted(s or '(none)' for s in splits))}: every file is in "
+            f"{about}: splits {', '.join(sorted(s or '(none)' for s in splits))}: every file is in "
             f"train or test, and both have files; or leave the split out and it is drawn"
         )
     return _labelled(
@@ -194,6 +122,7 @@ def _checked(root: Path, entries: list[Entry], path: Path) -> Labelled:
         [label for _, label, _ in entries],
         np.array([split for _, _, split in entries]) if splits == {"train", "test"} else None,
         kind,
+        about=about,
     )
 
 
@@ -221,15 +150,19 @@ def _labelled(
     split_F: np.ndarray | None,
     kind: str,
     images: np.ndarray | None = None,
+    about: str = "",
 ) -> Labelled:
     classes = tuple(sorted(set(labels)))
     if len(classes) < 2:
         raise UserError(
-            f"{path}: one class only ({classes[0]}); telling classes apart needs at least two"
+            f"{about or path}: one class only ({classes[0]}); telling classes apart needs at least "
+            f"two"
         )
     place = {name: i for i, name in enumerate(classes)}
     labels_F = np.array([place[label] for label in labels], np.int64)
-    return Labelled(root, names, labels_F, classes, split_F, kind, images)
+    counts = "" if split_F is None else f" ({(split_F == 'train').sum():,} to learn from)"
+    about += f"; {len(names):,} files{counts}, {len(classes):,} classes" if about else ""
+    return Labelled(root, names, labels_F, classes, split_F, kind, images, about)
 
 
 def usable(data: Labelled, path: Path) -> None:
@@ -255,14 +188,21 @@ def draw_split(data: Labelled, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Places of the training and of the test files: the given split, or one drawn by class.
 
     Drawn: seeds 0 to 3 test the four quarters of one shuffle, 4 to 7 those of the next, so four
-    seeds test every file once. A file, with all its clips and crops, is on one side.
+    seeds test every file once. A file, with all its clips and crops, is on one side, and so are all
+    files of one group: those cut from one video, as UCF-101's names say (v_CLASS_g01_c03).
     """
     if data.split_F is not None:
         return np.flatnonzero(data.split_F == "train"), np.flatnonzero(data.split_F == "test")
     rng = np.random.default_rng([seed // FOLDS, 0x5B117])
-    by_class = [
-        rng.permutation(np.flatnonzero(data.labels_F == c)) for c in range(len(data.classes))
+    groups = [
+        re.sub(r"(_g\d+)_c\d+$", r"\1", str(Path(name).with_suffix(""))) for name in data.names
     ]
-    fold_F = np.empty(len(data.names), np.int64)
-    fold_F[np.concatenate(by_class)] = np.arange(len(data.names)) % FOLDS
+    _, first_G, group_F = np.unique(groups, return_index=True, return_inverse=True)
+    # In the order of the files; a group is of the class of its first.
+    order = np.argsort(first_G)
+    label_G, number = data.labels_F[first_G[order]], np.argsort(order)
+    by_class = [rng.permutation(np.flatnonzero(label_G == c)) for c in range(len(data.classes))]
+    fold_G = np.empty(len(order), np.int64)
+    fold_G[np.concatenate(by_class)] = np.arange(len(order)) % FOLDS
+    fold_F = fold_G[number[group_F]]
     return np.flatnonzero(fold_F != seed % FOLDS), np.flatnonzero(fold_F == seed % FOLDS)

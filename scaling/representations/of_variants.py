@@ -66,6 +66,8 @@ def read_variants(
     path = study.variants_csv
     study.claim(path, inputs=[data])
     labelled = read_labelled(data)
+    if labelled.about:
+        say(labelled.about)
     rows: list[dict[str, Any]] = []
     for name, one in variant_studies(config).items():
         for seed, run_id in enumerate(runs_of[name]):

@@ -97,6 +97,8 @@ def probe(
         check_layers(trained, layers)
     study.claim(study.probes_csv, inputs=[data])
     labelled = read_labelled(data)
+    if labelled.about:
+        say(labelled.about)
     for trained in chosen:  # before anything is encoded
         check_windows(views, read_index(data_dir_of(study, trained.run))["frames"])
     with files.explained(study.folder):

@@ -1,6 +1,5 @@
 """J and F equal an independent implementation; labels travel as the protocol says."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from scaling.commands.probes import represent
 from scaling.config.schema import Tuning
 from scaling.errors import UserError
 from scaling.models.propagation import DINO, Protocol, propagate
-from scaling.representations import davis, permanence, tiles
+from scaling.representations import davis, davis_masks, permanence, tiles
 from scaling.representations.davis_measures import (
     boundary,
     contour_f,
@@ -87,7 +86,7 @@ def test_measures_on_real_masks(shared_data: Path) -> None:
     """Each mask against the one five frames later, at full size."""
     for name in ("240p/camel", "480p/blackswan"):
         paths = sorted((shared_data / "davis2016" / "Annotations" / name).glob("*.png"))
-        ours, theirs = davis.read_masks(paths[:6:5]) > 0
+        ours, theirs = davis_masks.read_masks(paths[:6:5]) > 0
         assert 0 < contour_f(ours, theirs) < 1
         assert contour_f(ours, theirs) == pytest.approx(plain_f(ours, theirs), abs=1e-6)
 
@@ -225,16 +224,79 @@ def test_mistakes(study: Path, layout: Path, tmp_path: Path) -> None:
         davis.track(Study(study), broken)
     (broken / "Annotations/480p/fast/00003.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read as a mask"):
-        davis.read_masks(davis.find_sequences(broken)["fast"][1])
+        davis_masks.read_masks(davis.find_sequences(broken)["fast"][1])
 
 
-def test_indexed_masks_keep_their_objects(tmp_path: Path) -> None:
-    numbers = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
+NUMBERS = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
+
+
+def saved(folder: Path, *images: Image.Image) -> list[Path]:
+    paths = [folder / f"{i:05d}.png" for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        image.save(path)
+    return paths
+
+
+def palette(numbers: np.ndarray) -> Image.Image:
     image = Image.fromarray(numbers, "P")
     image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
-    image.save(tmp_path / "m.png")
-    assert (davis.read_masks([tmp_path / "m.png"])[0] == numbers).all()
-    assert json.dumps(int(numbers.max())) == "2"
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (palette(NUMBERS), NUMBERS),
+        (Image.fromarray(NUMBERS), NUMBERS),  # grey
+        (palette(NUMBERS).convert("RGB"), NUMBERS),
+        (palette(NUMBERS).convert("RGBA"), NUMBERS),
+        (Image.fromarray(NUMBERS.astype(np.uint16)), NUMBERS),
+        (Image.fromarray((NUMBERS > 0).astype(np.uint8) * 255), NUMBERS > 0),  # DAVIS 2016
+        (Image.fromarray(NUMBERS > 0), NUMBERS > 0),  # one bit
+        (Image.fromarray((NUMBERS > 0).astype(np.uint16) * 65535), NUMBERS > 0),
+        (Image.fromarray(np.where(NUMBERS == 2, 255, NUMBERS).astype(np.uint8)),
+         np.where(NUMBERS == 2, 255, NUMBERS)),  # 1, and void
+        (Image.fromarray(np.stack([NUMBERS * 9, NUMBERS * 7, NUMBERS], -1)), NUMBERS),
+    ],
+)  # fmt: skip
+def test_masks_are_read_as_they_are_written(
+    tmp_path: Path, image: Image.Image, expected: np.ndarray
+) -> None:
+    np.testing.assert_array_equal(davis_masks.read_masks(saved(tmp_path, image))[0], expected)
+
+
+def test_a_sequence_tells_what_its_values_are(tmp_path: Path) -> None:
+    """A later frame in which only void, or one object, is left is read like the first."""
+    later = np.where(NUMBERS == 2, 255, 0).astype(np.uint8)
+    found = davis_masks.read_masks(
+        saved(tmp_path, Image.fromarray(NUMBERS), Image.fromarray(later))
+    )
+    np.testing.assert_array_equal(found, [NUMBERS, later])
+    soft = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
+    (mask,) = davis_masks.read_masks(saved(tmp_path, Image.fromarray(soft)))
+    np.testing.assert_array_equal(mask, soft > 127)
+
+
+def test_masks_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    greys = Image.fromarray((NUMBERS * 100).astype(np.uint8))
+    for images, match in [
+        ([greys], r"grey masks of the values 0, 100, 200: want the objects' numbers"),
+        ([Image.fromarray(NUMBERS * 0)], r"00000.png: marks no object \(its values: 0\)"),
+        ([palette(NUMBERS), Image.new("P", (9, 9))], r"00001.png: 9 x 9 px, and 00000.png 4 x 3"),
+        ([palette(NUMBERS), greys], r"masks of several kinds \(L, P\)"),
+    ]:
+        with pytest.raises(UserError, match=match) as caught:
+            davis_masks.read_masks(saved(tmp_path, *images))
+        assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["Lids", "rgb", "u16"])
+def test_cases(shared_data: Path, case: str) -> None:
+    folder = shared_data.parent / "cases" / "davis" / case
+    for frames, marks in davis.find_sequences(folder).values():
+        masks = davis_masks.read_masks(marks)
+        assert len(frames) == len(masks) == 4 and set(np.unique(masks)) == {0, 1, 2}
+        assert [row["object"] for row in evaluate(masks, masks)] == [1, 2]
 
 
 def test_one_command_makes_every_part(
