@@ -227,7 +227,9 @@ def _unpickled(file: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
         pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError,
         UnicodeDecodeError, OverflowError, MemoryError, RecursionError,
     ) as error:  # fmt: skip
-        raise UserError(f"{path} is no checkpoint of PyTorch, or is damaged: {error}.") from error
+        raise UserError(
+            f"{path} cannot be read: it is no checkpoint (PyTorch, safetensors), or is damaged ({error})."
+        ) from error
 
 
 def _zip(path: Path) -> Content:

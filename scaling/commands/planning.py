@@ -80,6 +80,11 @@ def plan(
         )
     disk, free = disk_bytes(chosen, costs), free_bytes(study.folder)
     print(f"disk: {_bytes(disk)}; free: {_bytes(free)}")
+    if disk > free:
+        print(
+            f"beware: this study does not fit the disk of {study.folder}; free some of it, choose "
+            f"another --out, or ask for fewer sequences and budgets"
+        )
     if study.plan_json.exists():
         print(f"left: {left(study) if study.says(chosen) else left_of(chosen, study)}")
     over = over_budget(launch, costs)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import IO
 
 import av
 import numpy as np
@@ -110,15 +111,19 @@ def fingerprint(path: Path) -> str:
     Files above 3 MiB are known by their size and by 1 MiB at the head, middle and tail. OSError
     when the file cannot be read.
     """
-    size = path.stat().st_size
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     with path.open("rb") as file:
-        if size <= 3 * _SAMPLE:
-            digest.update(file.read())
-        else:
-            for offset in (0, (size - _SAMPLE) // 2, size - _SAMPLE):
-                file.seek(offset)
-                digest.update(file.read(_SAMPLE))
+        return fingerprint_of(file, 0, path.stat().st_size)
+
+
+def fingerprint_of(file: IO[bytes], start: int, size: int) -> str:
+    """The same of `size` bytes of a file from `start` on."""
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    parts = [(0, size)]
+    if size > 3 * _SAMPLE:
+        parts = [(at, _SAMPLE) for at in (0, (size - _SAMPLE) // 2, size - _SAMPLE)]
+    for offset, length in parts:
+        file.seek(start + offset)
+        digest.update(file.read(length))
     return digest.hexdigest()
 
 

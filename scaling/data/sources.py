@@ -5,6 +5,7 @@ clips. What it gives depends on its content, the settings and the seed, never on
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from scaling.config.schema import DataConfig, SourceConfig
-from scaling.data import leaves, media
+from scaling.data import archives, leaves, media
 from scaling.data.video import read_video
 from scaling.errors import UserError
 
@@ -32,6 +33,7 @@ class Source:
     train: list[str] = field(default_factory=list)  # both in the order of a keyed hash
     validation: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)  # manifest rows of what is left out
+    members: dict[str, archives.Member] = field(default_factory=dict)  # those inside of archives
 
     @property
     def name(self) -> str:
@@ -86,19 +88,32 @@ def survey(number: int, settings: SourceConfig, val_fraction: float, seed: int) 
         raise UserError(
             f"source {source.name!r}: {root} does not exist. Give a folder of {source.kind} files."
         )
-    names, left_out = media.list_files(root, suffixes)
-    source.rows += [row(source.name, "", name, "ignored", error=why) for name, why in left_out]
+    names, left_out = media.list_files(root, suffixes | archives.SUFFIXES)
+    for name, why in left_out:
+        if name.lower().endswith(archives.COMPRESSED):
+            why = "compressed: its members cannot be reached one by one; unpack it to .tar"
+        source.rows.append(row(source.name, "", name, "ignored", error=why))
+    media_names = []
     for name in names:
+        if Path(name).suffix.lower() not in archives.SUFFIXES:
+            media_names.append(name)
+            continue
+        inside, told = archives.members(source.folder, name, source.kind)
+        source.members |= inside
+        media_names += inside
+        source.rows += [row(source.name, "", n, status, error=why) for n, status, why in told]
+    for name in media_names:
         try:
-            source.identity[name] = media.fingerprint(source.folder / name)
+            source.identity[name] = _fingerprint(source, name)
         except OSError as error:
             reason = error.strerror or str(error)
             source.rows.append(row(source.name, "", name, "error", error=reason))
     if not source.identity:
         known = " ".join(sorted(suffixes))
         raise UserError(
-            f"source {source.name!r}: no readable {source.kind} file in {root} ({len(names)} with "
-            f"a known suffix, {len(left_out)} other entries). Known suffixes: {known}."
+            f"source {source.name!r}: no readable {source.kind} file in {root} ({len(media_names)} "
+            f"with a known suffix, {len(source.rows)} other entries). Known suffixes: {known}, and "
+            f"these in .tar (WebDataset) or .parquet (Hugging Face)."
         )
     # Equal contents under two names must not meet across the split: the hash is of the content.
     rank = {name: _number(seed, "split", content) for name, content in source.identity.items()}
@@ -106,6 +121,17 @@ def survey(number: int, settings: SourceConfig, val_fraction: float, seed: int) 
     while len(source.validation) < round(val_fraction * len(source.identity)):
         source.move_next()
     return source
+
+
+def _fingerprint(source: Source, name: str) -> str:
+    member = source.members.get(name)
+    if member is None:
+        return media.fingerprint(source.folder / name)
+    if member.column:
+        held = archives.content(source.folder, member)
+        return media.fingerprint_of(io.BytesIO(held), 0, len(held))
+    with (source.folder / member.archive).open("rb") as file:
+        return media.fingerprint_of(file, member.start, member.size)
 
 
 @dataclass(frozen=True)
@@ -175,7 +201,9 @@ class Reader:
             if unit.split == "train":
                 rng = rng_of(self.seed, "crop", source.identity[name])
             try:
-                clips, about = self._file(source, unit.split, source.folder / name, rng)
+                member = source.members.get(name)
+                with archives.as_file(source.folder, name, member) as path:
+                    clips, about = self._file(source, unit.split, path, rng)
             except media.MediaError as error:
                 rows.append(row(source.name, unit.split, name, "error", error=str(error)))
                 continue

@@ -62,18 +62,29 @@ def new_folder(folder: Path) -> Path:
     raise RuntimeError(f"{folder}: no free name like {stamp}-999")
 
 
+# Of the shell that submits: they would keep `job_variables` from the jobs (a site's or a user's
+# default), and of an allocation (`salloc --mem-per-cpu`) in which the command was given, srun in
+# the job refuses its memory beside that of the job.
+NOT_HANDED_ON = (
+    "SBATCH_EXPORT", "SLURM_EXPORT_ENV", "SRUN_EXPORT_ENV",
+    "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU", "SLURM_MEM_PER_NODE",
+)  # fmt: skip
+
+
 @contextmanager
 def job_variables(threads: int) -> Iterator[None]:
     """What is started meanwhile gives its numeric libraries this many threads, and imports ours."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     wanted = dict.fromkeys(names, str(threads)) | search_path.variables()
-    before = {name: os.environ.get(name) for name in wanted}
+    before = {name: os.environ.get(name) for name in (*wanted, *NOT_HANDED_ON)}
+    for name in NOT_HANDED_ON:
+        os.environ.pop(name, None)
     os.environ.update(wanted)
     try:
         yield
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value

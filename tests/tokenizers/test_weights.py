@@ -249,7 +249,10 @@ def test_files_are_named_as_what_they_are(tmp_path: Path) -> None:
         "web.pt": (b"\n<!DOCTYPE html><html>", "a web page"),
         "empty.pt": (b"", "is empty"),
         "config.safetensors": (b'{"a": 1}', "JSON"),
-        "text.pt": (b"not a checkpoint at all", "no checkpoint of PyTorch, or is damaged"),
+        "text.pt": (
+            b"not a checkpoint at all",
+            "no checkpoint .PyTorch, safetensors., or is damaged",
+        ),
     }
     for name, (content, _) in texts.items():
         (tmp_path / name).write_bytes(content)
