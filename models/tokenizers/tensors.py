@@ -228,7 +228,8 @@ def _unpickled(file: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
         UnicodeDecodeError, OverflowError, MemoryError, RecursionError,
     ) as error:  # fmt: skip
         raise UserError(
-            f"{path} cannot be read: it is no checkpoint (PyTorch, safetensors), or is damaged ({error})."
+            f"{path} cannot be read: it is no checkpoint (PyTorch, safetensors), or is damaged "
+            f"({error})."
         ) from error
 
 
