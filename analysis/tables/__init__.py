@@ -9,6 +9,8 @@ says which column became what and what was left out, and an ambiguity is an erro
     files      a file of any usual format as a frame, by content (its bytes as text), delimited,
                records (JSON), markup, lines; trials, events, trainers, logs: those of Optuna,
                TensorBoard, Lightning, the Hugging Face Trainer and Megatron-LM
+    reshaped   curves in cells, a row for each number, runs side by side; pivots: losses by size
+               and budget
     layouts    exports of known tools, reshaped to a row a run or a row an evaluation
     columns    which column means what
     units      units and numbers in names and cells
@@ -16,7 +18,8 @@ says which column became what and what was left out, and an ambiguity is an erro
     quantities parameters, tokens and compute; plausible: whether they are those of any training
     states     which runs finished
     histories  the last decayed point of each run
-    settings   repeated data, grids of settings, mixtures
+    settings   repeated data, grids of settings, mixtures; unlike: rows that a column whose meaning
+               is not known tells apart
     nominal    nominal budgets; roles: names of runs, and which of them count
     sweeps     learning-rate sweeps
     own        rows of this tool in a table

@@ -64,11 +64,12 @@ HIGHER = {
     "psnr", "ssim", "r2", "success",
 }  # fmt: skip
 LOGARITHMS = {"log2", "log10", "ln"}  # loss (log2): in bits, or the logarithm of the loss?
-ERRORS = {"err", "error", "errors"}
+ERRORS = {"err", "error", "errors", "errorrate"}
 LOWER = ERRORS | {"wer", "cer", "fid", "mse", "mae", "rmse", "fvd", "lpips"}
 RUN = (
-    ("runid", True), ("runuuid", True), ("run", True), ("trialid", True), ("id", True),
-    ("uuid", True), ("runname", False), ("expname", False), ("expid", True), ("displayname", False),
+    ("runid", True), ("runuuid", True), ("runhash", True), ("experimentkey", True), ("run", True),
+    ("trialid", True), ("id", True), ("uuid", True), ("runname", False), ("expname", False),
+    ("expid", True), ("displayname", False),
     ("name", False), ("mlflowrunname", False), ("wandbrunid", True), ("wandbid", True),
     ("wandbrunname", False),
     ("runlabel", False), ("jobid", True), ("version", True), ("number", True), ("trial", True),
@@ -92,10 +93,19 @@ BATCH = {"batchtokens", "tokensperbatch", "tokensperstep", "batchsize", "globalb
          "perdevicetrainbatchsize"}  # fmt: skip
 SEED = {"seed", "randomseed", "rngseed", "trainseed", "modelseed", "initseed", "dataseed",
         "replicate", "replica", "rep"}  # fmt: skip
-EPOCHS = {"epochs", "numepochs", "nepochs", "epoch", "dataepochs", "passes", "repeats",
-          "repetitions", "numtrainepochs", "epochsoverdata"}  # fmt: skip
-UNIQUE = {"uniquetokens", "datasettokens", "tokensunique", "uniquedatatokens", "freshtokens",
-          "datasetsizetokens", "numuniquetokens", "datasetuniquetokens", "uniqued"}  # fmt: skip
+# Passes over the data, and tokens of the data that are not repeated: words that tell, and words
+# that may stand beside them.
+EPOCHS = {"epochs", "numepochs", "nepochs", "epoch", "dataepochs", "numtrainepochs",
+          "epochsoverdata", "epochsofdata"}  # fmt: skip
+_EPOCHS = {"epochs", "epoch"}  # with other words: in some trainers what lies between checkpoints
+_PASSES = {"passes", "repeats", "repeat", "repetitions", "repetition"}
+_UNIQUE = {"unique", "distinct", "fresh", "dataset", "subset", "pool", "corpus",
+           "uniqued", "uniquetokens", "datasettokens"}  # fmt: skip
+_OF_DATA = {"n", "num", "number", "of", "total", "max", "train", "training", "trained", "data",
+            "dataset", "seen", "factor", "over", "the", "count", "size", "budget",
+            "pool"}  # fmt: skip
+_SINGLE = {"tokens", "token", "toks", "tok", "d", "uniqued", "uniquetokens",
+           "datasettokens"}  # fmt: skip
 SCHEDULE = {"schedule", "lrschedule", "scheduler", "lrscheduler", "lrschedulertype",
             "learningrateschedule"}  # fmt: skip
 # Further settings that runs of one N and D may be searched over.
@@ -115,7 +125,7 @@ MIXES = {
     "evaluated_on": {"downstreamdataset", "evaldataset", "valdataset", "testdataset", "evalset",
                      "evaluationdataset", "validationdataset", "benchmark", "task", "evalname"},
     "parametrization": {"parametrization", "parameterization", "parametrisation"},
-    "family": {"family", "architecture", "modelfamily", "modeltype"},
+    "family": {"family", "architecture", "modelfamily", "modeltype", "arch", "modelclass"},
 }  # fmt: skip
 SAME = 0.02  # columns whose median ratio is within this of 1 hold the same numbers
 
@@ -166,11 +176,38 @@ class Table:
                 tiers[tier].append(column)
         return tiers
 
+    def passes(self) -> list[str]:
+        """Columns of epochs or repetitions, plain ones first."""
+        worded = self._worded(lambda words: bool(words & _PASSES) and words <= _PASSES | _OF_DATA)
+        return [*self.named(EPOCHS), *worded]
+
+    def trainers_epochs(self) -> list[str]:
+        """Columns of epochs that may be of a trainer and not of the data: "total_epochs"."""
+        worded = self._worded(lambda words: bool(words & _EPOCHS) and words <= _EPOCHS | _OF_DATA)
+        return [c for c in worded if c not in self.named(EPOCHS)]
+
+    def unique(self) -> list[str]:
+        """Columns of the tokens that a run's data hold before any is repeated, plain ones first."""
+        allowed = _UNIQUE | _SINGLE | _OF_DATA
+        return self._worded(
+            lambda words: bool(words & _UNIQUE and words & _SINGLE) and words <= allowed
+        )
+
+    def _worded(self, tells: Callable[[set[str]], bool]) -> list[str]:
+        found = [
+            c for c, name in self.names.items()
+            if not name.rate and not name.log and tells(set(name.words))
+        ]  # fmt: skip
+        return sorted(found, key=lambda c: (len(self.names[c].path), len(self.names[c].words)))
+
     def run(self) -> tuple[str | None, bool]:
         """The column of runs, and whether it is an id (else a display name, which may be "
         "shared)."""
         for wanted, is_id in RUN:
-            found = self.named([wanted])
+            found = self.named([wanted]) or [
+                c for c, name in self.names.items()
+                if name.path and "".join((*name.path, *name.everything)) == wanted  # run.hash
+            ]  # fmt: skip
             if wanted == "version":  # Lightning's; elsewhere of a model or a program
                 found = [c for c in found if self.frame[c].astype(str).str.match("version_").all()]
             if found:
@@ -311,6 +348,16 @@ def choose_loss(
             notes.append(
                 f"beware: no column of a validation loss: {column!r} is of training, which says "
                 "less about new data and is noisier"
+            )
+        if table.plain(column) in ("nllloss", "validnllloss", "trainnllloss"):
+            notes.append(
+                f"beware: {column!r} is fairseq's name for a loss in bits, and it is read in nats: "
+                "if it is fairseq's, call it 'loss (bits)'"
+            )
+        if {"excess", "reducible"} & set(table.names[column].words):
+            notes.append(
+                f"beware: {column!r} is a loss above a floor that was taken off already: a floor "
+                "fitted to it is what is left of that one; --e 0 fits a law without"
             )
         if {"best", "min", "lowest"} & set(table.names[column].words):
             notes.append(

@@ -113,7 +113,12 @@ def _two_headers(lines: list[str], delimiter: str) -> list[str] | None:
     )
     given = [cell for cell in first if cell]
     one_each = len(set(given)) == len(given) == len(first)
-    words = all(second[1:]) and not any(_number(cell) for cell in second if cell)
+    # Names that stand alone, such as those of groups, may have nothing below them.
+    named = all(
+        below or (above and given.count(above) == 1) or k == 0
+        for k, (above, below) in enumerate(zip(first, second, strict=False))
+    )
+    words = named and any(second[1:]) and not any(_number(cell) for cell in second if cell)
     if one_each or not words or len(second) != len(first) != 1 or not any(map(_number, third)):
         return None
     above = pd.Series(first).replace("", None).ffill().fillna("")

@@ -3,9 +3,11 @@ batch."""
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
-from scaling.analysis.tables.columns import EPOCHS, PLANNED, STEP, UNIQUE, Table
+from scaling.analysis.tables.columns import PLANNED, STEP, Table
 from scaling.analysis.tables.quantities import Quantity, read_quantity
 from scaling.analysis.tables.units import Name, numbers
 from scaling.errors import UserError
@@ -19,7 +21,7 @@ PER_STEP = {"batchtokens", "tokensperbatch", "tokensperstep", "batchsizetokens",
             "globalbatchtokens", "batchsizeintokens", "globalbatchsizetokens"}  # fmt: skip
 STEPS = STEP | {"steps", "trainsteps", "trainingsteps", "iterations", "iters"}
 SEQUENCES = {"globalbatchsize", "globalbatch", "totalbatchsize", "trainbatchsize", "batchsize",
-             "batch"}  # fmt: skip
+             "batch", "gbs", "globalbs", "globaltrainbatchsize"}  # fmt: skip
 LENGTH = {"seqlen", "seqlength", "sequencelength", "contextlength", "contextlen", "context", "ctx",
           "nctx", "ctxlen", "blocksize", "maxseqlen", "maxseqlength"}  # fmt: skip
 # Beside one of these a batch may be that of one device or of one pass, and is not multiplied.
@@ -29,10 +31,16 @@ _OF_A_PART = {
     "dp", "dpsize", "microbatch", "microbatchsize",
 }  # fmt: skip
 MOST_SEQUENCES = 65536  # in a batch; more are tokens
+CONSUMED = {"consumedsamples", "consumedtrainsamples", "consumedsequences", "sequencesseen",
+            "numsequences", "trainsequences", "consumedtrainsequences"}  # fmt: skip
+_TOKENS_PER = re.compile(
+    r"(?:tokens|toks|ntokens)per(sample|clip|image|frame|sequence|video|example)"
+)
+_ALL = "(?:num|n|total|train|training|consumed|seen|processed|trained)"
 HOW = (
     "; tokens are also read from a column of tokens per parameter ('D/N'), of 'epochs' with "
-    "'unique_tokens', of 'steps' with 'batch_tokens' (sequences x length), or of 'steps' with "
-    "'global_batch_size' (sequences) and 'seq_len'"
+    "'unique_tokens', of 'steps' with 'batch_tokens' or with 'global_batch_size' and 'seq_length', "
+    "of 'consumed_samples' with 'seq_length', or of 'clips_seen' with 'tokens_per_clip'"
 )
 
 
@@ -63,30 +71,54 @@ def tokens(table: Table, n: Quantity | None, given: str | None) -> Quantity | No
     if len(ratios) == 1 and n is not None:
         times = _numbers(table, ratios[0])
         return Quantity(ratios[0], times * n.values, notes=[f"x parameters, column {n.column!r}"])
-    for firsts, seconds in ((EPOCHS, UNIQUE), (STEPS, PER_STEP), (PLANNED, PER_STEP)):
-        first, second = table.named(firsts)[:1], table.named(seconds)[:1]
+    steps = [*table.named(STEPS), *table.named(PLANNED)][:1]
+    for first, second in ((table.passes()[:1], table.unique()[:1]), (steps, table.named(PER_STEP))):
         if first and second:
-            held = read_quantity(table, "d", second[0], None, None)
-            held.values = _numbers(table, first[0]) * held.values
-            held.notes.append(f"x column {first[0]!r}")
-            return held
-    return _of_sequences(table)
+            return _product(table, second[0], first[0])
+    return _of_sequences(table) or _of_examples(table)
 
 
 def _of_sequences(table: Table) -> Quantity | None:
     """Steps x sequences of a batch x their length."""
-    found = [table.named(names)[:1] for names in (STEPS | PLANNED, SEQUENCES, LENGTH)]
-    if not all(found):
+    step, sequences, lengths = (table.named(of) for of in (STEPS | PLANNED, SEQUENCES, LENGTH))
+    if not step or not sequences:
         return None
-    (steps,), (batch,), (length,) = found
+    steps, batch = step[0], sequences[0]
     whole = "global" in table.plain(batch) or "total" in table.plain(batch)
     if not whole and table.named(_OF_A_PART):
         return None
+    if whole and np.nanmin(_numbers(table, batch)) > MOST_SEQUENCES:  # OLMo-core's, in tokens
+        return _product(table, batch, steps)
+    if not lengths:
+        return None
+    length = lengths[0]
     values = [_numbers(table, column) for column in (steps, batch, length)]
     if not np.nanmax(values[1]) <= MOST_SEQUENCES:
         return None
     notes = [f"x columns {batch!r} (sequences) and {length!r}"]
     return Quantity(steps, values[0] * values[1] * values[2], notes=notes)
+
+
+def _of_examples(table: Table) -> Quantity | None:
+    """Sequences that were consumed x their length; clips x tokens of a clip."""
+    length, consumed = table.named(LENGTH), table.named(CONSUMED)
+    if length and consumed:
+        return _product(table, length[0], consumed[0])
+    for column in table.names:
+        if (per := _TOKENS_PER.fullmatch(table.plain(column))) is not None:
+            seen = re.compile(rf"{_ALL}*{per[1]}s?{_ALL}*")
+            if counts := [c for c in table.names if seen.fullmatch(table.plain(c))]:
+                return _product(table, column, counts[0])
+    return None
+
+
+def _product(table: Table, column: str, *times: str) -> Quantity:
+    """A column of tokens times others."""
+    held = read_quantity(table, "d", column, None, None)
+    for other in times:
+        held.values = _numbers(table, other) * held.values
+        held.notes.append(f"x column {other!r}")
+    return held
 
 
 def _numbers(table: Table, column: str) -> np.ndarray:

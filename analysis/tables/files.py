@@ -23,6 +23,7 @@ from scaling.analysis.tables.delimited import read_delimited
 from scaling.analysis.tables.lines import tidy
 from scaling.analysis.tables.markup import is_markup, read_markup
 from scaling.analysis.tables.records import read_json
+from scaling.analysis.tables.reshaped import names_quantities, without_lists
 from scaling.errors import UserError
 
 INSTEAD = {
@@ -54,13 +55,20 @@ def load(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if isinstance(table.columns, pd.MultiIndex):
         table.columns = ["/".join(str(p) for p in c if str(p)) for c in table.columns]
     table = table.rename(columns={c: str(c).strip() for c in table.columns})
-    index = [c for c in table.columns if re.fullmatch(r"(Unnamed: \d+|index|)", c)]
+    index = [
+        c for c in table.columns
+        if re.fullmatch(r"(Unnamed: \d+|index|)", c)
+        and not (table.columns.is_unique and names_quantities(table[c]))
+    ]  # fmt: skip
     named = table.columns.drop(index)
     if named.duplicated().any():
         raise UserError(f"two columns are called {named[named.duplicated()][0]!r}: rename one")
     if table.columns.is_unique:
+        table, cells = without_lists(table)
+        curves = table.attrs.get("curves", False)
         table, told = tidy(table)
-        notes = [*notes, *told]
+        table.attrs["curves"] = curves
+        notes = [*notes, *cells, *told]
     table = table.drop(columns=index)
     if table.empty:
         raise UserError("the table has no rows")

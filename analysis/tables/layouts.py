@@ -12,6 +12,7 @@ import pandas as pd
 from scaling.analysis.tables.columns import listed
 from scaling.analysis.tables.losses import HIGHEST_LOSS
 from scaling.analysis.tables.pivots import unpivoted
+from scaling.analysis.tables.reshaped import without_lists
 from scaling.errors import UserError
 
 
@@ -46,7 +47,8 @@ def _unfolded(frame: pd.DataFrame) -> pd.DataFrame:
         if len(held) < len(frame):
             return frame
         parts.append(pd.json_normalize(held).add_prefix(f"{column}."))
-    return pd.concat([part.reset_index(drop=True) for part in parts], axis=1)
+    whole = pd.concat([part.reset_index(drop=True) for part in parts], axis=1)
+    return without_lists(whole)[0]
 
 
 def _dictionary(cell: Any) -> dict[str, Any] | None:

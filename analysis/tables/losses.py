@@ -23,6 +23,7 @@ from scaling.errors import UserError
 
 HIGHEST_LOSS = 15.0  # nats: log of a vocabulary of three million
 FAR = 3.0  # times the middle loss: far from those of the other runs
+OF_BASE = 0.01  # how near a loss times ln 2 is to the logarithm of the perplexity beside it
 PERCENT = 1.5  # an accuracy whose largest value is above this is in percent
 
 
@@ -69,9 +70,26 @@ def read_loss(table: Table, given: str | None, metric: str | None) -> tuple[Quan
             f"nats per token can be: is it a perplexity or a sum? --loss {column!r} takes it as "
             "it is"
         )
+    if kind == "nats" and _of_other_base(table, quantity):
+        notes = [note for note in notes if "in bits" not in note]
     if cells.decorated:
         quantity.notes.append(f"{cells.decorated} cells without their marks and errors")
     return quantity, notes
+
+
+def _of_other_base(table: Table, loss: Quantity) -> bool:
+    """A loss in bits, as fairseq writes it, by a perplexity beside it that is 2 to its power."""
+    for column, name in table.names.items():
+        if loss_kind(name) != "perplexity":
+            continue
+        with np.errstate(all="ignore"):
+            ratio = np.log(numbers(table.frame[column], thousands=False).values) / loss.values
+        ratio = ratio[np.isfinite(ratio)]
+        if len(ratio) and np.quantile(np.abs(ratio / np.log(2) - 1), 0.9) < OF_BASE:
+            loss.values = loss.values * np.log(2)
+            loss.notes.append(f"in bits, as {column!r} is 2 to its power: x ln 2, nats")
+            return True
+    return False
 
 
 def _refuse_no_loss(column: str, name: Name, kind: str, cells: Cells) -> None:
@@ -169,10 +187,15 @@ def _is_letter_loss(table: Table) -> bool:
 
 
 def missing(table: Table, role: str) -> str:
-    return (
+    """That the table lacks a column for a role: what it has, and what to do."""
+    said = (
         f"no column for {WORDS[role]}: the table has {listed(table.frame.columns)}; name one "
         f"({role}=..., or --{role} on the command line)"
     )
+    logs = [c for c, name in table.names.items() if name.log == "log" and loss_kind(name) is None]
+    if logs:
+        said += f"; of {logs[0]!r} it is not said which logarithm: rename it log10_... or ln_..."
+    return said
 
 
 def _read_metric(table: Table, metric: str) -> tuple[Quantity, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -68,7 +69,7 @@ def unpivoted(frame: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]] | None
     Raises UserError for losses by tokens or parameters side by side.
     """
     heads = {c: one for c in frame.columns if (one := head(c)) is not None}
-    of: dict[str, dict[float, object]] = {}
+    of: dict[str, dict[float, Any]] = {}
     for column, one in heads.items():
         of.setdefault(one.what, {})[one.value] = column
     of = {what: columns for what, columns in of.items() if len(columns) >= FEWEST}

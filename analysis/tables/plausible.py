@@ -145,8 +145,8 @@ def _check_count(quantity: Quantity, role: str, flag: str) -> None:
     if middle < FEWEST[role]:
         raise UserError(
             f"column {quantity.column!r} has {middle:.3g} {what} in the middle row: are they in "
-            f"millions or billions? Give {flag}, one of K, M, B, T ('' if they are single "
-            f"{what}), or another column with --{role}"
+            f"millions or billions? Give {flag} (--{flag.replace('_', '-')}), one of K, M, B, T "
+            f"('' if they are single {what}), or another column with --{role}"
         )
 
 

@@ -38,6 +38,7 @@ from scaling.analysis.tables.quantities import (
     read_quantities,
     read_quantity,
 )
+from scaling.analysis.tables.reshaped import reshaped
 from scaling.analysis.tables.roles import run_names, settle
 from scaling.analysis.tables.settings import mixes, searched
 from scaling.analysis.tables.states import rows_where, state_columns, statuses
@@ -76,6 +77,10 @@ def read(
     ([2.1e+17, 1.44e+18], "parameters (N): column 'params (M)', x 1e+06")
     """
     frame, notes = load(source)
+    if history is None and frame.attrs.get("curves"):
+        history = True
+    frame, more = reshaped(frame, (loss, n, c, metric))
+    notes += more
     if where is not None:
         frame, said = rows_where(frame, where)
         notes.append(said)
@@ -103,7 +108,8 @@ def read(
     out, more = _rows_that_count(table, runs, quality, found, status, history, by, of, scales)
     notes += more
     out["run_id"], more = run_names(table, runs.run, out)
-    notes += [*more, *settle(table, out, found, runs.run, by)]
+    decided = {c for c in table.names if where is not None and str(c) in where}
+    notes += [*more, *settle(table, out, found, runs.run, by, decided)]
     _keep(out, table.frame, keep)
     notes += mark_budgets(out, table.frame, budget, budget_column is not None)
     part_namesakes(out)
@@ -155,8 +161,9 @@ def _counts(
     if alone is not None and alone not in found and "c" not in found:
         raise UserError(missing(table, alone))
     if alone is None and "c" not in found and not {"n", "d"} <= set(found):
-        lacking = missing(table, "c") if "n" not in found else missing(table, "d") + derived.HOW
-        raise UserError(lacking)
+        lacking = "d" if "n" in found else "n" if "d" in found else "c"
+        more = {"d": derived.HOW, "n": "; or name compute (--c)", "c": ""}
+        raise UserError(missing(table, lacking) + more[lacking])
     return found, notes
 
 
@@ -374,8 +381,9 @@ def _told_decayed(frame: pd.DataFrame) -> np.ndarray | None:
 
 def _unused(table: Table, used: set[Any]) -> list[str]:
     read = {*used, *searched(table), *mixes(table).values()}
-    for wanted in (names.SEED, names.EPOCHS, names.UNIQUE, names.PLANNED, names.PLANNED_TOKENS):
+    for wanted in (names.SEED, names.PLANNED, names.PLANNED_TOKENS):
         read |= set(table.named(wanted)[:1])
+    read |= {*table.passes()[:1], *table.unique()[:1]}
     read |= set(state_columns(table))
     rest = [c for c in table.frame.columns if c not in read]
     return [f"not used: {listed(rest, 8)}"] if rest else []

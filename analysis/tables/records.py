@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
 from scaling.analysis.tables.columns import listed
 from scaling.errors import UserError
+
+DEEPEST = 4
 
 
 def read_json(text: str) -> pd.DataFrame:
@@ -38,6 +41,8 @@ def _frame(held: Any) -> pd.DataFrame:
             rows = pd.json_normalize(held["log_history"])
             rows.attrs["log"] = "trainer_state"
             return rows
+        if {"datasets", "$schema"} & set(held) and len(inside := list(_records(held, 0))) == 1:
+            return pd.json_normalize(inside[0])  # Vega's
         lists = {k: v for k, v in held.items() if isinstance(v, list)}
         records = {k: v for k, v in lists.items() if v and all(isinstance(x, dict) for x in v)}
         if len(records) == 1:
@@ -55,7 +60,18 @@ def _frame(held: Any) -> pd.DataFrame:
                 return pd.DataFrame(mappings).reset_index(drop=True)
             if all(isinstance(v, dict) for v in mappings.values()):  # run -> its numbers
                 return pd.json_normalize([{"run": k, **v} for k, v in mappings.items()])
+        if len(inside := list(_records(held, 0))) == 1:  # an interface's answer
+            return pd.json_normalize(inside[0])
         raise UserError("JSON that is no list of runs: a list of objects, one a run, is read")
     if isinstance(held, list) and held and all(isinstance(row, dict) for row in held):
         return pd.json_normalize(held)
     raise UserError("JSON that is no list of runs: a list of objects, one a run, is read")
+
+
+def _records(held: Any, depth: int) -> Iterator[list[dict[str, Any]]]:
+    """Lists of at least two objects inside mappings, DEEPEST levels down at most."""
+    for value in held.values() if depth < DEEPEST else ():
+        if isinstance(value, dict):
+            yield from _records(value, depth + 1)
+        elif isinstance(value, list) and len(value) > 1 and all(isinstance(x, dict) for x in value):
+            yield value

@@ -14,10 +14,10 @@ from scaling.analysis.tables.settings import (
     grid,
     mixes,
     mixture_notes,
-    refuse_crossed,
     repeated,
     searched,
 )
+from scaling.analysis.tables.unlike import refuse_crossed, refuse_fitted, refuse_moving, telling
 
 ROLES = ("lr_sweep", "ladder", "single", "repeat")
 
@@ -60,9 +60,13 @@ def run_names(table: Table, run: str | None, out: pd.DataFrame) -> tuple[np.ndar
 
 
 def settle(
-    table: Table, out: pd.DataFrame, found: dict[str, Quantity], run: str | None, by: str | None
-) -> list[str]:
-    """Columns of settings, and the role of each row; returns what there is to say."""
+    table: Table, out: pd.DataFrame, found: dict[str, Quantity], run: str | None, by: str | None,
+    said: set[str],
+) -> list[str]:  # fmt: skip
+    """Columns of settings, and the role of each row; returns what there is to say.
+
+    said: columns of which the caller has said which rows count (--where).
+    """
     frame, notes, named = table.frame, list[str](), run is not None
     for wanted, place in ((names.SEED, "seed"), (names.LR, "lr"), (names.BATCH, "batch_tokens")):
         if (column := table.first(place, wanted)) is not None:
@@ -80,7 +84,9 @@ def settle(
     same += [c for c in ("seed", "lr", "batch_tokens", *mixed, "by") if c in out]
     known = {*searched(table), *table.named(names.SEED), *(one.column for one in found.values())}
     key = [c for c in same if c != "val_loss"]
-    refuse_crossed(out, frame, key, known | {c for c in (by, run) if c is not None})
+    named_ones = {c for c in (by, run) if c is not None}
+    refuse_crossed(out, frame, key, known | named_ones)
+    refuse_fitted(table)
     repeat = out.duplicated(same, keep="last").to_numpy()
     out["role"] = np.where(repeat, "repeat", "ladder")
     if repeat.any():
@@ -94,6 +100,7 @@ def settle(
     )
     factor = found["d"].factor if "d" in found else 1.0
     epochs, told = repeated(table, out["tokens"].to_numpy(float), factor)
+    notes += told if epochs is None else []
     if epochs is not None:
         out["epochs"] = epochs
         again, more = fresh(epochs, counts)
@@ -101,7 +108,11 @@ def settle(
         out.loc[again, "role"] = "repeated"
         counts &= ~again
     apart = [c for c in (*mixed, "by") if c in out]
+    told_apart = {*known, *mixed.values(), *named_ones, *said, *table.passes(), *table.unique()}
+    alike = [c for c in same if c in ("seed", "lr", "batch_tokens", *mixed, "by")]
+    refuse_moving(out, table, counts, alike, told_apart)
     worse, more = grid(out, frame, searched(table), counts, apart)
     notes += more
     out.loc[worse, "role"] = "tuning"
+    notes += telling(out, table, counts & ~worse, told_apart)
     return notes + mixture_notes(out, mixed, counts & ~worse, by)

@@ -11,13 +11,10 @@ import pandas as pd
 
 from scaling.analysis.tables.columns import (
     BATCH,
-    EPOCHS,
     LR,
     MIXES,
     SCHEDULE,
     SETTINGS,
-    UNIQUE,
-    VALIDATION,
     Table,
     listed,
 )
@@ -28,7 +25,6 @@ FRESH = 1.01  # epochs up to here count as one: the last batch rarely ends with 
 SINGLE = 1e6  # a column of unique tokens with such numbers counts single ones
 MOST_PASSES = 1e5
 UNEVEN = 3  # times as many settings in one cell as in another: their lowest are of unlike luck
-MOST_KINDS = 50  # values of a column that tells rows of one run apart
 TOGETHER = 1.02  # amounts of training within this factor are one cell
 MIXED = ("tokenizer", "vocab", "data_key", "context", "optimizer", "evaluated_on",
          "parametrization", "family")  # fmt: skip
@@ -88,11 +84,11 @@ def repeated(table: Table, tokens: np.ndarray, scale: float) -> tuple[np.ndarray
     """
     passes: list[np.ndarray] = []
     notes = []
-    for column in table.named(EPOCHS)[:1]:
+    for column in table.passes()[:1]:
         read = numbers(table.frame[column], thousands=True).values
         passes.append(read)
         notes.append(f"epochs: column {column!r}")
-    for column in table.named(UNIQUE)[:1]:
+    for column in table.unique()[:1]:
         name = table.names[column]
         cells = numbers(table.frame[column], thousands=True)
         raw = cells.values
@@ -110,11 +106,26 @@ def repeated(table: Table, tokens: np.ndarray, scale: float) -> tuple[np.ndarray
             )
         passes.append(times)
         notes.append(f"unique tokens: column {column!r}")
-    if not passes or all(np.isnan(one).all() for one in passes):
+    if not passes:
+        return None, _trainers_epochs(table)
+    if all(np.isnan(one).all() for one in passes):
         return None, []
     stacked = np.stack([np.where(np.isnan(one), -np.inf, one) for one in passes])
     most = stacked.max(0)
     return np.where(np.isfinite(most), most, np.nan), notes
+
+
+def _trainers_epochs(table: Table) -> list[str]:
+    """A warning of epochs that are not known to be passes over the data."""
+    for column in table.trainers_epochs()[:1]:
+        most = np.nan_to_num(numbers(table.frame[column], thousands=True).values).max(initial=0)
+        if most > FRESH:
+            return [
+                f"beware: column {column!r} goes up to {most:.3g}: if that counts passes over the "
+                "data, and not what lies between two checkpoints, call it epochs: such runs are "
+                "then left out"
+            ]
+    return []
 
 
 def fresh(epochs: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -135,44 +146,6 @@ def fresh(epochs: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, list[str]
         f"{most:.3g} times) and are left out; the law is of the {int(once.sum())} rows of fresh "
         f"data"
     ]
-
-
-def refuse_crossed(out: pd.DataFrame, frame: pd.DataFrame, key: list[str], known: set[str]) -> None:
-    """Raise UserError where rows of one run, or of one size and training, are told apart by a
-    column whose meaning is not known and which has the same values for each: domains, splits.
-
-    key: columns of `out` that tell runs apart; known: columns of `frame` whose meaning is known.
-    """
-    part = pd.DataFrame({c: out[c] for c in key}).assign(loss=out["val_loss"])
-    for column in known & set(frame.columns):
-        part[f"known {column}"] = frame[column].astype(str).to_numpy()
-    sized = out[["val_loss", "params", "tokens"]].to_numpy(float)
-    part = part[np.isfinite(sized).all(1)]  # else a column of text may tell the sizes apart
-    by = part.groupby([c for c in part if c != "loss"], sort=False, dropna=False)
-    several = (by["loss"].transform("nunique") > 1).to_numpy()
-    if 2 * several.sum() < len(part) or not several.any():
-        return
-    run = by.ngroup()[several]
-    for column in frame.columns:
-        values = frame.loc[run.index, column]
-        text = not pd.api.types.is_numeric_dtype(values.dtype)
-        if column in known or not (text or "run_id" in key) or values.isna().any():
-            continue
-        kinds = values.astype(str).unique()
-        of_run = values.astype(str).groupby(run)
-        if 2 <= len(kinds) <= MOST_KINDS and bool((of_run.nunique() == len(kinds)).all()):
-            told = [v for v in values.unique() if str(v).lower() in VALIDATION]
-            one = _condition(column, next(iter(told), values.iloc[0]))
-            raise UserError(
-                f"{run.nunique()} runs stand in {len(kinds)} rows each, which differ in column "
-                f"{column!r} ({listed(kinds, 4)}): of which is the law? Take one, as in --where "
-                f'"{one}", or --by {quoted(column)} for a law of each'
-            )
-
-
-def _condition(column: str, value: object) -> str:
-    named = column if column.isidentifier() else f"`{column}`"
-    return f"{named} == {value!r}" if isinstance(value, str) else f"{named} == {value}"
 
 
 def searched(table: Table) -> list[str]:

@@ -97,13 +97,16 @@ def split_words(text: str) -> list[str]:
     text = re.sub(r"10([⁰¹²³⁴⁵⁶⁷⁸⁹]+)", lambda m: "10^" + m[1].translate(_SUPERSCRIPT), text)
     text = re.sub(r"10\s*(?:\^|\*\*)\s*\{?(\d+)\}?", r" 1e\1 ", text)
     text = re.sub(r"[×·*]", " ", text)
-    return [w for w in re.split(r"[^a-z0-9.+%]+", text.lower()) if w.strip(".+")]
+    words = re.split(r"[^a-z0-9.+%]+", text.lower())
+    return [w.rstrip(".") for w in words if w.strip(".+")]
 
 
 def _logarithm(text: str) -> tuple[str, str]:
     """("log10", the rest) of "log10(C)", "log10_flops"; "" where there is no logarithm."""
-    found = re.match(r"^\s*(log_?10|log_?2|lg|ln|log)(?=[\s_(\[])[\s_]*[(\[]?(.*?)[)\]]?\s*$", text,
-                     re.IGNORECASE)  # fmt: skip
+    found = re.match(
+        r"^\s*(log_?10|log_?2|lg|ln|log)(?=[\s_(\[]|[NDC]$)[\s_]*[(\[]?(.*?)[)\]]?\s*$",
+        text, re.IGNORECASE,
+    )  # fmt: skip
     if not found:
         return "", text
     base = found.group(1).lower().replace("_", "")

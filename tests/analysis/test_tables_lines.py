@@ -106,6 +106,10 @@ def test_a_block_of_columns_for_each_budget(heads: dict[str, str]) -> None:
         ({"train_steps": D / 2**19, "global_batch_size": 256, "seq_len": 2048, "n_gpus": 8},
          "x columns 'global_batch_size' (sequences) and 'seq_len'"),
         ({"max_steps": D / 2**19, "batch_size": 256, "block_size": 2048}, "x columns 'batch_size'"),
+        ({"train_iters": D / 2**19, "gbs": 256, "seq_length": 2048}, "'seq_length'"),
+        ({"steps": D / 2**19, "global_batch_size": 2**19}, "x column 'steps'"),
+        ({"consumed_samples": D / 2048, "seq_length": 2048}, "x column 'consumed_samples'"),
+        ({"clips_seen": D / 4096, "tokens_per_clip": 4096}, "x column 'clips_seen'"),
     ],
 )  # fmt: skip
 def test_tokens_that_columns_give(columns: dict[str, Any], said: str) -> None:
