@@ -46,6 +46,7 @@ from scaling.analysis.tables.trials import refuse_several
 from scaling.analysis.tables.units import numbers
 from scaling.errors import UserError
 
+BEYOND = 1.1  # times its planned tokens: more than its last batch too many
 UNREAD = 5  # cells that are no numbers, named at most
 ALONE = {"params": "n", "tokens": "d"}  # what a law of one variable needs
 
@@ -361,8 +362,11 @@ def _before_their_end(
     if column is None or used is None:
         return short, []
     planned = read_quantity(table, "d", column, None, None).values
+    seen = out["tokens"].to_numpy(float)
     with np.errstate(invalid="ignore"):
-        short = out["tokens"].to_numpy(float) < ENDED * planned
+        if (seen > BEYOND * planned).any():  # what runs go beyond is not where they end
+            return short, []
+        short = seen < ENDED * planned
     if short.all():
         return ~short, [f"beware: no row has seen the tokens of its column {column!r}"]
     said = (

@@ -9,7 +9,7 @@ import pytest
 
 from scaling.analysis.tables import read
 from scaling.errors import UserError
-from tests.analysis.test_tables_cases import counted, same_runs
+from tests.analysis.test_tables_cases import BASE, counted, same_runs
 from tests.analysis.test_tables_lines import PLAIN, RUNS, D, L, N
 
 
@@ -99,6 +99,15 @@ def test_the_base_of_a_loss_is_told_by_its_perplexity(factor: float) -> None:
 def test_a_loss_that_is_another_one_is_told(name: str, words: str) -> None:
     table = PLAIN.drop(columns="val_loss").assign(**{name: L - 1.8})
     assert any(words in note for note in read(table)[1])
+
+
+def test_tokens_that_runs_go_beyond_are_no_plan() -> None:
+    rows, notes = read(PLAIN.assign(target_tokens=1e9))
+    same_runs(rows)
+    assert not any("mid-schedule" in note for note in notes)
+    rows, notes = read(PLAIN.assign(target_tokens=np.where(np.arange(30) == 4, 2 * D, D)))
+    same_runs(rows, BASE.drop(index=4))
+    assert any("mid-schedule" in note for note in notes)
 
 
 def test_an_error_is_no_accuracy() -> None:
