@@ -2,6 +2,7 @@
 
     STUDY/study.yaml                 the configuration, defaults included
     STUDY/plan.json                  the runs that belong to the study as it is configured now
+    STUDY/design.json                what a ladder that places its own runs decided, and why
     STUDY/data/<key>/                a tokenizer and its tokens (`TokenFolder`)
     STUDY/runs/<run id>/             the whole state of one run (`RunFolder`)
     STUDY/probes/<key>/, davis/<key>/, finetuned/    what the models learned (`ProbeFolder`)
@@ -184,6 +185,7 @@ class Study:
         self.yaml = folder / "study.yaml"
         self.lock = folder / outputs.LOCK  # of the one driver
         self.plan_json = folder / "plan.json"
+        self.design_json = folder / "design.json"  # what a ladder that places its runs decided
         self.journal = folder / "sweep.journal"
         self.data_dir = folder / "data"
         self.runs_dir = folder / "runs"
@@ -215,7 +217,13 @@ class Study:
             self.positions_json,
         )
         self.probe_files = (self.probes_csv, self.davis_csv, self.finetune_csv, self.variants_csv)
-        self.state_files = (self.plan_json, self.journal, self.mlflow_db, self.mlflow_sent_json)
+        self.state_files = (
+            self.plan_json,
+            self.design_json,
+            self.journal,
+            self.mlflow_db,
+            self.mlflow_sent_json,
+        )
 
     def __str__(self) -> str:
         return str(self.folder)

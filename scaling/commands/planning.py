@@ -11,7 +11,7 @@ import typer
 from scaling.errors import note
 
 if TYPE_CHECKING:
-    from scaling.config.schema import LaunchConfig
+    from scaling.config.schema import LaunchConfig, StudyConfig
     from scaling.plan.cost import Cost
 
 ConfigArg = Annotated[
@@ -65,7 +65,7 @@ def plan(
     parallel, threads = resources(launch)
     costs, left_out = study_cost(chosen, threads=threads, measure=measure, log=note)
     told = [f"study {chosen.study}: {parallel} jobs at once, {threads} threads each"]
-    told += _table(launch, costs)
+    told += _table(launch, costs) + _placed(chosen, costs)
     told += [f"left out: {x.size} at {x.budget_macs:.3g} MACs: {x.rule}" for x in left_out]
     told += _totals(launch, costs, measure, parallel)
     told += token_cost.lines(chosen, costs)
@@ -103,8 +103,12 @@ def plan(
 def _table(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
     """A line for each group of equal runs."""
     head = f"{'':10}{'size':>12}{'params':>14}{'runs':>6}{'steps':>10}{'tokens':>12}{'MACs':>12}"
+    from scaling.plan.cost import LATER
+
     lines = [head + f"{'memory':>10}{'time':>10}"]
     for c in costs:
+        if c.role == LATER:
+            continue
         time = "not timed" if c.seconds is None else _duration(c.seconds)
         lines.append(
             f"{c.role:10}{c.size:>12}{c.params:>14,}{c.runs:>6}{c.steps:>10,}{c.tokens:>12.3g}"
@@ -116,6 +120,24 @@ def _table(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
             f"GPUs: the fewest whose {launch.gpu_memory_gb:g} GB hold a run (memory: of each)"
         )
     return lines
+
+
+def _placed(config: StudyConfig, costs: list[Cost]) -> list[str]:
+    """What a ladder that places its own runs decides later."""
+    from scaling.plan.cost import LATER
+    from scaling.plan.runs import ladder_space
+
+    later = sum(c.macs for c in costs if c.role == LATER)
+    if not later or config.ladder is None:
+        return []
+    names, space = ladder_space(config)
+    sizes = [name for name, steps in zip(names, space.steps, strict=True) if steps.any()]
+    return [
+        f"later: the ladder's runs above are its first round; {later:.3g} MACs more are placed by "
+        f"their losses, round by round, among {', '.join(sizes)} at "
+        f"{', '.join(f'{b:.3g}' for b in space.budgets)} MACs (design.json says each with its "
+        f"reason). Their number, tokens and memory are not known before"
+    ]
 
 
 def _totals(launch: LaunchConfig, costs: list[Cost], measured: bool, parallel: int) -> list[str]:

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from scaling.errors import did_you_mean
-from scaling.models.family import FAMILY
+from scaling.models.family import FAMILY, shape
 
 Positive = Annotated[int, Field(gt=0, le=10**15)]  # beyond it nothing here is counted exactly
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -32,6 +32,7 @@ Switch = Annotated[  # YAML reads a bare `on` or `off` as a truth value
     Literal["auto", "on", "off"],
     BeforeValidator(lambda v: {True: "on", False: "off"}[v] if isinstance(v, bool) else v),
 ]
+OWN_SIZES = tuple(name for name, size in FAMILY.items() if name[0] in "at" and not shape(size))
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -207,10 +208,16 @@ class LrConfig(Section):
 
 
 class LadderConfig(Section):
-    """The runs that the law is fitted to: sizes times compute budgets."""
+    """The runs that the law is fitted to: sizes times compute budgets.
 
-    sizes: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
-    budgets_macs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, strict=False)]
+    With `macs` in place of `budgets_macs` it places its own runs, in rounds, each by the losses of
+    those before it: which of the sizes, which budgets, how many seeds.
+    """
+
+    sizes: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = OWN_SIZES  # with `macs`
+    budgets_macs: Annotated[tuple[PositiveFloat, ...], Field(strict=False)] = ()
+    macs: PositiveFloat | None = None  # training MACs of the whole ladder, to be spent by itself
+    first_macs: PositiveFloat | None = None  # its smallest budget; null: a 224th of `macs`
     tokens_per_param: tuple[PositiveFloat, PositiveFloat] | None = Field(default=None, strict=False)
     max_tokens: PositiveFloat | None = None  # that a run may see
     seeds: Annotated[int, Field(gt=0, le=10_000)] = 1  # runs that differ in their seed alone
@@ -233,6 +240,27 @@ class LadderConfig(Section):
         if list(budgets) != sorted(set(budgets)):
             raise ValueError(f"budgets {list(budgets)} must increase, none twice")
         return budgets
+
+    @model_validator(mode="after")
+    def _placed_by_one(self) -> LadderConfig:
+        if self.macs is None:
+            lacking = [n for n in ("sizes", "budgets_macs") if n not in self.model_fields_set]
+            if lacking or not self.budgets_macs:
+                raise ValueError(
+                    f"{' and '.join(lacking or ['budgets_macs'])}: missing; list the sizes and "
+                    f"budgets to train, or give `macs`, and the ladder places its own runs"
+                )
+            if self.first_macs is not None:
+                raise ValueError("first_macs is of a ladder with `macs`; budgets_macs has its own")
+            return self
+        if self.budgets_macs:
+            raise ValueError(
+                "both budgets_macs and macs: list the budgets, or leave them to the ladder (`macs` "
+                "and, if need be, `first_macs`)"
+            )
+        if self.seeds > 1:
+            raise ValueError(f"seeds {self.seeds} with macs: the ladder decides how many; leave it")
+        return self
 
 
 class LaunchConfig(Section):
@@ -359,6 +387,12 @@ class StudyConfig(Section):
             )
         if self.ladder is None and not self.transfer:
             raise ValueError("nothing to train: add a `ladder:` section, or `transfer:` sweeps")
+        if self.ladder and self.ladder.macs and self.train.schedule != "wsd":
+            raise ValueError(
+                f"ladder.macs with schedule {self.train.schedule}: each budget would be a run from "
+                f"its first step, for its length is part of the schedule, so that a round could "
+                f"not go on from the one before; use train.schedule: wsd, or list budgets_macs"
+            )
         if self.ladder and self.lr is None and self.ladder.log2_lr is None:
             raise ValueError(
                 "no learning rate: add an `lr:` section (a sweep) or set ladder.log2_lr"

@@ -54,7 +54,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
             for e in wrong
             if not {e["loc"], at := ("variants", i, *e["loc"])} & told
         ]
-        if one and one.ladder and len(one.ladder.sizes) * len(one.ladder.budgets_macs) > 1:
+        ladder = one.ladder if one else None
+        if ladder and (ladder.macs or len(ladder.sizes) * len(ladder.budgets_macs) > 1):
             message = (
                 "a variant is one size at one budget; for a law of each choice make each a study "
                 "and use `scaling compare`"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from scaling.analysis.questions.rounds import MOST_SEEDS
 from scaling.config.run import RunConfig
 from scaling.config.schema import LaunchConfig, StudyConfig, variant_studies
 from scaling.errors import UserError
@@ -17,14 +18,18 @@ from scaling.plan.runs import (
     Left,
     context,
     data_of,
+    ladder_model,
     ladder_runs,
+    ladder_space,
     path_macs,
     step_macs,
     sweep_run,
     sweeps,
+    undecided_macs,
     united,
 )
 
+LATER = "later"  # role of what a ladder that places its own runs has not decided on
 USABLE = 0.9  # of a GPU's memory: the allocator's fragments and the libraries take the rest
 
 
@@ -166,7 +171,19 @@ def study_cost(
                 seconds=seconds,
             )
         )
+    if undecided := undecided_macs(config, ladder):
+        costs.append(_later(undecided, [c for c in costs if c.role == "ladder"]))
     return costs, left
+
+
+def _later(macs: int, begin: list[Cost]) -> Cost:
+    """What a ladder that places its own runs spends after its first round, whose pace it has."""
+    seconds = [c.seconds for c in begin if c.seconds is not None]
+    pace = sum(seconds) / sum(c.macs for c in begin) if len(seconds) == len(begin) else None
+    return Cost(
+        role=LATER, size="", params=0, runs=0, steps=0, tokens=0, macs=macs, bytes_memory=0,
+        gpus=0, seconds=None if pace is None else pace * macs,
+    )  # fmt: skip
 
 
 def must_time(launch: LaunchConfig) -> bool:
@@ -224,6 +241,11 @@ def disk_bytes(config: StudyConfig, costs: list[Cost]) -> int:
         total += a_sequence * sequences
     grows = config.train.schedule == "wsd" and config.ladder is not None
     budgets = len(config.ladder.budgets_macs) if config.ladder else 0
+    if config.ladder and config.ladder.macs:  # at most: every size to every budget
+        names, space = ladder_space(config)
+        for name, steps in zip(names, space.steps, strict=True):
+            params = parameter_counts(ladder_model(config, name))["all"]
+            total += 16 * params * MOST_SEEDS * int((steps > 0).sum())
     each = {"ladder": 16 * budgets} if grows else {}
     return total + sum(each.get(c.role, 4) * c.params * c.runs for c in costs)
 

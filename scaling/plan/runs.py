@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from scaling.analysis.questions.rounds import Cell, Space, propose
 from scaling.config.run import RunConfig
-from scaling.config.schedule import length, segments
-from scaling.config.schema import LrConfig, StudyConfig
+from scaling.config.schedule import branch, length, segments
+from scaling.config.schema import LadderConfig, LrConfig, StudyConfig
 from scaling.errors import UserError
 from scaling.jobs.machine import computes_in_bf16
 from scaling.models.family import FAMILY, SPECIAL_TOKENS, ModelConfig, resized, shape
 from scaling.models.macs import forward_macs, parameter_counts
 
+TOP = 7  # of a ladder's MACs, the part that its largest budget may have: three sizes take half
+DOUBLINGS = 5, 4  # of the smallest budget: where none is given; and at least, which is 1.2 decades
 MIN_STEPS_PER_WARMUP = 2  # a budget shorter than this many warm-ups is not a point on a frontier
 
 
@@ -217,46 +222,117 @@ def sweep_run(
 
 
 def ladder_runs(
-    config: StudyConfig, lr: float | Mapping[str, float], data_key: str, data_dir: Path
+    config: StudyConfig,
+    lr: float | Mapping[str, float],
+    data_key: str,
+    data_dir: Path,
+    cells: Collection[Cell] | None = None,
 ) -> tuple[list[RunConfig], list[Left]]:
     """The runs of the ladder, if any, and the pairs left out, each with its rule.
 
     lr: the rate, or that of each shape of its sizes.
+    cells: of a ladder that places its own runs: what was decided; None: its first round.
     With `wsd` one run of a size serves all its budgets; with `cosine` each budget is a run.
     """
-    runs: list[RunConfig] = []
-    left: list[Left] = []
     if config.ladder is None:
-        return runs, left
-    for name in config.ladder.sizes:
-        model = ladder_model(config, name)
-        kept = []
-        for budget in config.ladder.budgets_macs:
-            rule = _rule_against(config, model, budget)
-            if rule:
-                left.append(Left(name, budget, rule))
-            else:
-                kept.append(budget)
-        groups = [kept] if config.train.schedule == "wsd" else [[b] for b in kept]
-        runs += [
-            _run(
-                config,
-                model,
-                group,
-                role="ladder",
-                lr=lr if isinstance(lr, float) else lr[shape(FAMILY[name])],
-                seed=config.seed + repeat,
-                data_key=data_key,
-                data_dir=str(data_dir),
-            )
-            for group in groups
-            if group
-            for repeat in range(config.ladder.seeds)
-        ]
+        return [], []
+    asked, left = _asked(config, config.ladder, cells)
+    runs = [
+        _run(
+            config,
+            ladder_model(config, name),
+            group,
+            role="ladder",
+            lr=lr if isinstance(lr, float) else lr[shape(FAMILY[name])],
+            seed=config.seed + repeat,
+            data_key=data_key,
+            data_dir=str(data_dir),
+        )
+        for (name, repeat), budgets in asked.items()
+        for group in ([budgets] if config.train.schedule == "wsd" else [[b] for b in budgets])
+    ]
     if not runs:
         rules = "; ".join(f"{x.size} at {x.budget_macs:g}: {x.rule}" for x in left[:4])
         raise UserError(f"ladder: no (size, budget) pair is left to train ({rules})")
     return runs, left
+
+
+def _asked(
+    config: StudyConfig, ladder: LadderConfig, cells: Collection[Cell] | None
+) -> tuple[dict[tuple[str, int], list[float]], list[Left]]:
+    """(size, seed counted from that of the study) -> budgets; and the pairs left out."""
+    asked: dict[tuple[str, int], list[float]] = {}
+    if ladder.macs is not None:
+        sizes, space = ladder_space(config)
+        first = propose(space, {}) if cells is None else None
+        for cell in sorted(first.cells if first else cells or ()):
+            key = (sizes[cell.size], cell.seed)
+            asked.setdefault(key, []).append(float(space.budgets[cell.budget]))
+        return asked, []
+    left: list[Left] = []
+    for name in ladder.sizes:
+        model = ladder_model(config, name)
+        rules = {b: _rule_against(config, model, b) for b in ladder.budgets_macs}
+        left += [Left(name, budget, rule) for budget, rule in rules.items() if rule]
+        if kept := [budget for budget, rule in rules.items() if not rule]:
+            asked |= {(name, repeat): kept for repeat in range(ladder.seeds)}
+    return asked, left
+
+
+def ladder_space(config: StudyConfig) -> tuple[list[str], Space]:
+    """The sizes and budgets among which a ladder of `macs` places its runs; names of the sizes.
+
+    Raises UserError: so little compute buys no law.
+    """
+    ladder = config.ladder
+    assert ladder is not None and ladder.macs is not None
+    by_size = {name: ladder_model(config, name) for name in ladder.sizes}
+    counts = {name: parameter_counts(model)["matmul_head"] for name, model in by_size.items()}
+    names = sorted(by_size, key=counts.__getitem__)
+    top = ladder.macs / TOP
+    first = ladder.first_macs or top / 2 ** DOUBLINGS[0]
+    doublings = max(0, math.floor(math.log2(top / first) + 1e-9))
+    budgets, steps, branches = [], [], []
+    for budget in (first * 2**k for k in range(doublings + 1)):
+        runs = [_run(config, by_size[n], [budget], role="ladder", lr=1.0, data_key="") for n in names]
+        kept = [not _rule_against(config, run.model, budget) for run in runs]
+        if sum(kept) >= 3:
+            budgets.append(budget)
+            steps.append([r.budgets_steps[0] * k for r, k in zip(runs, kept, strict=True)])
+            branches.append([branch(r, r.budgets_steps[0]) for r in runs])
+    least = DOUBLINGS[1] + 1
+    if len(budgets) < least:
+        enough = f" (from {budgets[0]:.3g} on: {1.01 * TOP * 2 ** DOUBLINGS[1] * budgets[0]:.3g})"
+        raise UserError(
+            f"ladder.macs {ladder.macs:g}: too small for a law. Its largest budget is a seventh of "
+            f"that, {top:.3g}, and of the doublings from {first:.3g} up to there {len(budgets)} "
+            f"have three sizes of {', '.join(names)} that the rules of warm-up and tokens let "
+            f"through; a law takes {least}. Give more MACs{enough if budgets else ''}, smaller "
+            f"sizes or a shorter train.warmup_steps"
+        )
+    return names, Space(
+        params=np.array([counts[n] for n in names], float),
+        budgets=np.array(budgets),
+        step_macs=np.array([step_macs(by_size[n], config.train.batch) for n in names]),
+        steps=np.array(steps).T,
+        branches=np.array(branches).T,
+        macs=ladder.macs,
+    )
+
+
+def every_cell(config: StudyConfig) -> list[Cell] | None:
+    """Every size at every budget at which a ladder of `macs` may train it; None for another."""
+    if config.ladder is None or config.ladder.macs is None:
+        return None
+    sizes, budgets = ladder_space(config)[1].steps.nonzero()
+    return [Cell(i, 0, k) for i, k in zip(sizes.tolist(), budgets.tolist(), strict=True)]
+
+
+def undecided_macs(config: StudyConfig, ladder: Iterable[RunConfig]) -> int:
+    """MACs of runs that a ladder which places its own has not decided on, beside these of it."""
+    if config.ladder is None or config.ladder.macs is None:
+        return 0
+    return max(0, int(config.ladder.macs) - sum(map(path_macs, ladder)))
 
 
 def _rule_against(config: StudyConfig, model: ModelConfig, budget: float) -> str:

@@ -12,7 +12,7 @@ from scaling.config.schema import StudyConfig, TokenizerConfig, variant_studies
 from scaling.data import shards
 from scaling.models.macs import forward_macs
 from scaling.plan.cost import Cost
-from scaling.plan.runs import context, data_of, ladder_model, ladder_runs
+from scaling.plan.runs import context, data_of, every_cell, ladder_model, ladder_runs
 
 PAPER_FPS = 30.0  # frames a second of video; Table 2 of the paper counts its hours with it
 TF32 = 0.5  # tensor cores multiply TF32 half as fast as bf16 (NVIDIA's data sheets, A100 to H200)
@@ -38,8 +38,8 @@ def lines(config: StudyConfig, costs: list[Cost]) -> list[str]:
 
 
 def _wanted(config: StudyConfig) -> int:
-    """Tokens of the longest run."""
-    ladder, _ = ladder_runs(config, 1.0, "", Path())
+    """Tokens of the longest run; of a ladder that places its own runs, of the longest it may."""
+    ladder, _ = ladder_runs(config, 1.0, "", Path(), every_cell(config))
     longest = max((r.budgets_steps[-1] * r.batch * r.model.context for r in ladder), default=0)
     return max(longest, int((config.ladder and config.ladder.max_tokens) or 0))
 

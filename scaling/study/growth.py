@@ -38,6 +38,11 @@ def left_of(config: StudyConfig, study: Study) -> str:
             f"not known, for {study} was begun with other values than these, and its tokens are "
             f"others (data, tokenizer or seed): all of it is trained anew"
         )
+    if config.ladder and config.ladder.macs:
+        return (
+            f"not known: the ladder places its own runs by the losses of those before. Runs that "
+            f"{study} has and that it decides on again are not trained twice"
+        )
     entries = study.plan().runs
     swept = {entry["run_id"] for entry in entries if entry["role"] == "lr_sweep"}
     found_rates: dict[str, set[float]] = {}  # by shape: of the rates that sweeps found

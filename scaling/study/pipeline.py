@@ -29,6 +29,7 @@ from scaling.storage import outputs, scratch
 from scaling.storage.files import RunBusy, RunLock
 from scaling.study import growth
 from scaling.study.progress import Progress, teller
+from scaling.study.rounds import ladders
 from scaling.study_folder import RunFolder, Study, TokenFolder
 from scaling.tracking import mlflow_copy
 from scaling.training import points
@@ -70,7 +71,7 @@ def run_study(
         guard(config, say, yes=yes)
         mlflow_copy.check(config.tracking.uri, say)
         for one in variant_studies(config).values():
-            for run in plan.ladder_runs(one, 1.0, "", Path())[0]:
+            for run in plan.ladder_runs(one, 1.0, "", Path(), plan.every_cell(one))[0]:
                 cost.gpus_of(config.launch, run)
     if not study.lock.exists():
         outputs.begin(study.folder)
@@ -117,31 +118,30 @@ def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Pat
     for name, one in choices.items():
         tokens[name] = TokenData.open(encode(one, study, say))
         check_sources(one, tokens[name])
-    runs: list[RunConfig] = []
     with Launcher(config.launch, study.jobs_dir, train, detach=detach) as launcher:
         first = next(iter(tokens.values()))
-        swept, runs = best_rates(config, study, first, launcher, say)
-        of_variants: dict[str, list[str]] = {}
-        asked: list[RunConfig] = []
-        for name, one in choices.items():
-            given = one.ladder.log2_lr if one.ladder else None
-            rate = swept if given is None else 2.0**given
-            found, left = plan.ladder_runs(one, rate, tokens[name].key, tokens[name].path)
-            for pair in left:
-                say(f"left out: {pair.size} at {pair.budget_macs:.3g} MACs: {pair.rule}")
-            of_variants[name] = [run.run_id for run in found]
-            asked += found
-        if config.variants:
-            study.write(study.variants_json, json.dumps(of_variants, indent=1))
-        ladder = list(plan.united(asked).values())  # variants may share runs
-        runs += ladder
-        record(study, runs)
-        # The longest first, so that no place idles at the end.
-        ladder.sort(key=plan.path_macs, reverse=True)
-        for line in growth.take_over(study, ladder):
-            say(line)
-        jobs = [make_job(config, study, run) for run in ladder]
-        failed = train_ladder(study, jobs, launcher, say)
+        rates, swept = best_rates(config, study, first, launcher, say)
+        places = config.ladder is not None and config.ladder.macs is not None
+        if config.ladder and places:
+            given = config.ladder.log2_lr
+            rounds = ladders(config, study, rates if given is None else 2.0**given, first, say)
+        else:
+            rounds = iter([listed(config, study, rates, tokens, say)])
+        runs, failed = swept, []
+        for ladder in rounds:
+            if places:  # the others' were looked at before the sweep
+                check_sources(config, first, ladder)
+            runs = [*swept, *ladder]
+            record(study, runs, later_macs=plan.undecided_macs(config, ladder))
+            # The longest first, so that no place idles at the end.
+            ladder.sort(key=plan.path_macs, reverse=True)
+            for line in growth.take_over(study, ladder):
+                say(line)
+            jobs = [make_job(config, study, run) for run in ladder]
+            if failed := train_ladder(study, jobs, launcher, say):
+                break
+        else:
+            record(study, runs)
     table = export(study)
     if failed:
         errors = "\n".join(
@@ -156,6 +156,29 @@ def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Pat
     # Last: a tracking server that is down costs neither the law nor the report.
     mlflow_copy.sync(study, config.tracking.uri)
     return path
+
+
+def listed(
+    config: StudyConfig,
+    study: Study,
+    rates: dict[str, float],
+    tokens: dict[str, TokenData],
+    say: Say,
+) -> list[RunConfig]:
+    """The runs of a ladder of listed budgets, or of the variants."""
+    of_variants: dict[str, list[str]] = {}
+    asked: list[RunConfig] = []
+    for name, one in variant_studies(config).items():
+        given = one.ladder.log2_lr if one.ladder else None
+        rate = rates if given is None else 2.0**given
+        found, left = plan.ladder_runs(one, rate, tokens[name].key, tokens[name].path)
+        for pair in left:
+            say(f"left out: {pair.size} at {pair.budget_macs:.3g} MACs: {pair.rule}")
+        of_variants[name] = [run.run_id for run in found]
+        asked += found
+    if config.variants:
+        study.write(study.variants_json, json.dumps(of_variants, indent=1))
+    return list(plan.united(asked).values())  # variants may share runs
 
 
 def train_ladder(
@@ -214,9 +237,15 @@ def encode(config: StudyConfig, study: Study, say: Say) -> Path:
     return data_dir
 
 
-def check_sources(config: StudyConfig, data: TokenData) -> None:
-    """Raises UserError where a run would need a source for a second time that may not repeat."""
-    ladder, _ = plan.ladder_runs(config, 1.0, data.key, data.path)
+def check_sources(
+    config: StudyConfig, data: TokenData, ladder: list[RunConfig] | None = None
+) -> None:
+    """Raises UserError where a run would need a source for a second time that may not repeat.
+
+    ladder: its runs; None: those that are known before anything is trained.
+    """
+    if ladder is None:
+        ladder, _ = plan.ladder_runs(config, 1.0, data.key, data.path)
     steps = [run.budgets_steps[-1] for run in ladder]
     steps += [sweep.asked.steps for sweep in plan.sweeps(config)]
     passes = data.epochs(max(steps, default=0), config.train.batch, config.seed)
@@ -279,6 +308,7 @@ def run_sweep(
         for member, lr in later.grid()
     ]
     later_macs = sum(map(plan.path_macs, [*after, *ladder]))
+    later_macs += plan.undecided_macs(config, ladder)
 
     def job(member: int, lr: float) -> Job[RunConfig]:
         run = plan.sweep_run(config, sweep, member, lr, data.key, data.path)

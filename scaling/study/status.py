@@ -157,7 +157,7 @@ def left(study: Study) -> str:
     undone = planned - _done(states)
     line = f"{undone:.3g} of {planned:.3g} training MACs ({undone / planned:.0%}); runs: "
     line += ", ".join(f"{n} {state}" for state, n in Counter(s.state for s in states).items())
-    return line + ", and those of the ladder, whose learning rate is not known" * bool(later)
+    return line + ", and those of the ladder that cannot be named yet" * bool(later)
 
 
 def _done(states: list[RunState]) -> float:
@@ -174,7 +174,7 @@ def _total(states: list[RunState], later_macs: int) -> str:
         f"{done:.3g} of {planned:.3g} training MACs ({done / planned:.0%})"
     )
     if later_macs:
-        line += f", {later_macs:.3g} of them in ladder runs that wait for the learning rate"
+        line += f", {later_macs:.3g} of them in ladder runs that wait for the learning rate or for losses"
     rate = sum(
         (s.macs - s.macs_done) / s.eta_seconds for s in states if s.eta_seconds
     )  # MACs per second
