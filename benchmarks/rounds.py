@@ -96,8 +96,10 @@ def rows(runs: list[RunConfig], losses: Losses) -> pd.DataFrame:
 
 
 def true_exponent(config: StudyConfig, truth: Truth, budgets: np.ndarray) -> float:
-    """Of the noise-free frontier of these budgets over all sizes between those of the family."""
-    models = [plan.ladder_model(config, name) for name in config.ladder.sizes[:8]]  # type: ignore[union-attr]
+    """Of the noise-free frontier of these budgets over all sizes between those it may try."""
+    names, space = plan.ladder_space(config)
+    tried = [name for name, steps in zip(names, space.steps, strict=True) if steps.any()]
+    models = [plan.ladder_model(config, name) for name in tried]
     log_n = np.log([parameter_counts(model)["matmul_head"] for model in models])
     a_token = [plan.step_macs(m, 1) / m.context for m in models]
     grid = np.linspace(log_n[0], log_n[-1], 4000)
@@ -115,7 +117,9 @@ def main() -> None:
     macs = sum(map(plan.path_macs, plan.ladder_runs(grid, 1.0, "", Path())[0]))
     own = load_study(STUDY, [f"ladder={{macs: {macs:.6e}, first_macs: {FIRST:.6e}}}"])
     print(f"{chosen.studies} studies of each kind, {macs:.3g} MACs, {chosen.resamples} resamples")
-    print(f"{'truth':8}{'design':8}{'decades':>8}{'width':>9}{'covered':>9}{'edges':>8}{'spent':>7}")
+    print(
+        f"{'truth':8}{'design':8}{'decades':>8}{'width':>9}{'covered':>9}{'edges':>8}{'spent':>7}"
+    )
     for name, truth in TRUTHS.items():
         for design, make, config in (("fixed", fixed, grid), ("placed", placed, own)):
             widths, covered, edges, spent, decades, refused = [], [], [], [], 0.0, 0
@@ -139,7 +143,8 @@ def main() -> None:
             print(
                 f"{name:8}{design:8}{decades:>8.2f}{np.median(widths):>9.4f}"
                 f"{np.mean(covered):>9.1%}{np.mean(edges):>8.1%}{np.mean(spent):>7.0%}"
-                + f"  refused {refused}" * bool(refused),
+                + f"  refused {refused}"
+                * bool(refused),
                 flush=True,
             )
 

@@ -29,7 +29,7 @@ REST = 0.1  # of all compute; less than that is spent at once
 
 
 class Cell(NamedTuple):
-    """A decayed point that is asked for: numbers of a size and a budget in a `Space`, and a seed."""
+    """A decayed point that is asked for: numbers of a size and budget in a `Space`, and a seed."""
 
     size: int
     seed: int

@@ -294,7 +294,10 @@ def ladder_space(config: StudyConfig) -> tuple[list[str], Space]:
     doublings = max(0, math.floor(math.log2(top / first) + 1e-9))
     budgets, steps, branches = [], [], []
     for budget in (first * 2**k for k in range(doublings + 1)):
-        runs = [_run(config, by_size[n], [budget], role="ladder", lr=1.0, data_key="") for n in names]
+        runs = [
+            _run(config, by_size[name], [budget], role="ladder", lr=1.0, data_key="")
+            for name in names
+        ]
         kept = [not _rule_against(config, run.model, budget) for run in runs]
         if sum(kept) >= 3:
             budgets.append(budget)

@@ -121,12 +121,12 @@ def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Pat
     with Launcher(config.launch, study.jobs_dir, train, detach=detach) as launcher:
         first = next(iter(tokens.values()))
         rates, swept = best_rates(config, study, first, launcher, say)
-        places = config.ladder is not None and config.ladder.macs is not None
-        if config.ladder and places:
-            given = config.ladder.log2_lr
-            rounds = ladders(config, study, rates if given is None else 2.0**given, first, say)
-        else:
-            rounds = iter([listed(config, study, rates, tokens, say)])
+        places = bool(config.ladder and config.ladder.macs)
+        rounds = (
+            ladders(config, study, rates, first, say)
+            if places
+            else iter([listed(config, study, rates, tokens, say)])
+        )
         runs, failed = swept, []
         for ladder in rounds:
             if places:  # the others' were looked at before the sweep

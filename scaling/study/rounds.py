@@ -26,15 +26,18 @@ from scaling.study_folder import Study
 def ladders(
     config: StudyConfig,
     study: Study,
-    rate: float | Mapping[str, float],
+    rates: Mapping[str, float],
     data: TokenData,
     say: Callable[[str], None],
 ) -> Iterator[list[RunConfig]]:
     """All runs that are decided on, again after each round: they are to be trained before the next.
 
+    rates: that sweeps found, by shape.
     Raises UserError: the record was changed.
     """
     names, space = plan.ladder_space(config)
+    given = config.ladder.log2_lr if config.ladder else None
+    rate = rates if given is None else 2.0**given
 
     def runs_of(cells: list[Cell]) -> list[RunConfig]:
         return plan.ladder_runs(config, rate, data.key, data.path, cells)[0]

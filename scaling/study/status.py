@@ -174,7 +174,10 @@ def _total(states: list[RunState], later_macs: int) -> str:
         f"{done:.3g} of {planned:.3g} training MACs ({done / planned:.0%})"
     )
     if later_macs:
-        line += f", {later_macs:.3g} of them in ladder runs that wait for the learning rate or for losses"
+        line += (
+            f", {later_macs:.3g} of them in ladder runs that wait for the learning rate or for "
+            f"losses"
+        )
     rate = sum(
         (s.macs - s.macs_done) / s.eta_seconds for s in states if s.eta_seconds
     )  # MACs per second

@@ -56,6 +56,15 @@ def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
     [
         ("[1e9, 2.5e9]", "[-1e9]", "bad.yaml:12: ladder.budgets_macs.0: -1000000000.0:"),
         ("[1e9, 2.5e9]", "[2e9, 1e9]", "must increase"),
+        ("budgets_macs: [1e9, 2.5e9]", "seeds: 2", "budgets_macs: missing; list the sizes and"),
+        ("budgets_macs:", "macs: 1e12\n  budgets_macs:", "both budgets_macs and macs"),
+        ("budgets_macs:", "first_macs: 1e9\n  budgets_macs:", "first_macs is of a ladder with"),
+        ("budgets_macs: [1e9, 2.5e9]", "macs: 1e12\n  seeds: 2", "the ladder decides how many"),
+        (
+            "budgets_macs: [1e9, 2.5e9]",
+            "macs: 1e12\ntrain: {schedule: cosine}",
+            "could not go on from the one before; use train.schedule: wsd",
+        ),
         ("[16, 32]", "[16, 36]", "widths [36] do not divide into 4 heads"),
         ("patch: 4", "patch: 5", "is not a multiple of tokenizer.patch 5"),
         ("kind: leaves", "kind: leafs", "'leafs' is not one of 'leaves', 'video' or 'images'; did"),
