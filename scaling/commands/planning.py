@@ -102,9 +102,9 @@ def plan(
 
 def _table(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
     """A line for each group of equal runs."""
-    head = f"{'':10}{'size':>12}{'params':>14}{'runs':>6}{'steps':>10}{'tokens':>12}{'MACs':>12}"
     from scaling.plan.cost import LATER
 
+    head = f"{'':10}{'size':>12}{'params':>14}{'runs':>6}{'steps':>10}{'tokens':>12}{'MACs':>12}"
     lines = [head + f"{'memory':>10}{'time':>10}"]
     for c in costs:
         if c.role == LATER:

@@ -260,6 +260,12 @@ class LadderConfig(Section):
             )
         if self.seeds > 1:
             raise ValueError(f"seeds {self.seeds} with macs: the ladder decides how many; leave it")
+        kinds = {shape(FAMILY[name]) or "toto" for name in self.sizes if name in FAMILY}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"macs with sizes of several shapes ({', '.join(sorted(kinds))}): the best size is "
+                f"sought among sizes of one; make a study of each, and `scaling compare` them"
+            )
         return self
 
 

@@ -61,6 +61,11 @@ def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
         ("budgets_macs:", "first_macs: 1e9\n  budgets_macs:", "first_macs is of a ladder with"),
         ("budgets_macs: [1e9, 2.5e9]", "macs: 1e12\n  seeds: 2", "the ladder decides how many"),
         (
+            "sizes: [t16]\n  budgets_macs: [1e9, 2.5e9]",
+            "sizes: [t16, t32-gpt2]\n  macs: 1e12",
+            "sizes of several shapes (gpt2, toto)",
+        ),
+        (
             "budgets_macs: [1e9, 2.5e9]",
             "macs: 1e12\ntrain: {schedule: cosine}",
             "could not go on from the one before; use train.schedule: wsd",
