@@ -188,7 +188,7 @@ def _rows_that_count(
         decayed = decayed & ~short[kept]
         notes = [*(n for n in notes if n != TAKEN or not short.any()), *more]
     _refuse_nothing(out.iloc[kept], ALONE.get(of, "c"), finished[kept])
-    table.frame = _peak_rates(table, points, kept)
+    table.frame = _peak_rates(table, points, kept, runs.run)
     count = kept[finished[kept]]
     check_rows(out.iloc[count], count, found, scales)
     out = out.iloc[kept].reset_index(drop=True)
@@ -315,6 +315,8 @@ def _points(table: Table, out: pd.DataFrame, runs: RunColumns, by: str | None) -
             return numbers(frame[found], thousands=True).values
         return frame[found].to_numpy(dtype=object)
 
+    rate = _rate(table, run)
+    rates = np.array([]) if rate is None else numbers(frame[rate], thousands=True).values
     if not runs.is_id and {"Created", "State"} <= set(map(str, frame.columns)):
         step = None  # a table of runs, whose step is each run's last
     n: np.ndarray | None = out["params"].to_numpy(float)
@@ -335,16 +337,25 @@ def _points(table: Table, out: pd.DataFrame, runs: RunColumns, by: str | None) -
         run=codes, names=[str(name) for name in given], is_id=runs.is_id, kind=kinds, n=n,
         seed=column(names.SEED), progress=progress,
         step=None if step is None else numbers(frame[step], thousands=True).values,
-        loss=out["val_loss"].to_numpy(float), lr=column(names.LR),
+        loss=out["val_loss"].to_numpy(float), lr=None if rate is None else rates,
         schedule=column(names.SCHEDULE, numeric=False), planned=column(names.PLANNED),
         at_budget=shared,
     )  # fmt: skip
 
 
-def _peak_rates(table: Table, points: Points, kept: np.ndarray) -> pd.DataFrame:
+def _rate(table: Table, run: str | None) -> str | None:
+    """The column of the learning rate; of several, the one that moves along runs, if any does."""
+    found = table.named(names.LR)
+    if len(found) > 1 and run is not None:
+        most = table.frame.groupby(run)[found].nunique().max()
+        found = sorted(found, key=lambda c: most[c] <= 1)
+    return found[0] if found else None
+
+
+def _peak_rates(table: Table, points: Points, kept: np.ndarray, run: str | None) -> pd.DataFrame:
     """The rows kept, with the highest rate of each run in place of that of the moment."""
     frame = table.frame.iloc[kept].reset_index(drop=True)
-    column = table.first("lr", names.LR)
+    column = _rate(table, run)
     if column is None or points.run is None or points.lr is None or len(kept) == len(table.frame):
         return frame
     top = highest(points.lr, points.run)[kept]

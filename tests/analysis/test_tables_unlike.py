@@ -9,7 +9,7 @@ import pytest
 
 from scaling.analysis.tables import read
 from scaling.errors import UserError
-from tests.analysis.test_tables_cases import BASE, counted, same_runs
+from tests.analysis.test_tables_cases import BASE, counted, history, same_runs
 from tests.analysis.test_tables_lines import PLAIN, RUNS, D, L, N
 
 
@@ -108,6 +108,18 @@ def test_tokens_that_runs_go_beyond_are_no_plan() -> None:
     rows, notes = read(PLAIN.assign(target_tokens=np.where(np.arange(30) == 4, 2 * D, D)))
     same_runs(rows, BASE.drop(index=4))
     assert any("mid-schedule" in note for note in notes)
+
+
+@pytest.mark.parametrize("first", ["lr", "learning_rate"])
+def test_of_two_rates_the_one_that_moves_tells_what_decayed(first: str) -> None:
+    table = history().rename(columns={"learning_rate": "lr"})
+    constant = table["run_id"].isin(["r7", "r19"])
+    end = table.groupby("run_id")["step"].transform("max")
+    moving = np.where(constant, 1e-3, 1e-3 * (1.1 - table["step"] / end))
+    other = "learning_rate" if first == "lr" else "lr"
+    table = table.drop(columns="lr", errors="ignore").assign(**{first: 1e-3}, **{other: moving})
+    rows, _ = read(table)
+    same_runs(rows, BASE.drop(index=[7, 19]))
 
 
 def test_an_error_is_no_accuracy() -> None:
