@@ -146,7 +146,10 @@ def test_plan_says_what_a_study_costs(own: Path) -> None:
     said = scaling("plan", str(own / "own.yaml"), code=0)
     for word in ("runs", "tokens", "training MACs", "memory", "time: about", "disk"):
         assert word in said
-    assert "budget" not in said and "Slurm" not in said
+    assert "budget" not in said and "Slurm" not in said and "beware" not in said
+    more = ["--no-measure", "--set", "data.train_sequences=10000000000"]
+    said = scaling("plan", str(own / "own.yaml"), *more, code=0)
+    assert "beware: this study does not fit the disk of" in said
 
 
 def test_a_study_over_its_budget_takes_a_yes(own: Path) -> None:

@@ -373,3 +373,21 @@ def test_signals_in_this_process_are_as_before(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGUSR2), os.environ.get("OMP_NUM_THREADS")
     run(tmp_path, jobs(tmp_path, Task()))
     assert before == (signal.getsignal(signal.SIGUSR2), os.environ.get("OMP_NUM_THREADS"))
+
+
+@pytest.mark.parametrize(
+    "inherited",
+    [{"SBATCH_EXPORT": "NONE"}, {"SLURM_EXPORT_ENV": "NONE"}, {"SLURM_MEM_PER_CPU": "200"}],
+    ids=lambda variables: next(iter(variables)),
+)
+def test_what_the_submitting_shell_has_of_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inherited: dict[str, str]
+) -> None:
+    """Defaults of a site or user, and an allocation (`salloc --mem-per-cpu`) around the command."""
+    for name, value in inherited.items():
+        monkeypatch.setenv(name, value)
+    (made,) = jobs(tmp_path, Task(seconds=0.1))
+    found = run(tmp_path, [made], mem_gb=1)["run0"]
+    assert found.error is None or not found.error, found.error
+    assert len(attempts(made.run_dir)) == 1
+    assert all(os.environ[name] == value for name, value in inherited.items())
