@@ -18,6 +18,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STUDIES = Path("studies")  # where studies lie if nothing else is said
-ENTRY = {"run_id", "role", "size", "log2_lr", "steps", "macs", "batch_tokens"}  # of plan.json
+ENTRY: dict[str, Any] = {  # of plan.json, and of which kind
+    "run_id": str, "role": str, "size": str, "log2_lr": (int, float), "steps": int,
+    "macs": (int, float), "batch_tokens": int,
+}  # fmt: skip
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 INDEX = "index.json"  # says what a folder of tokens, or of probes, holds; written last
 
 
@@ -326,9 +331,12 @@ class Study:
         """plan.json; an empty plan before the first runs are planned. Raises UserError: damaged."""
         try:
             held = files.read_json(self.plan_json, dict)
-            if not all(entry.keys() >= ENTRY for entry in held["runs"]):
-                raise UserError("a run in it is not described")
-            return Plan(tuple(held["runs"]), held.get("later_macs", 0), held.get("schema", SCHEMA))
+            for entry in held["runs"]:
+                _check(entry)
+            plan = Plan(tuple(held["runs"]), held.get("later_macs", 0), held.get("schema", SCHEMA))
+            if not (isinstance(plan.later_macs, int | float) and isinstance(plan.schema, int)):
+                raise UserError("later_macs or schema is no number")
+            return plan
         except FileNotFoundError:
             return Plan()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -422,6 +430,17 @@ class Study:
     def tokens_of(self, data_key: str) -> TokenFolder:
         """The directory of these tokens, which need not be there."""
         return TokenFolder(self.data_dir / data_key)
+
+
+def _check(entry: dict[str, Any]) -> None:
+    """Raises UserError: a run of a plan that is not described, or by what is no such thing."""
+    if not entry.keys() >= ENTRY.keys():
+        raise UserError("a run in it is not described")
+    wrong = [name for name, kind in ENTRY.items() if not isinstance(entry[name], kind)]
+    if wrong or entry["steps"] < 1:
+        raise UserError(f"a run in it has another kind of {(wrong or ['steps'])[0]}")
+    if not RUN_ID.fullmatch(entry["run_id"]):  # it names a folder
+        raise UserError(f"{entry['run_id'][:40]!r} in it is no run's id")
 
 
 def choose(

@@ -187,6 +187,36 @@ def study_folders(draw: random.Random, ours: Path) -> Iterator[Bad]:
                 )
 
 
+def swapped_parts(ours: Path) -> Iterator[Bad]:
+    """A plan, an index or a manifest of which one word is another: its JSON is in order."""
+    base = ours / "studies" / "s"
+    index = next((base / "data").glob("*/index.json"))
+    plan = json.loads((base / "plan.json").read_text())
+    for name, value in (
+        ("run_id", "../../x"), ("run_id", 7), ("run_id", "x" * 300), ("run_id", "\0"),
+        ("steps", 0), ("steps", "many"), ("macs", None), ("size", {}), ("log2_lr", "x"),
+        ("batch_tokens", []),
+    ):  # fmt: skip
+        runs = [plan["runs"][0] | {name: value}, *plan["runs"][1:]]
+        made = json.dumps(plan | {"runs": runs}).encode()
+        yield Bad(f"plan {name}", ["status", "studies/s"], {"studies/s/plan.json": made})
+    for name, value in (("schema", "x"), ("later_macs", "x"), ("later_macs", None)):
+        made = json.dumps(plan | {name: value}).encode()
+        yield Bad(f"plan {name}", ["status", "studies/s"], {"studies/s/plan.json": made})
+    held = json.loads(index.read_text())
+    for name, value in (
+        ("context", "8"), ("frames", -1), ("size", "x"), ("sources", []), ("sources", 3),
+        ("sources", {"leaves": None}), ("sources", [{}]),
+    ):  # fmt: skip
+        made = json.dumps(held | {name: value}).encode()
+        path = str(index.relative_to(ours))
+        yield Bad(f"index {name}", ["tokens", "studies/s"], {path: made})
+    manifest = index.with_name("manifest.csv")
+    for content in (manifest.read_bytes()[:-25], b"\xff\xfe\0", b"a,b\n1,2\n"):
+        path = str(manifest.relative_to(ours))
+        yield Bad("manifest", ["tokens", "studies/s"], {path: content})
+
+
 # ------------------------------------------------------------------------------------------ weights
 
 
@@ -262,7 +292,8 @@ def tables(draw: random.Random) -> Iterator[Bad]:
 
 def all_bad(ours: Path) -> list[Bad]:
     draw = random.Random(SEED)
-    return [*yaml_texts(draw), *study_folders(draw, ours), *weights(draw), *tables(draw)]
+    drawn = [*yaml_texts(draw), *study_folders(draw, ours), *weights(draw), *tables(draw)]
+    return [*drawn, *swapped_parts(ours)]
 
 
 def test_what_has_no_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,9 +353,19 @@ def read_index(path: Path) -> dict[str, Any]:
             f"{file} has schema {index.get('schema')!r}, this version writes {SCHEMA}. Remove "
             f"{path} and run again: it will be encoded anew."
         )
-    if missing := INDEX - index.keys():
+    wrong = sorted(INDEX - index.keys())
+    for name in ("vocab", "context", "frames", "size"):
+        wrong += [name] * (name in index and not (type(index[name]) is int and index[name] > 0))
+    described = {"name", "kind", "weight", *SPLITS}
+    sources = index.get("sources")
+    whole = isinstance(sources, list) and all(
+        isinstance(source, dict) and source.keys() >= described for source in sources
+    )
+    if "sources" in index and not (whole and sources):
+        wrong.append("sources")
+    if wrong:
         raise UserError(
-            f"{file} lacks {', '.join(sorted(missing))}: it is damaged, or somebody else's. Remove "
+            f"{file} lacks {', '.join(wrong)}: it is damaged, or somebody else's. Remove "
             f"{path} and run again: it will be encoded anew."
         )
     return index

@@ -92,11 +92,17 @@ def tokens_summary(path: Path) -> dict[str, Any]:
     status: Counter[tuple[str, str, str]] = Counter()
     seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
     frames: Counter[tuple[str, str]] = Counter()
-    with TokenFolder(path).manifest.open() as file:
-        for row in csv.DictReader(file):
-            status[row["source"], row["split"], row["status"]] += 1
-            seconds[row["source"], row["split"]] += float(row["seconds"])
-            frames[row["source"], row["split"]] += int(row["frames"])
+    manifest = TokenFolder(path).manifest
+    try:
+        with manifest.open() as file:
+            for row in csv.DictReader(file):
+                status[row["source"], row["split"], row["status"]] += 1
+                seconds[row["source"], row["split"]] += float(row["seconds"])
+                frames[row["source"], row["split"]] += int(row["frames"])
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise UserError(
+            f"{manifest}: cannot be read ({error}); remove {path} and run again: it is encoded anew"
+        ) from None
     rows = []
     for entry in index["sources"]:
         for split in SPLITS:

@@ -112,9 +112,9 @@ def trunk_step(run: RunFolder) -> int:
 def _where(run: RunFolder, jobs: Mapping[Path, SlurmJob] | None) -> tuple[str, str]:
     """(state, where or why)."""
     with contextlib.suppress(OSError):
-        text = run.rows_json.read_text()
-        if run.finished:
-            return ("diverged" if '"status": "diverged"' in text else "finished"), ""
+        content = run.rows_json.read_bytes()
+        if not run.goes_on.exists():
+            return ("diverged" if b'"status": "diverged"' in content else "finished"), ""
     began = run.config_yaml.exists()
     holder = _holder(run.lock)
     job = jobs.get(run.path.resolve()) if jobs is not None else None

@@ -126,7 +126,7 @@ def test_detached_jobs_go_on_and_are_found(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(Detached, match="6 jobs, 0 of them new"):
         list(launcher(Path("."), parallel=2, detach=True).map(nearby))
     (tmp_path / "study.yaml").touch()
-    entry = dict.fromkeys(ENTRY, 1) | {"run_id": "run0"}
+    entry = dict.fromkeys(ENTRY, 1) | {"run_id": "run0", "role": "ladder", "size": "t16"}
     (tmp_path / "plan.json").write_text(json.dumps({"runs": [entry]}))
     assert "5 live jobs train runs that are not" in "\n".join(map(str, examine(Study(tmp_path))))
     states = [e.state for e in squeue.entries(tmp_path / "jobs").values()]
