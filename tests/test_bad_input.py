@@ -204,10 +204,11 @@ def swapped_parts(ours: Path) -> Iterator[Bad]:
         made = json.dumps(plan | {name: value}).encode()
         yield Bad(f"plan {name}", ["status", "studies/s"], {"studies/s/plan.json": made})
     held = json.loads(index.read_text())
-    for name, value in (
+    wrong: list[tuple[str, Any]] = [
         ("context", "8"), ("frames", -1), ("size", "x"), ("sources", []), ("sources", 3),
         ("sources", {"leaves": None}), ("sources", [{}]),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for name, value in wrong:
         made = json.dumps(held | {name: value}).encode()
         path = str(index.relative_to(ours))
         yield Bad(f"index {name}", ["tokens", "studies/s"], {path: made})

@@ -161,7 +161,7 @@ def unmelted(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]] | None:
     run = Table(kept).run()[0]
     if run is not None:  # what is told once of a run holds for all of its rows
         by = out.groupby(run, sort=False)
-        once = [c for c in wide if not _is_loss(c) and int(by[c].count().max()) == 1]
+        once = [str(c) for c in wide if not _is_loss(c) and int(by[str(c)].count().max()) == 1]
         out[once] = by[once].transform("first")
         out = out[out[wide.columns.difference(once)].notna().any(axis=1)].reset_index(drop=True)
     return out, [f"layout: names in {key!r}, their values in {value!r}: a column for each name"]

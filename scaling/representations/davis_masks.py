@@ -26,7 +26,8 @@ def read_masks(paths: list[Path]) -> np.ndarray:
     Raises UserError, naming folder and file: a file that cannot be read, sizes that differ, values
     that can be no objects, a first frame that marks none.
     """
-    held, kinds = [], set()
+    held: list[np.ndarray] = []
+    kinds: set[str] = set()
     for path in paths:
         try:
             with Image.open(path) as image:
@@ -89,7 +90,9 @@ def _of_colours(rgb_THW3: np.ndarray, path: Path) -> np.ndarray:
     if all(int(colour) in known for colour in colours):
         of_colour = [known[int(colour)] for colour in colours]
     elif len(colours) <= MOST_OBJECTS:
-        of_colour = np.arange(len(colours)) + int(colours[0] != 0)
+        of_colour = list(range(len(colours)))
+        if colours[0] != 0:
+            of_colour = [number + 1 for number in of_colour]
     else:
         raise UserError(
             f"{path.parent}: masks of {len(colours):,} colours: want one colour an object on "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ from scaling.study.page_sources import made_of, read_sources
 from scaling.study_folder import Study, TokenFolder
 
 Say = Callable[[str], None]
+
+PLACED = (
+    "the ladder placed its own runs: in simulations of steep laws such intervals held the truth in "
+    "5 or 6 of 10 studies, on others in 9 of 10 (docs/how-to/placed-ladder.md)"
+)
 
 
 def law_and_page(
@@ -78,6 +84,8 @@ def _fit_law(
         study.remove(study.law_json)
         say(f"no law: {refusal}")
         return None, str(refusal)
+    if config.ladder.macs is not None:
+        law = replace(law, warnings=(*law.warnings, PLACED))
     say(law.summary())
     return law, ""
 

@@ -486,7 +486,9 @@ def _send(client: MlflowClient, experiment: str, there: RunFolder, digest: str) 
     }
     while params or any(left.values()):
         some = {kind: several[: BATCH[kind]] for kind, several in left.items()}
-        _patiently(client.log_batch, run_id, params=params, **some)
+        _patiently(
+            client.log_batch, run_id, params=params, metrics=some["metrics"], tags=some["tags"]
+        )
         params, left = [], {kind: several[BATCH[kind] :] for kind, several in left.items()}
     _patiently(client.set_terminated, run_id, end_time=end_ms)
     _patiently(client.set_tag, run_id, "sent", digest)

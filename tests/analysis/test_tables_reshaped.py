@@ -16,7 +16,8 @@ from tests.analysis.test_tables_lines import PLAIN, D, L, N
 WIDE = PLAIN.assign(train_loss=0.97 * L)
 RECORDS = PLAIN.to_dict("records")
 CURVES = PLAIN.assign(
-    tokens=[[d / 4, d / 2, d] for d in D], val_loss=[[1.2 * x, 1.1 * x, x] for x in L]
+    tokens=pd.Series([[d / 4, d / 2, d] for d in D], dtype=object),
+    val_loss=pd.Series([[1.2 * x, 1.1 * x, x] for x in L], dtype=object),
 )
 
 
@@ -70,7 +71,8 @@ def test_curves_without_a_name_are_each_a_run() -> None:
 
 
 def test_other_lists_in_cells_mean_nothing() -> None:
-    same_runs(read(PLAIN.assign(betas=[[0.9, 0.95]] * 30, tags=[["a"]] * 29 + [None]))[0])
+    betas = pd.Series([[0.9, 0.95]] * 30, dtype=object)
+    same_runs(read(PLAIN.assign(betas=betas, tags=pd.Series([["a"]] * 29 + [None])))[0])
 
 
 def test_a_name_that_stands_twice_is_asked_about() -> None:

@@ -62,7 +62,9 @@ def test_archives_give_the_tokens_of_the_folder(clips: Path, tmp_path: Path, kin
             f"./dir.1/{name}{part}": content for name in names[4 * shard : 4 * shard + 4]
             for part, content in ((".json", b"{}"), (suffix, held[name]))
         })  # fmt: skip
-    rows = [{"bytes": held[name], "path": f"{name}{suffix}"} for name in names]
+    rows: list[dict[str, object]] = [
+        {"bytes": held[name], "path": f"{name}{suffix}"} for name in names
+    ]
     parquet(tmp_path / "hf" / "train-0.parquet", rows, "Video" if kind == "video" else "Image")
     made = {
         folder: run(tmp_path / f"out-{folder}", source(kind, tmp_path / folder, name="x"))
