@@ -19,7 +19,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -395,17 +395,33 @@ class Study:
         return bool(planned) and all(self.run(r["run_id"]).finished for r in planned)
 
     def rows(self) -> pd.DataFrame:
-        """The rows of the finished runs (`results.COLUMNS`). Raises UserError: there are none."""
+        """The rows of the finished runs (`results.COLUMNS`).
+
+        Raises UserError: there are none, or two folders hold the rows of one run.
+        """
         if not self.runs_dir.is_dir():
             raise UserError(
                 f"{self.folder}: not a study's folder (it has no {self.runs_dir.name}/)"
             )
-        table = results.frame(row for run in self.runs() for row in run.read() or ())
+        table = results.frame(self._each_row())
         if table.empty:
             raise UserError(
                 f"{self.folder}: no run of this study has finished yet; see `scaling status`"
             )
         return table
+
+    def _each_row(self) -> Iterator[Row]:
+        holds: dict[str, Path] = {}
+        for run in self.runs():
+            rows = run.read() or []
+            for run_id in {str(row.get("run_id")) for row in rows}:
+                if (other := holds.setdefault(run_id, run.path)) != run.path:
+                    raise UserError(
+                        f"{run.path} and {other} both hold rows of run {run_id}, which would count "
+                        f"twice: one is a copy, or was trained by the other's "
+                        f"{run.config_yaml.name}. Move the one that is not named {run_id} away"
+                    )
+            yield from rows
 
     def positions(self) -> dict[str, Any] | None:
         """Loss by token position of the ladder's best run: size, tokens_per_frame, loss (nats);

@@ -203,6 +203,12 @@ def swapped_parts(ours: Path) -> Iterator[Bad]:
     for name, value in (("schema", "x"), ("later_macs", "x"), ("later_macs", None)):
         made = json.dumps(plan | {name: value}).encode()
         yield Bad(f"plan {name}", ["status", "studies/s"], {"studies/s/plan.json": made})
+    done = next((base / "runs").glob("*/rows.json"))
+    other = next(run for run in (base / "runs").iterdir() if run != done.parent)
+    for command in ("fit", "report"):  # a folder with the rows of another
+        yield Bad(f"{command} of a run twice", [command, "studies/s"], {
+            str((other / done.name).relative_to(ours)): done.read_bytes()
+        })  # fmt: skip
     held = json.loads(index.read_text())
     wrong: list[tuple[str, Any]] = [
         ("context", "8"), ("frames", -1), ("size", "x"), ("sources", []), ("sources", 3),
