@@ -35,12 +35,13 @@ def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
 
     Row 0 is the display's direction of the coded x, row 1 of the coded y; y points down.
     """
-    held: Any = frame.side_data  # whose stub says other things than there are
-    for data in held:
-        if data.type is Type.DISPLAYMATRIX:
-            nine = np.frombuffer(bytes(data)[:36], np.int32).reshape(3, 3)
-            return nine[:2, :2] / 65536
-    return None
+    # Asked by its type: PyAV 18 goes through the data themselves, PyAV 19 through their types.
+    held: Any = frame.side_data  # whose stub is another's
+    data = held.get(Type.DISPLAYMATRIX)
+    if data is None:
+        return None
+    nine = np.frombuffer(bytes(data)[:36], np.int32).reshape(3, 3)
+    return nine[:2, :2] / 65536
 
 
 def odd_angle(frame: av.VideoFrame) -> str:
