@@ -27,6 +27,7 @@ from scaling.analysis.questions.frontier import BESIDE, StudyLaw, fit_frontier
 from scaling.analysis.questions.isoflop import approaches, size_laws
 from scaling.analysis.questions.next import next_runs
 from scaling.analysis.questions.parametric_study import StudySurface, fit_surface
+from scaling.analysis.questions.rounds import PLACED
 from scaling.analysis.questions.size_law import SizeLaw
 from scaling.analysis.questions.transfer import Rates, learning_rate_points, series_points
 from scaling.analysis.questions.variable import VariableLaw, fit_variable
@@ -286,8 +287,16 @@ def rows_of(
     if given.get("metric") == "loss":
         given.pop("metric")
     if ours and not given and isinstance(found, pd.DataFrame):
-        return found, ()
-    return read_table(found, of=of, keep=keep, **given)
+        return found, _of_design(source)
+    rows, notes = read_table(found, of=of, keep=keep, **given)
+    return rows, [*notes, *_of_design(source)]
+
+
+def _of_design(source: str | Path | pd.DataFrame) -> list[str]:
+    """What to know of the intervals of a study's folder whose ladder placed its own runs."""
+    if isinstance(source, pd.DataFrame) or "://" in str(source) or not Path(source).is_dir():
+        return []
+    return [f"beware: {PLACED}"] * Study(Path(source)).design_json.exists()
 
 
 def source_of(source: str | Path) -> tuple[pd.DataFrame | Path, bool]:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from scaling.analysis.questions.rounds import PLACED
 from scaling.results import NOT_REPEATABLE
 from scaling.tracking.load import load
 from tests.shell import HANGS, answer, scaling
@@ -72,6 +73,8 @@ def test_it_decides_in_rounds_and_says_why(finished: tuple[Path, str]) -> None:
     assert 0.7 * 1.37e10 < spent <= 1.37e10
     assert (study / "law.json").exists()
     assert "of 1.37e+10 MACs" in said
+    assert PLACED in said and PLACED in (study / "law.json").read_text()
+    assert PLACED in scaling("fit", str(study))
 
 
 def test_killed_between_rounds_it_ends_in_the_same_table(

@@ -17,6 +17,7 @@ from scaling.analysis.questions import saved_law
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.analysis.questions.paper_tables import paper_table
 from scaling.analysis.questions.quality import quality_laws
+from scaling.analysis.questions.rounds import PLACED
 from scaling.analysis.report.page import ASSETS, head
 from scaling.analysis.report.study import page_text
 from scaling.analysis.tables.ladder import Ladder
@@ -28,11 +29,6 @@ from scaling.study.page_sources import made_of, read_sources
 from scaling.study_folder import Study, TokenFolder
 
 Say = Callable[[str], None]
-
-PLACED = (
-    "the ladder placed its own runs: in simulations of steep laws such intervals held the truth in "
-    "5 or 6 of 10 studies, on others in 9 of 10 (docs/how-to/placed-ladder.md)"
-)
 
 
 def law_and_page(
