@@ -57,7 +57,18 @@ def content(folder: Path, member: Member) -> bytes:
     held = _cell(str(path), member.start, member.column)
     if held.get("bytes") is not None:
         return bytes(held["bytes"])
-    return (path.parent / str(held.get("path"))).read_bytes()
+    beside = _beside(path, held)
+    if beside is None:
+        raise OSError(f"no bytes, and no file {held.get('path')} in {path.parent}")
+    return beside.read_bytes()
+
+
+def _beside(path: Path, held: dict[str, Any]) -> Path | None:
+    """The file that a row names; None where it is not there, or not in the archive's own folder: a
+    downloaded table does not choose what is read elsewhere."""
+    beside = (path.parent / str(held.get("path"))).resolve()
+    inside = beside.is_relative_to(path.parent.resolve())
+    return beside if inside and beside.is_file() else None
 
 
 @contextmanager
@@ -151,15 +162,18 @@ def _parquet(
         schema = file.schema_arrow
     except (pa.ArrowException, OSError) as error:
         return {}, [(archive, "error", f"no parquet file, or cut off: {error}")]
-    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = told.get("info", {}).get("features", {})
+    try:
+        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = dict(told["info"]["features"])
+    except (ValueError, KeyError, TypeError, RecursionError):  # nothing that `datasets` wrote
+        features = {}
     wanted = "Video" if kind == "video" else "Image"
     columns = [
         field.name
         for field in schema
         if pa.types.is_struct(field.type)
         and {"bytes", "path"} <= {field.type.field(i).name for i in range(field.type.num_fields)}
-        and (features.get(field.name) or {}).get("_type", wanted) == wanted
+        and _type_of(features.get(field.name), wanted) == wanted
     ]
     if not columns:
         names = ", ".join(schema.names[:8])
@@ -175,19 +189,25 @@ def _parquet(
         for batch in file.iter_batches(batch_size=16, columns=[column]):
             for values in batch.to_pylist():
                 name, held = f"{archive}/{row:06d}.{column}", values[column] or {}
-                own, beside = held.get("bytes"), path.parent / str(held.get("path"))
+                own, beside = held.get("bytes"), _beside(path, held)
                 if own is not None:
                     found[name] = Member(archive, row, len(own), column)
-                elif held.get("path") and beside.is_file():
+                elif held.get("path") and beside is not None:
                     found[name] = Member(archive, row, beside.stat().st_size, column)
                 elif held.get("path"):
-                    left.append((name, "error", f"no bytes, and no file {held['path']}"))
+                    left.append(
+                        (name, "error", f"no bytes, and no file {held['path']} in its folder")
+                    )
                 else:
                     left.append((name, "error", "empty"))
                 row += 1
     except (pa.ArrowException, OSError) as error:
         left.append((archive, "error", f"after {row} rows: {error}"))
     return found, left
+
+
+def _type_of(feature: object, otherwise: str) -> object:
+    return feature.get("_type", otherwise) if isinstance(feature, dict) else otherwise
 
 
 def _cell(path: str, row: int, column: str) -> dict[str, Any]:

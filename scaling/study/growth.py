@@ -47,7 +47,7 @@ def left_of(config: StudyConfig, study: Study) -> str:
     swept = {entry["run_id"] for entry in entries if entry["role"] == "lr_sweep"}
     found_rates: dict[str, set[float]] = {}  # by shape: of the rates that sweeps found
     for entry in entries:
-        if entry["role"] == "ladder":
+        if entry["role"] == "ladder" and entry["size"] in FAMILY:
             found_rates.setdefault(shape(FAMILY[entry["size"]]), set()).add(entry["log2_lr"])
     rates = {one: 2.0 ** min(powers) for one, powers in found_rates.items() if len(powers) == 1}
     given = [one.ladder.log2_lr for one in variant_studies(config).values() if one.ladder]

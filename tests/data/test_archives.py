@@ -117,21 +117,32 @@ def test_a_cut_tar_gives_its_whole_members(tmp_path: Path) -> None:
 
 
 def test_rows_without_bytes_are_read_beside_the_file_or_told(tmp_path: Path) -> None:
+    """Beside it, and nowhere else: whoever made the table does not choose what is read here."""
+    (tmp_path / "own.png").write_bytes(b"of the user")
+    tmp_path = tmp_path / "source"
+    tmp_path.mkdir()
     (tmp_path / "here.png").write_bytes(b"abc")
+    (tmp_path / "link.png").symlink_to("../own.png")
     rows = [
         {"bytes": b"12", "path": None},
         {"bytes": None, "path": "here.png"},
         {"bytes": None, "path": "/gone/x.png"},
         None,
         {"bytes": None, "path": None},
+        {"bytes": None, "path": "../own.png"},
+        {"bytes": None, "path": str(tmp_path.parent / "own.png")},
+        {"bytes": None, "path": "link.png"},
     ]
     path = parquet(tmp_path / "a.parquet", rows, "Image")  # type: ignore[arg-type]
     found, left = told(tmp_path, path.name, "images")
     assert found == ["000000.media", "000001.media"]
     assert left == {
-        "000002.media": "no bytes, and no file /gone/x.png",
+        "000002.media": "no bytes, and no file /gone/x.png in its folder",
         "000003.media": "empty",
         "000004.media": "empty",
+        "000005.media": "no bytes, and no file ../own.png in its folder",
+        "000006.media": f"no bytes, and no file {tmp_path.parent}/own.png in its folder",
+        "000007.media": "no bytes, and no file link.png in its folder",
     }
     members = archives.members(tmp_path, path.name, "images")[0]
     held = [archives.content(tmp_path, member) for member in members.values()]
@@ -139,6 +150,9 @@ def test_rows_without_bytes_are_read_beside_the_file_or_told(tmp_path: Path) -> 
     assert told(tmp_path, path.name, "video")[1] == {
         "a.parquet": "no column of Videos (bytes, path) among label, media"
     }
+    odd = pq.read_table(path).replace_schema_metadata({"huggingface": "[1"})
+    pq.write_table(odd, tmp_path / "odd.parquet")
+    assert told(tmp_path, "odd.parquet", "images")[0] == found
     path.write_bytes(path.read_bytes()[:-20])
     assert "no parquet file, or cut off" in told(tmp_path, path.name, "images")[1]["a.parquet"]
 
