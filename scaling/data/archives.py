@@ -66,8 +66,8 @@ def content(folder: Path, member: Member) -> bytes:
 def _beside(path: Path, held: dict[str, Any]) -> Path | None:
     """The file that a row names; None where it is not there, or not in the archive's own folder: a
     downloaded table does not choose what is read elsewhere."""
-    beside = (path.parent / str(held.get("path"))).resolve()
-    inside = beside.is_relative_to(path.parent.resolve())
+    beside = Path(os.path.normpath(path.parent / str(held.get("path"))))
+    inside = beside.is_relative_to(os.path.normpath(path.parent))
     return beside if inside and beside.is_file() else None
 
 

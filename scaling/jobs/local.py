@@ -146,6 +146,7 @@ class Local(Generic[T]):
         if self._started and not self._started.done():
             self._started._process.kill()
             self._started._process.wait()
+        self._started = None  # now: submitit's __del__ fails at the end of the interpreter
         if not (self._failed or self._busy or self._queue):
             shutil.rmtree(self._folder, ignore_errors=True)  # nothing in it is worth reading
 

@@ -56,9 +56,7 @@ class Progress:
             states = run_states(self.study)
             line = self.line(states)
             say(line)
-            with contextlib.suppress(
-                UserError, OSError
-            ):  # that work goes on says more than its page
+            with contextlib.suppress(UserError, OSError):  # the work goes on without its page
                 self._page.write_if_due(states, line)
             pause = max(every, 20 * (time.monotonic() - began))
 
