@@ -19,22 +19,28 @@ BLOCK = 8  # places on the side of a block of queries that share one block of ke
 
 @dataclass(frozen=True)
 class Protocol:
-    """Whom a place may copy from, and how.
+    """Whom a place may copy from, and what becomes of the labels.
 
-    context: frames before it; the first frame is always there too. radius: places around it, as a
-    disk or a square; `first_anywhere`: in the first frame all places count.
+    The context is frame 0 and the `context` frames before the present one. A key counts where it
+    lies within `radius` places: less than that far as the crow flies, or with `square` at most so
+    many rows and columns away.
     """
 
-    context: int = 20
-    top_k: int = 10
-    radius: float = 12.0
-    temperature: float = 0.05
-    square: bool = False
-    first_anywhere: bool = True
+    context: int
+    top_k: int
+    radius: float
+    temperature: float
+    square: bool  # or a disk, its edge left out
+    first_anywhere: bool  # of frame 0 all places count
+    filled: bool  # where fewer frames lie before, copies of frame 0, within the radius, fill up
+    hard_start: bool  # labels of frame 0 by the nearest pixel, or each label's share of a place
+    normalised: bool  # each label's map is stretched to [0, 1] before the likeliest label is taken
 
 
-JABRI = Protocol()
-DINO = Protocol(context=7, top_k=5, radius=12.0, temperature=0.1, square=True, first_anywhere=False)
+# As the two public evaluations run it: videowalk's test.py (padded with `videoLen` first frames,
+# `MaskedAttention`), and DINO's eval_video_segmentation.py (`read_seg`, `norm_mask`).
+JABRI = Protocol(20, 10, 12.0, 0.05, False, True, filled=True, hard_start=False, normalised=False)
+DINO = Protocol(7, 5, 12.0, 0.1, True, False, filled=False, hard_start=True, normalised=True)
 PROTOCOLS = {"jabri": JABRI, "dino": DINO}
 
 
@@ -50,7 +56,8 @@ def propagate(features_Thwd: Tensor, first_hwC: Tensor, protocol: Protocol) -> T
     labels_ThwC = first_hwC.new_zeros(*x_Thwd.shape[:3], first_hwC.shape[-1])
     labels_ThwC[0] = first_hwC
     for t in range(1, len(x_Thwd)):
-        frames = sorted({0, *range(max(0, t - protocol.context), t)})
+        before = range(t - protocol.context, t)
+        frames = [0, *(max(0, f) for f in before if f > 0 or protocol.filled)]
         labels_ThwC[t] = _carry(x_Thwd[t], x_Thwd[frames], labels_ThwC[frames], protocol)
     return labels_ThwC
 
@@ -97,5 +104,5 @@ def _beyond(
     if protocol.square:
         far = (dy > protocol.radius) | (dx > protocol.radius)
     else:
-        far = dy**2 + dx**2 > protocol.radius**2
+        far = dy**2 + dx**2 >= protocol.radius**2
     return far.reshape(-1, size[0] * size[1])

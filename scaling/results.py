@@ -33,6 +33,7 @@ NOT_REPEATABLE = ("seconds", "mfu")  # clocks; every other column is bitwise rep
 
 NEWEST = {  # columns of tables of what the models learned that older versions did not write
     "probes.csv": {"data_key"},
+    "davis.csv": {"data"},
     "finetune.csv": {"data_key", "weights", "n_hidden"},
     "variants.csv": {"data_key", "next_token_loss"},
 }

@@ -9,7 +9,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from scaling.analysis.questions.quality import half_width, scored_by_others
+from scaling.analysis.questions.quality import (
+    half_width,
+    over_seeds,
+    scored_by_others,
+    test_set_variance,
+)
 
 # arXiv 2501.05453: top-1 on ImageNet, in percent.
 PAPER = {
@@ -59,16 +64,15 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
             random = of_data[(of_data.variant == name) & (of_data.weights == "random")]
             about = one.iloc[0]
             sizes = {"n_train": about.n_train, "n_test": about.n_test, "split": about.split}
-            half = half_width(values, **sizes, sampling=_sampling(values, about.n_test))
+            mean, low, high = over_seeds(values, **sizes)
             paper = printed.get(str(name), np.nan)
-            row = {"choice": name, "paper": paper, "ours": values.mean()}
-            row |= {"low": max(0.0, values.mean() - half), "high": min(1.0, values.mean() + half)}
+            row = {"choice": name, "paper": paper, "ours": mean, "low": low, "high": high}
             row |= {"random": _scores(random)[0].mean() if len(random) else np.nan}
             row |= {"chance": one.chance.mean()}
             row["paper_difference"] = paper - printed.get(first[0], np.nan)
             shared = min(len(values), len(first[1]))  # seeds that both have
             apart = values[:shared] - first[1][:shared]
-            both = sum(_sampling(v, about.n_test) for v in (values, first[1]))
+            both = sum(test_set_variance(v.mean(), about.n_test) for v in (values, first[1]))
             half = half_width(apart, **sizes, sampling=both) if name != first[0] else 0.0
             row |= {"difference": apart.mean(), "difference_low": apart.mean() - half}
             row |= {"difference_high": apart.mean() + half}
@@ -90,15 +94,12 @@ def variant_points(table: pd.DataFrame) -> pd.DataFrame:
     place = {name: i for i, name in enumerate(table.variant.unique())}
     keys = ["data", "variant", "weights", "layer", "depth"]
     for (data, name, weights, layer, depth), g in table.groupby(keys, sort=False):
-        values = g.sort_values("seed").top1.to_numpy()
-        half = half_width(
-            values, n_train=g.n_train.iloc[0], n_test=g.n_test.iloc[0], split=g.split.iloc[0],
-            sampling=_sampling(values, g.n_test.iloc[0]),
-        )  # fmt: skip
+        about = g.iloc[0]
+        mean, low, high = over_seeds(g.top1.to_numpy(), about.n_train, about.n_test, about.split)
         rows.append(
             {"data": data, "size": name, "params": place[name], "weights": weights}
-            | {"layer": layer, "depth": depth, "accuracy": values.mean()}
-            | {"low": values.mean() - half, "high": values.mean() + half, "chance": g.chance.mean()}
+            | {"layer": layer, "depth": depth, "accuracy": mean}
+            | {"low": low, "high": high, "chance": g.chance.mean()}
         )
     return pd.DataFrame(rows)
 
@@ -108,11 +109,6 @@ def _scores(one: pd.DataFrame) -> tuple[np.ndarray, int]:
     wide = one.pivot(index="seed", columns="layer", values="top1").sort_index()
     values = wide.to_numpy(float)
     return scored_by_others(values), int(wide.columns[values.mean(0).argmax()])
-
-
-def _sampling(values: np.ndarray, n_test: float) -> float:
-    """Variance of a mean accuracy by the choice of the test files."""
-    return float(values.mean() * (1 - values.mean()) / n_test)
 
 
 def _scale(one: pd.DataFrame) -> str:

@@ -14,7 +14,9 @@ from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.errors import UserError
 
 LEVEL = 0.95
+Z = float(stats.norm.ppf(0.5 + LEVEL / 2))
 METRICS = {"probe_top1": "probes", "probe_top5": "probes", "davis_jf": "davis"}  # tables they need
+DAVIS_KINDS = ("data", "protocol", "rows")  # of one of each a mean may be taken
 RUN = ["run_id", "size", "params", "layers", "macs_total", "weights"]
 
 
@@ -25,13 +27,22 @@ def over_seeds(
 
     Where seeds draw the split, training sets overlap and the variance over seeds is too small:
     s^2 (1/J + n_test / n_train), Nadeau and Bengio 2003. A given split has one test set, whose
-    own sampling p (1 - p) / n_test is added to that of the heads, s^2 / J. One seed alone has the
-    sampling of its test set.
+    own sampling is added to that of the heads, s^2 / J. One seed alone has the sampling of its
+    test set. Seeds that agree (all right, all wrong) leave the sampling of all files tested.
     """
     values = np.asarray(values, float)
     mean = float(values.mean())
-    half = half_width(values, n_train, n_test, split, mean * (1 - mean) / n_test)
+    half = half_width(values, n_train, n_test, split, test_set_variance(mean, n_test))
+    tested = min(len(values) * n_test, n_train + n_test) if split == "drawn" else n_test
+    half = max(half, Z * test_set_variance(mean, tested) ** 0.5)
     return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
+def test_set_variance(accuracy: float, n: float) -> float:
+    """Variance of an accuracy by the choice of its n test files: p (1 - p) / n, or that of
+    Wilson's interval (1927) where it is larger: near 0 and 1, where p (1 - p) is too small."""
+    plain = accuracy * (1 - accuracy)
+    return max(plain, (plain + Z**2 / (4 * n)) / (1 + Z**2 / n) ** 2) / n
 
 
 def half_width(
@@ -42,7 +53,7 @@ def half_width(
     sampling: the mean's variance by the choice of the test files.
     """
     seeds = len(values)
-    shared = float(stats.norm.ppf(0.5 + LEVEL / 2) * sampling**0.5)
+    shared = Z * sampling**0.5
     if seeds == 1:
         return shared
     s2, quantile = float(values.var(ddof=1)), float(stats.t.ppf(0.5 + LEVEL / 2, seeds - 1))
@@ -199,8 +210,10 @@ def quality_laws(
     table_of(metric)
     if metric == "davis_jf":
         parts = [
-            davis_best(one).assign(data=f"DAVIS, {protocol}, {rows_of} rows", data_key="", head="")
-            for (protocol, rows_of), one in table.groupby(["protocol", "rows"])
+            davis_best(one).assign(
+                data=f"DAVIS {data}, {protocol}, {rows_of} rows", data_key="", head=""
+            )
+            for (data, protocol, rows_of), one in table.groupby(list(DAVIS_KINDS))
         ]
         best = pd.concat(parts).rename(columns={"jf": "accuracy"})
     else:
@@ -227,7 +240,7 @@ def _law(rows: pd.DataFrame, seed: int, form: str, resamples: int) -> StudyLaw |
 def davis_points(table: pd.DataFrame) -> pd.DataFrame:
     """One row per (run, weights, layer): means over objects, with an interval over sequences.
 
-    table: rows of one protocol and grid.
+    table: rows of one of `DAVIS_KINDS`.
     """
     rows = []
     keys = [*RUN, "layer", "depth"]
@@ -243,7 +256,8 @@ def davis_points(table: pd.DataFrame) -> pd.DataFrame:
         jf = (means["j_mean"] + means["f_mean"]) / 2
         rows.append(
             dict(zip(keys, key, strict=True)) | means
-            | {"jf": jf, "low": jf - half, "high": jf + half, "sequences": len(by_sequence)}
+            | {"jf": jf, "low": np.clip(jf - half, 0, 1), "high": np.clip(jf + half, 0, 1)}
+            | {"sequences": len(by_sequence)}
         )  # fmt: skip
     return pd.DataFrame(rows).sort_values(["params", "run_id", "weights", "layer"])
 
@@ -259,7 +273,7 @@ def davis_difference(table: pd.DataFrame) -> pd.DataFrame:
     """J&F of trained weights less that of random weights and of pixels, each at its best layer.
 
     Trained: the last point of the run of most compute. Pairs of one sequence; the interval is over
-    sequences. table: rows of one protocol and grid.
+    sequences. table: rows of one of `DAVIS_KINDS`.
     Returns the columns against, difference, low, high, sequences.
     """
     best = davis_best(table)

@@ -153,15 +153,15 @@ def davis_section(tracked: Sequence[Tracked]) -> str:
 
 
 def _davis_part(number: int, tracked: Tracked) -> str:
-    """One protocol and grid: the curve, the table, the strips."""
+    """One split, size, protocol and grid: the curve, the table, the strips."""
     davis = tracked.rows
     points, best = davis_points(davis), davis_best(davis)
     rows = int(davis["rows"].iloc[0])
     text = (
-        f"J&F on {points.sequences.max()} DAVIS sequences by label propagation "
-        f"({davis.protocol.iloc[0]}’s protocol, {rows} tokens on the short side, channels "
-        "standardised over the first frame), 95% intervals over sequences. The dash-dotted line "
-        "takes the patches’ own pixels as features."
+        f"J&F on {points.sequences.max()} DAVIS sequences ({davis['data'].iloc[0]}) by label "
+        f"propagation ({davis.protocol.iloc[0]}’s protocol, {rows} tokens on the short side, "
+        "channels standardised over the first frame), 95% intervals over sequences. The "
+        "dash-dotted line takes the patches’ own pixels as features."
     )
     lines = [
         f"<li>trained less {'random weights' if d['against'] == 'random' else 'pixels'}: "

@@ -55,7 +55,7 @@ class Film:
 
 @dataclass(frozen=True, eq=False)
 class Tracked:
-    """Tracking by one protocol and grid. rows: one an object, layer and sequence."""
+    """Tracking of one of `quality.DAVIS_KINDS`. rows: one an object, layer and sequence."""
 
     rows: pd.DataFrame
     films: Sequence[Film] = ()

@@ -94,6 +94,13 @@ def davis(
     ] = None,
     protocol: Annotated[str, typer.Option(help="jabri | dino")] = "jabri",
     rows: Annotated[int, typer.Option(help="Tokens on the short side of a frame.")] = 24,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train | val | trainval, of ImageSets/, or all. Default: val."),
+    ] = None,
+    resolution: Annotated[
+        str | None, typer.Option(help="A folder of JPEGImages/. Default: 480p.")
+    ] = None,
     memory_gb: MemoryOption = 2.0,
 ) -> None:
     """Track DAVIS's objects by label propagation: J, F and J&F of every layer.
@@ -107,7 +114,7 @@ def davis(
 
     out = track(
         Study.open(study), data, runs=run or None, layers=layer or None, protocol=protocol,
-        rows=rows, memory_gb=memory_gb,
+        rows=rows, split=split, resolution=resolution, memory_gb=memory_gb,
     )  # fmt: skip
     print(f"rows    {out}\nreport  `scaling report {study}` shows them")
 

@@ -25,7 +25,8 @@ from PIL import Image
 from scaling.errors import UserError
 from scaling.jobs.machine import in_threads, threads_at_once
 from scaling.models.propagation import PROTOCOLS, Protocol, propagate
-from scaling.representations.davis_masks import read_masks
+from scaling.representations.davis_folders import Davis, find_sequences
+from scaling.representations.davis_masks import VOID, read_masks
 from scaling.representations.davis_measures import evaluate
 from scaling.representations.tiles import Layers
 from scaling.representations.trained import (
@@ -39,11 +40,11 @@ from scaling.storage import files
 from scaling.study.progress import teller
 from scaling.study_folder import ProbeFolder, Study
 
-SCHEMA = 2
+SCHEMA = 3
 COLUMNS = (
     "run_id", "study", "size", "layers", "params", "macs_total", "weights", "protocol", "rows",
-    "layer", "depth", "sequence", "object", "frames", "j_mean", "j_recall", "j_decay", "f_mean",
-    "f_recall", "f_decay",
+    "data", "layer", "depth", "sequence", "object", "frames", "j_mean", "j_recall", "j_decay",
+    "f_mean", "f_recall", "f_decay",
 )  # fmt: skip
 STRIP_FRAMES = 8
 STRIP_HEIGHT = 96  # px
@@ -58,6 +59,8 @@ def track(
     layers: list[int] | None = None,
     protocol: str = "jabri",
     rows: int = 24,
+    split: str | None = None,
+    resolution: str | None = None,
     memory_gb: float = 2.0,
     say: Say = print,
 ) -> Path:
@@ -71,6 +74,7 @@ def track(
         runs: default, the one with the most compute.
         rows: places (tokens) on the short side of a frame. The radius is that of the protocol at
             60 rows, DAVIS's 480 px at stride 8, in proportion.
+        split, resolution: as of `davis_folders.find_sequences`.
     Raises:
         UserError: no sequence, frames without masks, a layer that does not exist.
     """
@@ -83,59 +87,32 @@ def track(
     for trained in chosen:
         check_layers(trained, layers)
     study.claim(study.davis_csv)
-    sequences = find_sequences(data)
+    found = find_sequences(data, split, resolution)
+    say(found.told)
     rule = asdict(PROTOCOLS[protocol])
     rule["radius"] = max(1.0, rule["radius"] * rows / 60)
     with files.explained(study.folder):
         for trained in chosen:
             data_dir = data_dir_of(study, trained.run)
             settings = {"schema": SCHEMA, "tokens": trained.run.data_key, "rows": rows, **rule}
+            settings |= {"split": found.split, "resolution": resolution}
             key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
             folder = study.davis_dir / key
             folder.mkdir(parents=True, exist_ok=True)
-            files.write(ProbeFolder(folder).index, json.dumps(settings | {"protocol": protocol}))
+            about = {"protocol": protocol, "data": found.named}
+            files.write(ProbeFolder(folder).index, json.dumps(settings | about))
             kinds = (*WEIGHTS, "pixels")
             each_gb = memory_gb / threads_at_once(len(kinds))
             in_threads(
                 [
                     partial(
-                        _track_run, folder, trained, weights, data_dir, sequences, layers,
+                        _track_run, folder, trained, weights, data_dir, found, layers,
                         Protocol(**rule), protocol, rows, each_gb, say,
                     )
                     for weights in kinds
                 ]
             )  # fmt: skip
         return gather(study)
-
-
-# -- DAVIS's folders
-
-
-def find_sequences(data: Path) -> dict[str, tuple[list[Path], list[Path]]]:
-    """Name -> its frames and its masks, in order.
-
-    Raises UserError: not DAVIS's layout, a sequence of fewer than three frames, a frame without its
-    mask.
-    """
-    images, masks = data / "JPEGImages", data / "Annotations"
-    folders = [p for p in files.whole(images, "*/*") if p.is_dir()]
-    if not folders or not masks.is_dir():
-        raise UserError(
-            f"{data}: not DAVIS's layout; want JPEGImages/480p/SEQUENCE/00000.jpg and "
-            f"Annotations/480p/SEQUENCE/00000.png"
-        )
-    found = {}
-    for folder in folders:
-        frames = files.whole(folder, "*.jpg")
-        marks = [masks / folder.parent.name / folder.name / f"{f.stem}.png" for f in frames]
-        missing = [m for m in marks if not m.is_file()]
-        if missing or len(frames) < 3:
-            why = f"no mask {missing[0]}" if missing else "fewer than three frames"
-            raise UserError(
-                f"{folder}: {len(frames)} frames, {why}; take the sequence out or mend it"
-            )
-        found[folder.name] = (frames, marks)
-    return found
 
 
 def read_frames(paths: list[Path], rows: int, patch: int) -> np.ndarray:
@@ -162,7 +139,7 @@ def _track_run(
     trained: TrainedRun,
     weights: str,
     data_dir: Path,
-    sequences: dict[str, tuple[list[Path], list[Path]]],
+    davis: Davis,
     layers: list[int] | None,
     rule: Protocol,
     protocol: str,
@@ -177,33 +154,36 @@ def _track_run(
     """
     name = "pixels" if weights == "pixels" else trained.label(weights)
     told = "pixels" if weights == "pixels" else trained.named(weights)
+    sequences = davis.sequences
     paths = {s: folder / f"{name}-{s}.json" for s in sequences}
     depth = trained.run.model.layers
     wanted = [0] if weights == "pixels" else (layers or list(range(depth + 1)))
-    todo = [s for s in sequences if not _has(paths[s], wanted)]
+    todo = [s for s, files_of in sequences.items() if not _has(paths[s], wanted, files_of.key)]
     if todo:
         read = Layers(trained, weights, data_dir, memory_gb * 1e9)
     about = _about(trained, weights) | {"weights": weights, "protocol": protocol, "rows": rows}
+    about["data"] = davis.named
     tell = teller()
     for number, sequence in enumerate(todo, 1):
         if stop.is_set():
             return
-        images, marks = sequences[sequence]
-        frames = read_frames(images, rows, read.patch)
-        truth_THW = read_masks(marks)
+        of_files = sequences[sequence]
+        frames = read_frames(of_files.frames, rows, read.patch)
+        truth_THW = read_masks(of_files.masks)
         h, w = frames.shape[1] // read.patch, frames.shape[2] // read.patch
-        first_hwC = shares(truth_THW[0], h, w)
+        first_hwC = (nearest if rule.hard_start else shares)(truth_THW[0], h, w)
         made, strips = [], []
         for layer, features in read.of(frames, wanted):
-            masks_THW = hard_masks(propagate(features, first_hwC, rule), truth_THW[0])
+            soft_ThwC = propagate(features, first_hwC, rule)
+            masks_THW = hard_masks(soft_ThwC, truth_THW[0], rule.normalised)
             strips.append(_strip(masks_THW))
             of = {"layer": layer, "depth": layer / depth, "sequence": sequence}
-            of["frames"] = len(frames)
+            of |= {"frames": len(frames), "files": of_files.key}
             made += [about | of | measured for measured in evaluate(masks_THW, truth_THW)]
         buffer = io.BytesIO()
         np.savez_compressed(buffer, layers=np.array(wanted), masks=np.stack(strips))
         files.write(folder / f"{name}-{sequence}.npz", buffer.getvalue())
-        _keep_frames(folder, sequence, images, truth_THW)
+        _keep_frames(folder, sequence, of_files.frames, truth_THW)
         files.write(paths[sequence], json.dumps(made))
         tell(f"{told}: sequences", number, len(todo))
     best, score = _best_layer(list(paths.values()), wanted)
@@ -232,25 +212,48 @@ def _best_layer(paths: list[Path], wanted: list[int]) -> tuple[int, float]:
     return best, means[best]
 
 
-def _has(path: Path, wanted: list[int]) -> bool:
-    return path.exists() and set(wanted) <= {r["layer"] for r in json.loads(path.read_text())}
+def _has(path: Path, wanted: list[int], key: str) -> bool:
+    """Whether there are rows of these layers, of the files that are there now."""
+    if not path.exists():
+        return False
+    rows = json.loads(path.read_text())
+    return set(wanted) <= {r["layer"] for r in rows if r["files"] == key}
 
 
 def shares(mask_HW: np.ndarray, h: int, w: int) -> torch.Tensor:
     """Of each label in a mask its share of every place, (h, w, C); 255 counts as background."""
-    labels = int(mask_HW[mask_HW < 255].max()) + 1
-    label_HWC = F.one_hot(torch.from_numpy(mask_HW.astype(np.int64)) % 255, labels)
+    label_HWC = _one_hot(mask_HW)
     return F.adaptive_avg_pool2d(label_HWC.permute(2, 0, 1).float(), (h, w)).permute(1, 2, 0)
 
 
-def hard_masks(labels_ThwC: torch.Tensor, first_HW: np.ndarray) -> np.ndarray:
-    """The likeliest label of every pixel, uint8 (T, H, W); frame 0 is the given mask."""
+def nearest(mask_HW: np.ndarray, h: int, w: int) -> torch.Tensor:
+    """The label of the pixel at the middle of every place, one-hot (h, w, C)."""
+    small_hw = Image.fromarray(mask_HW).resize((w, h), Image.Resampling.NEAREST)
+    return _one_hot(np.asarray(small_hw), labels=_labels(mask_HW)).float()
+
+
+def _labels(mask_HW: np.ndarray) -> int:
+    return int(mask_HW[mask_HW < VOID].max()) + 1
+
+
+def _one_hot(mask_HW: np.ndarray, labels: int | None = None) -> torch.Tensor:
+    return F.one_hot(torch.from_numpy(mask_HW.astype(np.int64)) % VOID, labels or _labels(mask_HW))
+
+
+def hard_masks(labels_ThwC: torch.Tensor, first_HW: np.ndarray, normalised: bool) -> np.ndarray:
+    """The likeliest label of every pixel, uint8 (T, H, W); frame 0 is the given mask.
+
+    normalised: each label's map is first stretched to [0, 1].
+    """
     size = first_HW.shape
     masks = []
     for soft_hwC in labels_ThwC:
         soft_CHW = F.interpolate(
             soft_hwC.permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False
         )[0]
+        if normalised:
+            low, high = soft_CHW.amin((1, 2), keepdim=True), soft_CHW.amax((1, 2), keepdim=True)
+            soft_CHW = (soft_CHW - low) / (high - low).clamp_min(torch.finfo(low.dtype).tiny)
         best_HW, mask_HW = soft_CHW[0], torch.zeros(size, dtype=torch.uint8)
         for label in range(1, len(soft_CHW)):  # argmax over a first axis of two is slow
             higher_HW = soft_CHW[label] > best_HW

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from scaling.errors import UserError
+from scaling.representations.davis_measures import VOID
 
-VOID = 255
 MOST_OBJECTS = 64
 
 

@@ -11,6 +11,7 @@ from scipy.ndimage import distance_transform_edt
 
 from scaling.errors import UserError
 
+VOID = 255  # counts for none
 TOLERANCE = 0.008  # of the image diagonal
 BINS = 4  # of a sequence, for the decay
 
@@ -75,7 +76,8 @@ def statistics(values_T: np.ndarray) -> tuple[float, float, float]:
 def evaluate(masks_THW: np.ndarray, truth_THW: np.ndarray) -> list[dict[str, float]]:
     """One dict per object: object, j_mean, j_recall, j_decay, f_mean, f_recall, f_decay.
 
-    Masks hold 0 for background and k for object k; the objects are those of the first frame. The
+    Masks hold 0 for background and k for object k; the objects are 1 to the largest number of the
+    first frame, as the toolkit counts: one that is nowhere is right wherever it is left out. The
     first frame, which is given, and the last one do not count (the toolkit's semi-supervised rule).
     Raises UserError for shapes that differ, fewer than three frames, or no object.
     """
@@ -84,7 +86,8 @@ def evaluate(masks_THW: np.ndarray, truth_THW: np.ndarray) -> list[dict[str, flo
             f"masks {masks_THW.shape}, truth {truth_THW.shape}: want equal shapes and at least "
             "three frames"
         )
-    objects = [int(k) for k in np.unique(truth_THW[0]) if k not in (0, 255)]
+    first_HW = truth_THW[0]
+    objects = range(1, 1 + int(first_HW[first_HW < VOID].max(initial=0)))
     if not objects:
         raise UserError("the first frame marks no object; its mask is what is carried on")
     rows = []

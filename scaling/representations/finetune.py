@@ -127,11 +127,12 @@ def tuned(
         files.write(path, json.dumps(rows))
         checkpoint.drop(saved, files=0, folders=0)
     best = max(rows, key=lambda r: r["top1"])
+    of = f", the best of {len(rows)} layers by the test files" if len(rows) > 1 else ""
     say(
         f"{trained.run_id} {trained.run.model.name} from {weights} weights, "
         f"{best['frames']} x {px} px, {tuning.attention}{', end to end' * tuning.end_to_end}, "
         f"RoPE base {tuning.rope_base:g}, seed {seed}: "
-        f"top-1 {best['top1']:.1%} at layer {best['layer']} (chance {best['chance']:.1%})"
+        f"top-1 {best['top1']:.1%} at layer {best['layer']}{of} (chance {best['chance']:.1%})"
     )
     return rows
 

@@ -28,7 +28,7 @@ from scaling.study_folder import Study
 
 @dataclass(frozen=True)
 class Tracking:
-    """Tracking on DAVIS by one protocol and grid. rows: one an object, layer and sequence."""
+    """Tracking of one of `quality.DAVIS_KINDS`. rows: one an object, layer and sequence."""
 
     rows: pd.DataFrame
 
@@ -116,13 +116,16 @@ class Learned:
             for (data, head), one in best[best.weights == "trained"].groupby(["data", "head"])
         }
 
-    def tracking(self) -> dict[tuple[str, int], Tracking]:
-        """(protocol, tokens on the short side) -> what was tracked so; {} where nothing was."""
+    def tracking(self) -> dict[tuple[str, str, int], Tracking]:
+        """(data, protocol, tokens on the short side) -> what was tracked so; {} where nothing was.
+
+        data: split and resolution of DAVIS, as `val, 480p`.
+        """
         if self.davis is None:
             return {}
         return {
-            (str(protocol), int(one["rows"].iloc[0])): Tracking(one)
-            for (protocol, _), one in self.davis.groupby(["protocol", "rows"])
+            (str(data), str(protocol), int(rows)): Tracking(one)
+            for (data, protocol, rows), one in self.davis.groupby(list(quality.DAVIS_KINDS))
         }
 
     def positions(self) -> pd.DataFrame:

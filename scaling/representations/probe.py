@@ -185,14 +185,16 @@ def probe_run(
             return
         if not _train_missing(one, found, todo, memory_gb * 1e9, recipe, stop):
             return
+        import pandas as pd
+
+        from scaling.analysis.questions.quality import best_layers
+
         for kind in kinds:
-            mean: dict[int, list[float]] = {}
-            for r in found[kind]:
-                mean.setdefault(r["layer"], []).append(r["top1"])
-            best = max(mean, key=lambda layer: float(np.mean(mean[layer])))
+            best = best_layers(pd.DataFrame(found[kind])).iloc[0]
+            by = "each seed at the layer that the others choose" if best.seeds > 1 else "one seed"
             say(
-                f"{one.named}, {kind} head: best layer {best} of "
-                f"{trained.run.model.layers}, top-1 {np.mean(mean[best]):.1%}"
+                f"{one.named}, {kind} head: top-1 {best.accuracy:.1%} [{best.low:.1%}, "
+                f"{best.high:.1%}] ({by}); best layer {best.layer} of {trained.run.model.layers}"
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scaling.analysis.questions.quality import davis_best
+from scaling.analysis.questions.quality import DAVIS_KINDS, davis_best
 from scaling.analysis.report.sources import (
     Counted,
     Film,
@@ -92,17 +92,17 @@ def _positions(study: Study) -> dict[str, Any] | str | None:
 
 
 def _tracked(study: Study, davis: pd.DataFrame) -> list[Tracked]:
-    """By protocol and grid, with the film strips of the newest folder of each."""
-    newest: dict[tuple[str, int], ProbeFolder] = {}
-    schemas: dict[tuple[str, int], int] = {}
+    """Of each of DAVIS_KINDS, with the film strips of the newest folder of each."""
+    newest: dict[tuple[Any, ...], ProbeFolder] = {}
+    schemas: dict[tuple[Any, ...], int] = {}
     for folder in ProbeFolder.all_in(study.davis_dir):
         index = folder.read_index()
-        of, schema = (index["protocol"], index["rows"]), index.get("schema", 0)
+        of, schema = tuple(index.get(kind) for kind in DAVIS_KINDS), index.get("schema", 0)
         if schema > schemas.get(of, -1):
             newest[of], schemas[of] = folder, schema
     return [
         Tracked(one, _films(newest[of].path, one) if of in newest else ())
-        for of, one in davis.groupby(["protocol", "rows"], sort=False)
+        for of, one in davis.groupby(list(DAVIS_KINDS), sort=False)
     ]
 
 

@@ -44,6 +44,11 @@ def test_interval_of_one_seed_and_of_a_given_split() -> None:
     _, low, high = over_seeds(np.full(5, 0.5), 300, 100, "given")
     assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=1e-3)  # no spread: the test set's own
     assert over_seeds(np.array([1.0, 0.9]), 300, 10, "drawn")[2] == 1.0
+    for split, files in (("given", 10), ("drawn", 20)):  # all right is not certain: Wilson
+        _, low, high = over_seeds(np.ones(2), 30, 10, split)
+        p, z2 = 1.0, 1.959964**2
+        half = z2**0.5 * ((p * (1 - p) + z2 / (4 * files)) / files) ** 0.5 / (1 + z2 / files)
+        assert (low, high) == (pytest.approx(1 - half, abs=1e-6), 1.0)
 
 
 def test_interval_covers_under_a_given_split() -> None:

@@ -1,6 +1,7 @@
 """J and F equal an independent implementation; labels travel as the protocol says."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from scipy.spatial import cKDTree
 from scaling.commands.probes import represent
 from scaling.config.schema import Tuning
 from scaling.errors import UserError
-from scaling.models.propagation import DINO, Protocol, propagate
+from scaling.models.propagation import DINO, JABRI, Protocol, propagate
 from scaling.representations import davis, davis_masks, permanence, tiles
+from scaling.representations.davis_folders import find_sequences
 from scaling.representations.davis_measures import (
     boundary,
     contour_f,
@@ -112,7 +114,10 @@ def test_first_and_last_frame_do_not_count() -> None:
         evaluate(masks, np.zeros_like(truth))
 
 
-@pytest.mark.parametrize("protocol", [Protocol(context=3, top_k=4, radius=2), DINO])
+@pytest.mark.parametrize(
+    "protocol",
+    [replace(JABRI, context=3, top_k=4, radius=2), replace(DINO, context=3, radius=2), DINO],
+)
 def test_propagation_equals_a_plain_one(protocol: Protocol) -> None:
     """Written out place by place; 10 places do not divide into blocks."""
     torch.manual_seed(0)
@@ -123,17 +128,22 @@ def test_propagation_equals_a_plain_one(protocol: Protocol) -> None:
     labels = [first]
     for t in range(1, T):
         out = torch.empty(h, w, 3)
-        frames = [0] + [f for f in range(max(0, t - protocol.context), t) if f]
+        if protocol.filled:  # as if frame 0 had been shown `context` times before the video
+            video = [0] * protocol.context + list(range(T))
+            frames = [0, *video[t : t + protocol.context]]
+        else:
+            frames = [0] + [f for f in range(max(0, t - protocol.context), t) if f]
         for y in range(h):
             for c in range(w):
                 found = []
-                for f in frames:
+                for place, f in enumerate(frames):
                     for yy in range(h):
                         for cc in range(w):
                             dy, dx = abs(y - yy), abs(c - cc)
-                            far = max(dy, dx) if protocol.square else (dy**2 + dx**2) ** 0.5
-                            free = f == 0 and protocol.first_anywhere
-                            if free or far <= protocol.radius:
+                            near = max(dy, dx) <= protocol.radius
+                            if not protocol.square:
+                                near = (dy**2 + dx**2) ** 0.5 < protocol.radius
+                            if near or (place == 0 and protocol.first_anywhere):
                                 found.append((float(x[t, y, c] @ x[f, yy, cc]), labels[f][yy, cc]))
                 best = sorted(found, key=lambda pair: -pair[0])[: protocol.top_k]
                 weight = torch.tensor([a / protocol.temperature for a, _ in best]).softmax(0)
@@ -166,7 +176,8 @@ def test_a_study_tracks(study: Path, layout: Path, tmp_path: Path) -> None:
     own = Path(shutil.copytree(study, tmp_path / "own"))
     said: list[str] = []
     table = pd.read_csv(davis.track(Study(own), layout, rows=12, say=said.append))
-    assert set(table.weights) == {"trained", "random", "pixels"} and len(said) == 3
+    assert set(table.weights) == {"trained", "random", "pixels"} and len(said) == 4
+    assert said[0] == "2 sequences of all (there is no ImageSets/) at 480p"
     assert len(table) == 2 * 3 + 2 * 3 + 2  # sequences x layers; pixels have one
     by = table.groupby("weights").j_mean.max()
     assert by.pixels > 0.8 and by.trained > 0.6
@@ -182,6 +193,73 @@ def test_a_study_tracks(study: Path, layout: Path, tmp_path: Path) -> None:
     shutil.rmtree(own / "davis")
     davis.track(Study(own), layout, rows=12, memory_gb=1e-4, say=said.append)  # a layer at a time
     assert (own / "davis.csv").read_bytes() == before
+
+
+def test_objects_are_counted_to_the_largest_number() -> None:
+    """As davis2017-evaluation counts: number 2 of 1 and 3 is nowhere, and right if left out."""
+    truth = np.zeros((4, 20, 20), np.uint8)
+    truth[:, 2:8, 2:8], truth[:, 12:18, 12:18], truth[:, 0, 0] = 1, 3, 255
+    assert [(r["object"], r["j_mean"]) for r in evaluate(truth, truth)] == [(1, 1), (2, 1), (3, 1)]
+
+
+def test_labels_begin_and_end_as_the_protocol_says() -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, :3] = 1  # of the left half of 2 x 2 places three quarters, their middles with it
+    assert davis.shares(mask, 2, 2)[:, :, 1].tolist() == [[0.75, 0], [0.75, 0]]
+    assert davis.nearest(mask, 2, 2)[:, :, 1].tolist() == [[1, 0], [1, 0]]
+    faint = torch.tensor([[[0.9, 0.1], [1.0, 0.0]]] * 2)[None].expand(2, 2, 2, 2)
+    assert not davis.hard_masks(faint, mask, normalised=False)[1].any()
+    stretched = davis.hard_masks(faint, mask, normalised=True)[1]  # 0.1 is all that there is of it
+    assert stretched[:, :3].all() and not stretched[:, 5:].any()
+
+
+def test_splits_and_sizes_are_told_apart(study: Path, layout: Path, tmp_path: Path) -> None:
+    own, root = Path(shutil.copytree(study, tmp_path / "own")), tmp_path / "DAVIS"
+    shutil.copytree(layout, root)
+    for part in ("JPEGImages", "Annotations"):
+        shutil.copytree(root / part / "480p", root / part / "Full-Resolution")
+    lists = root / "ImageSets" / "2017"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("fast\n")
+    (lists / "val.txt").write_text("slow\nmissing\n")
+    assert (found := find_sequences(root)).told == (
+        "1 sequences of val (ImageSets/2017/val.txt) at 480p, not at Full-Resolution; 1 of the "
+        "list are not there (missing), so that the mean is not the published one's"
+    )
+    assert found.named == "val, 480p" and list(found.sequences) == ["slow"]
+    full = find_sequences(root, "trainval", "Full-Resolution")
+    assert list(full.sequences) == ["fast", "slow"]
+    assert full.sequences["fast"].frames[0].parent.parent.name == "Full-Resolution"
+    for options, match in [
+        (("vall", None), r"split 'vall': .* has train, val, all; did you mean val\?"),
+        (
+            ("all", "1080p"),
+            "resolution '1080p': .* holds 480p, Full-Resolution|Full-Resolution, 480p",
+        ),
+    ]:
+        with pytest.raises(UserError, match=match):
+            find_sequences(root, *options)
+    lists.rename(root / "ImageSets" / "480p")  # as DAVIS 2016 has them
+    line = "/JPEGImages/480p/{0}/0000{1}.jpg /Annotations/480p/{0}/0000{1}.png\n"
+    lines = "".join(line.format("slow", t) for t in range(6))
+    (root / "ImageSets" / "480p" / "val.txt").write_text(lines)
+    assert list(find_sequences(root).sequences) == ["slow"]
+
+    def tracked(split: str | None = None) -> pd.DataFrame:
+        kept = davis.track(Study(own), root, rows=12, layers=[0], split=split, say=lambda _: None)
+        return pd.read_csv(kept)
+
+    assert set(tracked().data) == {"val, 480p"}
+    both = tracked("train")
+    assert both.groupby("data").sequence.unique().map(list).to_dict() == {
+        "train, 480p": ["fast"], "val, 480p": ["slow"],
+    }  # fmt: skip
+    mask = root / "Annotations/480p/slow/00000.png"  # another first mask is another question
+    numbers = np.asarray(Image.open(mask)).copy()
+    numbers[:24] = 0
+    Image.fromarray(numbers).save(mask)
+    again = tracked()
+    assert not again[again.sequence == "slow"].equals(both[both.sequence == "slow"])
 
 
 def test_channels_are_standardised_over_the_first_frame() -> None:
@@ -224,7 +302,7 @@ def test_mistakes(study: Path, layout: Path, tmp_path: Path) -> None:
         davis.track(Study(study), broken)
     (broken / "Annotations/480p/fast/00003.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read as a mask"):
-        davis_masks.read_masks(davis.find_sequences(broken)["fast"][1])
+        davis_masks.read_masks(find_sequences(broken).sequences["fast"].masks)
 
 
 NUMBERS = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
@@ -293,9 +371,9 @@ def test_masks_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["Lids", "rgb", "u16"])
 def test_cases(shared_data: Path, case: str) -> None:
     folder = shared_data.parent / "cases" / "davis" / case
-    for frames, marks in davis.find_sequences(folder).values():
-        masks = davis_masks.read_masks(marks)
-        assert len(frames) == len(masks) == 4 and set(np.unique(masks)) == {0, 1, 2}
+    for sequence in find_sequences(folder).sequences.values():
+        masks = davis_masks.read_masks(sequence.masks)
+        assert len(sequence.frames) == len(masks) == 4 and set(np.unique(masks)) == {0, 1, 2}
         assert [row["object"] for row in evaluate(masks, masks)] == [1, 2]
 
 
