@@ -1,19 +1,25 @@
-"""Selective decoding beside plain PyAV: frames of video per second, and equality of the pixels.
+"""Selective decoding beside plain PyAV and torchcodec: speed, and equality of the pixels.
 
     python benchmarks/decode.py VIDEO...
 
-All give every 4th frame with its short side at 128 px, on one decoder thread; rounds alternate and
-medians are compared.
+All give every 4th frame with its short side at 128 px, on one decoder thread; opening the file and
+looking for its frames count. Rounds alternate, medians of seconds of CPU are compared.
 `plain`: every frame decoded; the wanted ones converted to RGB and resized (area) by Pillow.
 `all`: every frame decoded; the wanted ones go through the resizer of `scaling encode`.
 `selective`: what `scaling encode` does. Its pixels must equal those of `all`.
+`exact`, `approx`: torchcodec with its own resizer in the decoder, asked for the wanted frames at
+once, in both seek modes; `grey levels` is how far the exact one's pixels are from ours (another
+filter and, where larger, other frames). It is no dependency: `pip install torchcodec`, of the
+release that fits torch, and FFmpeg's shared libraries; without them the columns stay empty.
 """
 
+import math
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -23,6 +29,7 @@ from scaling.data import media, packets, video
 from scaling.data.picture import picture
 
 STRIDE, SIZE, ROUNDS = 4, 128, 5
+Decode = Callable[[Path], np.ndarray]
 
 
 def plain(path: Path) -> np.ndarray:
@@ -69,24 +76,76 @@ def chosen_packets(scan: video._Video) -> np.ndarray:
     return packets.to_decode(scan.kinds, (shows >= 0) & (shows % STRIDE == 0))
 
 
-def seconds(function: Callable[[Path], np.ndarray], path: Path) -> float:
-    start = time.perf_counter()
-    function(path)
-    return time.perf_counter() - start
+def torchcodecs() -> list[Decode]:
+    """Exact and approximate; none, and why, where torchcodec does not load."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+        from torchcodec.transforms import Resize
+    except (ImportError, RuntimeError, OSError) as error:
+        print(f"no torchcodec: {str(error).splitlines()[0]}")
+        return []
+
+    def decoder(mode: str) -> Decode:
+        def decode(path: Path) -> np.ndarray:
+            options: dict[str, Any] = {
+                "seek_mode": mode, "num_ffmpeg_threads": 1, "dimension_order": "NHWC"
+            }  # fmt: skip
+            # The size has to be known before: the file is opened for it, and not counted as work.
+            decoder = VideoDecoder(
+                str(path), **options, transforms=[Resize(media.resized_to(*sides[path], SIZE))]
+            )
+            wanted = list(range(0, decoder.metadata.num_frames, STRIDE))
+            frames: np.ndarray = decoder.get_frames_at(wanted).data.numpy()
+            return frames
+
+        return decode
+
+    return [decoder("exact"), decoder("approximate")]
+
+
+sides: dict[Path, tuple[int, int]] = {}  # height and width of each video, px
+
+
+def seconds(function: Decode, path: Path) -> float:
+    start = time.process_time()
+    try:
+        function(path)
+    except RuntimeError:  # torchcodec, of a file that promises more frames than it has
+        return math.nan
+    return time.process_time() - start
 
 
 def main(paths: list[Path]) -> None:
-    print(f"{'video':40} decoded  frames/s: plain    all  selective  x plain  x all  equal")
+    peers = torchcodecs()
+    columns = "plain   all selective exact approx"
+    print(f"{'video':40} {'decoded':>7} frames/s: {columns}  x plain x all x exact x approx  equal")
+    ratios = []
     for path in paths:
         scan = video._scan(path)
-        equal = np.array_equal(everything(path), selective(path))
-        rounds = [[seconds(f, path) for f in (plain, everything, selective)] for _ in range(ROUNDS)]
-        slow, whole, fast = (statistics.median(side) for side in zip(*rounds, strict=True))
+        whole = everything(path)
+        with av.open(str(path)) as container:
+            stream = max(container.streams.video, key=lambda s: s.width * s.height)
+            sides[path] = stream.height, stream.width
+        equal = np.array_equal(whole, selective(path))
+        far = ""
+        if peers:
+            theirs = peers[0](path)
+            far = f" {len(theirs)} frames of {len(whole)}"
+            if theirs.shape == whole.shape:
+                far = f" grey levels {np.abs(theirs - whole.astype(float)).mean():.1f}"
+        all_of_them = (selective, plain, everything, *peers)
+        rounds = [[seconds(f, path) for f in all_of_them] for _ in range(ROUNDS)]
+        ours, *others = (statistics.median(side) for side in zip(*rounds, strict=True))
+        ratios.append([other / ours for other in others])
         n = len(scan.timeline.times)
+        rates = [n / others[0], n / others[1], n / ours, *(n / other for other in others[2:])]
         print(
-            f"{path.name[:40]:40} {chosen_packets(scan).mean():7.0%} {n / slow:16.0f} "
-            f"{n / whole:6.0f} {n / fast:10.0f} {slow / fast:8.2f} {whole / fast:6.2f}  {equal}"
-        )
+            f"{path.name[:40]:40} {chosen_packets(scan).mean():7.0%}          ",
+            *(f"{rate:6.0f}" for rate in rates), " ",
+            *(f"{ratio:6.2f}" for ratio in ratios[-1]), f" {equal}{far}", flush=True
+        )  # fmt: skip
+    medians = (float(np.nanmedian(side)) for side in zip(*ratios, strict=True))
+    print(f"{'median of ' + str(len(paths)):40}", *(f"{ratio:.2f}" for ratio in medians))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from scaling.errors import UserError
 
-_CHUNK = 8192  # patches scored together
+_CHUNK = 512  # patches scored together: their scores stay in the processor's cache
 _BATCH = 16384  # patches of a k-means step
 _PASSES = 12  # over the patches; fewer, but at least 3, when there are more than _SEEN / 12
 _SEEN = 1 << 22
@@ -151,10 +151,12 @@ def _nearest(patches_MD: np.ndarray, centroids_KD: np.ndarray) -> np.ndarray:
     weight[dims] = -(shifted**2).sum(1)
     out = np.empty(len(patches_MD), np.uint16)
     x = np.ones((min(_CHUNK, len(patches_MD)), dims + 1), dtype)
+    scores = np.empty((len(x), len(centroids_KD)), dtype)
     for first in range(0, len(patches_MD), _CHUNK):
         part = patches_MD[first : first + _CHUNK]
         np.subtract(part, 128, out=x[: len(part), :dims], dtype=dtype)
-        out[first : first + _CHUNK] = (x[: len(part)] @ weight).argmax(1)
+        np.matmul(x[: len(part)], weight, out=scores[: len(part)])
+        out[first : first + _CHUNK] = scores[: len(part)].argmax(1)
     return out
 
 

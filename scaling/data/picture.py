@@ -6,14 +6,27 @@ Shapes: H', W' = height and width in px of the picture whose short side is asked
 from __future__ import annotations
 
 import math
+import threading
 from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
 from av.sidedata.sidedata import Type
+from av.video.reformatter import VideoReformatter
 
 from scaling.data.media import resized_to
+
+
+class _Kept(threading.local):
+    """swscale's tables, which take longer to make than a small frame to convert; made anew by it
+    when frames of another kind come. Not for two threads at once."""
+
+    def __init__(self) -> None:
+        self.resizer, self.colours = VideoReformatter(), VideoReformatter()
+
+
+_kept = _Kept()
 
 
 def picture(frame: av.VideoFrame, size: int) -> np.ndarray:
@@ -24,10 +37,11 @@ def picture(frame: av.VideoFrame, size: int) -> np.ndarray:
         frame = _as_progressive(frame)
     if (height, width) != (frame.height, frame.width):
         # To full colour planes first: at once to RGB, swscale would halve the colour resolution.
-        frame = frame.reformat(
-            width=width, height=height, format="yuv444p", interpolation="AREA", threads=1
+        frame = _kept.resizer.reformat(
+            frame, width=width, height=height, format="yuv444p", interpolation="AREA", threads=1
         )
-    return _upright(frame.to_ndarray(format="rgb24"), matrix)
+    rgb = _kept.colours.reformat(frame, format="rgb24", threads=1)
+    return _upright(rgb.to_ndarray(), matrix)
 
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
