@@ -43,6 +43,7 @@ ENTRY: dict[str, Any] = {  # of plan.json, and of which kind
 }  # fmt: skip
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 INDEX = "index.json"  # says what a folder of tokens, or of probes, holds; written last
+ROWS = "rows.json"
 
 
 def read_index(path: Path) -> dict[str, Any]:
@@ -73,7 +74,7 @@ class RunFolder:
     metrics = _File("metrics.jsonl")  # a line per window of steps, one per evaluation
     checkpoint = _File("checkpoint.pt")
     points_json = _File("points.json")  # every evaluation, whatever is asked for now
-    rows_json = _File("rows.json")  # of the budgets that are asked for and are there
+    rows_json = _File(ROWS)  # of the budgets that are asked for and are there
     goes_on = _File("goes_on")  # an empty file: more is asked for than the rows have
     log = _File("log.txt")  # what it prints
     error = _File("error.txt")  # why the last attempt gave up; gone when it starts again
@@ -117,7 +118,8 @@ class RunFolder:
         run goes on to more; None before the first end. Raises UserError: damaged.
         """
         try:
-            text = self.rows_json.read_text()
+            with open(f"{self.path}/{ROWS}") as file:  # of many thousand, without a Path each
+                text = file.read()
             rows = files.parse_json(text, list)
             if not rows or not all(isinstance(row, dict) for row in rows):
                 raise UserError("it holds no rows")
@@ -128,7 +130,7 @@ class RunFolder:
                 f"{self.rows_json}: damaged ({error}). Remove it and run the study again, which "
                 f"makes it from what the run has kept"
             ) from None
-        return results.loads(rows) if any(word in text for word in results.INFINITE) else rows
+        return results.loads(rows) if 'inf"' in text else rows
 
 
 class TokenFolder:
@@ -378,7 +380,7 @@ class Study:
         if self.plan_json.exists():
             planned = {entry["run_id"] for entry in self.plan().runs}
             runs = [run for run in runs if run.path.name in planned]
-        return [run for run in runs if run.rows_json.exists()]
+        return [run for run in runs if os.path.exists(f"{run.path}/{ROWS}")]
 
     def run_folders(self) -> list[RunFolder]:
         """Of all runs that were ever begun, by run id."""

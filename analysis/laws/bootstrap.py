@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr, ndtri
 
 from scaling.errors import UserError
 
@@ -159,15 +159,15 @@ def bca(
             "an interval cannot be stated"
         )
     below = (np.sum(samples < estimate) + 0.5 * np.sum(samples == estimate)) / len(samples)
-    z0 = float(stats.norm.ppf(np.clip(below, 1 / len(samples), 1 - 1 / len(samples))))
+    z0 = float(ndtri(np.clip(below, 1 / len(samples), 1 - 1 / len(samples))))
     acceleration = 0.0
     if jackknife is not None:
         d = jackknife.mean() - jackknife
         scale = float((d**2).sum()) ** 1.5
         acceleration = float((d**3).sum()) / (6 * scale) if scale > 0 else 0.0
-    z = stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    z = ndtri([(1 - level) / 2, (1 + level) / 2])
     shifted = z0 + (z0 + z) / (1 - acceleration * (z0 + z))
-    low, high = np.quantile(samples, stats.norm.cdf(shifted))
+    low, high = np.quantile(samples, ndtr(shifted))
     if abs(z0) < z[1] and low <= estimate <= high:
         return float(low), float(high)
     # The estimate is at or beyond the end of its own resamples: the correction, which takes what

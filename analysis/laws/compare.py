@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import ndtri
 
 from scaling.analysis.laws.bootstrap import bca
 from scaling.analysis.laws.power_law import PowerLaw
@@ -86,7 +86,7 @@ def exponents(
         if other.interval is not None:
             width = other.interval[1] - other.interval[0]
             quantiles = (np.random.default_rng(0).permutation(len(samples)) + 0.5) / len(samples)
-            theirs = theirs + stats.norm.ppf(quantiles) * width / (2 * stats.norm.ppf(0.975))
+            theirs = theirs + ndtri(quantiles) * width / (2 * ndtri(0.975))
     differences = samples - theirs
     difference = law.b - b_other
     low, high = bca(differences, difference, None, law.level)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtr
 
 from scaling.analysis.laws.bootstrap import bca, components
 from scaling.analysis.laws.mixture import BUDGETS, WORDS
@@ -373,7 +373,7 @@ def curvature(
     if variance <= 0:
         return float(coefficient[2]), float(coefficient[2] == 0)
     t = coefficient[2] / np.sqrt(variance)
-    return float(coefficient[2]), float(2 * stats.t.sf(abs(t), df))
+    return float(coefficient[2]), float(2 * stdtr(df, -abs(t)))
 
 
 def _require(compute: np.ndarray, loss: np.ndarray, free: int, form: str, unit: str) -> None:

@@ -22,7 +22,6 @@ from typing import Protocol
 
 import numpy as np
 from scipy.special import ndtri
-from scipy.stats import qmc
 
 SLOPE = 0.3  # standard deviation of an exponent, before the data
 TURN = 0.1  # and of its change at a break
@@ -35,7 +34,26 @@ WEIGHT = (1 / 3, 0.4)  # mean and deviation of E, a and c of two powers over the
 DRIFTS = np.geomspace(1e-3, 0.3, 12)  # of d log L / d log10 C, over a decade
 EXACT = 2e-5  # least noise of log loss
 TOGETHER = 0.25  # decades over which neighbouring points share their noise, if they do
-NORMAL = ndtri(qmc.Sobol(3, seed=0).random(64))  # standard normal draws for constrained weights
+# What scipy.stats.qmc.Sobol(3, seed=0) makes its points of (scrambled direction numbers, and the
+# first point), in 2^-30: importing scipy.stats takes as long as many a fit.
+SOBOL_FIRST = (913309191, 1000046633, 389465047)
+SOBOL_DIRECTIONS = (
+    (890445161, 370832894, 238432895, 75618629, 62685513, 27862645),
+    (577319138, 1055209724, 719124076, 816451087, 546003867, 1027821192),
+    (801189754, 951528116, 490310762, 719540080, 812796586, 290676479),
+)
+
+
+def _sobol() -> np.ndarray:
+    """The first 64 of its points (64, 3), by the Gray code."""
+    points = [np.array(SOBOL_FIRST)]
+    for n in range(1, 64):
+        lowest = (n & -n).bit_length() - 1
+        points.append(points[-1] ^ np.array(SOBOL_DIRECTIONS)[:, lowest])
+    return np.array(points) * 2.0**-30
+
+
+NORMAL = ndtri(_sobol())  # standard normal draws for constrained weights (64, 3)
 
 
 class Form(Protocol):

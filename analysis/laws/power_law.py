@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 from scaling.analysis.laws.bootstrap import bca
 from scaling.analysis.laws.mixture import Mixture, mix
@@ -82,7 +82,7 @@ def one_more(curves: np.ndarray, noise: float) -> np.ndarray:
     """Log losses (R,) of a law with the noise of one more run's: by quantiles of the normal, which
     are no further draw of chance."""
     order = np.random.default_rng(0).permutation(len(curves))
-    noisy: np.ndarray = curves + noise * stats.norm.ppf((order + 0.5) / len(curves))
+    noisy: np.ndarray = curves + noise * ndtri((order + 0.5) / len(curves))
     return noisy
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtr
 
 from scaling.analysis.laws.bootstrap import Noise, components
 from scaling.analysis.laws.fit import LIMITS, NotIdentified
@@ -206,4 +206,4 @@ def _wildest(design: np.ndarray, residual: np.ndarray) -> tuple[int, float]:
     others = np.maximum(total - residual**2 / left, 1e-30 + 1e-12 * total)
     t = residual / np.sqrt(left * others / df)
     worst = int(t.argmax())
-    return worst, float(stats.t.sf(t[worst], df))
+    return worst, float(stdtr(df, -t[worst]))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import nnls
 
 ROWS = 256  # rows of one block: its arrays stay in the second-level cache
 EXPONENTS = (0.1, 0.25, 0.4, 0.6, 0.9)  # starts in alpha and in beta
@@ -311,6 +310,8 @@ def minimum(objective: Objective, loss: np.ndarray) -> Minimum:
 def starts(objective: Objective, loss: np.ndarray) -> np.ndarray:
     """One theta per (alpha, beta) of the grid: E, A, B by non-negative least squares of the
     relative error. A zero becomes a small share of the loss, so that its logarithm exists."""
+    from scipy.optimize import nnls  # takes long to import
+
     out = []
     tiny = 1e-3 * loss.min()
     root = np.sqrt(objective.each(1)[0]) / loss

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 from scaling.analysis.laws.bootstrap import (
     FEW,
@@ -133,7 +133,7 @@ def _draw(
 ) -> np.ndarray:
     """Noise (rows, n) whose middle in the sense of the objective is 0: a fit that counts misses
     below it ten times passes through the 1/11 quantile."""
-    drawn = noise.draw(index, rows, rng) - noise.total * stats.norm.ppf(1 / (1 + objective.below))
+    drawn = noise.draw(index, rows, rng) - noise.total * ndtri(1 / (1 + objective.below))
     scaled: np.ndarray = drawn / np.sqrt(objective.each(1))
     return scaled
 
@@ -214,14 +214,14 @@ def _bandwidth(objective: Objective, residual: np.ndarray) -> float:
     that hardly a point lies within, Hall and Sheather's (1988) for the density at a quantile, as
     the covariance of quantile regression has it (Koenker 2005, section 3.4.2)."""
     tau = 1 / (1 + objective.below)
-    z = stats.norm.ppf(tau)
-    height = stats.norm.pdf(z) ** 2
-    h = len(residual) ** (-1 / 3) * stats.norm.ppf(0.975) ** (2 / 3)
+    z = ndtri(tau)
+    height = np.exp(-(z**2)) / (2 * np.pi)
+    h = len(residual) ** (-1 / 3) * ndtri(0.975) ** (2 / 3)
     h *= (1.5 * height / (2 * z**2 + 1)) ** (1 / 3)
     h = min(h, 0.9 * tau)
     low, high = np.quantile(residual, [0.25, 0.75])
     scale = min(float(residual.std()), float(high - low) / 1.349)
-    spread = (stats.norm.ppf(tau + h) - stats.norm.ppf(tau - h)) / 2
+    spread = (ndtri(tau + h) - ndtri(tau - h)) / 2
     return max(objective.delta, scale * float(spread))
 
 

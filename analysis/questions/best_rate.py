@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from scaling.errors import UserError
 
@@ -91,7 +91,7 @@ def vertex_between(trials: Sequence[Trial], around: float) -> tuple[float | None
     slope = np.zeros(len(fitted))
     slope[:2] = b / (2 * a**2), -1 / (2 * a)
     error = math.sqrt(float(slope @ covariance @ slope))
-    return vertex, float(stats.t.ppf(0.975, freedom)) * error
+    return vertex, float(stdtrit(freedom, 0.975)) * error
 
 
 def drift(trials: Sequence[Trial]) -> tuple[float, float | None]:
@@ -126,4 +126,4 @@ def drift(trials: Sequence[Trial]) -> tuple[float, float | None]:
     covariance = np.linalg.inv(design.T @ design)[:2, :2] * float(residual @ residual) / freedom
     slope = np.array([-moved / a, -span / (2 * a)])
     error = math.sqrt(float(slope @ covariance @ slope))
-    return moved, float(stats.t.ppf(0.975, freedom)) * error
+    return moved, float(stdtrit(freedom, 0.975)) * error

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.interpolate import Akima1DInterpolator
 
 from scaling.analysis.questions.frontier import lower_hull
 
@@ -90,6 +89,8 @@ def interpolated(grid: Grid, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """log N (R, B) of the minimum of Akima's curve through a budget's losses (R, B, S) in log N,
     as Porian et al. 2024 (arXiv 2406.19146) take it, and the loss there; NaN with fewer than
     MIN_SIZES sizes."""
+    from scipy.interpolate import Akima1DInterpolator  # takes long to import
+
     out, least = np.full((2, *loss.shape[:2]), np.nan)
     for b, count in enumerate(grid.sizes):
         if count < MIN_SIZES:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 from scaling.analysis.laws.fit import RESAMPLES, NotIdentified
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.errors import UserError
 
 LEVEL = 0.95
-Z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+Z = float(ndtri(0.5 + LEVEL / 2))
 METRICS = {"probe_top1": "probes", "probe_top5": "probes", "davis_jf": "davis"}  # tables they need
 DAVIS_KINDS = ("data", "protocol", "rows")  # of one of each a mean may be taken
 RUN = ["run_id", "size", "params", "layers", "macs_total", "weights"]
@@ -56,7 +56,7 @@ def half_width(
     shared = Z * sampling**0.5
     if seeds == 1:
         return shared
-    s2, quantile = float(values.var(ddof=1)), float(stats.t.ppf(0.5 + LEVEL / 2, seeds - 1))
+    s2, quantile = float(values.var(ddof=1)), float(stdtrit(seeds - 1, 0.5 + LEVEL / 2))
     if split == "drawn":
         return float(quantile * (s2 * (1 / seeds + n_test / n_train)) ** 0.5)
     return float(np.hypot(quantile * (s2 / seeds) ** 0.5, shared))
@@ -249,7 +249,7 @@ def davis_points(table: pd.DataFrame) -> pd.DataFrame:
         half = np.nan
         if len(by_sequence) > 1:
             spread = by_sequence.std(ddof=1) / len(by_sequence) ** 0.5
-            half = float(stats.t.ppf(0.5 + LEVEL / 2, len(by_sequence) - 1) * spread)
+            half = float(stdtrit(len(by_sequence) - 1, 0.5 + LEVEL / 2) * spread)
         means = (
             g[["j_mean", "j_recall", "j_decay", "f_mean", "f_recall", "f_decay"]].mean().to_dict()
         )
@@ -295,7 +295,7 @@ def davis_difference(table: pd.DataFrame) -> pd.DataFrame:
         half = np.nan
         if len(values) > 1:
             spread = values.std(ddof=1) / len(values) ** 0.5
-            half = float(stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1) * spread)
+            half = float(stdtrit(len(values) - 1, 0.5 + LEVEL / 2) * spread)
         mean = float(values.mean())
         rows.append(
             {"against": against, "difference": mean, "low": mean - half, "high": mean + half}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from scaling.analysis.questions.best_rate import Trial, drift, optimum
 from scaling.analysis.schema import TOKEN_UNIT
@@ -221,7 +221,7 @@ def best_rate_verdicts(points: pd.DataFrame) -> pd.DataFrame:
         uncertainty = math.nan
         if freedom > 0:
             scatter = float(np.sqrt(residual @ residual / freedom))
-            line = float(stats.t.ppf(0.975, freedom)) * scatter
+            line = float(stdtrit(freedom, 0.975)) * scatter
             grid = 1.96 * (0.0 if math.isnan(spacing) else spacing) / math.sqrt(12)
             uncertainty = span * max(line, grid) / math.sqrt(x @ x)
         octaves = slope * span

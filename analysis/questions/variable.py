@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from scaling.analysis.laws.fit import DELTA, RESAMPLES, NotIdentified, Options, curvature, select
 from scaling.analysis.laws.power_law import PowerLaw, SaturatingLaw, conditions
@@ -145,7 +144,9 @@ def _ample(best: pd.DataFrame, variable: str, pure: PowerLaw) -> str:
     there = np.isfinite(known[order])
     if there.sum() < MIN_RANKED or np.ptp(known[order][there]) == 0:
         return text
-    rank = stats.spearmanr(known[order][there], pure.residuals[there])
+    from scipy.stats import spearmanr  # takes long to import
+
+    rank = spearmanr(known[order][there], pure.residuals[there])
     if rank.statistic < 0 and rank.pvalue < 0.01:
         text += (
             f", and they were not: the fewer {UNITS[other]}, the more a run loses beside the pure "

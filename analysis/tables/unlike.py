@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import fdtrc
 
 from scaling.analysis.tables.columns import VALIDATION, Table, listed
 from scaling.analysis.tables.settings import TOGETHER, quoted
@@ -196,7 +196,7 @@ def telling(out: pd.DataFrame, table: Table, counts: np.ndarray, known: set[str]
             continue
         left = _left(both, loss)
         ratio = (alone - left) / more / (left / free) if left > 0 else np.inf
-        if left < alone / 2 and stats.f.sf(ratio, more, free) < UNLIKELY:
+        if left < alone / 2 and fdtrc(more, free, ratio) < UNLIKELY:
             notes.append(
                 f"beware: {len(kinds)} values of {column!r} in one law, {listed(kinds.index, 4)}, "
                 f"and losses differ with them at the same size and length; --by {quoted(column)} "

@@ -44,6 +44,11 @@ def decayed_loss(job: Job[Any]) -> float | None:
     return losses[-1] if losses else None
 
 
+def has_rows(job: Job[Any]) -> bool:
+    """Whether the run's rows are in its folder."""
+    return RunFolder(job.run_dir).rows_json.exists()
+
+
 def sweep_lr(
     make_job: Callable[[int, float], Job[Any]],
     members: Sequence[int],
@@ -57,6 +62,7 @@ def sweep_lr(
     each: bool = False,
     seed: int = 0,
     read_loss: Callable[[Job[Any]], float | None] = decayed_loss,
+    has_result: Callable[[Job[Any]], bool] = has_rows,
 ) -> SweepResult:
     """Sweep the learning rate over every member; continues whatever the journal holds.
 
@@ -74,6 +80,7 @@ def sweep_lr(
         each: grow the grid until every member's own best rate lies inside it, not only their
             mean's.
         read_loss: a finished job's loss, None where it diverged.
+        has_result: whether a job's result is in its folder; where it is gone the job is done again.
     Raises:
         UserError: a damaged journal; jobs that failed (the others are kept, and the same call
             tries only those again); no rate without divergence at every member.
@@ -82,7 +89,7 @@ def sweep_lr(
     # One run's directory stands for all else that determines the numbers: trials of another
     # configuration are another study.
     names = {m: f"{axis} {m} {ends} {make_job(m, 2.0**log2_min).run_dir.name}" for m in members}
-    board = Board(make_job, names, journal, seed, read_loss, axis)
+    board = Board(make_job, names, journal, seed, read_loss, has_result, axis)
     low, high = log2_min, log2_max
     if sampler != "grid":
         for count in range(1, log2_max - log2_min + 2):
@@ -112,6 +119,7 @@ class Board:
         journal: Path,
         seed: int,
         read_loss: Callable[[Job[Any]], float | None],
+        has_result: Callable[[Job[Any]], bool],
         axis: str,
     ) -> None:
         import optuna
@@ -119,7 +127,7 @@ class Board:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.make_job, self.seed, self.read_loss = make_job, seed, read_loss
-        self.axis = axis
+        self.has_result, self.axis = has_result, axis
         path = str(journal.resolve())
         repair(journal)
         Path(path + ".lock").unlink(missing_ok=True)  # of a killed driver: there is only one
@@ -188,15 +196,15 @@ class Board:
             )
 
     def _open(self, space: dict[str, Any], wanted: int | None) -> Iterator[tuple[int, float, int]]:
-        """(member, log2 of the rate, number) of open trials and those whose directory is gone, then
-        of waiting ones, then (with `wanted`) of new ones up to that count."""
+        """(member, log2 of the rate, number) of open trials and those whose result is gone, then of
+        waiting ones, then (with `wanted`) of new ones up to that count."""
         from optuna.trial import TrialState
 
         for member, study in self.studies.items():
             known = (TrialState.RUNNING, TrialState.COMPLETE)
             for trial in study.get_trials(deepcopy=False, states=known):
                 log2_lr = trial.params["log2_lr"]
-                there = self.make_job(member, 2.0**log2_lr).run_dir.exists()
+                there = self.has_result(self.make_job(member, 2.0**log2_lr))
                 if trial.state == TrialState.RUNNING or not there:
                     yield member, log2_lr, trial.number
 

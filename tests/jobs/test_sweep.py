@@ -65,8 +65,9 @@ def sweep(
     launch = LaunchConfig(cluster="debug")
     with Launcher(launch, folder / "jobs", function=train) as launcher:
         return sweep_lr(
-            job, widths, low, high, launcher, folder / "j", sampler=sampler, read_loss=read
-        )
+            job, widths, low, high, launcher, folder / "j", sampler=sampler, read_loss=read,
+            has_result=lambda job: (job.run_dir / "loss").exists(),
+        )  # fmt: skip
 
 
 def states(folder: Path) -> list[tuple[str, float, str]]:
@@ -122,13 +123,20 @@ def test_a_sweep_cut_at_any_line_ends_the_same(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
-def test_a_run_whose_directory_is_gone_is_trained_again(tmp_path: Path) -> None:
-    """Its loss is in the journal, but rows.csv and MLflow are made of directories."""
+@pytest.mark.parametrize("gone", ["", "loss"])
+def test_a_run_whose_result_is_gone_is_trained_again(tmp_path: Path, gone: str) -> None:
+    """Its loss is in the journal, but rows.csv and MLflow are made of directories; of a damaged
+    result the message says to remove the file."""
     result = sweep(tmp_path)
     before = (tmp_path / "j").read_bytes()
-    shutil.rmtree(tmp_path / "runs" / "w16_-7")
+    run = tmp_path / "runs" / "w16_-7"
+    if gone:
+        (run / gone).unlink()
+        (run / "trained").unlink()  # the mark of the first time
+    else:
+        shutil.rmtree(run)
     assert sweep(tmp_path) == result
-    assert (tmp_path / "runs" / "w16_-7" / "loss").exists()
+    assert (run / "loss").exists()
     assert (tmp_path / "j").read_bytes() == before
     assert all((r / "trained").read_text() == "once\n" for r in (tmp_path / "runs").iterdir())
 
