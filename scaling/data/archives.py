@@ -54,7 +54,10 @@ def content(folder: Path, member: Member) -> bytes:
         with path.open("rb") as file:
             file.seek(member.start)
             return file.read(member.size)
-    held = _cell(str(path), member.start, member.column)
+    try:
+        held = _cell(str(path), member.start, member.column)
+    except (ValueError, LookupError) as error:  # pyarrow's are such, or an OSError
+        raise OSError(f"it cannot be read: {error}") from error
     if held.get("bytes") is not None:
         return bytes(held["bytes"])
     beside = _beside(path, held)
@@ -208,6 +211,14 @@ def _parquet(
 
 def _type_of(feature: object, otherwise: str) -> object:
     return feature.get("_type", otherwise) if isinstance(feature, dict) else otherwise
+
+
+def rows_of(path: Path) -> int:
+    """How many rows a parquet file has. Raises OSError."""
+    try:
+        return int(_opened(str(path))[0].metadata.num_rows)
+    except ValueError as error:
+        raise OSError(f"no parquet file, or cut off: {error}") from error
 
 
 def _cell(path: str, row: int, column: str) -> dict[str, Any]:

@@ -133,6 +133,17 @@ def reason(error: BaseException, path: Path) -> str:
     return text.replace(str(path), path.name)
 
 
+def read_rgb(file: Path | IO[bytes]) -> np.ndarray:
+    """A picture, upright, uint8 (H, W, 3). Raises MediaError."""
+    try:
+        with Image.open(file) as image:
+            return _rgb(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(file, Path):
+            raise MediaError(reason(error, file)) from error
+        raise MediaError(str(error).replace(repr(file), "it")) from error
+
+
 def read_image(
     path: Path, *, size: int, crops: int, rng: np.random.Generator | None, zoom: float = 1.0
 ) -> np.ndarray:
@@ -140,11 +151,7 @@ def read_image(
 
     The short side of the whole picture is `size` px; of a random crop up to `zoom` times as many.
     """
-    try:
-        with Image.open(path) as image:
-            rgb = _rgb(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(reason(error, path)) from error
+    rgb = read_rgb(path)
     if rng is None:
         resized = resize_short(rgb, size)
         return np.stack([crop(resized, size, np.full(2, 0.5))] * crops)

@@ -7,16 +7,17 @@ clips. What it gives depends on its content, the settings and the seed, never on
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scaling.config.schema import DataConfig, SourceConfig
-from scaling.data import archives, leaves, media
-from scaling.data.video import read_video
+from scaling.data import archives, leaves, lerobot, media
+from scaling.data.video import Part, read_pictures, read_video
 from scaling.errors import UserError
 
 LEAF_BLOCK = 1024  # clips of a unit of the built-in source
@@ -34,6 +35,8 @@ class Source:
     validation: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)  # manifest rows of what is left out
     members: dict[str, archives.Member] = field(default_factory=dict)  # those inside of archives
+    episodes: dict[str, lerobot.Episode] = field(default_factory=dict)  # those of LeRobot
+    together: dict[str, str] = field(default_factory=dict)  # what an episode of many cameras is
 
     @property
     def name(self) -> str:
@@ -55,10 +58,14 @@ class Source:
         return hashlib.sha256(json.dumps(sorted(self.identity.items())).encode()).hexdigest()
 
     def move_next(self) -> None:
-        """Move the first training file, and all files of the same content, to validation."""
-        content = self.identity[self.train[0]]
-        self.validation += [name for name in self.train if self.identity[name] == content]
-        self.train = [name for name in self.train if self.identity[name] != content]
+        """Move the first training file, and all that belong to it, to validation."""
+        unit = self.split_unit(self.train[0])
+        self.validation += [name for name in self.train if self.split_unit(name) == unit]
+        self.train = [name for name in self.train if self.split_unit(name) != unit]
+
+    def split_unit(self, name: str) -> str:
+        """What is never on both sides: a content, or an episode with all of its cameras."""
+        return self.together.get(name, self.identity[name])
 
 
 @dataclass(frozen=True)
@@ -88,42 +95,87 @@ def survey(number: int, settings: SourceConfig, val_fraction: float, seed: int) 
         raise UserError(
             f"source {source.name!r}: {root} does not exist. Give a folder of {source.kind} files."
         )
-    names, left_out = media.list_files(root, suffixes | archives.SUFFIXES)
-    for name, why in left_out:
-        if name.lower().endswith(archives.COMPRESSED):
-            why = "compressed: its members cannot be reached one by one; unpack it to .tar"
-        source.rows.append(row(source.name, "", name, "ignored", error=why))
-    media_names = []
-    for name in names:
-        if Path(name).suffix.lower() not in archives.SUFFIXES:
-            media_names.append(name)
-            continue
-        inside, told = archives.members(source.folder, name, source.kind)
-        source.members |= inside
-        media_names += inside
-        source.rows += [row(source.name, "", n, status, error=why) for n, status, why in told]
+    media_names = _listed(source, root, suffixes)
+    files: dict[str, str] = {}
     for name in media_names:
         try:
-            source.identity[name] = _fingerprint(source, name)
+            source.identity[name] = _fingerprint(source, name, files)
         except OSError as error:
             reason = error.strerror or str(error)
             source.rows.append(row(source.name, "", name, "error", error=reason))
     if not source.identity:
-        known = " ".join(sorted(suffixes))
-        raise UserError(
-            f"source {source.name!r}: no readable {source.kind} file in {root} ({len(media_names)} "
-            f"with a known suffix, {len(source.rows)} other entries). Known suffixes: {known}, and "
-            f"these in .tar (WebDataset) or .parquet (Hugging Face)."
-        )
+        raise _nothing(source, root, suffixes, len(media_names))
+    whole: dict[str, str] = {}  # the first camera's content stands for an episode
+    for name in sorted(source.episodes.keys() & source.identity.keys()):
+        group = source.episodes[name].group
+        source.together[name] = whole.setdefault(group, source.identity[name])
     # Equal contents under two names must not meet across the split: the hash is of the content.
-    rank = {name: _number(seed, "split", content) for name, content in source.identity.items()}
+    rank = {name: _number(seed, "split", source.split_unit(name)) for name in source.identity}
     source.train = sorted(source.identity, key=lambda name: (rank[name], name))
     while len(source.validation) < round(val_fraction * len(source.identity)):
         source.move_next()
     return source
 
 
-def _fingerprint(source: Source, name: str) -> str:
+def _listed(source: Source, root: Path, suffixes: frozenset[str]) -> list[str]:
+    """The media of a source by name, those inside of archives and datasets too."""
+    names, left_out = media.list_files(root, suffixes | archives.SUFFIXES)
+    above = lerobot.root_above(source.folder)
+    if above is not None:
+        raise lerobot.refused(source.name, above, f"give that folder, not {root} in it")
+    ours = [
+        n.removesuffix(lerobot.INFO) for n, _ in left_out if f"/{n}".endswith(f"/{lerobot.INFO}")
+    ]
+    if ours and source.kind != "video":
+        what = source.folder / ours[0]
+        raise lerobot.refused(source.name, what, "its episodes are clips, kind: video")
+    for dataset in ours:
+        found, told = lerobot.episodes(source.folder, dataset.removesuffix("/"))
+        source.episodes |= found
+        source.rows += [row(source.name, "", name, "error", error=why) for name, why in told]
+    used = {episode.file for episode in source.episodes.values()}
+    for name, why in left_out:
+        if name.lower().endswith(archives.COMPRESSED):
+            why = "compressed: its members cannot be reached one by one; unpack it to .tar"
+        source.rows.append(row(source.name, "", name, "ignored", error=why))
+    media_names = list(source.episodes)
+    for name in names:
+        if any(name.startswith(dataset) for dataset in ours):
+            if name not in used and Path(name).suffix.lower() not in archives.SUFFIXES:
+                why = "of no episode of the LeRobot dataset that it lies in"
+                source.rows.append(row(source.name, "", name, "ignored", error=why))
+        elif Path(name).suffix.lower() in archives.SUFFIXES:
+            inside, left = archives.members(source.folder, name, source.kind)
+            source.members |= inside
+            media_names += inside
+            source.rows += [row(source.name, "", n, status, error=why) for n, status, why in left]
+        else:
+            media_names.append(name)
+    return media_names
+
+
+def _nothing(source: Source, root: Path, suffixes: frozenset[str], listed: int) -> UserError:
+    """The refusal of a source without a file that can be read; the first reasons are in it."""
+    wrong = [f"{r['path']}: {r['error']}" for r in source.rows if r["status"] == "error"]
+    reasons = "".join(f" {reason}." for reason in wrong[:3])
+    known = " ".join(sorted(suffixes))
+    return UserError(
+        f"source {source.name!r}: no readable {source.kind} file in {root} ({listed} "
+        f"with a known suffix, {len(source.rows)} other entries).{reasons} Known suffixes: {known},"
+        " and these in .tar (WebDataset), .parquet (Hugging Face) or a LeRobot dataset."
+    )
+
+
+def _fingerprint(source: Source, name: str, files: dict[str, str]) -> str:
+    """Of a media file; `files` keeps those of files that hold many episodes."""
+    episode = source.episodes.get(name)
+    if episode is not None:
+        if episode.file not in files:
+            files[episode.file] = media.fingerprint(source.folder / episode.file)
+        if episode.alone:  # as the file would be called in a folder of files
+            return files[episode.file]
+        where = [files[episode.file], episode.start, episode.row, episode.frames, episode.column]
+        return hashlib.blake2b(json.dumps(where).encode(), digest_size=16).hexdigest()
     member = source.members.get(name)
     if member is None:
         return media.fingerprint(source.folder / name)
@@ -201,9 +253,7 @@ class Reader:
             if unit.split == "train":
                 rng = rng_of(self.seed, "crop", source.identity[name])
             try:
-                member = source.members.get(name)
-                with archives.as_file(source.folder, name, member) as path:
-                    clips, about = self._file(source, unit.split, path, rng)
+                clips, about = self._read(source, unit.split, name, rng)
             except media.MediaError as error:
                 rows.append(row(source.name, unit.split, name, "error", error=str(error)))
                 continue
@@ -214,26 +264,47 @@ class Reader:
             return np.empty((0, data.frames, data.size, data.size, 3), np.uint8), rows
         return np.concatenate(found), rows
 
-    def _file(
-        self, source: Source, split: str, path: Path, rng: np.random.Generator | None
+    def _read(
+        self, source: Source, split: str, name: str, rng: np.random.Generator | None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        data = self.data
-        if source.kind == "images":
-            crops = self.crops(source, split)
-            pixels = media.read_image(path, size=data.size, crops=crops, rng=rng, zoom=data.zoom)
-            return pixels, {"frames": 1, "error": ""}
-        video = read_video(
-            path,
-            frames=data.frames,
-            size=data.size,
-            stride=data.stride,
-            clips=data.clips_per_video,
-            rng=rng,
-            fps=data.fps,
-            zoom=data.zoom,
-        )
+        data, episode = self.data, source.episodes.get(name)
+        how: dict[str, Any] = {
+            "frames": data.frames,
+            "size": data.size,
+            "stride": data.stride,
+            "clips": data.clips_per_video,
+            "rng": rng,
+            "fps": data.fps,
+            "zoom": data.zoom,
+        }
+        if episode is None:
+            with archives.as_file(source.folder, name, source.members.get(name)) as path:
+                if source.kind == "images":
+                    crops = self.crops(source, split)
+                    size, zoom = data.size, data.zoom
+                    pixels = media.read_image(path, size=size, crops=crops, rng=rng, zoom=zoom)
+                    return pixels, {"frames": 1, "error": ""}
+                video = read_video(path, **how)
+        elif episode.column:
+            video = read_pictures(_pictures(source.folder, episode), episode.fps, **how)
+        else:
+            part = Part(episode.start, episode.frames, episode.fps)
+            video = read_video(source.folder / episode.file, part=part, **how)
         about = {"frames": video.frames, "seconds": round(video.seconds, 3), "error": video.note}
         return video.pixels, about | {"clips": len(video.pixels)}
+
+
+def _pictures(folder: Path, episode: lerobot.Episode) -> list[Callable[[], np.ndarray]]:
+    """The frames of an episode that are images in a parquet file."""
+
+    def picture(row: int) -> np.ndarray:
+        try:
+            held = archives.content(folder, archives.Member(episode.file, row, 0, episode.column))
+        except OSError as error:
+            raise media.MediaError(f"row {row} of {episode.file}: {error}") from error
+        return media.read_rgb(io.BytesIO(held))
+
+    return [partial(picture, episode.row + frame) for frame in range(episode.frames)]
 
 
 def unusable(source: Source, needed: int) -> UserError:

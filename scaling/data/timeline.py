@@ -11,7 +11,7 @@ Shapes: F frames, P packets, n clips, T frames of a clip. Times are in the strea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -30,6 +30,10 @@ class Timeline:
     period: float  # usual distance of two times
     shows: np.ndarray  # (P,) the frame that each packet shows, or -1; in decoding order
     order_known: bool  # else `shows` is a guess, and frames are known by the order they come in
+
+    def piece(self, frames: slice) -> Timeline:
+        """Some of the frames, for a plan of clips; frame 0 is the first of them."""
+        return replace(self, times=self.times[frames], stretch=self.stretch[frames])
 
     def clips(
         self,

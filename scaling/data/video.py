@@ -9,7 +9,7 @@ Shapes: n clips, T frames, S = side of the square crop in px.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from av.packet import Packet
 from av.stream import Disposition
 
 from scaling.data import packets
-from scaling.data.media import MediaError, crop, crop_sides, reason
+from scaling.data.media import MediaError, crop, crop_sides, reason, resize_short
 from scaling.data.picture import odd_angle, picture
 from scaling.data.timeline import Timeline, of_packets, spread
 
@@ -39,6 +39,15 @@ class VideoClips:
     frames: int  # frames found in the stream
     seconds: float  # duration of the stream
     note: str  # what was lost, or ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Frames of a file that holds several recordings, one after another."""
+
+    start: float  # seconds
+    frames: int
+    fps: float
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ def read_video(
     fps: float | None = None,
     crops: int | None = None,
     zoom: float = 1.0,
+    part: Part | None = None,
 ) -> VideoClips:
     """Clips of `frames` frames, `stride` frame periods apart, cut from the largest video stream.
 
@@ -76,15 +86,46 @@ def read_video(
     clock starts again, streams were joined, and no clip goes across. Only what the wanted frames
     need is decoded. With `crops` (a test of several views; `rng` is None): exactly
     `clips` clips from the first to the last possible one, which may overlap, each at `crops` places
-    along the long side; a clip's crops follow one another.
+    along the long side; a clip's crops follow one another. The video is
+    all of the file or that `part` of it.
     Raises MediaError when no clip can be had.
     """
     video = _scan(path)
     try:
-        return _cut(video, frames, size, stride, clips, rng, fps, crops, zoom)
+        piece = slice(0, None) if part is None else _piece(video, part)
+        return _cut(video, frames, size, stride, clips, rng, fps, crops, zoom, piece)
     finally:
         if video.held is not None:
             video.held[0].close()
+
+
+def read_pictures(
+    pictures: Sequence[Callable[[], np.ndarray]],
+    rate: float,
+    *,
+    frames: int,
+    size: int,
+    stride: int,
+    clips: int,
+    rng: np.random.Generator | None,
+    fps: float | None = None,
+    zoom: float = 1.0,
+) -> VideoClips:
+    """The clips that `read_video` would cut, of pictures uint8 (H, W, 3) at `rate` a second."""
+    count = len(pictures)
+    timeline = Timeline(
+        np.arange(count), np.zeros(count, np.int64), 1.0, np.arange(count), order_known=True
+    )
+    video = _Video(timeline, 1 / rate, [], [], Path(), None)
+    plan = _plan(video, frames, stride, clips, rng, fps, None, slice(0, None))
+    place = np.full((len(plan), 2), 0.5) if rng is None else rng.random((len(plan), 2))
+    sides = crop_sides(size, zoom, len(plan), rng)
+    pixels = np.empty((len(plan), frames, size, size, 3), np.uint8)
+    for index in np.unique(plan):
+        rgb = pictures[index]()
+        for clip, t in np.argwhere(plan == index):
+            pixels[clip, t] = crop(resize_short(rgb, sides[clip]), size, place[clip])
+    return VideoClips(pixels, count, count / rate, "")
 
 
 def _cut(
@@ -97,9 +138,10 @@ def _cut(
     fps: float | None,
     crops: int | None,
     zoom: float,
+    piece: slice,
 ) -> VideoClips:
     before = copy.deepcopy(rng)  # to plan once more, should the decoder give other frames
-    plan = _plan(video, frames, stride, clips, rng, fps, crops)
+    plan = _plan(video, frames, stride, clips, rng, fps, crops, piece)
     place = np.full((len(plan), 2), 0.5) if rng is None else rng.random((len(plan), 2))
     if crops is not None:  # the short side has one place, whatever is asked of it
         place = np.repeat(np.tile(spread(crops), clips)[:, None], 2, axis=1)
@@ -133,7 +175,7 @@ def _cut(
         if not video.decoded and _disproved(timeline, came):
             output = timeline.of_output(_all_output(video, came, decode))
             heard = replace(video, timeline=output, decoded=True)
-            return _cut(heard, frames, size, stride, clips, before, fps, crops, zoom)
+            return _cut(heard, frames, size, stride, clips, before, fps, crops, zoom, piece)
         if filled.all() or decode.all():
             break
     complete = filled.all(1)
@@ -143,8 +185,9 @@ def _cut(
         )
     if not complete.any():
         raise MediaError("no clip decodes: " + "; ".join(notes))
-    seconds = timeline.seconds_in_units * video.unit
-    return VideoClips(pixels[complete], len(timeline.times), seconds, "; ".join(notes))
+    shown = timeline.piece(piece)
+    seconds = shown.seconds_in_units * video.unit
+    return VideoClips(pixels[complete], len(shown.times), seconds, "; ".join(notes))
 
 
 def _plan(
@@ -155,9 +198,10 @@ def _plan(
     rng: np.random.Generator | None,
     fps: float | None,
     crops: int | None,
+    piece: slice,
 ) -> np.ndarray:
     """The frames of each clip, (n, T). Raises MediaError when the video is too short for one."""
-    timeline, reasons = video.timeline, "".join(f"; {note}" for note in video.notes)
+    timeline, reasons = video.timeline.piece(piece), "".join(f"; {n}" for n in video.notes)
     if not len(timeline.times):
         raise MediaError("no frame in the video stream" + reasons)
     period = timeline.period if fps is None else 1 / (fps * video.unit)
@@ -170,7 +214,19 @@ def _plan(
             f"{len(timeline.times)} frames{joined} are too few for {frames} frames at stride "
             f"{stride}{rate}" + reasons
         )
-    return plan
+    return plan + piece.start
+
+
+def _piece(video: _Video, part: Part) -> slice:
+    """The frames of a part of the file, by their times."""
+    if video.timeline.stretch.any():
+        raise MediaError("its time starts again, so that the parts cannot be told apart")
+    seconds = video.timeline.times * video.unit
+    ends = part.start + (np.array([0, part.frames]) - 0.5) / part.fps  # between two frames
+    first, end = np.searchsorted(seconds, ends)
+    if end - first != part.frames:
+        video.notes.append(f"{end - first} of its {part.frames} frames are in the file")
+    return slice(int(first), int(end))
 
 
 def _disproved(timeline: Timeline, came: list[int]) -> bool:
