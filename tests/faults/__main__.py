@@ -3,7 +3,7 @@
     python -m tests.faults --out /tmp/faults --minutes 60          # local and, with `sbatch`, Slurm
     python -m tests.faults --out /tmp/faults --studies 20 --faults 40 --seed 7
 
-Every study has a twin that is let be. Faults are injected at random moments, one to three at once,
+Every study has a twin that is let be. Faults are injected at random moments, one to four at once,
 the same command is repeated until it ends by itself, and the two tables must be equal to the last
 digit (but for clocks), no finished run may have been touched again, and no process or cluster job
 may be left. Kinds of study take turns: a grid; one that is asked for one budget after the other
@@ -45,7 +45,7 @@ from PIL import Image
 from tests.faults.kinds import WRITING, live_jobs, possible, requeues
 from tests.faults.study import BUDGETS, PHOTOS, Study, Watch
 
-LOCAL = ("grid", "placed", "grows", "encode", "grid", "placed", "grows", "probe")
+LOCAL = ("grid", "encode", "placed", "probe", "grows", "encode")
 SLURM = ("grid", "placed", "grows")
 TWINS = 2  # seeds of a kind: its studies share their twins
 NAME = "fire"
@@ -82,7 +82,7 @@ def under_fire(s: Study, faults: int, pause: tuple[float, float]) -> None:
         if code is not None:
             s.start()
             continue
-        for fault in s.rng.sample(kinds, s.rng.choice((1, 1, 2, 3))):
+        for fault in s.rng.sample(kinds, s.rng.choice((1, 1, 2, 3, 4))):
             if (s.out / "filler").exists() and fault in WRITING:  # the disk is full for these too
                 continue
             if fault(s):
