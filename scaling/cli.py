@@ -125,12 +125,13 @@ def train(
 
     path = RunFolder(run).config_yaml if run.is_dir() else run
     there = RunFolder(path.parent)
+    asked = there.config() if path.name == there.config_yaml.name else RunConfig.from_yaml(path)
     if not there.lock.exists():  # nobody trained here
         written = (there.metrics, there.checkpoint, there.points_json, there.rows_json)
         outputs.claim("scaling train", *written)
     STOP.install(signal.SIGINT)
     try:
-        rows = run_train(RunConfig.from_yaml(path), there.path, log=_say)
+        rows = run_train(asked, there.path, log=_say)
     except RunBusy as busy:
         raise UserError(f"{busy}; wait for it or stop it") from None
     except Interrupted as stopped:

@@ -44,6 +44,7 @@ ENTRY: dict[str, Any] = {  # of plan.json, and of which kind
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 INDEX = "index.json"  # says what a folder of tokens, or of probes, holds; written last
 ROWS = "rows.json"
+RUN_ID = re.compile(r"[0-9a-f]{12}")  # a run's folder may have any other name
 
 
 def read_index(path: Path) -> dict[str, Any]:
@@ -81,6 +82,19 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def config(self) -> RunConfig:
+        """What the run is. Raises UserError: config.yaml is none, or that of another run than the
+        one that the folder is named after."""
+        run = RunConfig.from_yaml(self.config_yaml)
+        name = self.path.resolve().name
+        if RUN_ID.fullmatch(name) and name not in (run.run_id, run.fixed_id):
+            raise UserError(
+                f"{self.config_yaml}: describes run {run.run_id}, not {name}, which its folder is "
+                f"named after: it was changed, or is another run's. Put the file back, or remove "
+                f"the folder and run the study again to train {name} anew"
+            )
+        return run
 
     def study(self) -> Study:
         """That a run of STUDY/runs/ID belongs to."""
@@ -416,7 +430,13 @@ class Study:
         holds: dict[str, Path] = {}
         for run in self.runs():
             rows = run.read() or []
+            name = run.path.name
             for run_id in {str(row.get("run_id")) for row in rows}:
+                if run_id != name and RUN_ID.fullmatch(name) and RUN_ID.fullmatch(run_id):
+                    raise UserError(
+                        f"{run.path} holds rows of run {run_id}: they are another's, or its folder "
+                        f"was renamed. Give each run its own, or move this folder away"
+                    )
                 if (other := holds.setdefault(run_id, run.path)) != run.path:
                     raise UserError(
                         f"{run.path} and {other} both hold rows of run {run_id}, which would count "

@@ -218,6 +218,22 @@ def swapped_parts(ours: Path) -> Iterator[Bad]:
         made = json.dumps(held | {name: value}).encode()
         path = str(index.relative_to(ours))
         yield Bad(f"index {name}", ["tokens", "studies/s"], {path: made})
+    swapped = [  # of other tokens, or of these with another mixture
+        {"key": "0" * 16}, {"key": None}, {"frames": 4}, {"sources": held["sources"] * 2},
+        {"settings": held["settings"] | {"seed": 9}},
+        {"sources": [held["sources"][0] | {"weight": 0.5}]},
+    ]  # fmt: skip
+    for change in swapped:
+        made = json.dumps(held | change).encode()
+        path = str(index.relative_to(ours))
+        yield Bad(f"index {[*change]}", ["tokens", "studies/s"], {path: made})
+    theirs = str((other / "config.yaml").relative_to(ours))
+    for content in (  # of the finished run, of this one with another rate
+        (done.parent / "config.yaml").read_bytes(),
+        (other / "config.yaml").read_bytes().replace(b"lr: 0.015625", b"lr: 0.03125"),
+    ):
+        for command in (["train", str(other.relative_to(ours))], ["train", theirs]):
+            yield Bad("train of another's config.yaml", command, {theirs: content})
     manifest = index.with_name("manifest.csv")
     for content in (manifest.read_bytes()[:-25], b"\xff\xfe\0", b"a,b\n1,2\n"):
         path = str(manifest.relative_to(ours))

@@ -70,7 +70,7 @@ def prepare(
         for number, source in enumerate(data.sources)
     )
     settings = _settings(data, tokenizer, seed, sources)
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    key = shards.settings_key(settings)
     target, work = root / key, (root / f".{key}.partial").resolve()  # workers may start elsewhere
     if TokenFolder(target).index.exists() and not work.exists():
         return target

@@ -12,6 +12,7 @@ number of workers or ranks, started anywhere, reads the same batches.
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -368,7 +369,39 @@ def read_index(path: Path) -> dict[str, Any]:
             f"{file} lacks {', '.join(wrong)}: it is damaged, or somebody else's. Remove "
             f"{path} and run again: it will be encoded anew."
         )
+    if foreign := _foreign(index, path.resolve().name):
+        raise UserError(
+            f"{file}: {foreign}: it was changed, or it is of other tokens. Put the file back, or "
+            f"remove {path} and run again: it will be encoded anew."
+        )
     return index
+
+
+def _foreign(index: dict[str, Any], name: str) -> str:
+    """What in an index does not go with the folder's name, or with the settings that its key is
+    a hash of."""
+    key = index["key"]
+    if re.fullmatch("[0-9a-f]{16}", name) and key != name:
+        return f"its key is {key}, and the folder is named {name}"
+    settings = index.get("settings")
+    if settings is None:
+        return ""
+    if key != settings_key(settings):
+        return f"its key {key} is not that of its settings"
+    for one in ("frames", "size"):
+        if index[one] != settings[one]:
+            return f"{one} is {index[one]}, and {settings[one]} in its settings"
+    if len(index["sources"]) != len(settings["sources"]):
+        return f"{len(index['sources'])} sources, and {len(settings['sources'])} in its settings"
+    for here, asked in zip(index["sources"], settings["sources"], strict=True):
+        if wrong := [one for one in asked if here.get(one) != asked[one]]:
+            return f"{', '.join(wrong)} of source {asked['name']} not as in its settings"
+    return ""
+
+
+def settings_key(settings: dict[str, Any]) -> str:
+    """The name of the tokens that these settings make."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _check(file: Path, shard: dict[str, Any], row_bytes: int, verify: bool) -> None:

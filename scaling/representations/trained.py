@@ -72,6 +72,13 @@ class TrainedRun:
             raise UserError(
                 f"{self.folder}: {why}. Remove the run's folder and run the study again to train it"
             )
+        of, steps = state.get("run_id", self.run_id), state.get("steps", self.row["steps"])
+        if of not in (self.run.run_id, self.run.fixed_id) or steps != self.row["steps"]:
+            raise UserError(
+                f"{path}: the weights of run {of} after {steps} steps, not of {self.run_id} after "
+                f"{self.row['steps']}: the file is another's. Put its own back, or remove the "
+                f"run's folder and run the study again to train it"
+            )
         if shards := state.get("shards"):
             from scaling.models import parallel
 
@@ -101,7 +108,7 @@ def trained_runs(
     """
     found: dict[str, list[TrainedRun]] = {}
     for there in study.runs():
-        folder, run = there.path, RunConfig.from_yaml(there.config_yaml)
+        folder, run = there.path, there.config()
         for row in there.read() or []:
             if not row["decayed"] or row["status"] != "finished":
                 continue

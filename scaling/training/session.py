@@ -312,7 +312,8 @@ class Session:
         """What the budget that ends here learned; a sharded run's checkpoint holds the last."""
         if self.ranks.first and not self.sharded:
             held = self.folder.weights(self.state["step"])
-            checkpoint.save(held, {"model": self.model.state_dict()})
+            named = {"run_id": self.run.run_id, "steps": self.state["step"]}
+            checkpoint.save(held, named | {"model": self.model.state_dict()})
             checkpoint.drop(held, files=1, folders=0)
 
     def _append_diverged(self, mean: float) -> None:

@@ -3,7 +3,7 @@
     python -m tests.faults --out /tmp/faults --minutes 60          # local and, with `sbatch`, Slurm
     python -m tests.faults --out /tmp/faults --studies 20 --faults 40 --seed 7
 
-Every study has a twin that is let be. Faults are injected at random moments, one to four at once,
+Every study has a twin that is let be. Faults are injected at random moments, one to six at once,
 the same command is repeated until it ends by itself, and the two tables must be equal to the last
 digit (but for clocks), no finished run may have been touched again, and no process or cluster job
 may be left. Kinds of study take turns: a grid; one that is asked for one budget after the other
@@ -45,7 +45,7 @@ from PIL import Image
 from tests.faults.kinds import WRITING, live_jobs, possible, requeues
 from tests.faults.study import BUDGETS, PHOTOS, Study, Watch
 
-LOCAL = ("grid", "encode", "placed", "probe", "grows", "encode")
+LOCAL = ("encode", "probe", "grid", "encode", "probe", "placed", "encode", "probe", "grows")
 SLURM = ("grid", "placed", "grows")
 TWINS = 2  # seeds of a kind: its studies share their twins
 NAME = "fire"
@@ -82,7 +82,7 @@ def under_fire(s: Study, faults: int, pause: tuple[float, float]) -> None:
         if code is not None:
             s.start()
             continue
-        for fault in s.rng.sample(kinds, s.rng.choice((1, 1, 2, 3, 4))):
+        for fault in s.rng.sample(kinds, s.rng.choice((1, 2, 3, 4, 6))):
             if (s.out / "filler").exists() and fault in WRITING:  # the disk is full for these too
                 continue
             if fault(s):
@@ -182,6 +182,8 @@ def one_study(out: Path, number: int, chosen: argparse.Namespace, slurm: bool) -
     seed = number // len(order) % TWINS
     long = slurm and kind != "placed"
     where = out / f"study{number}"
+    shutil.rmtree(where, ignore_errors=True)  # of a campaign that was killed
+    where.with_name(f"{where.name}.log").unlink(missing_ok=True)
     # Nodes in name spaces of their own would not see a disk that is mounted here.
     disk = small_disk(where) if number % 3 == 0 and not slurm else contextlib.nullcontext()
     study = Study(where, NAME, kind, seed, slurm, long, rng, 1 if kind == "grows" else len(BUDGETS))

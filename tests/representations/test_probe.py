@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
+from scaling import checkpoint
 from scaling.data.shards import TokenData
 from scaling.errors import UserError
 from scaling.models.parametrization import build
@@ -314,13 +315,21 @@ def test_checkpoint_of_another_tokenizer(own: Path, pictures: Path) -> None:
     with pytest.raises(UserError, match="is not the tokenizer of"):
         open_tokenizer(data_dir)
     tokenizer.write_bytes(intact)
-    (data_dir / "index.json").write_text(json.dumps(index | {"key": "0123", "vocab": 99}))
-    with pytest.raises(UserError, match=r"tokens 0123 .*codes of another tokenizer mean nothing"):
+    (data_dir / "index.json").write_text(json.dumps(index | {"vocab": 99}))
+    with pytest.raises(UserError, match=r"vocabulary of 99 .*codes of another tokenizer mean"):
         run(own, pictures)
 
 
 def test_damaged_checkpoint(own: Path, pictures: Path) -> None:
     (path,) = own.glob("runs/*/weights-*.pt")
+    whole, (state, _) = path.read_bytes(), checkpoint.load(path)
+    assert state is not None
+    for other in ({"run_id": "0" * 12}, {"steps": 7}):  # of the same shapes
+        checkpoint.save(path, state | other)
+        with pytest.raises(UserError, match=r"the file is another's\. Put its own back"):
+            run(own, pictures)
+    checkpoint.drop(path, files=1, folders=0)
+    path.write_bytes(whole)
     path.write_bytes(path.read_bytes()[:-10] + b"0123456789")
     with pytest.raises(UserError, match=r"no checkpoint that verifies; weights-\d+.pt is damaged"):
         run(own, pictures)
