@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ def data_section(tokens: TokenData | None) -> str:
                 "train": source["train"]["sequences"],
                 "tokens": source["train"]["sequences"] * (index["context"] + 1),
                 "validation": source["validation"]["sequences"],
-                "psnr": tokenizer["reconstruction"][source["name"]]["psnr"],
+                "psnr": tokenizer["reconstruction"].get(source["name"], {}).get("psnr", math.nan),
             }
             for source in index["sources"]
         ]
@@ -76,7 +77,7 @@ def data_section(tokens: TokenData | None) -> str:
         Column("train", "training sequences", lambda v: f"{v:,}"),
         Column("tokens", "training tokens", count_text),
         Column("validation", "validation sequences", lambda v: f"{v:,}"),
-        Column("psnr", "reconstruction PSNR (dB)", lambda v: f"{v:.2f}"),
+        Column("psnr", "reconstruction PSNR (dB)", lambda v: "-" if math.isnan(v) else f"{v:.2f}"),
     ]
     return (
         f"<p>{text}</p>"

@@ -32,7 +32,8 @@ def tokens(
     for number, folder in enumerate(_token_folders(where, out)):
         about = tokens_summary(folder)
         print("\n" * (number > 0) + f"tokens    {folder}")
-        print(f"tokenizer {about['tokenizer']}, weights sha256 {about['sha256'][:16]}...")
+        weights = f"weights sha256 {about['sha256'][:16]}..." if about["sha256"] else "not here"
+        print(f"tokenizer {about['tokenizer']}, {weights}")
         print(
             f"sequence  {about['frames']} frames of {about['size']} px, "
             f"{about['tokens_per_frame']} tokens a frame, {about['context'] + 1} tokens with start "
@@ -63,7 +64,8 @@ def tokens(
                     f"({found.coverage:.2%}) among {found.counts.sum():,}"
                 )
         said = ", ".join(f"{name} {value:.2f} dB" for name, value in about["psnr"].items())
-        print(f"PSNR      {said} (validation frames)")
+        if said:
+            print(f"PSNR      {said} (validation frames)")
         for line in not_whole(TokenFolder(folder).manifest):
             print(line)
 
@@ -163,10 +165,10 @@ def train(
     from scaling.study_folder import choose
 
     study, _ = choose(config, overrides=set_ or ())
-    if study.tokenizer.kind == "codebook" or study.tokenizer.weights is not None:
+    if study.tokenizer.kind in ("codebook", "given") or study.tokenizer.weights is not None:
         raise UserError(
-            "tokenizer.kind is codebook, or tokenizer.weights is given: there is nothing to train; "
-            "add --set tokenizer.kind=vqgan (or dvae)"
+            f"tokenizer.kind is {study.tokenizer.kind}, or tokenizer.weights is there: there is "
+            "nothing to train; add --set tokenizer.kind=vqgan (or dvae)"
         )
     if target is not None and target.suffix != ".safetensors":
         raise UserError(f"{target}: name the file to write with .safetensors at its end")

@@ -46,7 +46,7 @@ class SourceConfig(Section):
     """One source of clips. `weight` is its share of the training tokens, relative to the others."""
 
     name: Slug
-    kind: Literal["leaves", "video", "images"]
+    kind: Literal["leaves", "video", "images", "tokens"]
     path: Annotated[Path, Field(strict=False)] | None = None
     weight: PositiveFloat = 1.0
     exhausted: Literal["repeat", "error"] = "repeat"  # when a run needs more than it holds
@@ -90,9 +90,9 @@ class DataConfig(Section):
 
 class TokenizerConfig(Section):
     """How a frame becomes integers: with published weights, or with what is fitted on the study's
-    own training frames (k-means, or a small dVAE or VQGAN)."""
+    own training frames (k-means, or a small dVAE or VQGAN). `given`: elsewhere, of all sources."""
 
-    kind: Literal["codebook", "dvae", "vqgan"] = "codebook"
+    kind: Literal["codebook", "dvae", "vqgan", "given"] = "codebook"
     patch: Positive = 8  # side of a code's square, pixels
     codes: Annotated[int, Field(ge=2, le=65_000)] = 1024  # uint16 shards
     weights: Annotated[Path, Field(strict=False)] | None = None  # safetensors or a state_dict
@@ -102,7 +102,9 @@ class TokenizerConfig(Section):
 
     @model_validator(mode="after")
     def _can_be_made(self) -> TokenizerConfig:
-        if self.kind == "codebook" or self.weights is not None:
+        if self.kind == "given" and self.weights is not None:
+            raise ValueError("kind 'given' has no weights: its codes are ready; remove `weights`")
+        if self.kind in ("codebook", "given") or self.weights is not None:
             return self
         if self.patch < 2 or self.patch & (self.patch - 1):
             raise ValueError(
@@ -386,6 +388,14 @@ class StudyConfig(Section):
                 f"data.size {self.data.size} is not a multiple of tokenizer.patch "
                 f"{self.tokenizer.patch}; choose a patch that divides the frame"
             )
+        ready = [source.kind == "tokens" for source in self.data.sources]
+        if any(ready) != (self.tokenizer.kind == "given") or any(ready) != all(ready):
+            raise ValueError(
+                "sources of kind 'tokens' and tokenizer.kind 'given' go together, all or none: one "
+                "vocabulary, made by one tokenizer"
+            )
+        if all(ready) and self.data.pixels:
+            raise ValueError("data.pixels: ready tokens come without their frames; remove it")
         if "patches" in (self.model.inputs, self.model.targets) and not self.data.pixels:
             raise ValueError(
                 "model.inputs or model.targets is patches, which are cut from stored frames; set "

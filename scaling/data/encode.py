@@ -32,6 +32,9 @@ from safetensors import safe_open
 from scaling.config.schema import DataConfig, TokenizerConfig
 from scaling.data import shards
 from scaling.data.fit_tokenizer import Kept, Progress, fit, silent
+from scaling.data.given import Given
+from scaling.data.given import survey as ready_tokens
+from scaling.data.given import write as write_given
 from scaling.data.parts_to_shards import Joiner, part_path
 from scaling.data.sources import Reader, Source, Unit, survey, unusable
 from scaling.errors import UserError
@@ -65,10 +68,16 @@ def prepare(
     Raises UserError when a source has no usable file or too few to split, when the tokenizer does
     not fit, and when the disk is full.
     """
-    sources = tuple(
-        survey(number, source, data.val_fraction, seed)
-        for number, source in enumerate(data.sources)
-    )
+    given: tuple[Given, ...] = ()
+    sources: tuple[Source, ...]
+    if tokenizer.kind == "given":
+        numbered = enumerate(data.sources)
+        sources = given = tuple(ready_tokens(n, s, data, tokenizer, seed) for n, s in numbered)
+    else:
+        sources = tuple(
+            survey(number, source, data.val_fraction, seed)
+            for number, source in enumerate(data.sources)
+        )
     settings = _settings(data, tokenizer, seed, sources)
     key = shards.settings_key(settings)
     target, work = root / key, (root / f".{key}.partial").resolve()  # workers may start elsewhere
@@ -85,14 +94,35 @@ def prepare(
         with files.RunLock(root, f".{key}.lock", wait=True):
             if not TokenFolder(target).index.exists():
                 (work / "parts").mkdir(parents=True, exist_ok=True)
-                reader = Reader(data, seed, sources)
-                _Encoder(reader, tokenizer, work, progress, workers, mapper).run(key, settings)
+                if given:
+                    _copy(work, given, data, tokenizer, key, settings)
+                else:
+                    reader = Reader(data, seed, sources)
+                    _Encoder(reader, tokenizer, work, progress, workers, mapper).run(key, settings)
                 if target.exists():  # a directory without an index: someone's remains
                     shutil.rmtree(target)
                 os.replace(work / "done", target)
                 files.sync_folder(root)
             shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _copy(
+    work: Path,
+    sources: tuple[Given, ...],
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    key: str,
+    settings: dict[str, Any],
+) -> None:
+    """Ready tokens -> <work>/done; nothing stays where they are refused."""
+    shutil.rmtree(work / "done", ignore_errors=True)
+    (work / "done").mkdir()
+    try:
+        write_given(work / "done", sources, data, tokenizer, key, settings)
+    except UserError:
+        shutil.rmtree(work)
+        raise
 
 
 def _check_room(data: DataConfig, tokenizer: TokenizerConfig, root: Path) -> None:
@@ -147,6 +177,8 @@ def _tokenizer_settings(tokenizer: TokenizerConfig) -> dict[str, Any]:
         "patch": tokenizer.patch,
         "codes": tokenizer.codes,
     }
+    if tokenizer.kind == "given":
+        return settings
     weights = tokenizer.weights
     if weights is not None:
         try:

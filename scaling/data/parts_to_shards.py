@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling.config.schema import DataConfig
 from scaling.data import shards
 from scaling.data.sources import Reader, Source, Unit, rng_of, row
 from scaling.models.tokenizers.codebook import psnr
@@ -75,41 +76,25 @@ class Joiner:
             entry["seconds"] = round(sum(r["seconds"] for r in mine), 3)
             sources.append(entry)
         there = TokenFolder(done)
-        files.write(there.manifest, _manifest(manifest))
         files.write(there.samples, self._samples())
         weights = there.tokenizer
         files.write(weights, (self.work / weights.name).read_bytes())
-        status = [r["status"] for r in manifest]
-        index = {
-            "schema": shards.SCHEMA,
-            "key": key,
-            "vocab": self.tokenizer.codes + shards.SPECIALS,
-            "context": self.length + 1,
-            "frames": self.reader.data.frames,
-            "size": self.reader.data.size,
-            "tokens_per_frame": self.frame_tokens,
-            "tokenizer": {
-                "label": self.label,
-                "file": weights.name,
-                "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-                "codes": self.tokenizer.codes,
-                "codes_used": int((used > 0).sum()),
-                "entropy_nats": _entropy(used),
-                "reconstruction": errors,
-            },
-            "files": {kind: status.count(kind) for kind in sorted(set(status))},
-            "settings": settings,
-            "sources": sources,
+        about = {
+            "label": self.label,
+            "file": weights.name,
+            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "codes": self.tokenizer.codes,
+            "reconstruction": errors,
         }
-        files.write(there.index, json.dumps(index, indent=1).encode())
-        files.sync_folder(done)
+        data, per_frame = self.reader.data, self.frame_tokens
+        write_index(done, data, per_frame, about, used, manifest, sources, key, settings)
 
     def _write_shards(
         self, folder: Path, source: Source, split: str, used: np.ndarray | None
     ) -> dict[str, Any]:
         """Write the sequences of a split; count the codes in `used`; returns the index entry."""
         start = shards.IMAGE_START if source.kind == "images" else shards.VIDEO_START
-        writer = shards.Writer(folder, _stem(source, split), self.length + 2)
+        writer = shards.Writer(folder, stem(source, split), self.length + 2)
         for codes_NL in self._sequences(source, split, "codes"):
             if used is not None:
                 used += np.bincount(codes_NL.reshape(-1), minlength=len(used))
@@ -119,7 +104,7 @@ class Joiner:
     def _write_pixels(self, folder: Path, source: Source, split: str) -> dict[str, Any]:
         """The frames of the same sequences, for inputs or targets that are not tokens."""
         values = 3 * self.reader.data.frames * self.reader.data.size**2
-        writer = shards.Writer(folder, _stem(source, split) + ".pixels", values, np.uint8)
+        writer = shards.Writer(folder, stem(source, split) + ".pixels", values, np.uint8)
         for pixels_ND in self._sequences(source, split, "pixels"):
             writer.write(pixels_ND)
         return writer.close()
@@ -213,7 +198,44 @@ class Joiner:
         return frames.reshape(whole, -1, *frames.shape[1:])
 
 
-def _stem(source: Source, split: str) -> str:
+def write_index(
+    folder: Path,
+    data: DataConfig,
+    tokens_per_frame: int,
+    tokenizer: dict[str, Any],
+    used: np.ndarray,
+    manifest: list[dict[str, Any]],
+    sources: list[dict[str, Any]],
+    key: str,
+    settings: dict[str, Any],
+) -> None:
+    """Write the manifest and, last, the index of a token directory whose shards are there.
+
+    `used` has how often each code occurs in training.
+    """
+    there = TokenFolder(folder)
+    files.write(there.manifest, _manifest(manifest))
+    status = [r["status"] for r in manifest]
+    counted = {"codes_used": int((used > 0).sum()), "entropy_nats": _entropy(used)}
+    index = {
+        "schema": shards.SCHEMA,
+        "key": key,
+        "vocab": tokenizer["codes"] + shards.SPECIALS,
+        "context": data.frames * tokens_per_frame + 1,
+        "frames": data.frames,
+        "size": data.size,
+        "tokens_per_frame": tokens_per_frame,
+        "tokenizer": tokenizer | counted,
+        "files": {kind: status.count(kind) for kind in sorted(set(status))},
+        "settings": settings,
+        "sources": sources,
+    }
+    files.write(there.index, json.dumps(index, indent=1).encode())
+    files.sync_folder(folder)
+
+
+def stem(source: Source, split: str) -> str:
+    """The beginning of the names of the shards of a source and split."""
     return f"{source.number}-{re.sub(r'[^A-Za-z0-9_-]+', '_', source.name)}.{split}"
 
 

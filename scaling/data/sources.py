@@ -109,12 +109,17 @@ def survey(number: int, settings: SourceConfig, val_fraction: float, seed: int) 
     for name in sorted(source.episodes.keys() & source.identity.keys()):
         group = source.episodes[name].group
         source.together[name] = whole.setdefault(group, source.identity[name])
+    split(source, val_fraction, seed)
+    return source
+
+
+def split(source: Source, val_fraction: float, seed: int) -> None:
+    """Share the files out to training and validation."""
     # Equal contents under two names must not meet across the split: the hash is of the content.
     rank = {name: _number(seed, "split", source.split_unit(name)) for name in source.identity}
     source.train = sorted(source.identity, key=lambda name: (rank[name], name))
     while len(source.validation) < round(val_fraction * len(source.identity)):
         source.move_next()
-    return source
 
 
 def _listed(source: Source, root: Path, suffixes: frozenset[str]) -> list[str]:

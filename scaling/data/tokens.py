@@ -128,7 +128,7 @@ def tokens_summary(path: Path) -> dict[str, Any]:
     return {
         "key": index["key"],
         "tokenizer": tokenizer["label"],
-        "sha256": tokenizer["sha256"],
+        "sha256": tokenizer.get("sha256", ""),  # of one that made its tokens elsewhere
         "vocab": index["vocab"],
         "context": index["context"],
         "frames": index["frames"],
@@ -204,7 +204,10 @@ class Tokens:
         """A validation clip above the same through a tokenizer and back, and its PSNR (dB)."""
         from scaling.analysis.figures.pictures import contact_sheet, psnr_decibel
 
-        with np.load(TokenFolder(self.folders[label]).samples) as samples:
+        held = TokenFolder(self.folders[label]).samples
+        if not held.exists():
+            raise UserError(f"{held.parent}: tokens made elsewhere come without frames")
+        with np.load(held) as samples:
             before, after = samples["original"][0], samples["reconstruction"][0]
         return contact_sheet([before, after]), psnr_decibel(before, after)
 

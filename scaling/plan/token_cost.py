@@ -75,6 +75,8 @@ def _tokens(config: StudyConfig, wanted: int) -> list[str]:
         material = "built in"
         if source.kind == "images":
             material = f"{frames:.3g} images"
+        elif source.kind == "tokens":
+            material = "ready tokens"
         elif source.kind == "video":
             hours = frames * data.stride / (data.fps or PAPER_FPS) / 3600
             material = f"{hours:,.0f} h of video"
@@ -130,6 +132,8 @@ def encoder_macs(config: TokenizerConfig, size: int) -> tuple[int, str]:
 
     Weights that are not here are taken to be the published ones of that many pixels and codes.
     """
+    if config.kind == "given":
+        return 0, "made elsewhere"
     if config.kind == "codebook":
         squares = (size // config.patch) ** 2
         return squares * config.codes * 3 * config.patch**2, "k-means, nearest centroid"

@@ -177,6 +177,11 @@ def open_tokenizer(data_dir: Path) -> tuple[Any, dict[str, Any]]:
     from scaling.models.tokenizers.codebook import Codebook
 
     index = read_index(data_dir)
+    if "file" not in index["tokenizer"]:
+        raise UserError(
+            f"{data_dir}: its tokens were made elsewhere (tokenizer.kind given), so that pictures "
+            "and clips cannot be made into tokens here"
+        )
     path = data_dir / index["tokenizer"]["file"]
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
