@@ -46,7 +46,7 @@ from tests.faults.kinds import WRITING, live_jobs, possible, requeues
 from tests.faults.study import BUDGETS, PHOTOS, Study, Watch
 
 LOCAL = ("encode", "probe", "grid", "encode", "probe", "placed", "encode", "probe", "grows")
-SLURM = ("grid", "placed", "grows")
+SLURM = ("placed", "grid", "grows")
 TWINS = 2  # seeds of a kind: its studies share their twins
 NAME = "fire"
 

@@ -154,9 +154,12 @@ def test_kill_nine_at_random_moments(study: Path, pictures: Path, tmp_path: Path
             kept = {p: p.stat().st_mtime_ns for p in own.glob("probes/*/features/*.json")}
             assert {p: kept[p] for p in states} == states
             states = kept
+            if code == 0 and killed < min(kills, 2):  # it ended before it was killed: once more
+                shutil.rmtree(own / "probes")
+                (own / "probes").mkdir()
+                states, code = {}, 1
         tables.append((own / "probes.csv").read_bytes())
     assert tables[0] == tables[1]
-    assert killed >= 2, "the first two at least have much to write"
 
 
 def test_files_that_were_read_twice_are_read_again(

@@ -13,6 +13,7 @@ from scaling.checkpoint import STOP, Interrupted
 from scaling.errors import UserError
 from scaling.storage import files
 from scaling.storage.files import RunLock
+from tests.shell import HANGS
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def perform(task: Task, run_dir: Path) -> None:
         while done < task.seconds:
             time.sleep(0.05)
             done += 0.05
+            with open(run_dir / "ticks", "a") as file:
+                file.write(".")
             if STOP:
                 files.write(state, str(done))
                 raise Interrupted(f"saved at {done:.2f}")
@@ -72,7 +75,13 @@ def attempts(run_dir: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def until(what: Callable[[], object], seconds: float = 60) -> None:
+def ticks(run_dir: Path) -> int:
+    """Twentieths of a second that were worked, in all attempts."""
+    path = run_dir / "ticks"
+    return path.stat().st_size if path.exists() else 0
+
+
+def until(what: Callable[[], object], seconds: float = HANGS) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, f"waited {seconds} s in vain"

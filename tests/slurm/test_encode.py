@@ -14,6 +14,7 @@ from scaling.jobs import squeue
 from scaling.study.pipeline import encode
 from scaling.study_folder import Study
 from tests.data.test_encode import digest
+from tests.shell import HANGS
 
 pytestmark = pytest.mark.slurm
 
@@ -56,7 +57,7 @@ def test_a_killed_driver_leaves_jobs_that_the_next_one_takes_over(own: Path) -> 
         f"encode(load_study(Path({str(own / 'own.yaml')!r})), Study(Path({str(own)!r})), print)\n"
     )
     driver = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + HANGS
     while not squeue.entries(own / "jobs"):
         assert time.monotonic() < deadline and driver.poll() is None
         time.sleep(0.1)

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -23,7 +22,8 @@ from scaling.jobs.job import RETRIES, Job
 from scaling.jobs.launch import Detached, Finished, Launcher
 from scaling.study.doctor import examine
 from scaling.study_folder import ENTRY, Study
-from tests.slurm.cluster_work import Task, attempts, perform, until
+from tests.shell import HANGS
+from tests.slurm.cluster_work import Task, attempts, perform, ticks, until
 
 pytestmark = pytest.mark.slurm
 
@@ -150,7 +150,7 @@ def test_detached_jobs_of_all_kinds_together_are_as_many_as_launch_says(tmp_path
         most = max(most, states.count("RUNNING"))
         return not states
 
-    until(ended, seconds=120)
+    until(ended)
     assert 1 <= most <= 2
     assert [len(attempts(j.run_dir)) for j in made] == [1] * 6
 
@@ -162,33 +162,31 @@ def test_a_cancelled_job_is_not_brought_back(
     thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=60)))
     until(lambda: working(tmp_path))
     assert squeue.cancel(tmp_path / "jobs") == 1
-    thread.join(60)
+    thread.join(HANGS)
     assert "was cancelled" in (found["run0"].error or "")
     assert len(attempts(tmp_path / "runs" / "run0")) == 1
     assert squeue.entries(tmp_path / "jobs") == {}
 
 
 def test_a_warned_job_saves_requeues_itself_and_continues(tmp_path: Path) -> None:
-    thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=8)))
-    until(lambda: working(tmp_path))
-    time.sleep(2)
+    thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=10)))
+    until(lambda: ticks(tmp_path / "runs" / "run0") > 25)
     job = job_id(tmp_path)
     subprocess.run(["scancel", "--signal", "USR2", job], check=True)
     until(lambda: working(tmp_path, times=2))
     first, second = attempts(tmp_path / "runs" / "run0")
     assert first.split()[0] == second.split()[0] == job, "the same job, requeued"
     assert float(second.split()[-1]) > 1, "continued where it was"
-    thread.join(60)
+    thread.join(HANGS)
     assert found["run0"].error is None
 
 
 def test_sigterm_alone_requeues_too(tmp_path: Path) -> None:
     """Preemption where the cluster sends no user signal."""
     thread, found = in_background(tmp_path, jobs(tmp_path, Task(seconds=6)))
-    until(lambda: working(tmp_path))
-    time.sleep(1)
+    until(lambda: ticks(tmp_path / "runs" / "run0") > 5)
     subprocess.run(["scancel", "--signal", "TERM", job_id(tmp_path)], check=True)
-    thread.join(90)
+    thread.join(HANGS)
     assert found["run0"].error is None
     assert len(attempts(tmp_path / "runs" / "run0")) == 2
 
@@ -203,11 +201,10 @@ def test_a_preempted_job_gives_way_and_comes_back(tmp_path: Path) -> None:
     nodes = 4
     made = jobs(tmp_path, *[Task(seconds=10)] * nodes)
     thread, found = in_background(tmp_path, made, partition="low", threads=cpus)
-    until(lambda: all(working(tmp_path, f"run{k}") for k in range(nodes)))
-    time.sleep(1)
+    until(lambda: all(ticks(tmp_path / "runs" / f"run{k}") > 15 for k in range(nodes)))
     rival = ["sbatch", "--parsable", "-p", "main", f"--cpus-per-task={cpus}", "-o", "/dev/null"]
     done = subprocess.run([*rival, "--wrap", "sleep 5"], capture_output=True, text=True, check=True)
-    thread.join(120)
+    thread.join(HANGS)
     subprocess.run(["scancel", done.stdout.strip()], check=True)
     assert all(f.error is None for f in found.values())
     tries = [attempts(j.run_dir) for j in made]
@@ -225,7 +222,7 @@ def test_a_lost_node_is_told_from_a_failure(tmp_path: Path) -> None:
     if done.returncode:
         pytest.skip(f"not allowed to set a node down: {done.stderr.strip()}")
     try:
-        thread.join(90)
+        thread.join(HANGS)
     finally:
         subprocess.run([*update, "state=resume"], check=True)
     assert found["run0"].error is None
@@ -339,7 +336,7 @@ def test_a_controller_that_is_away_is_waited_for(
         thread.start()
         until(lambda: "Slurm does not answer; waiting for it" in capfd.readouterr().err)
         monkeypatch.setenv("SLURM_CONF", str(there))
-        thread.join(60)
+        thread.join(HANGS)
     assert [f.error for f in finished] == [None, None]
     assert [len(attempts(j.run_dir)) for j in made] == [1, 1]
 
@@ -353,7 +350,7 @@ def test_a_job_that_slurm_holds_after_a_failed_launch_is_submitted_again(
     until(lambda: working(tmp_path))
     held = job_id(tmp_path)
     subprocess.run(["scontrol", "requeuehold", held], check=True)
-    thread.join(60)
+    thread.join(HANGS)
     assert found["run0"].error is None
     assert held not in attempts(tmp_path / "runs" / "run0")[-1], "another job ended it"
 

@@ -23,6 +23,7 @@ from scaling.models.family import size
 from scaling.results import NOT_REPEATABLE
 from scaling.study_folder import RunFolder
 from scaling.tracking.load import load
+from tests.shell import HANGS
 from tests.slurm.cluster_work import until
 
 pytestmark = pytest.mark.slurm
@@ -50,7 +51,7 @@ TOLERANCE = 1e-4  # nats: sums over ranks round in another order, and training c
 
 def scaling(*arguments: str, code: int = 0) -> str:
     command = [sys.executable, "-m", "scaling.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -135,7 +136,7 @@ def test_two_nodes_of_two_tasks_equal_one_process(tmp_path: Path, run: RunConfig
     job = Job(dataclasses.replace(run, parallel="ddp"), there)
     with Launcher(launch, tmp_path / "jobs", train) as launcher:
         launcher.submit([job])
-        until((there / "checkpoint.pt").exists, 120)
+        until((there / "checkpoint.pt").exists)
         (job_id,) = [entry.job_id for entry in squeue.entries(tmp_path / "jobs").values()]
         subprocess.run(["scancel", "--signal", "USR2", job_id], check=True)
         assert [f.error for f in launcher.map([job])] == [None]
