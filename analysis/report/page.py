@@ -98,10 +98,11 @@ def strip(source: str, alt: str, text: str = "") -> str:
     return f'<div><img src="{source}" alt="{escape(alt)}">{under}</div>'
 
 
-def strips(shown: Sequence[str], title: str, text: str) -> str:
-    """Film strips (of `strip`) with their caption."""
+def strips(shown: Sequence[str], title: str, text: str, *, long: bool = False) -> str:
+    """Film strips (of `strip`) with their caption. long: each takes the whole width."""
+    kind = "strips long" if long else "strips"
     return (
-        f'<figure class="numbered wide"><div class="strips">{"".join(shown)}</div><figcaption>'
+        f'<figure class="numbered wide"><div class="{kind}">{"".join(shown)}</div><figcaption>'
         f"<b>{escape(title)}</b> {escape(text)}</figcaption></figure>"
     )
 

@@ -199,7 +199,7 @@ def _film_strips(films: Sequence[Film]) -> str:
         "The mask of the first frame is given; the rest is carried on by similarity of features "
         "alone."
     )
-    return strips(shown, "Masks over frames.", text)
+    return strips(shown, "Masks over frames.", text, long=True)
 
 
 def generated_section(generated: Sequence[Generated]) -> str:
@@ -216,7 +216,7 @@ def generated_section(generated: Sequence[Generated]) -> str:
                 f"Above: the clip. Below: its first frames, and what {size} drew after them, "
                 f"{frames} frames in all."
             )
-            parts.append(strips([strip(image, alt)], f"{clip}, continued.", text))
+            parts.append(strips([strip(image, alt)], f"{clip}, continued.", text, long=True))
         text = (
             f"{clip}, {size}: mean over the positions of a frame. Beyond the context the window "
             "slides by frames."

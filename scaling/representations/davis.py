@@ -18,13 +18,17 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from scaling.analysis.figures.pictures import overlay
+from scaling.analysis.questions.quality import DAVIS_KINDS
 from scaling.errors import UserError
 from scaling.jobs.machine import in_threads, threads_at_once
 from scaling.models.propagation import PROTOCOLS, Protocol, propagate
+from scaling.representations.continuation import write_video
 from scaling.representations.davis_folders import Davis, find_sequences
 from scaling.representations.davis_masks import VOID, read_masks
 from scaling.representations.davis_measures import evaluate
@@ -37,6 +41,7 @@ from scaling.representations.trained import (
     trained_runs,
 )
 from scaling.storage import files
+from scaling.study.page_sources import films
 from scaling.study.progress import teller
 from scaling.study_folder import ProbeFolder, Study
 
@@ -46,8 +51,9 @@ COLUMNS = (
     "data", "layer", "depth", "sequence", "object", "frames", "j_mean", "j_recall", "j_decay",
     "f_mean", "f_recall", "f_decay",
 )  # fmt: skip
-STRIP_FRAMES = 8
-STRIP_HEIGHT = 96  # px
+FILM_FRAMES = 60  # as many as the paper's Figure 5 shows
+FILM_HEIGHT = 120  # px
+FILM_FPS = 12
 Say = Callable[[str], None]
 
 
@@ -65,6 +71,8 @@ def track(
     say: Say = print,
 ) -> Path:
     """Track DAVIS's objects with every layer of a study's models; returns STUDY/davis.csv.
+
+    STUDY/davis/<key>/SEQUENCE.mp4 shows each sequence's masks.
 
     Beside the trained model: the same with the weights it started from, and the patches' pixels
     themselves as features.
@@ -91,6 +99,7 @@ def track(
     say(found.told)
     rule = asdict(PROTOCOLS[protocol])
     rule["radius"] = max(1.0, rule["radius"] * rows / 60)
+    folders: dict[Path, None] = {}
     with files.explained(study.folder):
         for trained in chosen:
             data_dir = data_dir_of(study, trained.run)
@@ -99,6 +108,7 @@ def track(
             key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
             folder = study.davis_dir / key
             folder.mkdir(parents=True, exist_ok=True)
+            folders[folder] = None
             about = {"protocol": protocol, "data": found.named}
             files.write(ProbeFolder(folder).index, json.dumps(settings | about))
             kinds = (*WEIGHTS, "pixels")
@@ -112,7 +122,14 @@ def track(
                     for weights in kinds
                 ]
             )  # fmt: skip
-        return gather(study)
+        out = gather(study)
+        table = pd.read_csv(out, dtype={"run_id": str})
+        of = dict(zip(DAVIS_KINDS, (found.named, protocol, rows), strict=True))
+        mine = table[(table[list(of)] == pd.Series(of)).all(axis=1)]
+        for folder in folders:
+            write_films(folder, mine)
+        say(f"masks of each sequence: {', '.join(f'{folder}/*.mp4' for folder in folders)}")
+        return out
 
 
 def read_frames(paths: list[Path], rows: int, patch: int) -> np.ndarray:
@@ -172,22 +189,23 @@ def _track_run(
         truth_THW = read_masks(of_files.masks)
         h, w = frames.shape[1] // read.patch, frames.shape[2] // read.patch
         first_hwC = (nearest if rule.hard_start else shares)(truth_THW[0], h, w)
-        made, strips = [], []
+        made, small = [], []
         for layer, features in read.of(frames, wanted):
             soft_ThwC = propagate(features, first_hwC, rule)
             masks_THW = hard_masks(soft_ThwC, truth_THW[0], rule.normalised)
-            strips.append(_strip(masks_THW))
+            small.append(_film(masks_THW))
             of = {"layer": layer, "depth": layer / depth, "sequence": sequence}
             of |= {"frames": len(frames), "files": of_files.key}
             made += [about | of | measured for measured in evaluate(masks_THW, truth_THW)]
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, layers=np.array(wanted), masks=np.stack(strips))
+        np.savez_compressed(buffer, layers=np.array(wanted), masks=np.stack(small))
         files.write(folder / f"{name}-{sequence}.npz", buffer.getvalue())
         _keep_frames(folder, sequence, of_files.frames, truth_THW)
         files.write(paths[sequence], json.dumps(made))
         tell(f"{told}: sequences", number, len(todo))
     best, score = _best_layer(list(paths.values()), wanted)
-    say(f"{told}: J&F {score:.1%} at layer {best} ({len(sequences)} sequences)")
+    of_layers = f", the best of {len(wanted)}," if len(wanted) > 1 else ""
+    say(f"{told}: J&F {score:.1%} at layer {best}{of_layers} over {len(sequences)} sequences")
 
 
 def _about(trained: TrainedRun, weights: str) -> dict[str, Any]:
@@ -264,35 +282,58 @@ def hard_masks(labels_ThwC: torch.Tensor, first_HW: np.ndarray, normalised: bool
     return np.stack(masks)
 
 
-def _strip(masks_THW: np.ndarray) -> np.ndarray:
-    """Evenly spaced masks, small, for a film strip: (STRIP_FRAMES, STRIP_HEIGHT, W') uint8."""
-    at = np.linspace(0, len(masks_THW) - 1, STRIP_FRAMES).round().astype(int)
+def _film(masks_THW: np.ndarray) -> np.ndarray:
+    """Evenly spaced masks, small: (FILM_FRAMES or all, FILM_HEIGHT, W') uint8."""
     height, width = masks_THW.shape[1:]
-    size = (round(width * STRIP_HEIGHT / height), STRIP_HEIGHT)
-    small = [Image.fromarray(masks_THW[t]).resize(size, Image.Resampling.NEAREST) for t in at]
+    size = (_even(width * FILM_HEIGHT / height), FILM_HEIGHT)
+    small = [
+        Image.fromarray(masks_THW[t]).resize(size, Image.Resampling.NEAREST)
+        for t in _film_times(len(masks_THW))
+    ]
     return np.stack([np.asarray(s) for s in small])
 
 
+def _film_times(frames: int) -> np.ndarray:
+    times: np.ndarray = np.linspace(0, frames - 1, min(FILM_FRAMES, frames)).round().astype(int)
+    return times
+
+
+def _even(length: float) -> int:
+    return 2 * round(length / 2)
+
+
 def _keep_frames(folder: Path, sequence: str, paths: list[Path], truth_THW: np.ndarray) -> None:
-    """The frames and true masks of a sequence's strip."""
-    target = folder / f"frames-{sequence}.npz"
-    if target.exists():
-        return
-    truth = _strip(truth_THW)
-    at = np.linspace(0, len(paths) - 1, STRIP_FRAMES).round().astype(int)
+    """The frames and true masks of a sequence's film."""
+    truth = _film(truth_THW)
     small = []
-    for t in at:
+    for t in _film_times(len(paths)):
         with Image.open(paths[t]) as image:
-            small.append(np.asarray(image.convert("RGB").resize((truth.shape[2], STRIP_HEIGHT))))
+            small.append(np.asarray(image.convert("RGB").resize(truth.shape[:0:-1])))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, frames=np.stack(small), truth=truth)
-    files.write(target, buffer.getvalue())
+    files.write(folder / f"frames-{sequence}.npz", buffer.getvalue())
+
+
+def write_films(folder: Path, rows: pd.DataFrame) -> None:
+    """SEQUENCE.mp4 of each sequence (Figure 5): the true masks, the trained model's under them, and
+    beside these random weights' and the pixels', each at its best layer."""
+    for film in films(folder, rows):
+        of = dict(film.masks)
+        shown = [
+            overlay(film.frames, of[made_by].astype(np.int64))
+            for made_by in ("truth", "random", "trained", "pixels")
+            if made_by in of
+        ]
+        blank = np.zeros_like(film.frames)
+        shown += [blank] * (4 - len(shown))
+        quarters = np.concatenate(
+            [np.concatenate(shown[:2], axis=2), np.concatenate(shown[2:], axis=2)], axis=1
+        )
+        write_video("scaling davis", folder / f"{film.sequence}.mp4", quarters, fps=FILM_FPS)
 
 
 def gather(study: Study) -> Path:
     """STUDY/davis.csv of all rows of this schema."""
-    import pandas as pd
-
     rows: list[dict[str, Any]] = []
     for there in ProbeFolder.all_in(study.davis_dir):
         if there.read_index()["schema"] == SCHEMA:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from scaling.results import read_learned
 from scaling.study_folder import ProbeFolder, Study, TokenFolder
 
 SEQUENCES = 4  # film strips, at most
+STRIP_FRAMES = 8
 CLIPS = 4  # generated clips, at most
 
 
@@ -101,17 +103,21 @@ def _tracked(study: Study, davis: pd.DataFrame) -> list[Tracked]:
         if schema > schemas.get(of, -1):
             newest[of], schemas[of] = folder, schema
     return [
-        Tracked(one, _films(newest[of].path, one) if of in newest else ())
+        Tracked(one, [_strip_of(film) for film in films(newest[of].path, one, SEQUENCES)])
+        if of in newest
+        else Tracked(one, ())
         for of, one in davis.groupby(list(DAVIS_KINDS), sort=False)
     ]
 
 
-def _films(folder: Path, davis: pd.DataFrame) -> list[Film]:
-    """Of the first sequences: the truth, then each kind of features at its best layer."""
+def films(folder: Path, davis: pd.DataFrame, most: int | None = None) -> Iterator[Film]:
+    """Of the sequences of a folder: the truth, then each kind of features at its best layer.
+
+    davis: rows of one of DAVIS_KINDS. most: of how many sequences.
+    """
     best = davis_best(davis).sort_values("macs_total").to_dict("records")
     names = sorted(path.name.removeprefix("frames-") for path in folder.glob("frames-*.npz"))
-    films = []
-    for name in names[:SEQUENCES]:
+    for name in names[:most]:
         with np.load(folder / f"frames-{name}") as kept:
             frames, masks = kept["frames"], [("truth", kept["truth"])]
         for row in best:
@@ -121,8 +127,14 @@ def _films(folder: Path, davis: pd.DataFrame) -> list[Film]:
             with np.load(held[-1]) as kept:
                 at = list(kept["layers"]).index(int(row["layer"]))
                 masks.append((row["weights"], kept["masks"][at]))
-        films.append(Film(name.removesuffix(".npz"), frames, masks))
-    return films
+        yield Film(name.removesuffix(".npz"), frames, masks)
+
+
+def _strip_of(film: Film) -> Film:
+    """Evenly spaced frames of a film."""
+    at = np.linspace(0, len(film.frames) - 1, STRIP_FRAMES).round().astype(int)
+    masks = [(made_by, masks[at]) for made_by, masks in film.masks]
+    return Film(film.sequence, film.frames[at], masks)
 
 
 def _clip(path: Path) -> Generated:

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pandas as pd
 import pytest
@@ -176,14 +177,20 @@ def test_a_study_tracks(study: Path, layout: Path, tmp_path: Path) -> None:
     own = Path(shutil.copytree(study, tmp_path / "own"))
     said: list[str] = []
     table = pd.read_csv(davis.track(Study(own), layout, rows=12, say=said.append))
-    assert set(table.weights) == {"trained", "random", "pixels"} and len(said) == 4
+    assert set(table.weights) == {"trained", "random", "pixels"} and len(said) == 5
     assert said[0] == "2 sequences of all (there is no ImageSets/) at 480p"
     assert len(table) == 2 * 3 + 2 * 3 + 2  # sequences x layers; pixels have one
     by = table.groupby("weights").j_mean.max()
     assert by.pixels > 0.8 and by.trained > 0.6
     strip = next((own / "davis").glob("*/*-trained*-slow.npz"))
     with np.load(strip) as held:
-        assert held["masks"].shape == (3, 8, 96, 128) and held["masks"].max() == 1
+        assert held["masks"].shape == (3, 6, 120, 160) and held["masks"].max() == 1
+    with av.open(str(next((own / "davis").glob("*/slow.mp4")))) as film:
+        (*_, last) = film.decode(video=0)
+        assert film.streams.video[0].frames == 6
+    top_left = last.to_ndarray(format="rgb24")[:120, :160].astype(int)
+    x = round((10 + 5 * 3 + 10) * 120 / 48)  # the middle of the square in the last frame
+    assert np.abs(top_left[60, x] - (227, 105, 18)).max() < 30  # orange over red
     before = (own / "davis.csv").read_bytes()
     for path in (own / "davis").glob("*/*-trained*-*.json"):
         half = f".{path.stem}.other-1.tmp.json"
