@@ -40,7 +40,8 @@ def davis_table(run_id: str) -> pd.DataFrame:
                     {"run_id": run_id if of_a_run else None, "size": "t64" if of_a_run else None}
                     | {"layers": 2, "params": 1e5 if of_a_run else None, "weights": weights}
                     | {"macs_total": {"trained": 1e12, "random": 0.0}.get(weights)}
-                    | {"protocol": "jabri", "rows": 24, "data": "val, 480p", "layer": layer, "depth": layer / 2}
+                    | {"protocol": "jabri", "rows": 24, "data": "val, 480p"}
+                    | {"layer": layer, "depth": layer / 2}
                     | {"sequence": sequence, "object": 1, "frames": 9}
                     | {f"{m}_{s}": level + 0.05 * (layer == 1) + rng.normal(0, 0.01)
                        for m in "jf" for s in ("mean", "recall", "decay")}
