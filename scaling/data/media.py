@@ -40,6 +40,7 @@ VIDEO_SUFFIXES = frozenset(
         ".3gp",
         ".y4m",
         ".gif",
+        ".apng",
     ]
 )
 IMAGE_SUFFIXES = frozenset(
@@ -59,6 +60,7 @@ IMAGE_SUFFIXES = frozenset(
         ".avif",
     ]
 )
+MAY_MOVE = frozenset([".png", ".webp"])  # pictures that may be animated, and are videos then
 _SAMPLE = 1 << 20  # bytes read at the head, middle and tail of a large file to identify it
 
 
@@ -103,6 +105,19 @@ def list_files(root: Path, suffixes: frozenset[str]) -> tuple[list[str], list[tu
             elif name != RECORD:
                 left_out.append((relative, "suffix is not of this kind"))
     return sorted(files), sorted(left_out)
+
+
+def moves(path: Path) -> bool:
+    """Whether a .png or .webp file is animated, by its head: an acTL chunk before the picture (PNG
+    specification, 3rd edition), or the animation flag of VP8X (WebP container, RFC 9649)."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1 << 16)
+    except OSError:
+        return False
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X":
+        return len(head) > 20 and bool(head[20] & 2)
+    return head[1:4] == b"PNG" and b"acTL" in head.partition(b"IDAT")[0]
 
 
 def fingerprint(path: Path) -> str:

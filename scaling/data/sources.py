@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from scaling.config.schema import DataConfig, SourceConfig
@@ -140,6 +141,15 @@ def _listed(source: Source, root: Path, suffixes: frozenset[str]) -> list[str]:
         source.rows += [row(source.name, "", name, "error", error=why) for name, why in told]
     used = {episode.file for episode in source.episodes.values()}
     for name, why in left_out:
+        if source.kind == "video" and _moves(source.folder / name):
+            if not name.lower().endswith(".webp") or "webp_anim" in av.codecs_available:
+                names.append(name)
+                continue
+            why = (
+                "animated WebP, of which this PyAV gives one picture: PyAV 19 reads it, or convert"
+            )
+            source.rows.append(row(source.name, "", name, "error", error=why + " it (.gif, .mp4)"))
+            continue
         if name.lower().endswith(archives.COMPRESSED):
             why = "compressed: its members cannot be reached one by one; unpack it to .tar"
         source.rows.append(row(source.name, "", name, "ignored", error=why))
@@ -157,6 +167,11 @@ def _listed(source: Source, root: Path, suffixes: frozenset[str]) -> list[str]:
         else:
             media_names.append(name)
     return media_names
+
+
+def _moves(path: Path) -> bool:
+    hidden = path.name.startswith(".")
+    return not hidden and path.suffix.lower() in media.MAY_MOVE and media.moves(path)
 
 
 def _nothing(source: Source, root: Path, suffixes: frozenset[str], listed: int) -> UserError:
