@@ -13,7 +13,7 @@ from scaling.analysis.questions.quality import (
     half_width,
     over_seeds,
     scored_by_others,
-    test_set_variance,
+    variance_over_files,
 )
 
 # arXiv 2501.05453: top-1 on ImageNet, in percent.
@@ -72,7 +72,7 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
             row["paper_difference"] = paper - printed.get(first[0], np.nan)
             shared = min(len(values), len(first[1]))  # seeds that both have
             apart = values[:shared] - first[1][:shared]
-            both = sum(test_set_variance(v.mean(), about.n_test) for v in (values, first[1]))
+            both = sum(variance_over_files(v.mean(), about.n_test) for v in (values, first[1]))
             half = half_width(apart, **sizes, sampling=both) if name != first[0] else 0.0
             row |= {"difference": apart.mean(), "difference_low": apart.mean() - half}
             row |= {"difference_high": apart.mean() + half}

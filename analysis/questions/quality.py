@@ -32,13 +32,13 @@ def over_seeds(
     """
     values = np.asarray(values, float)
     mean = float(values.mean())
-    half = half_width(values, n_train, n_test, split, test_set_variance(mean, n_test))
+    half = half_width(values, n_train, n_test, split, variance_over_files(mean, n_test))
     tested = min(len(values) * n_test, n_train + n_test) if split == "drawn" else n_test
-    half = max(half, Z * test_set_variance(mean, tested) ** 0.5)
+    half = max(half, Z * variance_over_files(mean, tested) ** 0.5)
     return mean, max(0.0, mean - half), min(1.0, mean + half)
 
 
-def test_set_variance(accuracy: float, n: float) -> float:
+def variance_over_files(accuracy: float, n: float) -> float:
     """Variance of an accuracy by the choice of its n test files: p (1 - p) / n, or that of
     Wilson's interval (1927) where it is larger: near 0 and 1, where p (1 - p) is too small."""
     plain = accuracy * (1 - accuracy)
