@@ -39,13 +39,15 @@ def encode_share(share: Share, folder: Path) -> None:
 
 
 def on_cluster(launch: LaunchConfig, study: Study) -> Mapper:
-    """The mapper of `prepare` for `launch.cluster: slurm`: one job, on one GPU if any, a share.
+    """The mapper of `prepare` for `launch.cluster: slurm`: a job (a core, a GPU if any) a share.
 
     The study's folder of jobs has submitit's files, as for runs, and another the logs while there
     is work. The mapper raises UserError where a job failed.
     """
     extra = {k: v for k, v in launch.extra.items() if k.replace("_", "-") != "ntasks-per-node"}
-    single = launch.model_copy(update={"gpus": min(1, launch.gpus), "nodes": 1, "extra": extra})
+    one = {"gpus": min(1, launch.gpus), "nodes": 1, "extra": extra}
+    # A unit is decoded by one thread: more cores (launch.threads, for training) would stand idle.
+    single = launch.model_copy(update={**one, "threads": 1})
 
     def mapper(work: Work, lists: Sequence[list[Unit]]) -> Iterator[int]:
         logs = study.encode_dir.resolve()

@@ -29,7 +29,7 @@ data:
   sources: [{name: leaves, kind: leaves}]
 tokenizer: {patch: 4, codes: 64, fit_frames: 64}
 ladder: {sizes: [t16], budgets_macs: [1e9], log2_lr: -6}
-launch: {cluster: slurm, parallel: 2, threads: 1}
+launch: {cluster: slurm, parallel: 2, threads: 2}
 """
 
 
@@ -48,6 +48,11 @@ def test_an_array_gives_the_bytes_of_one_process(own: Path) -> None:
     made = encode(load_study(own / "own.yaml"), Study(own), lambda _: None)
     assert digest(made) == reference(own)
     assert not (own / "encode").exists()
+    told = subprocess.run(
+        ["squeue", "-h", "-t", "all", "-o", "%C %k"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    cores = {line.split()[0] for line in told if str(own) in line}
+    assert cores == {"1"}  # what decoding uses, whatever training asks for
 
 
 def test_a_killed_driver_leaves_jobs_that_the_next_one_takes_over(own: Path) -> None:
