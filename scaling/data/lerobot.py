@@ -63,7 +63,9 @@ def episodes(root: Path, dataset: str) -> tuple[dict[str, Episode], list[tuple[s
                 except (*_WRONG, OSError) as error:
                     left.append((name, _why(error)))
                 else:
-                    found[name] = episode
+                    if name in found:
+                        left.append((name, "an episode of this number was there before"))
+                    found.setdefault(name, episode)
     except (*_WRONG, OSError, RecursionError) as error:
         left.append((f"{prefix}meta", f"a LeRobot dataset that cannot be read: {_why(error)}"))
     return found, left
@@ -135,6 +137,8 @@ def _episode(
     frames = int(told["length"])
     if frames < 1:
         raise _Damaged("an episode without frames")
+    if not info["old"] and frames != told["dataset_to_index"] - told["dataset_from_index"]:
+        raise _Damaged(f"its length {frames:,} is not that of its rows")  # nor its end in a video
     of = {"video_key": camera, "episode_index": number}
     of["episode_chunk"] = number // int(info.get("chunks_size", 1000))
     place: dict[str, Any] = {}

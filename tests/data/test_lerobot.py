@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -111,6 +112,19 @@ def test_what_no_episode_can_be_made_of_is_told(copy: Path) -> None:
         "11 of its 13 frames are in the file"
     )
     assert "its 13 rows are not all in data/" in told[f"episode-000005/{STILL}"]
+
+
+def test_episodes_of_v3_that_would_show_others_are_told(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(WRITTEN / "v3", tmp_path / "v3"))
+    table = copy / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(table).to_pylist()
+    rows[0]["length"], rows[5]["episode_index"] = 10**15, 4
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    dataset, _ = of(copy)
+    told = {row["path"]: row["error"] for row in dataset.rows}
+    assert "is not that of its rows" in told[f"episode-000000/{TOP}"]
+    assert told[f"episode-000004/{TOP}"] == "an episode of this number was there before"
+    assert len(dataset.identity) == 12
 
 
 @pytest.mark.parametrize(
