@@ -121,13 +121,18 @@ def _cells(cells: tuple[Any, ...], kind: str, words: dict[str, str]) -> Any:
         return np.array(cells, dtype="float64")
     if kind == "bool" and types <= {bool}:
         return np.array(cells, dtype="bool")
+    if kind == "str":
+        raise ValueError("no text")
     column = pd.Series(cells)
+    if kind == "int" and not (column.astype("int64") == column).all():
+        raise ValueError("not whole, or too large")
+    if kind == "bool" and not column.isin([True, False]).all():
+        raise ValueError("neither true nor false")
     if kind == "float":
         return pd.to_numeric(column).astype("float64").to_numpy()
     if kind == "any":
         return column
-    made: pd.Series = column.astype({"int": "int64"}.get(kind, kind))  # type: ignore[call-overload]
-    return made.to_numpy(object if kind == "str" else None)
+    return column.astype({"int": "int64"}.get(kind, kind)).to_numpy()  # type: ignore[call-overload]
 
 
 def loads(rows: list[Row]) -> list[Row]:

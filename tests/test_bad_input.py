@@ -209,6 +209,11 @@ def swapped_parts(ours: Path) -> Iterator[Bad]:
         yield Bad(f"{command} of a run twice", [command, "studies/s"], {
             str((other / done.name).relative_to(ours)): done.read_bytes()
         })  # fmt: skip
+    rows = json.loads(done.read_text())
+    for name, value in (("device", None), ("data_key", [[]]), ("vocab", -1e308), ("decayed", "x")):
+        made = json.dumps([rows[0] | {name: value}, *rows[1:]]).encode()
+        path = str(done.relative_to(ours))
+        yield Bad(f"rows {name}", ["fit", "studies/s"], {path: made})
     held = json.loads(index.read_text())
     wrong: list[tuple[str, Any]] = [
         ("context", "8"), ("frames", -1), ("size", "x"), ("sources", []), ("sources", 3),
@@ -222,6 +227,14 @@ def swapped_parts(ours: Path) -> Iterator[Bad]:
         {"key": "0" * 16}, {"key": None}, {"frames": 4}, {"sources": held["sources"] * 2},
         {"settings": held["settings"] | {"seed": 9}},
         {"sources": [held["sources"][0] | {"weight": 0.5}]},
+    ]  # fmt: skip
+    split = held["sources"][0]["train"]
+    swapped += [
+        {"sources": [held["sources"][0] | {"train": split | wrong}]}
+        for wrong in (
+            {"shards": 0}, {"shards": [3]}, {"sequences": "x"}, {"rows_per_shard": None},
+            {"shards": [split["shards"][0] | {"file": "../x.bin"}]},
+        )
     ]  # fmt: skip
     for change in swapped:
         made = json.dumps(held | change).encode()

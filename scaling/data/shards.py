@@ -360,8 +360,18 @@ def read_index(path: Path) -> dict[str, Any]:
     described = {"name", "kind", "weight", *SPLITS}
     sources = index.get("sources")
     whole = isinstance(sources, list) and all(
-        isinstance(source, dict) and source.keys() >= described for source in sources
+        isinstance(source, dict)
+        and source.keys() >= described
+        and all(_is_split(source[split]) for split in SPLITS)
+        for source in sources
     )
+    named = index.get("tokenizer")
+    if "tokenizer" in index and not (
+        isinstance(named, dict)
+        and isinstance(named.get("label"), str)
+        and isinstance(named.get("file", ""), str | None)
+    ):
+        wrong.append("tokenizer")
     if "sources" in index and not (whole and sources):
         wrong.append("sources")
     if wrong:
@@ -375,6 +385,25 @@ def read_index(path: Path) -> dict[str, Any]:
             f"remove {path} and run again: it will be encoded anew."
         )
     return index
+
+
+def _is_split(entry: Any) -> bool:
+    """Whether it has what `Writer.close` says of a split."""
+    return (
+        isinstance(entry, dict)
+        and all(
+            type(entry.get(n)) is int and entry[n] >= 0 for n in ("sequences", "rows_per_shard")
+        )
+        and isinstance(entry.get("shards"), list)
+        and all(
+            isinstance(shard, dict)
+            and type(shard.get("sequences")) is int
+            and shard["sequences"] >= 0
+            and isinstance(shard.get("sha256"), str)
+            and isinstance(shard.get("file"), str)
+            for shard in entry["shards"]
+        )
+    )
 
 
 def _foreign(index: dict[str, Any], name: str) -> str:
