@@ -240,6 +240,17 @@ def swapped_parts(ours: Path) -> Iterator[Bad]:
         made = json.dumps(held | change).encode()
         path = str(index.relative_to(ours))
         yield Bad(f"index {[*change]}", ["tokens", "studies/s"], {path: made})
+    manifest = index.with_name("manifest.csv")
+    for content in (manifest.read_bytes()[:-25], b"\xff\xfe\0", b"a,b\n1,2\n"):
+        path = str(manifest.relative_to(ours))
+        yield Bad("manifest", ["tokens", "studies/s"], {path: content})
+
+
+def anothers_config(ours: Path) -> Iterator[Bad]:
+    """The configuration of the other run in a run's folder, or of this one with another rate."""
+    base = ours / "studies" / "s"
+    done = next((base / "runs").glob("*/rows.json"))
+    other = next(run for run in (base / "runs").iterdir() if run != done.parent)
     theirs = str((other / "config.yaml").relative_to(ours))
     for content in (  # of the finished run, of this one with another rate
         (done.parent / "config.yaml").read_bytes(),
@@ -247,10 +258,6 @@ def swapped_parts(ours: Path) -> Iterator[Bad]:
     ):
         for command in (["train", str(other.relative_to(ours))], ["train", theirs]):
             yield Bad("train of another's config.yaml", command, {theirs: content})
-    manifest = index.with_name("manifest.csv")
-    for content in (manifest.read_bytes()[:-25], b"\xff\xfe\0", b"a,b\n1,2\n"):
-        path = str(manifest.relative_to(ours))
-        yield Bad("manifest", ["tokens", "studies/s"], {path: content})
 
 
 # ------------------------------------------------------------------------------------------ weights
@@ -329,7 +336,7 @@ def tables(draw: random.Random) -> Iterator[Bad]:
 def all_bad(ours: Path) -> list[Bad]:
     draw = random.Random(SEED)
     drawn = [*yaml_texts(draw), *study_folders(draw, ours), *weights(draw), *tables(draw)]
-    return [*drawn, *swapped_parts(ours)]
+    return [*drawn, *swapped_parts(ours), *anothers_config(ours)]
 
 
 def test_what_has_no_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
