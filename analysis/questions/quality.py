@@ -53,7 +53,7 @@ def half_width(
     sampling: the mean's variance by the choice of the test files.
     """
     seeds = len(values)
-    shared = Z * sampling**0.5
+    shared = float(Z * sampling**0.5)
     if seeds == 1:
         return shared
     s2, quantile = float(values.var(ddof=1)), float(stdtrit(seeds - 1, 0.5 + LEVEL / 2))

@@ -84,7 +84,7 @@ def _why(error: Exception) -> str:
 
 
 def _info(folder: Path) -> dict[str, Any]:
-    info = json.loads((folder / INFO).read_text())
+    info: dict[str, Any] = json.loads((folder / INFO).read_text())
     version = info["codebase_version"]
     if not _KNOWN.match(str(version)):
         raise _Damaged(f"version {version}; those of v2 and v3 can (LeRobot converts older ones)")

@@ -214,7 +214,8 @@ def _plan(
             f"{len(timeline.times)} frames{joined} are too few for {frames} frames at stride "
             f"{stride}{rate}" + reasons
         )
-    return plan + piece.start
+    placed: np.ndarray = plan + piece.start
+    return placed
 
 
 def _piece(video: _Video, part: Part) -> slice:

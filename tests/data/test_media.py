@@ -318,7 +318,7 @@ def test_random_crops_are_cut_at_several_sizes(tmp_path: Path) -> None:
     ramp = np.repeat(np.linspace(0, 255, 192).astype(np.uint8)[None, :, None], 192, 0)
     Image.fromarray(np.repeat(ramp, 3, 2)).save(tmp_path / "a.png")
     path = write_video(tmp_path / "a.mp4", np.repeat(np.repeat(ramp, 3, 2)[None], 40, 0))
-    settings = {"frames": 2, "size": 16, "stride": 1, "clips": 39}
+    settings: dict[str, Any] = {"frames": 2, "size": 16, "stride": 1, "clips": 39}
     for zoom, low, high in ((1.0, 0.95, 1.1), (3.0, 0.28, 0.45)):
         crops = read_image(tmp_path / "a.png", size=16, crops=60, rng=rng(), zoom=zoom)
         clips = read_video(path, **settings, rng=rng(), zoom=zoom).pixels

@@ -1,6 +1,7 @@
 """What is left out of decoding must not change a pixel of what is kept."""
 
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -92,7 +93,7 @@ def test_large_files_are_read_twice_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "a.mp4", moving(30), codec="libx264")
-    arguments = {"frames": 3, "size": 32, "stride": 2, "clips": 4}
+    arguments: dict[str, Any] = {"frames": 3, "size": 32, "stride": 2, "clips": 4}
     held = video.read_video(path, rng=np.random.default_rng(0), **arguments)
     monkeypatch.setattr(video, "_HELD", 0)
     again = video.read_video(path, rng=np.random.default_rng(0), **arguments)
