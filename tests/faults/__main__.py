@@ -82,7 +82,7 @@ def under_fire(s: Study, faults: int, pause: tuple[float, float]) -> None:
         if code is not None:
             s.start()
             continue
-        for fault in s.rng.sample(kinds, s.rng.choice((1, 2, 3, 4, 6))):
+        for fault in s.rng.sample(kinds, min(len(kinds), s.rng.choice((1, 2, 3, 4, 6)))):
             if (s.out / "filler").exists() and fault in WRITING:  # the disk is full for these too
                 continue
             if fault(s):
