@@ -8,12 +8,13 @@ feed-forward width and the vocabulary; the default a-family follows the figures 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, gcd
 from typing import Any
 
-from scaling.errors import UserError
+from scaling.errors import UserError, did_you_mean
 
 SPECIAL_TOKENS = 4  # pad, video start, video end, image start: codes are offset past them
 PAPER_CONTEXT = 16 * 256 + 1  # 16 frames of 16x16 tokens, a start token in front
@@ -339,6 +340,33 @@ def _family() -> dict[str, ModelConfig]:
 
 
 FAMILY: dict[str, ModelConfig] = _family()
+
+
+def sized(d: int, layers: int, heads: int, family: str = "toto") -> ModelConfig:
+    """A size by its shape and its family's rule: that of the table with this shape, where there is
+    one, else one by the name d40l3h4, or gpt2-d40l3h4. Raises UserError for what cannot be."""
+    small = FAMILY["t16"]
+    own = size(d, layers, heads, vocab=small.vocab, context=small.context, family=family, name="")
+    for model in FAMILY.values():
+        if replace(model, name=own.name, vocab=own.vocab, context=own.context) == own:
+            return model
+    prefix = f"{family}-" * (family != "toto")
+    return replace(own, name=f"{prefix}{own.name}")
+
+
+def named(name: str) -> ModelConfig:
+    """The size of a name, of the table or of `sized`. Raises UserError where there is none."""
+    if name in FAMILY:
+        return FAMILY[name]
+    own = re.fullmatch(r"(?:(gpt2|mamba)-)?d(\d{1,7})l(\d{1,5})h(\d{1,5})", name)
+    if own is None:
+        hint = (
+            did_you_mean(name, FAMILY) or f"; known: {', '.join(FAMILY)}, and d40l3h4 and its like"
+        )
+        raise UserError(f"unknown size '{name}'{hint}")
+    family, d, layers, heads = own.groups(default="toto")
+    return sized(int(d), int(layers), int(heads), family)
+
 
 PRINTED_PARAMETERS: dict[str, float] = (
     {name: printed for name, (*_, printed) in _TABLE_15.items()}

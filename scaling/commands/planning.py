@@ -66,6 +66,7 @@ def plan(
     costs, left_out = study_cost(chosen, threads=threads, measure=measure, log=note)
     told = [f"study {chosen.study}: {parallel} jobs at once, {threads} threads each"]
     told += _table(launch, costs) + _placed(chosen, costs)
+    told += _other_batches(chosen)
     told += [f"left out: {x.size} at {x.budget_macs:.3g} MACs: {x.rule}" for x in left_out]
     told += _totals(launch, costs, measure, parallel)
     told += token_cost.lines(chosen, costs)
@@ -120,6 +121,16 @@ def _table(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
             f"GPUs: the fewest whose {launch.gpu_memory_gb:g} GB hold a run (memory: of each)"
         )
     return lines
+
+
+def _other_batches(config: StudyConfig) -> list[str]:
+    """Sizes whose rate is found at another batch than theirs."""
+    own = config.ladder.batch if config.ladder and config.lr else {}
+    others = [f"{name} at {b}" for name, b in own.items() if b != config.train.batch]
+    return [
+        f"beware: the sweep finds the rate at train.batch {config.train.batch}, and the best one "
+        f"depends on the batch; trained with that rate: {', '.join(others)}"
+    ] * bool(others)
 
 
 def _placed(config: StudyConfig, costs: list[Cost]) -> list[str]:

@@ -9,37 +9,20 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
+from pydantic import Field, field_validator, model_validator
+
+from scaling.config.ladder import LadderConfig, LrConfig
+from scaling.config.section import (
+    Fraction,
+    Parametrization,
+    Positive,
+    PositiveFloat,
+    Section,
+    Seed,
+    Sequences,
+    Slug,
+    Switch,
 )
-
-from scaling.errors import did_you_mean
-from scaling.models.family import FAMILY, shape
-
-Positive = Annotated[int, Field(gt=0, le=10**15)]  # beyond it nothing here is counted exactly
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Sequences = Annotated[int, Field(gt=0, le=10**10)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Parametrization = Literal["mup", "standard", "completep"]  # completep: muP, over depth as well
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's and Optuna's generators take
-Octave = Annotated[float, Field(ge=-64, le=64)]  # log2 of a learning rate
-Switch = Annotated[  # YAML reads a bare `on` or `off` as a truth value
-    Literal["auto", "on", "off"],
-    BeforeValidator(lambda v: {True: "on", False: "off"}[v] if isinstance(v, bool) else v),
-]
-OWN_SIZES = tuple(name for name, size in FAMILY.items() if name[0] in "at" and not shape(size))
-Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
-class Section(BaseModel):
-    """A block of the configuration: no unknown keys, no silent conversion, no later change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
 
 class SourceConfig(Section):
@@ -72,10 +55,8 @@ class DataConfig(Section):
     zoom: Annotated[float, Field(ge=1, le=16)] = 1.0
     pixels: bool = False  # store the frames beside the tokens: for models that see patches
     clips_per_video: Positive = 4  # random crops in space and time of one training video
-    train_sequences: Annotated[int, Field(gt=0, le=10**10)] = (
-        4096  # of the generated source and of image folders
-    )
-    val_sequences: Annotated[int, Field(gt=0, le=10**10)] = 64  # per source, at most
+    train_sequences: Sequences = 4096  # of the generated source and of image folders
+    val_sequences: Sequences = 64  # per source, at most
     val_fraction: Fraction = 0.1  # of the files; a file is in training or validation, never both
 
     @field_validator("sources")
@@ -158,115 +139,6 @@ class TrainConfig(Section):
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide batch {self.batch}; choose a "
                 f"divisor of it"
-            )
-        return self
-
-
-class LrConfig(Section):
-    """A learning-rate sweep: powers of two over several widths at fixed depth (Figure 11).
-
-    With `depths` it goes over depth instead, at the one width. What is swept over is the axis.
-    """
-
-    widths: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)]
-    layers: Positive = 2
-    depths: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # instead of `layers`
-    parametrization: Parametrization | None = None  # null: that of `model`
-    heads: Positive = 4
-    log2_min: Annotated[int, Field(ge=-64, le=64)] = -9
-    log2_max: Annotated[int, Field(ge=-64, le=64)] = -4
-    steps: Positive = 500  # of each run: muP carries a rate over width at equal steps
-    sampler: Literal["grid", "tpe", "gp"] = "grid"
-
-    @model_validator(mode="after")
-    def _range(self) -> LrConfig:
-        if self.log2_min > self.log2_max:
-            raise ValueError(f"log2_min {self.log2_min} is above log2_max {self.log2_max}")
-        wrong = [w for w in self.widths if w % (2 * self.heads)]
-        if wrong:
-            raise ValueError(
-                f"widths {wrong} do not divide into {self.heads} heads of even width (RoPE turns "
-                f"pairs); use multiples of {2 * self.heads}"
-            )
-        for name, values in (("widths", self.widths), ("depths", self.depths)):
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} {list(values)} repeat; list each once")
-        if self.depths and len(self.widths) > 1:
-            raise ValueError(
-                f"widths {list(self.widths)} with depths {list(self.depths)}: a sweep goes over "
-                f"one of them; give one width, or no depths"
-            )
-        return self
-
-    @property
-    def axis(self) -> Literal["width", "depth"]:
-        """What the sweep goes over."""
-        return "depth" if self.depths else "width"
-
-    @property
-    def members(self) -> tuple[int, ...]:
-        """The widths, or the depths, that every rate is tried at."""
-        return self.depths or self.widths
-
-
-class LadderConfig(Section):
-    """The runs that the law is fitted to: sizes times compute budgets.
-
-    With `macs` in place of `budgets_macs` it places its own runs, in rounds, each by the losses of
-    those before it: which of the sizes, which budgets, how many seeds.
-    """
-
-    sizes: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = OWN_SIZES  # with `macs`
-    budgets_macs: Annotated[tuple[PositiveFloat, ...], Field(strict=False)] = ()
-    macs: PositiveFloat | None = None  # training MACs of the whole ladder, to be spent by itself
-    first_macs: PositiveFloat | None = None  # its smallest budget; null: a 224th of `macs`
-    tokens_per_param: tuple[PositiveFloat, PositiveFloat] | None = Field(default=None, strict=False)
-    max_tokens: PositiveFloat | None = None  # that a run may see
-    seeds: Annotated[int, Field(gt=0, le=10_000)] = 1  # runs that differ in their seed alone
-    log2_lr: Octave | None = None  # skip the sweep and use this rate
-
-    @field_validator("sizes")
-    @classmethod
-    def _known(cls, sizes: tuple[str, ...]) -> tuple[str, ...]:
-        for name in sizes:
-            if name not in FAMILY:
-                hint = did_you_mean(name, FAMILY) or f"; known: {', '.join(FAMILY)}"
-                raise ValueError(f"unknown size '{name}'{hint}")
-        if len(set(sizes)) < len(sizes):
-            raise ValueError(f"sizes {list(sizes)} repeat; list each once")
-        return sizes
-
-    @field_validator("budgets_macs")
-    @classmethod
-    def _increasing(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
-        if list(budgets) != sorted(set(budgets)):
-            raise ValueError(f"budgets {list(budgets)} must increase, none twice")
-        return budgets
-
-    @model_validator(mode="after")
-    def _placed_by_one(self) -> LadderConfig:
-        if self.macs is None:
-            lacking = [n for n in ("sizes", "budgets_macs") if n not in self.model_fields_set]
-            if lacking or not self.budgets_macs:
-                raise ValueError(
-                    f"{' and '.join(lacking or ['budgets_macs'])}: missing; list the sizes and "
-                    f"budgets to train, or give `macs`, and the ladder places its own runs"
-                )
-            if self.first_macs is not None:
-                raise ValueError("first_macs is of a ladder with `macs`; budgets_macs has its own")
-            return self
-        if self.budgets_macs:
-            raise ValueError(
-                "both budgets_macs and macs: list the budgets, or leave them to the ladder (`macs` "
-                "and, if need be, `first_macs`)"
-            )
-        if self.seeds > 1:
-            raise ValueError(f"seeds {self.seeds} with macs: the ladder decides how many; leave it")
-        kinds = {shape(FAMILY[name]) or "toto" for name in self.sizes if name in FAMILY}
-        if len(kinds) > 1:
-            raise ValueError(
-                f"macs with sizes of several shapes ({', '.join(sorted(kinds))}): the best size is "
-                f"sought among sizes of one; make a study of each, and `scaling compare` them"
             )
         return self
 
@@ -413,6 +285,12 @@ class StudyConfig(Section):
             raise ValueError(
                 "no learning rate: add an `lr:` section (a sweep) or set ladder.log2_lr"
             )
+        for size, batch in (self.ladder.batch if self.ladder else {}).items():
+            if batch % (self.train.micro_batch or 1):
+                raise ValueError(
+                    f"train.micro_batch {self.train.micro_batch} does not divide ladder.batch "
+                    f"{batch} of {size}; choose a divisor of all batches"
+                )
         if self.lr and self.lr.depths:
             raise ValueError(
                 "lr.depths: the ladder's rate is found over widths; list a sweep over depth in "

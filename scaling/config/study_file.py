@@ -17,7 +17,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from scaling.config import yaml_file
-from scaling.config.schema import ProbeConfig, Section, StudyConfig, varied
+from scaling.config.schema import ProbeConfig, StudyConfig, varied
+from scaling.config.section import Section
 from scaling.errors import UserError, did_you_mean
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -167,7 +168,7 @@ def _explain(error: Any, path: Path, lines: dict[tuple[Any, ...], int]) -> str:
     while known_loc and known_loc not in lines:
         known_loc = known_loc[:-1]
     where = f"{path}:{lines.get(known_loc, 1)}"
-    name = ".".join(str(p) for p in loc) or "study"
+    name = ".".join(str(p) for p in loc if p != "[key]") or "study"
     kind, message = error["type"], error["msg"]
     if kind == "extra_forbidden":
         # The sections of a variant are the study's, which its own schema does not look into.

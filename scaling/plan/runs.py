@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from scaling.analysis.questions.rounds import Cell, Space, propose
+from scaling.config.ladder import LadderConfig, LrConfig
 from scaling.config.run import RunConfig
 from scaling.config.schedule import branch, length, segments
-from scaling.config.schema import LadderConfig, LrConfig, StudyConfig
+from scaling.config.schema import StudyConfig
 from scaling.errors import UserError
 from scaling.jobs.machine import computes_in_bf16
-from scaling.models.family import FAMILY, SPECIAL_TOKENS, ModelConfig, resized, shape
+from scaling.models.family import SPECIAL_TOKENS, ModelConfig, named, resized, shape
 from scaling.models.macs import forward_macs, parameter_counts
 
 TOP = 7  # of a ladder's MACs, the part that its largest budget may have: three sizes take half
@@ -45,7 +46,7 @@ class Sweep:
     @property
     def shape(self) -> str:
         """`family.shape` of its models."""
-        return shape(FAMILY[self.like])
+        return shape(named(self.like))
 
     @property
     def named(self) -> str:
@@ -91,7 +92,7 @@ def ladder_model(config: StudyConfig, name: str) -> ModelConfig:
 
     Raises UserError where muP's base width cannot have its shape.
     """
-    return _in_study(config, FAMILY[name], config.model.parametrization)
+    return _in_study(config, named(name), config.model.parametrization)
 
 
 def sweep_model(config: StudyConfig, sweep: Sweep, member: int) -> ModelConfig:
@@ -101,7 +102,7 @@ def sweep_model(config: StudyConfig, sweep: Sweep, member: int) -> ModelConfig:
     """
     asked = sweep.asked
     width, layers = (asked.widths[0], member) if asked.depths else (member, asked.layers)
-    model = resized(FAMILY[sweep.like], width, layers, asked.heads)
+    model = resized(named(sweep.like), width, layers, asked.heads)
     return _in_study(config, model, asked.parametrization or config.model.parametrization)
 
 
@@ -127,7 +128,7 @@ def sweeps(config: StudyConfig) -> list[Sweep]:
     ladder = config.ladder
     likes: dict[str, str] = {}
     for name in ladder.sizes if ladder else ("a1",):
-        likes.setdefault(shape(FAMILY[name]), name)
+        likes.setdefault(shape(named(name)), name)
     found = []
     if config.lr and ladder and ladder.log2_lr is None:
         found = [Sweep(config.lr, like, of_ladder=True) for like in likes.values()]
@@ -171,8 +172,15 @@ def united(runs: Iterable[RunConfig]) -> dict[str, RunConfig]:
     return found
 
 
+def batch_of(config: StudyConfig, name: str) -> int:
+    """Sequences of a step of one of the ladder's sizes."""
+    return (config.ladder.batch if config.ladder else {}).get(name, config.train.batch)
+
+
 def _run(config: StudyConfig, model: ModelConfig, budgets: list[float], **fields: Any) -> RunConfig:
-    per_step = step_macs(model, config.train.batch)
+    if fields["role"] == "ladder":
+        fields["batch"] = batch_of(config, model.name)
+    per_step = step_macs(model, fields.get("batch", config.train.batch))
     shared = {
         name: getattr(config.train, name)
         for name in (
@@ -243,7 +251,7 @@ def ladder_runs(
             ladder_model(config, name),
             group,
             role="ladder",
-            lr=lr if isinstance(lr, float) else lr[shape(FAMILY[name])],
+            lr=lr if isinstance(lr, float) else lr[shape(named(name))],
             seed=config.seed + repeat,
             data_key=data_key,
             data_dir=str(data_dir),
@@ -316,7 +324,7 @@ def ladder_space(config: StudyConfig) -> tuple[list[str], Space]:
     return names, Space(
         params=np.array([counts[n] for n in names], float),
         budgets=np.array(budgets),
-        step_macs=np.array([step_macs(by_size[n], config.train.batch) for n in names]),
+        step_macs=np.array([step_macs(by_size[n], batch_of(config, n)) for n in names]),
         steps=np.array(steps).T,
         branches=np.array(branches).T,
         macs=ladder.macs,

@@ -15,7 +15,7 @@ from scaling.config.run import RunConfig
 from scaling.config.schedule import length, segments
 from scaling.config.schema import StudyConfig, variant_studies
 from scaling.errors import UserError
-from scaling.models.family import FAMILY, shape
+from scaling.models.family import named, shape
 from scaling.plan import runs as plan
 from scaling.storage import files
 from scaling.study.status import run_states, trunk_step
@@ -47,8 +47,8 @@ def left_of(config: StudyConfig, study: Study) -> str:
     swept = {entry["run_id"] for entry in entries if entry["role"] == "lr_sweep"}
     found_rates: dict[str, set[float]] = {}  # by shape: of the rates that sweeps found
     for entry in entries:
-        if entry["role"] == "ladder" and entry["size"] in FAMILY:
-            found_rates.setdefault(shape(FAMILY[entry["size"]]), set()).add(entry["log2_lr"])
+        if entry["role"] == "ladder":
+            found_rates.setdefault(shape(named(entry["size"])), set()).add(entry["log2_lr"])
     rates = {one: 2.0 ** min(powers) for one, powers in found_rates.items() if len(powers) == 1}
     given = [one.ladder.log2_lr for one in variant_studies(config).values() if one.ladder]
     key = _data_key(study)

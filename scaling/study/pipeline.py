@@ -246,9 +246,9 @@ def check_sources(
     """
     if ladder is None:
         ladder, _ = plan.ladder_runs(config, 1.0, data.key, data.path)
-    steps = [run.budgets_steps[-1] for run in ladder]
-    steps += [sweep.asked.steps for sweep in plan.sweeps(config)]
-    passes = data.epochs(max(steps, default=0), config.train.batch, config.seed)
+    sequences = [run.budgets_steps[-1] * run.batch for run in ladder]
+    sequences += [sweep.asked.steps * config.train.batch for sweep in plan.sweeps(config)]
+    passes = data.epochs(max(sequences, default=0), 1, config.seed)
     short = [
         f"{source.name}: {passes[source.name]:.3g} times"
         for source in config.data.sources

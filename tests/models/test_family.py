@@ -71,7 +71,7 @@ def test_table_for_the_command_line() -> None:
     assert rows[1]["difference"] == pytest.approx(-0.0037, abs=1e-4)
     macs = [float(str(v)) for key, v in rows[0].items() if key.startswith("macs_")]
     assert sum(macs[:-1]) == pytest.approx(macs[-1])
-    with pytest.raises(ValueError, match=r"unknown size a7; the sizes are .*a6"):
+    with pytest.raises(ValueError, match=r"unknown size 'a7'; known: .*a6"):
         models_table(["a7"])
 
 

@@ -47,7 +47,7 @@ def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
     )
     said = problems(tmp_path, text)
     assert "bad.yaml:9: lr.log2_mn: unknown key; did you mean 'log2_min'?" in said
-    assert "bad.yaml:11: ladder.sizes: unknown size 't17'; did you mean 't16'?" in said
+    assert "bad.yaml:11: ladder.sizes.0: unknown size 't17'; did you mean 't16'?" in said
     assert "bad.yaml:5: data.size: 'x': input should be a valid integer" in said
 
 
@@ -69,6 +69,20 @@ def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
             "budgets_macs: [1e9, 2.5e9]",
             "macs: 1e12\ntrain: {schedule: cosine}",
             "could not go on from the one before; use train.schedule: wsd",
+        ),
+        ("[t16]", "\n  - t16\n  - {d: 40, layer: 3}", "bad.yaml:13: ladder.sizes.1: layers: miss"),
+        ("[t16]", "[{d: 4, layer: 3}]", "layer: unknown key; did you mean 'layers'?"),
+        ("[t16]", "[{d: 40, layers: 3}]", "bad.yaml:11: ladder.sizes.0: heads: missing; add it"),
+        ("[t16]", "[{d: 40, layers: 3, heads: 3}]", "model 'd40l3h3': width 40 is not divisible"),
+        ("[t16]", "[{d: 42, layers: 3, heads: 3}]", "width 42 is not a multiple of 4"),
+        ("[t16]", "[16]", "bad.yaml:11: ladder.sizes.0: 16 is no size: give a name (t16) or"),
+        ("[t16]", "[t16, {d: 16, layers: 2, heads: 2}]", "repeat; list each once"),
+        ("[t16]", "[t16]\n  batch: {t17: 4}", "bad.yaml:12: ladder.batch.t17: unknown size 't17'"),
+        ("[t16]", "[t16]\n  batch: {t24: 4}", "ladder: batch: 't24' is none of the ladder's sizes"),
+        (
+            "2.5e9]",
+            "2.5e9]\n  batch: {t16: 6}\ntrain: {micro_batch: 4}",
+            "micro_batch 4 does not divide ladder.batch 6 of t16",
         ),
         ("[16, 32]", "[16, 36]", "widths [36] do not divide into 4 heads"),
         ("patch: 4", "patch: 5", "is not a multiple of tokenizer.patch 5"),
