@@ -60,12 +60,14 @@ def coord_check(
     weight_decay: float = 0.0,
     seeds: int = 1,
     device: str | torch.device = "cpu",
+    kind: str = "adamw",
 ) -> CoordCheck:
     """Train `config` at each width on one batch, again and again, and measure every layer.
 
     tokens_BT: ids (B, T + 1) of real data: uniformly random ids hold nothing to learn, and what the
     logits then do is noise, which shrinks with width. What is measured at step s has seen s
     updates. Heads, depth and the feed-forward's proportion are those of `config`.
+    kind: "adamw" or "muon".
     """
     if len(set(widths)) < 2 or steps < 1:
         raise UserError(
@@ -85,7 +87,7 @@ def coord_check(
         wide = replace(config, name=f"{config.name} at {width}", d=width, d_ff=d_ff)
         for seed in range(seeds):
             model = build(wide, seed=seed, device=device)
-            adam = optimizer(model, lr=lr, weight_decay=weight_decay)
+            optim = optimizer(model, lr=lr, weight_decay=weight_decay, kind=kind)
             for step in range(steps + 1):
                 with torch.no_grad():
                     logits, states = model(inputs_BT, hidden=True)
@@ -102,8 +104,8 @@ def coord_check(
                         }
                     )
                 model.loss(inputs_BT, targets_BT).backward()
-                adam.step()
-                adam.zero_grad()
+                optim.step()
+                optim.zero_grad()
     return CoordCheck(config.parametrization, points, _slopes(points, steps))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -51,8 +52,10 @@ def optimizer(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
+    kind: str = "adamw",
 ) -> torch.optim.Optimizer:
-    """Fused AdamW in muP's groups (mup.MuAdamW). `lr` is the rate at the base width.
+    """Fused AdamW in muP's groups (mup.MuAdamW); with kind "muon" the hidden matrices are
+    `MuonAndAdamW`'s. `lr` is the rate at the base width.
 
     Each group's own rate and decay are already scaled; the product lr x weight_decay is the same
     for every group and width. Gains and biases are not decayed. With CompleteP (arXiv 2505.01618,
@@ -64,7 +67,12 @@ def optimizer(
     config = config_of(model)
     attach_infshapes(model, config)
     by_setting: dict[tuple[float, float], list[nn.Parameter]] = {}
+    hidden = hidden_matrices(config) if kind == "muon" else set()
+    matrices: list[nn.Parameter] = []
     for name, p in model.named_parameters():
+        if name in hidden:
+            matrices.append(p)
+            continue
         decay = weight_decay if p.ndim > 1 and not name.endswith("log_decay") else 0.0
         inside = config.residual_scale if "layers." in name else 1.0
         epsilon = eps * inside / config.width_mult if config.base_layers else eps
@@ -73,8 +81,62 @@ def optimizer(
         {"params": params, "weight_decay": decay, "eps": epsilon}
         for (decay, epsilon), params in by_setting.items()
     ]
-    optimizer: torch.optim.Optimizer = mup.MuAdamW(groups, lr=float(lr), betas=betas, fused=True)
-    return optimizer
+    adamw: torch.optim.Optimizer = mup.MuAdamW(groups, lr=float(lr), betas=betas, fused=True)
+    if not matrices:
+        return adamw
+    shrink = math.sqrt(config.width_mult)
+    muon = torch.optim.Muon(
+        matrices,
+        lr=float(lr) / shrink,
+        weight_decay=weight_decay * shrink,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return MuonAndAdamW(muon, adamw)
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon for the hidden matrices, AdamW for all else (embedding, readout, gains), as one.
+
+    An orthogonalised update U of a matrix (A, B) has singular values near 1, and what keeps
+    activations in place over width is a spectral norm of the update that does not grow with it
+    (Yang et al., 2310.17813). `lr` x 0.2 sqrt(max(A, B)) x U, scaled to the size of AdamW's updates
+    (Moonlight, 2502.16982), grows like sqrt(width): hence lr / sqrt(width multiplier) under muP,
+    where AdamW's, of low rank, takes lr / width multiplier. At the base width both
+    parametrisations agree. lr x weight_decay is the same for every group and width.
+    """
+
+    def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer) -> None:
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self.parts = (muon, adamw)
+        self._share()
+
+    def _share(self) -> None:
+        """The two work on these groups and this state: rates are set, and states saved, in one."""
+        muon, adamw = self.parts
+        count = len(muon.param_groups)
+        muon.param_groups, adamw.param_groups = self.param_groups[:count], self.param_groups[count:]
+        muon.state = adamw.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+
+def hidden_matrices(config: ModelConfig) -> set[str]:
+    """Names of the parameters whose two dimensions grow with width, under either parametrisation:
+    embeddings, readout, convolutions and gains are none of them."""
+    shapes = infshapes(replace(config, parametrization="mup"))
+    return {name for name, shape in shapes.items() if shape.ninf() == 2}
 
 
 def config_of(model: nn.Module) -> ModelConfig:

@@ -49,12 +49,13 @@ def coord_check(
         str, typer.Option(help="Widths, separated by commas.")
     ] = "64,128,256,512,1024",
     family: Annotated[str, typer.Option(help="toto | gpt2 | mamba")] = "toto",
+    optimizer: Annotated[str, typer.Option(help="adamw | muon")] = "adamw",
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 5,
     log2_lr: Annotated[float, typer.Option(help="log2 of the base learning rate.")] = -6.0,
 ) -> None:
     """Check muP: activations keep their scale over width under muP, not under the standard rules.
 
-    Example: `scaling coord-check --family gpt2`
+    Example: `scaling coord-check --optimizer muon`
     """
     from dataclasses import replace
 
@@ -70,6 +71,8 @@ def coord_check(
     command, table = "scaling coord-check", out.with_suffix(".points.csv")
     outputs.claim(command, out, table)
 
+    if optimizer not in ("adamw", "muon"):
+        raise UserError(f"--optimizer {optimizer}: choose adamw or muon")
     try:
         chosen = [int(w) for w in widths.split(",")]
     except ValueError:
@@ -88,7 +91,9 @@ def coord_check(
     tables = []
     for parametrization in ("mup", "standard"):
         config = replace(base, parametrization=parametrization)
-        result = check(config, tokens_BT, widths=chosen, lr=2.0**log2_lr, steps=steps)
+        result = check(
+            config, tokens_BT, widths=chosen, lr=2.0**log2_lr, steps=steps, kind=optimizer
+        )
         print(result.verdict)
         print("  " + ", ".join(f"{layer} {slope:+.3f}" for layer, slope in result.slopes.items()))
         points = coordinate_points(result.points)

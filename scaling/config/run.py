@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -40,6 +41,7 @@ class RunConfig:
     precision: str = "fp32"
     evals: int = 8
     seed: int = 0
+    optimizer: str = "adamw"
     schema: int = SCHEMA
     # What does not determine the numbers, or no more of them than the last digits:
     study: str = ""
@@ -53,6 +55,8 @@ class RunConfig:
     NOT_IDENTITY = (
         "study", "data_dir", "checkpoint_seconds", "micro_batch", "recompute", "compile", "parallel"
     )  # fmt: skip
+    # Fields that came later: at these values a run has the name that it had without them.
+    ADDED: ClassVar = {"optimizer": "adamw"}
     BUDGETS = ("budgets_steps", "budgets_macs")
 
     @property
@@ -75,6 +79,7 @@ class RunConfig:
             name: value
             for name, value in dataclasses.asdict(self).items()
             if name not in (*self.NOT_IDENTITY, *left_out)
+            and (name not in self.ADDED or value != self.ADDED[name])
         }
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -123,6 +123,7 @@ class TrainConfig(Section):
     recompute: bool = False  # activation checkpointing: less memory, a third more compute
     compile: Switch = "auto"  # auto: on CUDA, and on a CPU where it pays
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of a run on several ranks: replicate, or shard
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of hidden matrices; the rest by AdamW
     schedule: Literal["wsd", "cosine"] = "wsd"
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     cooldown: Fraction = 0.2  # share of a budget's steps over which the rate falls to zero (wsd)
@@ -139,6 +140,11 @@ class TrainConfig(Section):
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide batch {self.batch}; choose a "
                 f"divisor of it"
+            )
+        if self.optimizer == "muon" and self.parallel == "fsdp":
+            raise ValueError(
+                "optimizer muon with parallel fsdp: it orthogonalises whole matrices, which are "
+                "not whole on any rank; use train.parallel: ddp, or adamw"
             )
         return self
 

@@ -77,7 +77,9 @@ def gpus_of(launch: LaunchConfig, run: RunConfig) -> int:
     )
 
 
-def measure_step_seconds(model: ModelConfig, batch: int, precision: str, threads: int) -> float:
+def measure_step_seconds(
+    model: ModelConfig, batch: int, precision: str, threads: int, kind: str = "adamw"
+) -> float:
     """Seconds of one training step here: median of 3 on random data, after a warm-up."""
     import torch
 
@@ -88,7 +90,7 @@ def measure_step_seconds(model: ModelConfig, batch: int, precision: str, threads
     torch.set_num_threads(threads)
     try:
         net = build(model, seed=0, device=device)
-        optim = optimizer(net, lr=1e-3, weight_decay=0.1)
+        optim = optimizer(net, lr=1e-3, weight_decay=0.1, kind=kind)
         inputs, targets = (
             torch.rand(batch, model.context, values, device=device)
             if values
@@ -156,7 +158,9 @@ def study_cost(
         seconds = None
         if measure and step_macs(model, batch) <= MEASURABLE_MACS:
             log(f"measuring a step of {name} ({role})")
-            seconds = steps * measure_step_seconds(model, batch, members[0].precision, threads)
+            seconds = steps * measure_step_seconds(
+                model, batch, members[0].precision, threads, members[0].optimizer
+            )
         costs.append(
             Cost(
                 role=role,

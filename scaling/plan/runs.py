@@ -184,8 +184,9 @@ def _run(config: StudyConfig, model: ModelConfig, budgets: list[float], **fields
     shared = {
         name: getattr(config.train, name)
         for name in (
-            "batch", "schedule", "warmup_steps", "cooldown", "weight_decay", "grad_clip",
-            "evals", "checkpoint_seconds", "micro_batch", "recompute", "compile", "parallel",
+            "batch", "optimizer", "schedule", "warmup_steps", "cooldown", "weight_decay",
+            "grad_clip", "evals", "checkpoint_seconds", "micro_batch", "recompute", "compile",
+            "parallel",
         )
     }  # fmt: skip
     settings = shared | fields

@@ -94,7 +94,9 @@ class Session:
             from scaling.models.parallel import distribute
 
             self.loss_of = distribute(self.model, run.parallel)
-        self.optim = optimizer(self.model, lr=run.lr, weight_decay=run.weight_decay)
+        self.optim = optimizer(
+            self.model, lr=run.lr, weight_decay=run.weight_decay, kind=run.optimizer
+        )
         # Before a checkpoint is read, which holds the rates of its step.
         self.peak_lrs = [group["lr"] for group in self.optim.param_groups]
 

@@ -19,6 +19,7 @@ from scaling.checkpoint import Interrupted, StopFlag, previous
 from scaling.config.run import RunConfig
 from scaling.config.schedule import length, rate, segments
 from scaling.errors import UserError
+from scaling.models.family import size
 from scaling.results import COLUMNS, NOT_REPEATABLE, Row, frame
 from scaling.storage.files import RunBusy, RunLock
 from scaling.study_folder import RunFolder
@@ -88,6 +89,21 @@ def test_interrupted_equals_undisturbed_bitwise(
             train(run, tmp_path / "run", stop=StopAfter(looks), log=quiet)
     rows = train(run, tmp_path / "run", log=quiet)
     assert repeatable(rows) == repeatable(undisturbed)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "undisturbed")
+
+
+def test_muon_interrupted_equals_undisturbed_bitwise(run: RunConfig, tmp_path: Path) -> None:
+    """Both optimizers' state is in the checkpoint; AdamW's runs keep the names they always had."""
+    assert dataclasses.replace(run, optimizer="adamw").run_id == run.run_id
+    muon = dataclasses.replace(run, optimizer="muon")
+    assert muon.run_id != run.run_id
+    known = {"model": size(16, 1, 2, vocab=20, context=9), "data_key": "k", "role": "ladder"}
+    fixed = RunConfig(lr=2**-6, budgets_steps=(25,), budgets_macs=(1e6,), **known)  # type: ignore[arg-type]
+    assert fixed.run_id == "fa6c0cfafbc5"
+    whole = train(muon, tmp_path / "undisturbed", log=quiet)
+    with pytest.raises(Interrupted):
+        train(muon, tmp_path / "run", stop=StopAfter(37), log=quiet)
+    assert repeatable(train(muon, tmp_path / "run", log=quiet)) == repeatable(whole)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "undisturbed")
 
 
