@@ -72,6 +72,12 @@ def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
         ),
         ("[t16]", "\n  - t16\n  - {d: 40, layer: 3}", "bad.yaml:13: ladder.sizes.1: layers: miss"),
         ("[t16]", "[{d: 4, layer: 3}]", "layer: unknown key; did you mean 'layers'?"),
+        (
+            "tokenizer:",
+            "train: {optimizer: muon, parallel: fsdp}\ntokenizer:",
+            "bad.yaml:6: train: optimizer muon with parallel fsdp: it orthogonalises whole",
+        ),
+        ("lr:", "train: {optimizer: moun}\nlr:", "did you mean 'muon'?"),
         ("[t16]", "[{d: 40, layers: 3}]", "bad.yaml:11: ladder.sizes.0: heads: missing; add it"),
         ("[t16]", "[{d: 40, layers: 3, heads: 3}]", "model 'd40l3h3': width 40 is not divisible"),
         ("[t16]", "[{d: 42, layers: 3, heads: 3}]", "width 42 is not a multiple of 4"),
