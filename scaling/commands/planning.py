@@ -65,8 +65,7 @@ def plan(
     parallel, threads = resources(launch)
     costs, left_out = study_cost(chosen, threads=threads, measure=measure, log=note)
     told = [f"study {chosen.study}: {parallel} jobs at once, {threads} threads each"]
-    told += _table(launch, costs) + _placed(chosen, costs)
-    told += _other_batches(chosen)
+    told += _table(launch, costs) + _remarks(chosen, costs)
     told += [f"left out: {x.size} at {x.budget_macs:.3g} MACs: {x.rule}" for x in left_out]
     told += _totals(launch, costs, measure, parallel)
     told += token_cost.lines(chosen, costs)
@@ -121,6 +120,11 @@ def _table(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
             f"GPUs: the fewest whose {launch.gpu_memory_gb:g} GB hold a run (memory: of each)"
         )
     return lines
+
+
+def _remarks(config: StudyConfig, costs: list[Cost]) -> list[str]:
+    """What to know of the ladder's runs beside their cost."""
+    return _placed(config, costs) + _other_batches(config)
 
 
 def _other_batches(config: StudyConfig) -> list[str]:
