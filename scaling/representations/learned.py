@@ -124,8 +124,8 @@ class Learned:
         if self.davis is None:
             return {}
         return {
-            (str(data), str(protocol), int(rows)): Tracking(one)
-            for (data, protocol, rows), one in self.davis.groupby(list(quality.DAVIS_KINDS))
+            (str(data), str(protocol), int(one["rows"].iloc[0])): Tracking(one)
+            for (data, protocol, _), one in self.davis.groupby(list(quality.DAVIS_KINDS))
         }
 
     def positions(self) -> pd.DataFrame:

@@ -162,8 +162,8 @@ class Study:
         if self.kind == "encode":
             return pd.DataFrame(), _bytes(self.folder / "data", "*/*")
         if self.kind == "probe":
-            rows = _bytes(self.folder / "probes", "*/*-*-*.json")
-            return pd.DataFrame(), rows | _bytes(self.folder, "probes.csv")
+            probed = _bytes(self.folder / "probes", "*/*-*-*.json")
+            return pd.DataFrame(), probed | _bytes(self.folder, "probes.csv")
         rows = load(self.folder)
         table = rows.drop(columns=[*NOT_REPEATABLE, "git_sha", "study"])
         return table, _bytes(self.folder, "design.json")

@@ -18,7 +18,7 @@ def gradients(model: torch.nn.Module) -> None:
 
 def orthogonal(update: torch.Tensor) -> torch.Tensor:
     """Newton-Schulz by its definition, X <- a X + (b X X' + c (X X')^2) X five times, in double."""
-    x = update.double() / update.double().norm()
+    x: torch.Tensor = update.double() / update.double().norm()
     for _ in range(5):
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
@@ -64,13 +64,14 @@ def test_a_step_does_not_depend_on_the_size_of_the_gradient(factor: float) -> No
     for scale in (1.0, factor):
         model = build(WIDE, seed=1)
         optim = optimizer(model, lr=0.02, weight_decay=0.0, kind="muon")
-        before = model.layers[0].down.detach().clone()
+        down = model.get_parameter("layers.0.down")
+        before = down.detach().clone()
         gradients(model)
         for p in model.parameters():
             assert p.grad is not None
             p.grad *= scale
         optim.step()
-        steps.append(model.layers[0].down.detach() - before)
+        steps.append(down.detach() - before)
     torch.testing.assert_close(steps[1], steps[0], rtol=0.05, atol=1e-4)
 
 
