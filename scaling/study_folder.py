@@ -41,10 +41,10 @@ ENTRY: dict[str, Any] = {  # of plan.json, and of which kind
     "run_id": str, "role": str, "size": str, "log2_lr": (int, float), "steps": int,
     "macs": (int, float), "batch_tokens": int,
 }  # fmt: skip
-RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+FOLDER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a run, as a plan may name it
 INDEX = "index.json"  # says what a folder of tokens, or of probes, holds; written last
 ROWS = "rows.json"
-RUN_ID = re.compile(r"[0-9a-f]{12}")  # a run's folder may have any other name
+RUN_ID = re.compile(r"[0-9a-f]{12}")  # as made of a configuration; a folder may have another name
 
 
 def read_index(path: Path) -> dict[str, Any]:
@@ -477,7 +477,7 @@ def _check(entry: dict[str, Any]) -> None:
     wrong = [name for name, kind in ENTRY.items() if not isinstance(entry[name], kind)]
     if wrong or entry["steps"] < 1:
         raise UserError(f"a run in it has another kind of {(wrong or ['steps'])[0]}")
-    if not RUN_ID.fullmatch(entry["run_id"]):  # it names a folder
+    if not FOLDER_NAME.fullmatch(entry["run_id"]):
         raise UserError(f"{entry['run_id'][:40]!r} in it is no run's id")
 
 

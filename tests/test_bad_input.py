@@ -210,7 +210,10 @@ def swapped_parts(ours: Path) -> Iterator[Bad]:
             str((other / done.name).relative_to(ours)): done.read_bytes()
         })  # fmt: skip
     rows = json.loads(done.read_text())
-    for name, value in (("device", None), ("data_key", [[]]), ("vocab", -1e308), ("decayed", "x")):
+    cells: list[tuple[str, Any]] = [
+        ("device", None), ("data_key", [[]]), ("vocab", -1e308), ("decayed", "x"),
+    ]  # fmt: skip
+    for name, value in cells:
         made = json.dumps([rows[0] | {name: value}, *rows[1:]]).encode()
         path = str(done.relative_to(ours))
         yield Bad(f"rows {name}", ["fit", "studies/s"], {path: made})
@@ -223,7 +226,7 @@ def swapped_parts(ours: Path) -> Iterator[Bad]:
         made = json.dumps(held | {name: value}).encode()
         path = str(index.relative_to(ours))
         yield Bad(f"index {name}", ["tokens", "studies/s"], {path: made})
-    swapped = [  # of other tokens, or of these with another mixture
+    swapped: list[dict[str, Any]] = [  # of other tokens, or of these with another mixture
         {"key": "0" * 16}, {"key": None}, {"frames": 4}, {"sources": held["sources"] * 2},
         {"settings": held["settings"] | {"seed": 9}},
         {"sources": [held["sources"][0] | {"weight": 0.5}]},

@@ -30,8 +30,8 @@ from scaling.jobs.machine import in_threads, threads_at_once
 from scaling.models.propagation import PROTOCOLS, Protocol, propagate
 from scaling.representations.continuation import write_video
 from scaling.representations.davis_folders import Davis, find_sequences
-from scaling.representations.davis_masks import VOID, read_masks
-from scaling.representations.davis_measures import evaluate
+from scaling.representations.davis_masks import read_masks
+from scaling.representations.davis_measures import VOID, evaluate
 from scaling.representations.tiles import Layers
 from scaling.representations.trained import (
     WEIGHTS,

@@ -301,7 +301,8 @@ def test_killed_at_random_moments_with_two_workers(
     sources = source("video", videos), source("images", photos), source("leaves")
     reference = run(tmp_path / "reference", *sources, train_sequences=2500)
     rng = np.random.default_rng(0)
-    kills, roots = 0, []
+    kills = 0
+    roots: list[Path] = []
     while kills < 3 or len(roots) < 3:  # a process may end before it is killed
         root = tmp_path / f"killed-{len(roots)}"
         root.mkdir()

@@ -274,7 +274,10 @@ ON_SLURM = [
 
 def possible(s: Study) -> list[Callable[[Study], bool]]:
     """What may happen to the study, the more frequent more than once."""
-    kinds = [*PROCESSES, *([fill_disk] * 3 if os.path.ismount(s.out) else [])]
+    kinds: list[Callable[[Study], bool]] = [
+        *PROCESSES,
+        *([fill_disk] * 3 if os.path.ismount(s.out) else []),
+    ]
     if s.kind in ("encode", "probe"):
         return kinds
     kinds += [*TRAINING, *(ON_SLURM * 2 if s.slurm else [])]
