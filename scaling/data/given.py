@@ -36,6 +36,9 @@ class Given(Source):
             codes: np.ndarray = _mapped(self.folder / name).reshape(self.rows_of[name], length)
             return codes
         shape = (self.rows_of[name], length + 2)
+        shard = {"sequences": shape[0], "sha256": self.identity[name]}  # what the key stands for
+        if why := shards.fault(self.folder / name, shard, 2 * shape[1], verify=True):
+            raise UserError(f"source {self.name!r}: {why}. Put the file back, or leave it out.")
         tokens = np.memmap(self.folder / name, np.uint16, mode="r", shape=shape)
         return tokens[:, 1:-1]
 
@@ -152,8 +155,9 @@ def _token_directory(source: Given, data: DataConfig, tokenizer: TokenizerConfig
         if outside := [name for name in shown if Path(name).name != name]:
             return [f"{TokenFolder(source.folder).index} names {outside[0]}, outside of its folder"]
         for side_of, names in (("train", source.train), ("validation", source.validation)):
-            shards.Rows(source.folder, entry[side_of], width, verify=False)  # sizes
             for shard in entry[side_of]["shards"]:
+                if why := shards.fault(source.folder / shard["file"], shard, 2 * width, False):
+                    return [why]
                 if shard["sequences"]:
                     names.append(shard["file"])
                     source.identity[shard["file"]] = shard["sha256"]

@@ -434,17 +434,23 @@ def settings_key(settings: dict[str, Any]) -> str:
 
 
 def _check(file: Path, shard: dict[str, Any], row_bytes: int, verify: bool) -> None:
-    remedy = f"Remove {file.parent} and run again: it will be encoded anew."
+    if why := fault(file, shard, row_bytes, verify):
+        raise UserError(f"{why}. Remove {file.parent} and run again: it will be encoded anew.")
+
+
+def fault(file: Path, shard: dict[str, Any], row_bytes: int, verify: bool) -> str:
+    """What is wrong with a shard's file, "" of one that is as its index says: its size and, with
+    `verify`, its sha256."""
     expected = shard["sequences"] * row_bytes
     try:
         size = file.stat().st_size
+        if size == expected and verify:
+            with file.open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            if digest != shard["sha256"]:
+                return f"shard {file} is corrupt: its sha256 is not the index's"
     except OSError as error:
-        raise UserError(f"shard {file} cannot be read ({error.strerror}). {remedy}") from error
-    if size != expected:
-        raise UserError(f"shard {file} has {size} bytes, its index promises {expected}. {remedy}")
-    if not verify:
-        return
-    with file.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    if digest != shard["sha256"]:
-        raise UserError(f"shard {file} is corrupt: its sha256 is not the index's. {remedy}")
+        return f"shard {file} cannot be read ({error.strerror})"
+    return (
+        "" if size == expected else f"shard {file} has {size} bytes, its index promises {expected}"
+    )

@@ -67,6 +67,16 @@ def test_a_token_directory_gives_its_own_bytes(tmp_path: Path) -> None:
     with pytest.raises(UserError) as told:
         ready(tmp_path / "no", encoded, codes=32, frames=3)
     assert "tokenizer.codes is 32, of these tokens 16; data.frames is 3" in str(told.value)
+    shard = next(encoded.glob("*train*.bin"))
+    whole = shard.read_bytes()
+    for damaged, match in (
+        (whole[:-2] + b"\0\0", "its sha256 is not the index's. Put the file back"),
+        (whole[:-2], f"has {len(whole) - 2} bytes, its index promises {len(whole)}"),
+    ):
+        shard.write_bytes(damaged)
+        with pytest.raises(UserError, match=match):
+            ready(tmp_path / "no", encoded)
+    shard.write_bytes(whole)
     index = json.loads((encoded / "index.json").read_text())
     index["sources"][0]["train"]["shards"][0]["file"] = "../x.bin"
     (encoded / "index.json").write_text(json.dumps(index))
