@@ -104,7 +104,7 @@ def track(
         for trained in chosen:
             data_dir = data_dir_of(study, trained.run)
             settings = {"schema": SCHEMA, "tokens": trained.run.data_key, "rows": rows, **rule}
-            settings |= {"split": found.split, "resolution": resolution}
+            settings |= {"split": found.split, "resolutions": found.resolutions}
             key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
             folder = study.davis_dir / key
             folder.mkdir(parents=True, exist_ok=True)
