@@ -281,6 +281,13 @@ _TINY_RIVALS = {
 }
 
 
+def _table15(d: int) -> dict[str, int]:
+    """What Table 15's sizes have that the a-family has not: with 1024 codes and an untied head, the
+    one natural rule that gives all six printed counts. One key-value head, and a feed-forward of
+    16 d / 3, rounded up to a multiple of 8."""
+    return {"kv_heads": 1, "d_ff": -(-16 * d // 24) * 8}
+
+
 def _family() -> dict[str, ModelConfig]:
     sizes = []
     for name, layers in _TINY.items():
@@ -294,20 +301,12 @@ def _family() -> dict[str, ModelConfig]:
         vocab = 16384 + SPECIAL_TOKENS
         sizes.append(size(d, layers, 16, vocab=vocab, context=PAPER_CONTEXT, name=name))
     for name, (d, layers, _) in _TABLE_15.items():
-        # The one natural rule that gives all six printed counts: one key-value head, a feed-forward
-        # of 16d/3 rounded up to a multiple of 8, and 1024 codes with an untied head.
+        vocab, rule = 1024 + SPECIAL_TOKENS, _table15(d)
         sizes.append(
             size(
-                d,
-                layers,
-                16,
-                vocab=1024 + SPECIAL_TOKENS,
-                context=PAPER_CONTEXT,
-                name=f"table15-{name}",
-                kv_heads=1,
-                d_ff=-(-16 * d // 24) * 8,
+                d, layers, 16, vocab=vocab, context=PAPER_CONTEXT, name=f"table15-{name}", **rule
             )
-        )
+        )  # fmt: skip
     for name, (d, heads, layers, d_ff, _) in _TABLE_1.items():
         vocab = 8192 + SPECIAL_TOKENS
         sizes.append(
@@ -343,10 +342,18 @@ FAMILY: dict[str, ModelConfig] = _family()
 
 
 def sized(d: int, layers: int, heads: int, family: str = "toto") -> ModelConfig:
-    """A size by its shape and its family's rule: that of the table with this shape, where there is
-    one, else one by the name d40l3h4, or gpt2-d40l3h4. Raises UserError for what cannot be."""
+    """A size by its shape and its family's rule ("table15": Toto by that table's): that of the
+    table with this shape, where there is one, else one by the name d40l3h4, or gpt2-d40l3h4.
+    Raises UserError for what cannot be."""
     small = FAMILY["t16"]
-    own = size(d, layers, heads, vocab=small.vocab, context=small.context, family=family, name="")
+    rule: dict[str, Any] = _table15(d) if family == "table15" else {"family": family}
+    own = size(d, layers, heads, vocab=small.vocab, context=small.context, name="", **rule)
+    if family == "table15" and shape(own) != shape(FAMILY["table15-a1"]):
+        raise UserError(
+            f"width {d} with {heads} heads is no size of table15: it has one key-value head for "
+            f"several heads, and a feed-forward of 16 d / 3, which {own.d_ff} is not near enough; "
+            f"use 2 heads or more and a width that is a multiple of 24"
+        )
     for model in FAMILY.values():
         if replace(model, name=own.name, vocab=own.vocab, context=own.context) == own:
             return model
@@ -358,7 +365,7 @@ def named(name: str) -> ModelConfig:
     """The size of a name, of the table or of `sized`. Raises UserError where there is none."""
     if name in FAMILY:
         return FAMILY[name]
-    own = re.fullmatch(r"(?:(gpt2|mamba)-)?d(\d{1,7})l(\d{1,5})h(\d{1,5})", name)
+    own = re.fullmatch(r"(?:(gpt2|mamba|table15)-)?d(\d{1,7})l(\d{1,5})h(\d{1,5})", name)
     if own is None:
         hint = (
             did_you_mean(name, FAMILY) or f"; known: {', '.join(FAMILY)}, and d40l3h4 and its like"

@@ -62,12 +62,16 @@ class LrConfig(Section):
 
 
 class OwnSize(Section):
-    """A size outside the table, by its shape: the feed-forward follows its family's rule."""
+    """A size outside the table, by its shape: the feed-forward follows its family's rule.
+
+    table15: Toto with one key-value head and a feed-forward of 16 d / 3, the rule of the paper's
+    Table 15.
+    """
 
     d: Positive
     layers: Positive
     heads: Positive = 1  # of mamba, which has none
-    family: Literal["toto", "gpt2", "mamba"] = "toto"
+    family: Literal["toto", "gpt2", "mamba", "table15"] = "toto"
 
     @model_validator(mode="after")
     def _heads_are_known(self) -> OwnSize:

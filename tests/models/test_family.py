@@ -9,9 +9,11 @@ from scaling.models.family import (
     FAMILY,
     PRINTED_PARAMETERS,
     ModelConfig,
+    named,
     resized,
     shape,
     size,
+    sized,
 )
 from scaling.models.macs import models_table, parameter_counts
 
@@ -120,10 +122,22 @@ def test_a_size_is_its_shape_at_its_width(name: str) -> None:
 
 
 def test_shapes_have_names() -> None:
-    named = {name: shape(FAMILY[name]) for name in ("a1", "t32-gpt2", "gpt2", "mamba", "base")}
-    assert named == {
+    shapes = {name: shape(FAMILY[name]) for name in ("a1", "t32-gpt2", "gpt2", "mamba", "base")}
+    assert shapes == {
         "a1": "", "t32-gpt2": "gpt2", "gpt2": "gpt2-tied", "mamba": "mamba-tied", "base": "tied-ff4"
     }  # fmt: skip
     assert {shape(FAMILY[f"table15-a{i}"]) for i in range(1, 7)} == {"mqa-ff5.33"}
     assert resized(FAMILY["table15-a1"], 64, 2, 4).name == "mqa-ff5.33-d64l2h4"
     assert resized(FAMILY["a1"], 64, 2, 4).name == "d64l2h4"
+
+
+def test_own_sizes_by_the_rule_of_table_15() -> None:
+    assert sized(256, 12, 16, "table15") == FAMILY["table15-a1"]
+    small = sized(48, 2, 4, "table15")
+    assert small == named("table15-d48l2h4") and (small.kv_heads, small.d_ff) == (1, 256)
+    found = resized(FAMILY["table15-a6"], 48, 2, 4)
+    assert replace(found, name=small.name, vocab=small.vocab, context=small.context) == small
+    assert {shape(sized(d, 2, 2, "table15")) for d in range(24, 1025, 12)} == {"mqa-ff5.33"}
+    for d, heads in ((16, 2), (48, 1)):
+        with pytest.raises(ValueError, match=r"is no size of table15: .* multiple of 24"):
+            sized(d, 2, heads, "table15")
