@@ -34,6 +34,7 @@ COLUMNS: dict[str, str] = {
     "warmup_steps": "int",
     "batch_tokens": "int",
     "weight_decay": "float",
+    "optimizer": "str",
     "precision": "str",
     # cost
     "steps": "int",
@@ -55,6 +56,9 @@ COLUMNS: dict[str, str] = {
     "decayed": "bool",
     "status": "str",  # finished | diverged | failed
 }
+# Columns that a row leaves out where this is their value: rows are as they were before.
+ADDED = {"optimizer": "adamw"}
+ALWAYS = COLUMNS.keys() - ADDED.keys()  # the columns of every version's tables
 SOURCE_PREFIX = "val_loss/"  # one further float column per source
 # A further column where the weights of rows are known: in proportion to 1 / variance.
 WEIGHT = "relative_weight"

@@ -13,6 +13,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scaling.analysis.schema import ADDED as ADDED
+from scaling.analysis.schema import ALWAYS as ALWAYS
 from scaling.analysis.schema import COLUMNS as COLUMNS
 from scaling.analysis.schema import PATCH_UNIT as PATCH_UNIT
 from scaling.analysis.schema import SOURCE_PREFIX as SOURCE_PREFIX
@@ -78,20 +80,22 @@ def _columns(rows: list[Row], more: Sequence[str], words: dict[str, str]) -> dic
     for row in rows:
         alike.setdefault(tuple(row), row)
     sources = sorted({c for names in alike for c in names if c.startswith(SOURCE_PREFIX)})
-    columns = [*COLUMNS, *sources, *more]
+    columns = [*(c for c in COLUMNS if c in ALWAYS), *sources, *more]
     for names, row in alike.items():
-        wrong = (set(names) - set(columns)) | (set(COLUMNS) - set(names))
+        wrong = (set(names) - {*columns, *ADDED}) | (ALWAYS - set(names))
         if wrong:
             raise UserError(
                 f"row of run {row.get('run_id', '?')}: columns {sorted(wrong)} do not fit this "
                 f"version's schema; it was written by another version of the tool"
             )
     blank = dict.fromkeys(columns)
-    same = all(len(names) == len(columns) for names in alike)
+    same = all(len(set(names) - ADDED.keys()) == len(columns) for names in alike)
     taken = map(itemgetter(*columns), rows if same else [blank | row for row in rows])
     by_column = zip(*taken, strict=True) if rows else repeat((), len(columns))
+    every = dict(zip(columns, by_column, strict=True))
+    every |= {c: tuple(row.get(c, default) for row in rows) for c, default in ADDED.items()}
     made = {}
-    for column, cells in zip(columns, by_column, strict=True):
+    for column, cells in every.items():
         kind = (COLUMNS | dict.fromkeys(sources, "float")).get(column, "any")
         try:
             made[column] = _cells(cells, kind, words)
@@ -168,6 +172,8 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: no such file") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a CSV table ({error})") from None
+    for column, default in ADDED.items():
+        table[column] = table.get(column, default)
     missing = [c for c in COLUMNS if c not in table]
     if missing:
         raise UserError(

@@ -31,7 +31,7 @@ from scaling.analysis.questions.rounds import PLACED
 from scaling.analysis.questions.size_law import SizeLaw
 from scaling.analysis.questions.transfer import Rates, learning_rate_points, series_points
 from scaling.analysis.questions.variable import VariableLaw, fit_variable
-from scaling.analysis.schema import COLUMNS, loss_unit
+from scaling.analysis.schema import ALWAYS, loss_unit
 from scaling.analysis.tables import read as read_table
 from scaling.analysis.tables.files import is_folder, parted
 from scaling.analysis.tables.ladder import Ladder
@@ -279,7 +279,7 @@ def rows_of(
     """Rows of a study, or of anyone's runs, and notes on how they were read; arguments and errors
     as of `scaling.analysis.tables.read`, None for what is not given."""
     found, ours = (
-        (source, set(COLUMNS) <= set(source.columns))
+        (source, set(source.columns) >= ALWAYS)
         if isinstance(source, pd.DataFrame)
         else source_of(source)
     )
@@ -302,7 +302,7 @@ def _of_design(source: str | Path | pd.DataFrame) -> list[str]:
 def source_of(source: str | Path) -> tuple[pd.DataFrame | Path, bool]:
     """This tool's rows as a frame, a file of other rows as its path; and whether they are ours."""
     found = _source(source)
-    return found, not isinstance(found, Path) and set(COLUMNS) <= set(found.columns)
+    return found, not isinstance(found, Path) and set(found.columns) >= ALWAYS
 
 
 def _source(source: str | Path) -> pd.DataFrame | Path:
@@ -325,7 +325,7 @@ def _source(source: str | Path) -> pd.DataFrame | Path:
         raise UserError(f"{path}: not a study directory and no such file")
     with path.open(errors="replace") as file:
         header = file.readline().strip().split(",")
-    return read_csv(path) if path.suffix == ".csv" and set(COLUMNS) <= set(header) else path
+    return read_csv(path) if path.suffix == ".csv" and set(header) >= ALWAYS else path
 
 
 def _refuse_other_folders(path: Path) -> None:

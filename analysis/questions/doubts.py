@@ -17,6 +17,7 @@ COMPARABLE = "bits per pixel are (scaling.analysis.laws.references.bits_per_pixe
 OF_STUDIES = (
     ("family", "other architectures have other laws; --by family fits one for each"),
     ("parametrization", "other parametrisations have other laws"),
+    ("optimizer", "other optimizers have other laws; --by optimizer fits one for each"),
 )
 LOWEST = "the lowest of them is taken, which is too low if they are"
 

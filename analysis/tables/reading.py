@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scaling.analysis.schema import COLUMNS
+from scaling.analysis.schema import ALWAYS
 from scaling.analysis.tables import columns as names
 from scaling.analysis.tables import derived
 from scaling.analysis.tables.columns import Table, listed
@@ -87,7 +87,7 @@ def read(
         notes.append(said)
     given = {"n": n, "d": d, "c": c, "loss": loss, "run": run}
     scales = {"n": params_in, "d": tokens_in}
-    if set(COLUMNS) <= set(frame.columns):
+    if set(frame.columns) >= ALWAYS:
         refuse_told(frame, budget_column, finished_if, history, keep)
         rows, more = own_rows(frame, given, scales, compute_unit, by, metric)
         return rows, notes + more

@@ -10,7 +10,7 @@ from pathlib import Path
 from scaling.config.run import RunConfig
 from scaling.data.shards import TokenData
 from scaling.models.macs import forward_macs, parameter_counts
-from scaling.results import Row
+from scaling.results import ADDED, Row
 from scaling.training.device import device_name
 from scaling.training.ranks import Ranks
 
@@ -49,6 +49,7 @@ def identity(run: RunConfig, data: TokenData, ranks: Ranks, shares: dict[str, fl
         "precision": run.precision,
         "device": device_name(ranks.device) + several,
         "data_mix": json.dumps(shares),
+        **({} if run.optimizer == ADDED["optimizer"] else {"optimizer": run.optimizer}),
     }
 
 

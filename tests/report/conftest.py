@@ -23,7 +23,7 @@ def _row(
 ) -> dict[str, Any]:
     matmul = 12 * layers * d * d
     head = 516 * d
-    row: dict[str, Any] = dict.fromkeys(results.COLUMNS, "")
+    row: dict[str, Any] = dict.fromkeys(results.ALWAYS, "")
     row |= dict.fromkeys([c for c, kind in results.COLUMNS.items() if kind in ("int", "float")], 0)
     row |= {
         "run_id": run_id,

@@ -332,6 +332,21 @@ def test_a_column_that_somebody_added_to_own_rows_is_theirs(run: Run, tmp_path: 
     assert said != plain and "weights   " in said
 
 
+def test_rows_of_two_optimizers_are_no_repeats(run: Run, tmp_path: Path) -> None:
+    rows = simulated_rows()
+    assert set(rows.optimizer) == {"adamw"}
+    rows.drop(columns="optimizer").to_csv(tmp_path / "before.csv", index=False)
+    pd.testing.assert_frame_equal(load(tmp_path / "before.csv"), load(rows_of(tmp_path / "a.csv")))
+    muon = rows.assign(
+        optimizer="muon", run_id="m" + rows.run_id, val_loss=0.9 * rows.val_loss, seed=rows.seed + 9
+    )
+    pd.concat([rows, muon]).to_csv(tmp_path / "both.csv", index=False)
+    said = run("fit", tmp_path / "both.csv")
+    assert "2 values of optimizer in one law: other optimizers have other laws" in said
+    said = run("fit", tmp_path / "both.csv", "--by", "optimizer")
+    assert "optimizer = adamw" in said and "optimizer = muon" in said and "beware: 2" not in said
+
+
 def rows_of(path: Path) -> Path:
     simulated_rows().to_csv(path, index=False)
     return path

@@ -104,6 +104,7 @@ def test_muon_interrupted_equals_undisturbed_bitwise(run: RunConfig, tmp_path: P
     with pytest.raises(Interrupted):
         train(muon, tmp_path / "run", stop=StopAfter(37), log=quiet)
     assert repeatable(train(muon, tmp_path / "run", log=quiet)) == repeatable(whole)
+    assert {row["optimizer"] for row in whole} == {"muon"}
     assert metrics(tmp_path / "run") == metrics(tmp_path / "undisturbed")
 
 
