@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from scaling.analysis.questions.paper import BY_NAME, CHOICES
 from scaling.analysis.questions.quality import (
     half_width,
     over_seeds,
@@ -16,25 +17,12 @@ from scaling.analysis.questions.quality import (
     variance_over_files,
 )
 
-# arXiv 2501.05453: top-1 on ImageNet, in percent.
+# The paper's choices by title: top-1 on ImageNet, in percent.
 PAPER = {
-    "Input and target tokens (Table 3)": {
-        "VQGAN-VQGAN 16x16 16k": 61.3,
-        "VQGAN-VQGAN 16x16 1k": 61.1,
-        "dVAE-dVAE 32x32": 61.2,
-        "dVAE-dVAE 16x16": 53.2,
-        "patch-patch 16x16": 60.6,
-        "patch-dVAE 16x16": 58.5,
-    },
-    "Token resolution (Table 4)": {
-        "dVAE/16": 53.2,
-        "dVAE/32": 61.2,
-        "dVAE/16→32": 63.2,
-        "dVAE/16→32†": 64.4,
-    },
-    "Pooling (Table 5)": {"Average": 53.2, "Attention": 61.1},
-    "Architecture (Table 6)": {"LLaMA": 53.2, "GPT2": 48.5, "Mamba": 40.7},
-    "Attention in fine-tuning (A.2)": {"causal": 82.2, "full": 82.6},
+    BY_NAME[name].title: {
+        str(row[0]): BY_NAME[name].value(str(row[0])) for row in BY_NAME[name].printed
+    }
+    for name in CHOICES
 }
 KEYS = ["data", "variant"]
 
@@ -53,6 +41,7 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
     layer that the others choose), `random`: of the weights before training, `difference`: to the
     first variant, seed by seed. `paper` and `paper_difference` are NaN where the paper has none.
     `nats`: next-token loss a token on the test files, of variants that were fine-tuned on it.
+    `macs`: of the training.
     """
     printed = PAPER.get(title_of(list(table.variant.unique())), {})
     rows = []
@@ -80,6 +69,7 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
             row |= {"nats": nats.mean(), "nats_half": half_width(nats, **sizes, sampling=0.0)}
             row["data"] = data
             row |= {"layer": layer, "seeds": len(values), "run_at": _scale(one)}
+            row |= {"macs": one.macs_total.mean()}
             rows.append(row)
     out = pd.DataFrame(rows)
     ours = ["ours", "low", "high", "random", "chance"]

@@ -30,6 +30,7 @@ from scaling.analysis.report.data import (
 )
 from scaling.analysis.report.law import choices_section, isoflop_section, trust_section
 from scaling.analysis.report.page import figure, page
+from scaling.analysis.report.paper import paper_section
 from scaling.analysis.report.probes import probe_sections, variants_section
 from scaling.analysis.report.transfer import transfer_section
 from scaling.analysis.schema import loss_unit
@@ -56,11 +57,14 @@ def page_text(begin: str, shown: Sources, found: Findings) -> str:
     rows = shown.rows
     unit = loss_unit(rows.tokenizer)
     rate = ("rate", "The learning rate", _rate_section(rows, found.rates))
-    sections = [("variants", "The choices compared", variants_section(shown.variants))]
+    sections = [
+        ("paper", "The paper, line by line", paper_section(shown, found)),
+        ("variants", "The choices compared", variants_section(shown.variants)),
+    ]
     picture = ""
     if found.sizes is not None and found.audit is not None:
         picture = _compute_figure(rows, found.law)
-        if sections[0][2]:  # the subject comes first: the picture stands further down
+        if shown.variants is not None:  # the subject comes first: the picture stands further down
             sections.append(("compute", "Loss against compute", picture))
             picture = ""
         sections += [

@@ -82,7 +82,8 @@ def table(rows: pd.DataFrame, b: float = -0.1, noise: float = 0.0) -> pd.DataFra
                 }
                 | {"data_key": "k", "head": "attention", "weights": weights}
                 | {"layer": layer, "depth": layer / 3, "seed": seed, "split": "drawn"}
-                | {"n_train": 300, "n_test": 100, "top1": 1 - error, "top5": 1 - error / 2}
+                | {"n_train": 300, "n_test": 100, "classes": 10, "frames": 1}
+                | {"top1": 1 - error, "top5": 1 - error / 2}
                 | {"chance": 0.1}
             )
     keys = ["run_id", "weights", "macs_total", "seed", "layer"]

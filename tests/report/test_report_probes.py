@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from nbclient import NotebookClient
-from PIL import Image
 
 from scaling.analysis.questions.frontier import fit_frontier
 from scaling.analysis.questions.quality import davis_best, davis_points, probe_points
@@ -22,58 +21,10 @@ from scaling.analysis.report.probes import (
 from scaling.study.page import write_report
 from scaling.study.page_sources import read_sources
 from scaling.study_folder import Study
-from tests.analysis.test_quality import table
 from tests.report.conftest import simulated_rows
 from tests.shell import HANGS, plain
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def davis_table(run_id: str) -> pd.DataFrame:
-    rng = np.random.default_rng(0)
-    rows = []
-    for weights, layers, level in (("trained", 3, 0.5), ("random", 3, 0.3), ("pixels", 1, 0.4)):
-        for layer in range(layers):
-            for sequence in ("camel", "swan", "kite"):
-                of_a_run = weights != "pixels"
-                rows.append(
-                    {"run_id": run_id if of_a_run else None, "size": "t64" if of_a_run else None}
-                    | {"layers": 2, "params": 1e5 if of_a_run else None, "weights": weights}
-                    | {"macs_total": {"trained": 1e12, "random": 0.0}.get(weights)}
-                    | {"protocol": "jabri", "rows": 24, "data": "val, 480p"}
-                    | {"layer": layer, "depth": layer / 2}
-                    | {"sequence": sequence, "object": 1, "frames": 9}
-                    | {f"{m}_{s}": level + 0.05 * (layer == 1) + rng.normal(0, 0.01)
-                       for m in "jf" for s in ("mean", "recall", "decay")}
-                )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-@pytest.fixture
-def full(tmp_path: Path) -> Path:
-    """A study directory with probes, tracking with its strips, and a generated clip."""
-    rows = simulated_rows()
-    table(rows, noise=0.01).to_csv(tmp_path / "probes.csv", index=False)
-    davis_table("0a1b").to_csv(tmp_path / "davis.csv", index=False)
-    folder = tmp_path / "davis" / "key"
-    folder.mkdir(parents=True)
-    (folder / "index.json").write_text(
-        json.dumps({"protocol": "jabri", "rows": 24, "data": "val, 480p"})
-    )
-    frames = np.zeros((8, 12, 16, 3), np.uint8)
-    masks = np.ones((3, 8, 12, 16), np.uint8)
-    np.savez(folder / "frames-camel.npz", frames=frames, truth=masks[0])
-    for stem in ("0a1b-trained2", "0a1b-random", "pixels"):
-        np.savez(folder / f"{stem}-camel.npz", layers=np.arange(3), masks=masks)
-    (tmp_path / "generated").mkdir()
-    grid = pd.MultiIndex.from_product((("drawn", "clip"), range(6), range(4)))
-    losses = pd.DataFrame(list(grid), columns=["what", "frame", "position"])
-    losses = losses.assign(run_id="0a1b", size="t64", clip="dog", loss=2.0 + losses.frame / 10)
-    losses.to_csv(tmp_path / "generated" / "0a1b-dog.csv", index=False)
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((8, 40, 3), np.uint8)).save(buffer, "PNG")
-    (tmp_path / "generated" / "0a1b-dog.png").write_bytes(buffer.getvalue())
-    return tmp_path
 
 
 def test_absent_parts_are_not_there(tmp_path: Path) -> None:
