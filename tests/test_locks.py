@@ -42,6 +42,9 @@ if kind != "shared":
             raise OSError(getattr(errno, kind), "no locks")
     fcntl.flock = flock
 socket.gethostname = lambda: host
+# A dead host is given a third of the time that it has: the study waits it out more than once.
+import scaling.storage.files as files
+files.BEAT_SECONDS, files.PATIENCE_SECONDS = 2.0, 15.0
 readlink = os.readlink
 os.readlink = lambda p, **kw: host if str(p) == "/proc/self/ns/pid" else readlink(p, **kw)
 """
