@@ -214,7 +214,7 @@ def _tuned(
             yield (
                 f"{named['size']} {mean:.1%} [{low:.1%}, {high:.1%}] on {named['data']}, "
                 f"{named['frames']} frames of {named['px']} px, {named['attention']} attention"
-                + (", end to end" if named["end_to_end"] else "")
+                + (", end to end" if named["end_to_end"] else ", fine-tuned")
             )
 
     return texts
@@ -263,6 +263,19 @@ def _generated(shown: Sources, found: Findings) -> Texts:
         yield f"{one.losses['clip'].iloc[0]}: {int(drawn.frame.max()) + 1} frames"
 
 
+def _all_of(*several: Callable[[Sources, Findings], Texts]) -> Callable[[Sources, Findings], Texts]:
+    def texts(shown: Sources, found: Findings) -> Texts:
+        for one in several:
+            yield from one(shown, found)
+
+    return texts
+
+
+def _beside_next_tokens(moving: bool) -> Callable[[pd.DataFrame], pd.Series]:
+    """Fine-tunings on next tokens, of pictures or of clips in which nothing is hidden."""
+    return lambda t: ~t.end_to_end & ((t.frames > 1) == moving) & (t.n_hidden == 0)
+
+
 HERE: dict[str, Callable[[Sources, Findings], Texts]] = {
     "Table 1": _sizes,
     "Table 2": _data,
@@ -273,8 +286,8 @@ HERE: dict[str, Callable[[Sources, Findings], Texts]] = {
     "Table 5": _choices("(Table 5)"),
     "Table 6": _choices("(Table 6)"),
     "Figure 4": _layers("attention"),
-    "Table 7": _probed("attention", moving=False),
-    "Table 8": _probed("attention", moving=True),
+    "Table 7": _all_of(_probed("attention", moving=False), _tuned(_beside_next_tokens(False))),
+    "Table 8": _all_of(_probed("attention", moving=True), _tuned(_beside_next_tokens(True))),
     "Table 10": _tracked,
     "Figure 5": _films,
     "Table 12": _tuned(lambda t: (t.n_hidden > 0) | t.data.str.contains("cater", case=False)),

@@ -236,6 +236,8 @@ def tuned_section(tuned: pd.DataFrame | None) -> str:
         return ""
     keys = ["data", "data_key", "run_id", "size", "px", "frames", "stride", "tokens", "rope_base"]
     keys += ["attention", "end_to_end", "layer_decay", "head", "lr", "head_lr", "steps", "batch"]
+    tuned = tuned.assign(clips=tuned.get("clips", 1), crops=tuned.get("crops", 1))
+    keys += ["clips", "crops"]
     rows = []
     for key, g in tuned.groupby(keys, sort=False, dropna=False):
         found: dict[str, Any] = dict(zip(keys, key, strict=True))
@@ -246,6 +248,8 @@ def tuned_section(tuned: pd.DataFrame | None) -> str:
             f"{found['frames']} x {found['px']} px = {found['tokens']:,} tokens, "
             f"{found['attention']}{base}, {found['steps']:,} steps by {by}, {found['head']} head"
         )
+        if found["clips"] * found["crops"] > 1:
+            found["settings"] += f", {found['clips']} x {found['crops']} views"
         for weights, one in g.groupby("weights"):
             found[str(weights)] = _tuned_text(one, "top1", "n_test")
             found[f"{weights}_hidden"] = _tuned_text(one, "top1_hidden", "n_hidden")

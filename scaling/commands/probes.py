@@ -190,7 +190,12 @@ def finetune(
     ] = "attention",
     layer_decay: Annotated[float, typer.Option(help="Of the rate, a layer.")] = 0.9,
     lr: Annotated[float, typer.Option(help="Of the last layer, at the muP base width.")] = 1e-3,
-    steps: Annotated[int, typer.Option(min=1)] = 300,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default 300.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the training files, in place of steps.")
+    ] = None,
+    clips: Annotated[int, typer.Option(help="Views of a video in time; a test takes all.")] = 1,
+    crops: Annotated[int, typer.Option(help="Views of a video in space.")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Images or clips of a step.")] = 32,
     seeds: Annotated[int, typer.Option(min=1, help="Splits of the files, starts.")] = 3,
 ) -> None:
@@ -212,7 +217,8 @@ def finetune(
 
     tuning = checked(
         Tuning, px=px, frames=frames, stride=stride, rope_base=rope_base, attention=attention,
-        end_to_end=end_to_end, layer_decay=layer_decay, lr=lr, steps=steps, batch=batch,
+        end_to_end=end_to_end, layer_decay=layer_decay, lr=lr, epochs=epochs, batch=batch,
+        clips=clips, crops=crops, **({} if steps is None else {"steps": steps}),
     )  # fmt: skip
     there = Study.open(study)
     print(f"rows    {finetune(there, data, tuning=tuning, head=head, run=run, seeds=seeds)}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -211,10 +211,18 @@ class Tuning(Section):
     lr: PositiveFloat = 1e-3  # of the last layer, at the muP base width
     head_lr: PositiveFloat = 3e-3
     steps: Positive = 300
+    epochs: PositiveFloat | None = None  # passes over the training files, in place of steps
     batch: Positive = 32
+    # Views of a clip in time and in space: a step sees one of them, a test the mean of all (the
+    # paper: 10 x 3).
+    clips: Positive = 1
+    crops: Positive = 1
+    ADDED: ClassVar = {"epochs": None, "clips": 1, "crops": 1}  # as `RunConfig.ADDED`
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> Tuning:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError(f"steps {self.steps} and epochs {self.epochs:g}: give one of them")
         if self.attention == "full" and not self.end_to_end:
             raise ValueError(
                 "attention full sees the tokens that it would predict, so the labels must train "

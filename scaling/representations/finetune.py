@@ -48,8 +48,8 @@ from scaling.study_folder import ProbeFolder, Study
 COLUMNS = (
     "run_id", "study", "size", "params", "macs_total", "data", "data_key", "px", "frames",
     "stride", "tokens", "rope_base", "attention", "end_to_end", "layer_decay", "lr", "head_lr",
-    "steps", "batch", "head", "weights", "layer", "depth", "seed", "split", "n_train", "n_test",
-    "top1", "chance", "n_hidden", "top1_hidden", "next_token_loss",
+    "steps", "batch", "clips", "crops", "head", "weights", "layer", "depth", "seed", "split",
+    "n_train", "n_test", "top1", "chance", "n_hidden", "top1_hidden", "next_token_loss",
 )  # fmt: skip
 Say = Callable[[str], None]
 
@@ -105,7 +105,9 @@ def tuned(
     px = tuning.px or (1 + images) * index["size"]
     if px % patch:
         raise UserError(f"{px} px are no multiple of the tokenizer's {patch} px; use one")
-    settings = tuning.model_dump() | {"px": px, "head": head, "run": trained.run_id}
+    given = tuning.model_dump()
+    settings = {k: v for k, v in given.items() if k not in tuning.ADDED or v != tuning.ADDED[k]}
+    settings |= {"px": px, "head": head, "run": trained.run_id}
     settings |= {"data": labelled.key, "seed": seed, "weights": weights}
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     path = study.finetuned_dir / f"{key}.json"
@@ -113,7 +115,7 @@ def tuned(
         return read_rows(path)
     with files.explained(study.folder):
         path.parent.mkdir(exist_ok=True)
-        views = Views(frames=tuning.frames, stride=tuning.stride)
+        views = Views(tuning.clips, tuning.crops, tuning.frames, tuning.stride)
         # All seeds and weights read the same tokens.
         with files.RunLock(path.parent, "encode.lock", wait=True):
             folder = encoded(study, trained, labelled, data, views, Recipe(), say, px)
@@ -122,6 +124,7 @@ def tuned(
         seen = {"data_key": labelled.key, "px": px}
         seen["frames"] = 1 if images else tuning.frames or index["frames"]
         seen["stride"] = None if images else tuning.stride or index["settings"]["stride"]
+        seen |= {"clips": tuning.clips, "crops": tuning.crops}
         found = tune(trained, weights, folder, hidden_F, tuning, head, seed, saved, say, stop)
         rows = [r | seen for r in found]
         files.write(path, json.dumps(rows))
@@ -139,8 +142,12 @@ def tuned(
 
 def _check(trained: TrainedRun, labelled: Labelled, data: Path, tuning: Tuning, head: str) -> None:
     """Raises UserError where data, model and tuning do not go together."""
-    if labelled.kind == "images" and (tuning.frames or tuning.stride):
-        raise UserError(f"{data}: images have no frames and no stride; leave them out")
+    several = tuning.clips * tuning.crops > 1
+    if labelled.kind == "images" and (tuning.frames or tuning.stride or several):
+        raise UserError(
+            f"{data}: images have no frames, no stride and one view each; leave out frames, "
+            "stride, clips and crops"
+        )
     if head not in KINDS:
         raise UserError(f"head '{head}': choose one of {', '.join(KINDS)}")
     config = trained.run.model
@@ -175,9 +182,10 @@ def gather(study: Study) -> Path:
     import pandas as pd
 
     rows = [r for p in files.whole(study.finetuned_dir, "*.json") for r in read_rows(p)]
+    rows = [{"clips": 1, "crops": 1} | r for r in rows]  # of before there were several views
     rows = [r for r in rows if set(COLUMNS) <= set(r)]  # others are an older version's
     keys = ["data", "data_key", "run_id", "px", "frames", "rope_base", "attention", "end_to_end"]
-    keys += ["head"]
+    keys += ["steps", "clips", "crops", "head"]
     keys += ["weights", "seed", "layer"]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(keys, kind="stable")
     return study.write(study.finetune_csv, table.to_csv(index=False))

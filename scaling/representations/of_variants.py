@@ -125,4 +125,5 @@ def _described(one: StudyConfig) -> str:
     assert one.finetune is not None
     tuning = one.finetune
     end = ", end to end" * tuning.end_to_end
-    return f"{tuning.steps} steps, {tuning.attention}{end}, RoPE base {tuning.rope_base:,.0f}"
+    long = f"{tuning.steps} steps" if tuning.epochs is None else f"{tuning.epochs:g} epochs"
+    return f"{long}, {tuning.attention}{end}, RoPE base {tuning.rope_base:,.0f}"

@@ -136,6 +136,20 @@ def batch_of(step: int, files: int, batch: int, seed: int) -> np.ndarray:
     return order[place * batch : (place + 1) * batch]
 
 
+def view_of(step: int, files: int, views: int, seed: int) -> torch.Tensor:
+    """The view (files,) that each file of a step is seen in."""
+    rng = np.random.default_rng([seed, step, views])
+    return torch.from_numpy(rng.integers(views, size=files))
+
+
+def in_steps(tuning: Tuning, files: int) -> Tuning:
+    """With its epochs as steps of so many training files; a pass leaves out what fills no batch."""
+    if tuning.epochs is None:
+        return tuning
+    steps = max(1, round(tuning.epochs * (files // min(tuning.batch, files))))
+    return tuning.model_copy(update={"steps": steps})
+
+
 def rate_at(step: int, steps: int) -> float:
     """Share of the highest rate: a linear rise, then a cosine to zero."""
     warmup = max(1, round(WARMUP * steps))
@@ -213,10 +227,13 @@ def tune(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     index = ProbeFolder(folder).read_index()
     labelled, codes_FVL = open_encoded(folder)
-    ids_FT = with_start(codes_FVL[:, 0], index["start"]).to(device)
+    files, views = codes_FVL.shape[:2]
+    ids_FVT = with_start(codes_FVL.reshape(files * views, -1), index["start"])
+    ids_FVT = ids_FVT.reshape(files, views, -1).to(device)
     labels_F = torch.from_numpy(labelled.labels_F).to(device)
     train_F, test_F = draw_split(labelled, seed)
-    model = retuned(trained, ids_FT.shape[1] - 1, tuning, weights).to(device)
+    tuning = in_steps(tuning, len(train_F))
+    model = retuned(trained, ids_FVT.shape[2] - 1, tuning, weights).to(device)
     layers = [model.config.layers] if tuning.end_to_end else range(model.config.layers + 1)
     heads = Heads(
         head, layers, model.config.d, len(labelled.classes), side=index["side"],
@@ -230,7 +247,8 @@ def tune(
     while learner.steps < tuning.steps:
         places = batch_of(learner.steps, len(train_F), tuning.batch, seed)
         chosen = torch.from_numpy(train_F[places]).to(device)
-        learner.step(ids_FT[chosen], labels_F[chosen])
+        seen = view_of(learner.steps, len(places), views, seed)
+        learner.step(ids_FVT[chosen, seen], labels_F[chosen])
         tell(f"fine-tuning from {weights} weights, seed {seed}: step", learner.steps, tuning.steps)
         interrupted = stop is not None and stop.is_set()
         due = interrupted or time.monotonic() - last_saved > SAVE_SECONDS
@@ -241,7 +259,7 @@ def tune(
             raise KeyboardInterrupt
     row = _about(trained, weights, tuning) | {
         "data": index["data"],
-        "tokens": ids_FT.shape[1] - 1,
+        "tokens": ids_FVT.shape[2] - 1,
         "head": head,
         "seed": seed,
         "split": "drawn" if labelled.split_F is None else "given",
@@ -250,7 +268,7 @@ def tune(
         "n_hidden": int(hidden_F[test_F].sum()),
         "chance": labelled.chance,
     }
-    scored = _scored(model, heads, ids_FT, labels_F, test_F, hidden_F[test_F], tuning)
+    scored = _scored(model, heads, ids_FVT, labels_F, test_F, hidden_F[test_F], tuning)
     return [row | one for one in scored]
 
 
@@ -270,21 +288,32 @@ def _about(trained: TrainedRun, weights: str, tuning: Tuning) -> dict[str, Any]:
 def _scored(
     model: Decoder,
     heads: Heads,
-    ids_FT: torch.Tensor,
+    ids_FVT: torch.Tensor,
     labels_F: torch.Tensor,
     test_F: np.ndarray,
     hidden: np.ndarray,
     tuning: Tuning,
 ) -> list[dict[str, Any]]:
-    """Accuracy of every layer that has a head, on the test files; hidden: which of these are."""
+    """Accuracy of every layer that has a head, on the test files; hidden: which of these are.
+
+    A file's classes are the mean over its views of their probabilities.
+    """
     model.eval()
     layers, end_to_end = model.config.layers, tuning.end_to_end
     parts, summed = [], 0.0
-    for part in torch.from_numpy(test_F).to(ids_FT.device).split(tuning.batch):
-        logits_LBC, _ = _read(model, heads, ids_FT[part], end_to_end)
-        parts.append((logits_LBC.argmax(-1) == labels_F[part]).cpu())
-        if not end_to_end:
-            summed += float(objective(model, heads, ids_FT[part], labels_F[part])[1]) * len(part)
+    views = ids_FVT.shape[1]
+    for part in torch.from_numpy(test_F).to(ids_FVT.device).split(tuning.batch):
+        scores_LBC: torch.Tensor | float = 0.0
+        for view in range(views):
+            ids_BT = ids_FVT[part, view]
+            logits_LBC, _ = _read(model, heads, ids_BT, end_to_end)
+            # Of one view the logits themselves: probabilities may round to ties.
+            scores_LBC = logits_LBC if views == 1 else scores_LBC + logits_LBC.softmax(-1)
+            if not end_to_end:
+                nats = objective(model, heads, ids_BT, labels_F[part])[1]
+                summed += float(nats) * len(part) / views
+        assert isinstance(scores_LBC, torch.Tensor)
+        parts.append((scores_LBC.argmax(-1) == labels_F[part]).cpu())
     right_LF = torch.cat(parts, 1).numpy()
     first = layers if end_to_end else 0
     return [

@@ -1,5 +1,7 @@
 """What is trained by which loss, at which rate; and a model that takes another resolution."""
 
+import hashlib
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -21,6 +23,7 @@ from scaling.models.parametrization import build
 from scaling.models.probes import Heads
 from scaling.representations import tune
 from scaling.representations.finetune import finetune, read_hidden
+from scaling.representations.labelled import read_labelled
 from scaling.representations.trained import trained_runs
 from scaling.representations.tune import batch_of, decayed_groups, objective, rate_at, retuned
 from scaling.study_folder import Study
@@ -128,6 +131,38 @@ def test_a_study_is_fine_tuned(study: Path, pictures: Path, tmp_path: Path) -> N
         finetune(Study(own), pictures, tuning=QUICK, seeds=2, say=said.append)
 
 
+def test_epochs_are_passes_over_the_training_files(
+    study: Path, pictures: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(study, tmp_path / "own"))
+    tuning = Tuning(epochs=1.5, batch=8)
+    table = pd.read_csv(finetune(Study(own), pictures, tuning=tuning, seeds=1, say=lambda _: None))
+    assert set(table.n_train) == {27} and set(table.steps) == {round(1.5 * (27 // 8))}
+    # They are those steps: nothing else differs.
+    steps = Tuning(steps=4, batch=8)
+    both = pd.read_csv(finetune(Study(own), pictures, tuning=steps, seeds=1, say=lambda _: None))
+    assert len(both) == 2 * len(table)
+    numbers = ["weights", "layer", "top1", "next_token_loss"]
+    assert both[numbers].duplicated(keep=False).all()
+    with pytest.raises(UserError, match="steps 4 and epochs 2: give one of them"):
+        checked(Tuning, epochs=2.0, steps=4)
+
+
+def test_runs_of_before_keep_their_names(study: Path, pictures: Path, tmp_path: Path) -> None:
+    """What was fine-tuned before there were epochs and views is not done again."""
+    own = Path(shutil.copytree(study, tmp_path / "own"))
+    finetune(Study(own), pictures, tuning=QUICK, seeds=1, say=lambda _: None)
+    (trained,) = trained_runs(Study(own))
+    settings = {
+        "px": 16, "frames": None, "stride": None, "rope_base": 50_000.0, "attention": "causal",
+        "end_to_end": False, "layer_decay": 0.9, "lr": 1e-3, "head_lr": 3e-3, "steps": 15,
+        "batch": 8, "head": "attention", "run": trained.run_id,
+        "data": read_labelled(pictures).key, "seed": 0, "weights": "trained",
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    assert (own / "finetuned" / f"{key}.json").exists()
+
+
 @pytest.fixture(scope="module")
 def corners(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bright square jumps from corner to corner for 6 frames; the label is the last corner.
@@ -170,6 +205,28 @@ def test_clips_longer_than_those_of_training_are_learned(
     assert trained.top1_hidden.notna().all()
 
 
+def test_a_file_is_judged_by_the_mean_over_its_views(
+    study: Path, corners: Path, tmp_path: Path
+) -> None:
+    """Probabilities are averaged, and every view is one that a step can see."""
+    model, heads, ids, _ = model_and_heads("causal")
+    ids_FVT = torch.stack([ids, ids.flip(0), ids.roll(1, 0)], 1)
+    labels, none = torch.arange(6) % 3, np.zeros(6, bool)
+    found = tune._scored(model, heads, ids_FVT, labels, np.arange(6), none, Tuning(batch=4))
+    with torch.no_grad():
+        each = [tune._read(model, heads, ids_FVT[:, v], False)[0].softmax(-1) for v in range(3)]
+        nats = [float(objective(model, heads, ids_FVT[:, v], labels)[1]) for v in range(3)]
+    right = (torch.stack(each).mean(0).argmax(-1) == labels).double().mean(1)
+    assert [one["top1"] for one in found] == right.tolist()
+    assert found[0]["next_token_loss"] == pytest.approx(np.mean(nats), rel=1e-5)
+    seen = torch.stack([tune.view_of(step, 6, 3, seed=0) for step in range(20)])
+    assert seen.unique().tolist() == [0, 1, 2] and not tune.view_of(0, 6, 1, seed=0).any()
+    own = Path(shutil.copytree(study, tmp_path / "own"))
+    tuning = Tuning(clips=2, crops=3, steps=5, batch=8)
+    table = pd.read_csv(finetune(Study(own), corners, tuning=tuning, seeds=1, say=lambda _: None))
+    assert set(table.clips) == {2} and set(table.crops) == {3}
+
+
 def test_a_grid_is_read_of_the_last_frame() -> None:
     """Its own tokens, and those before it only through the model's attention."""
     model, _, ids, _ = model_and_heads("causal")
@@ -202,8 +259,10 @@ def test_what_is_hidden_is_said_by_a_column(tmp_path: Path) -> None:
 
 
 def test_mistakes(study: Path, pictures: Path, clips: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="images have no frames and no stride; leave them out"):
+    with pytest.raises(UserError, match="images have no frames, no stride and one view each"):
         finetune(Study(study), pictures, tuning=Tuning(frames=8))
+    with pytest.raises(UserError, match="one view each"):
+        finetune(Study(study), pictures, tuning=Tuning(crops=3))
     with pytest.raises(UserError, match="frames: 0: input should be greater than 0"):
         checked(Tuning, frames=0)
     with pytest.raises(UserError, match="12 frames are too few for 16 frames at stride 1"):
