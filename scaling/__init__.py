@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from scaling.representations.learned import learned as learned
     from scaling.runs import Runs as Runs
     from scaling.runs import fit as fit
+    from scaling.runs import fit_curves as fit_curves
     from scaling.runs import open as open
     from scaling.runs import read as read
 
@@ -44,6 +45,7 @@ _FRONT = {  # name -> module, and its name there
     "UserError": ("scaling.errors", "UserError"),
     "compare": ("scaling.analysis.laws.compare", "exponents"),
     "fit": ("scaling.runs", "fit"),
+    "fit_curves": ("scaling.runs", "fit_curves"),
     "fit_parametric": ("scaling.analysis.laws.parametric", "fit_parametric"),
     "fit_points": ("scaling.analysis.laws.fit", "fit"),
     "learned": ("scaling.representations.learned", "learned"),
@@ -64,6 +66,7 @@ __all__ = [
     "__version__",
     "compare",
     "fit",
+    "fit_curves",
     "fit_parametric",
     "fit_points",
     "learned",

@@ -19,9 +19,11 @@ import pandas as pd
 
 from scaling.analysis.findings import Findings, find
 from scaling.analysis.laws.compare import Comparison
+from scaling.analysis.laws.curve import Curve
 from scaling.analysis.laws.references import reference
 from scaling.analysis.questions import choices
 from scaling.analysis.questions.audit import Audit, audit
+from scaling.analysis.questions.curve_study import StudyCurve, study_curves
 from scaling.analysis.questions.design import Plan
 from scaling.analysis.questions.frontier import BESIDE, StudyLaw, fit_frontier
 from scaling.analysis.questions.isoflop import approaches, size_laws
@@ -33,17 +35,19 @@ from scaling.analysis.questions.transfer import Rates, learning_rate_points, ser
 from scaling.analysis.questions.variable import VariableLaw, fit_variable
 from scaling.analysis.schema import ALWAYS, loss_unit
 from scaling.analysis.tables import read as read_table
+from scaling.analysis.tables.curves import read_curves
 from scaling.analysis.tables.files import is_folder, parted
 from scaling.analysis.tables.ladder import Ladder
 from scaling.analysis.tables.trials import is_database
 from scaling.errors import UserError
 from scaling.results import frame, read_csv
+from scaling.study.curves import frame as logged_curves
 from scaling.study_folder import Study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-FORMS = ("select", "power", "saturating", "parametric", "overtraining")
+FORMS = ("select", "power", "saturating", "parametric", "overtraining", "curve")
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,6 +259,11 @@ def fit(
     """
     if form not in FORMS:
         raise UserError(f"form is {form!r}: choose one of {', '.join(FORMS)}")
+    if form == "curve":
+        raise UserError(
+            "form is 'curve': a law of the loss along runs is fitted to their histories; call "
+            "scaling.fit_curves(source)"
+        )
     surface = form in ("parametric", "overtraining")
     if surface and of != "compute":
         raise UserError(f"of is {of!r}: the form {form} is of parameters and tokens; leave it out")
@@ -270,6 +279,24 @@ def fit(
     if of != "compute":
         return runs.law_of(of, form=form, seed=seed)
     return runs.law(form=form, method=method, seed=seed)
+
+
+def fit_curves(source: str | Path | pd.DataFrame, **columns: str | None) -> StudyCurve:
+    """The law of the loss curves of one model, as `scaling fit --form curve` finds it.
+
+    Args:
+        source: a table with step, lr and loss along runs, a frame, or a study's folder.
+        columns: run=, loss=, where= of `scaling.analysis.tables.curves.read_curves`.
+    Returns:
+        StudyCurve: `.law`, whose `.predict(schedule)` takes a
+        `scaling.analysis.laws.schedule.Schedule`, `.answers`, `.warnings`, `.summary()`.
+    Raises:
+        NotIdentified: a UserError; one schedule only, no fall of the rate, too few losses.
+        UserError: a table without a rate, or of several sizes.
+    """
+    if columns.get("by") is not None:
+        raise UserError("by: of one model here; choose it with where=")
+    return study_curves(curves_of(source, **columns)[0][""])
 
 
 def rows_of(
@@ -297,6 +324,25 @@ def _of_design(source: str | Path | pd.DataFrame) -> list[str]:
     if isinstance(source, pd.DataFrame) or "://" in str(source) or not Path(source).is_dir():
         return []
     return [f"beware: {PLACED}"] * Study(Path(source)).design_json.exists()
+
+
+def curves_of(
+    source: str | Path | pd.DataFrame, **columns: str | None
+) -> tuple[dict[str, list[Curve]], list[str]]:
+    """The loss curves of a table of evaluations along runs, by group; arguments and errors as of
+    `scaling.analysis.tables.curves.read_curves`."""
+    if not isinstance(source, pd.DataFrame):
+        path = Path(source)
+        if path.is_dir() and Study(path).is_there():
+            return read_curves(logged_curves(Study(path)), **columns)  # type: ignore[arg-type]
+        found = _source(source)
+        if isinstance(found, pd.DataFrame):
+            raise UserError(
+                f"{source}: rows of finished runs, without the loss along them: give the study's "
+                "folder, or a table with step, lr and loss"
+            )
+        source = found
+    return read_curves(source, **columns)  # type: ignore[arg-type]
 
 
 def source_of(source: str | Path) -> tuple[pd.DataFrame | Path, bool]:

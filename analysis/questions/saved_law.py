@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from scaling.analysis.laws.curve import CurveLaw
 from scaling.analysis.laws.parametric_law import NAMES, Optimum, ParametricLaw, SurfaceStatus
 from scaling.analysis.laws.power_law import (
     PowerLaw,
@@ -36,6 +37,7 @@ from scaling.analysis.laws.power_law import (
     conditions,
     finite,
 )
+from scaling.analysis.questions.curve_study import StudyCurve, law_of_json
 from scaling.analysis.questions.frontier import StudyLaw
 from scaling.analysis.questions.parametric_study import StudySurface
 from scaling.analysis.questions.variable import VariableLaw
@@ -96,6 +98,17 @@ class SavedLaw:
         return "\n".join([*lines, *(f"  beware       {text}" for text in self.warnings)])
 
 
+@dataclass(frozen=True)
+class SavedCurve:
+    """A law of the loss curve that was loaded, and what its fit said to beware of."""
+
+    law: CurveLaw
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([str(self.law), *(f"  beware       {text}" for text in self.warnings)])
+
+
 def _numbers(said: Prediction | Optimum | None) -> dict[str, float]:
     """A prediction's columns; no number where the law refuses one."""
     names = ("loss", "low", "high", "run_low", "run_high", "decades")
@@ -111,7 +124,7 @@ def _numbers(said: Prediction | Optimum | None) -> dict[str, float]:
 
 
 def text(
-    found: StudyLaw | VariableLaw | StudySurface, warnings: Sequence[str] = (),
+    found: StudyLaw | VariableLaw | StudySurface | StudyCurve, warnings: Sequence[str] = (),
     findings: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """The file's content: JSON, a line for each of its keys.
@@ -120,6 +133,10 @@ def text(
     page says of its law.
     """
     law = found.law
+    if isinstance(law, CurveLaw):
+        assert isinstance(found, StudyCurve)
+        about = {"format": FORMAT, "version": VERSION, **found.to_json()}
+        return _lines(about | {"warnings": [*warnings, *found.warnings]})
     if isinstance(law, ParametricLaw):
         names = ["n", "d", "loss", "weights", "samples", "run_index"]
     elif law.mixture is None:
@@ -134,11 +151,15 @@ def text(
     about["warnings"] = [*warnings, *found.warnings]
     if findings is not None:
         about["findings"] = findings
+    return _lines(about)
+
+
+def _lines(about: Mapping[str, Any]) -> str:
     lines = [f" {json.dumps(key)}: {json.dumps(finite(value))}" for key, value in about.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def load(path: Path) -> SavedLaw:
+def load(path: Path) -> SavedLaw | SavedCurve:
     """The law of a file that `text` wrote.
 
     Raises UserError, in a sentence, where there is none: no such file, no JSON, another format, a
@@ -178,11 +199,16 @@ class _Wrong(Exception):
     """What is wrong with a value."""
 
 
-def _law(content: dict[str, Any]) -> SavedLaw:
-    about, data = _part(content, "law"), _part(content, "data")
+def _law(content: dict[str, Any]) -> SavedLaw | SavedCurve:
     warnings = content.get("warnings")
     if not isinstance(warnings, list) or not all(isinstance(one, str) for one in warnings):
         raise _Wrong('"warnings" is no list of texts')
+    if content.get("form") == "curve":
+        try:
+            return SavedCurve(law_of_json(content, warnings), tuple(warnings))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _Wrong(f"its law of the loss curve lacks or spoils {error}") from None
+    about, data = _part(content, "law"), _part(content, "data")
     parameters = _part(about, "parameters")
     common: dict[str, Any] = {
         "unit": about.get("unit"), "level": _number(about, "level", 0.01, 0.9999),

@@ -61,6 +61,7 @@ FigureOption = Annotated[
 
 FORMS = ("select", "power", "saturating")  # of one variable
 SURFACES = ("parametric", "overtraining")  # of N and D
+CURVE = "curve"  # of the loss along a run, under any schedule
 
 
 def read(source: str | Path, *, group: str | None = None, **options: Any) -> pd.DataFrame:
@@ -84,7 +85,7 @@ def read(source: str | Path, *, group: str | None = None, **options: Any) -> pd.
 def fit(
     source: SourceArg,
     form: Annotated[
-        str, typer.Option(help="select | power | saturating | parametric | overtraining")
+        str, typer.Option(help="select | power | saturating | parametric | overtraining | curve")
     ] = "select",
     of: Annotated[str, typer.Option(help="A law of: compute | params | tokens")] = "compute",
     method: Annotated[
@@ -105,18 +106,32 @@ def fit(
     groups: str | None = None,
 ) -> None:
     """Fit a law to finished runs: L = a C^b or L = E + a C^b, of compute, of parameters or of
-    tokens; L(N, D) with --form parametric; L(N, M = D/N) with --form overtraining.
+    tokens; L(N, D) with --form parametric; L(N, M = D/N) with --form overtraining; the loss along
+    a run under any schedule of the rate with --form curve, from a table of step, lr and loss.
 
     Example: `scaling fit studies/quickstart`
 
     Example: `scaling fit table.csv --n "Model Size" --c "Training FLOP" --compute-unit FLOPs`
 
     Example: `scaling fit table.csv --form parametric --e 1.7 --weights count --save law.json`
+
+    Example: `scaling fit history.csv --form curve --save curve.json`
     """
     if figure is not None:
         drawn_files("scaling fit", figure, source)
     if save is not None:
         _claim_law(save, source)
+    if form == CURVE:
+        from scaling.commands.curves import fit_table
+
+        _refuse_unread(
+            "--form curve", "fit another form", e=e, weights=weights, loss_kind=loss_kind, at=at,
+            figure=figure, of=of if of != "compute" else None,
+            method=method if method != "auto" else None,
+            **{k: v for k, v in table.items() if k not in ("run", "loss", "where", "by")},
+        )  # fmt: skip
+        fit_table(source, table, delta, save)
+        return
     if Path(source).is_dir() and table["metric"] not in (None, "loss"):
         _refuse_unread(
             f"--metric {table['metric']} of a study's folder", "fit another table", e=e,
@@ -149,7 +164,7 @@ def _check_form(
 ) -> None:
     """Raises UserError: no such form or variable, or an option that this one would not read."""
     if form not in (*FORMS, *SURFACES):
-        raise UserError(f"--form {form}: choose one of {', '.join((*FORMS, *SURFACES))}")
+        raise UserError(f"--form {form}: choose one of {', '.join((*FORMS, *SURFACES, CURVE))}")
     if of not in ("compute", "params", "tokens"):
         raise UserError(f"--of {of}: choose compute, params or tokens")
     method_, of_ = method if method != "auto" else None, of if of != "compute" else None

@@ -23,7 +23,9 @@ def predict(
     ],
     points: Annotated[
         Path | None,
-        typer.Argument(help="A table of compute, parameters or tokens, as the law takes them."),
+        typer.Argument(
+            help="A table of compute, parameters or tokens, or of step and lr, as the law takes."
+        ),
     ] = None,
     at: Annotated[float | None, typer.Option(help="Predict there, as `scaling fit --at`.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the predictions to FILE.csv.")] = None,
@@ -31,11 +33,14 @@ def predict(
     table: TableOptions,
 ) -> None:
     """Predict the loss, with 95% intervals of the law and of one more run, by a law that was
-    saved. A point that the law refuses is refused on its own row, with the reason.
+    saved. A point that the law refuses is refused on its own row, with the reason. Of a law of
+    the loss curve: the loss along each schedule of a table with columns step and lr.
 
     Example: `scaling predict law.json --at 1e20`
 
     Example: `scaling predict law.json points.csv --compute-unit FLOPs --out predicted.csv`
+
+    Example: `scaling predict curve.json schedules.csv`
     """
     from scaling.storage import outputs
 
@@ -51,10 +56,20 @@ def predict(
         if out.suffix != ".csv":
             raise UserError(f"--out {out}: end it in .csv")
         outputs.claim(COMMAND, out, inputs=[law, *([points] if points is not None else [])])
-    from scaling.analysis.questions.saved_law import load
+    from scaling.analysis.questions.saved_law import SavedCurve, load
 
     saved = load(law)
     print(saved)
+    if isinstance(saved, SavedCurve):
+        from scaling.commands.curves import predict_table
+
+        if points is None or at is not None:
+            raise UserError(
+                f"{law}: a law of the loss curve: give a table of schedules, with columns step and "
+                "lr (and run), in place of --at"
+            )
+        predict_table(saved, points, table, out, COMMAND)
+        return
     if at is not None:
         print(saved.prediction(at))
     if points is not None:

@@ -1,0 +1,72 @@
+"""`scaling fit --form curve`, and `scaling predict` of what it saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scaling.commands.table_options import TableOptions
+from scaling.errors import UserError
+
+if TYPE_CHECKING:
+    from scaling.analysis.questions.saved_law import SavedCurve
+
+
+def fit_table(source: str, table: TableOptions, delta: float | None, save: Path | None) -> None:
+    """Fit, print and save the law of the loss curves of a table, or one for each value of --by."""
+    from scaling.analysis.laws.fit import NotIdentified
+    from scaling.analysis.questions import saved_law
+    from scaling.analysis.questions.curve_study import study_curves
+    from scaling.runs import curves_of
+    from scaling.storage import outputs
+
+    options = {name: table[name] for name in ("run", "loss", "where", "by")}
+    groups, notes = curves_of(source, **options)
+    for note in notes:
+        beware = note.startswith("beware: ")
+        print(f"  {'beware' if beware else 'read':13s}{note.removeprefix('beware: ')}")
+    said = [note.removeprefix("beware: ") for note in notes if note.startswith("beware: ")]
+    without = 0
+    for number, (group, curves) in enumerate(groups.items(), 1):
+        if group:
+            print(f"\n{group}: {len(curves)} curves")
+        try:
+            found = study_curves(curves, delta=delta)
+        except NotIdentified as refusal:
+            if len(groups) == 1:
+                raise
+            print(f"no law: {refusal}")
+            without += 1
+            continue
+        print(found.summary())
+        if save is not None:
+            path = save if len(groups) == 1 else save.with_stem(f"{save.stem}-{number}")
+            outputs.write("scaling fit", path, saved_law.text(found, said))
+            print(f"  saved        {path}; `scaling predict {path} SCHEDULES.csv`")
+    if without == len(groups):
+        raise NotIdentified("no part has a law; the reason of each stands above")
+
+
+def predict_table(
+    saved: SavedCurve, points: Path, table: TableOptions, out: Path | None, command: str
+) -> None:
+    """Print, and write, what a law of loss curves says of each schedule of a table."""
+    from scaling.analysis.questions.curve_study import predictions
+    from scaling.analysis.tables.curves import read_curves
+    from scaling.storage import outputs
+
+    unread = [f"--{name.replace('_', '-')}" for name, one in table.items() if one is not None]
+    if unread:
+        raise UserError(
+            f"{' and '.join(unread)}: a law of the loss curve reads the columns step and lr alone; "
+            "leave it out"
+        )
+    groups, notes = read_curves(points, measured=False)
+    for note in notes:
+        print(f"  read         {note}")
+    told, texts = predictions(saved.law, groups[""])
+    for text in texts:
+        print(f"  run          {text}")
+    if out is not None:
+        outputs.write(command, out, told.to_csv(index=False))
+        print(f"  written      {out}")
