@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from scaling.analysis.questions.saved_law import SavedCurve
 
 
+READ = ("run", "loss", "where", "by")  # of the options of a table
+
+
 def fit_table(source: str, table: TableOptions, delta: float | None, save: Path | None) -> None:
     """Fit, print and save the law of the loss curves of a table, or one for each value of --by."""
     from scaling.analysis.laws.fit import NotIdentified
@@ -20,7 +23,7 @@ def fit_table(source: str, table: TableOptions, delta: float | None, save: Path 
     from scaling.runs import curves_of
     from scaling.storage import outputs
 
-    options = {name: table[name] for name in ("run", "loss", "where", "by")}
+    options = {name: table[name] for name in READ}
     groups, notes = curves_of(source, **options)
     for note in notes:
         beware = note.startswith("beware: ")

@@ -121,24 +121,22 @@ def fit(
         drawn_files("scaling fit", figure, source)
     if save is not None:
         _claim_law(save, source)
+    unlike = {
+        "e": e, "weights": weights, "loss_kind": loss_kind, "figure": figure,
+        "of": of if of != "compute" else None, "method": method if method != "auto" else None,
+    }  # fmt: skip
     if form == CURVE:
-        from scaling.commands.curves import fit_table
+        from scaling.commands.curves import READ, fit_table
 
-        _refuse_unread(
-            "--form curve", "fit another form", e=e, weights=weights, loss_kind=loss_kind, at=at,
-            figure=figure, of=of if of != "compute" else None,
-            method=method if method != "auto" else None,
-            **{k: v for k, v in table.items() if k not in ("run", "loss", "where", "by")},
-        )  # fmt: skip
-        fit_table(source, table, delta, save)
+        unlike |= {"at": at, **{k: v for k, v in table.items() if k not in READ}}
+        _refuse_unread("--form curve", "fit another form", **unlike)
+        fit_table(source, table, _criterion(None, delta).get("delta"), save)
         return
     if Path(source).is_dir() and table["metric"] not in (None, "loss"):
-        _refuse_unread(
-            f"--metric {table['metric']} of a study's folder", "fit another table", e=e,
-            weights=weights, loss_kind=loss_kind, delta=delta, save=save, figure=figure,
-            of=of if of != "compute" else None, method=method if method != "auto" else None,
-            **{name: value for name, value in table.items() if name != "metric"},
-        )  # fmt: skip
+        unlike |= {"delta": delta, "save": save}
+        unlike |= {name: value for name, value in table.items() if name != "metric"}
+        what = f"--metric {table['metric']} of a study's folder"
+        _refuse_unread(what, "fit another table", **unlike)
         _fit_quality(Path(source), table["metric"], form, at, seed)
         return
     _check_form(form, of, method=method, loss_kind=loss_kind, figure=figure)
