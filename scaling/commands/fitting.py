@@ -133,8 +133,7 @@ def fit(
         fit_table(source, table, _criterion(None, delta).get("delta"), save)
         return
     if Path(source).is_dir() and table["metric"] not in (None, "loss"):
-        unlike |= {"delta": delta, "save": save}
-        unlike |= {name: value for name, value in table.items() if name != "metric"}
+        unlike |= {"delta": delta, "save": save, **table, "metric": None}
         what = f"--metric {table['metric']} of a study's folder"
         _refuse_unread(what, "fit another table", **unlike)
         _fit_quality(Path(source), table["metric"], form, at, seed)
@@ -143,8 +142,7 @@ def fit(
     chosen = {"form": form, "method": method, "seed": seed, **_criterion(loss_kind, delta)}
     of_ladder = {"variable": of, "e": e, "weights": weights}
     rows = read(source, of=of, keep=() if weights is None else (weights,), **table)
-    notes = rows.attrs.get("notes", ())
-    bewares = [n.removeprefix("beware: ") for n in notes if n.startswith("beware: ")]
+    bewares = bewares_of(rows.attrs.get("notes", ()))
     if groups is None:
         _fit_rows(rows, of_ladder, chosen, at, figure, save, bewares)
         return
@@ -155,6 +153,11 @@ def fit(
     parts = {name: part for name, part in parts.items() if name not in without}
     if form not in SURFACES and of == "compute":
         _say_differences(parts, of_ladder, table["metric"], chosen)
+
+
+def bewares_of(notes: Sequence[str]) -> list[str]:
+    """What notes on the reading of a table warn of."""
+    return [n.removeprefix("beware: ") for n in notes if n.startswith("beware: ")]
 
 
 def _check_form(
