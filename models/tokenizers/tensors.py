@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -120,6 +120,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             return _chosen(content, path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def header(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; {} of any other file. Raises UserError: it cannot be
+    read."""
+    try:
+        with path.open("rb") as file:
+            if not _is_safetensors(file.read(64), path.stat().st_size):
+                return {}
+        with safe_open(path, framework="pt") as held:
+            return dict(held.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}). {_AGAIN}") from error
 
 
 def _refuse(path: Path, head: bytes) -> None:

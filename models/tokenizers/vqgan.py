@@ -1,7 +1,8 @@
-"""VQGAN (Esser et al. 2021) and the VQ models of latent diffusion (Rombach et al. 2022).
+"""VQGAN (Esser et al. 2021), and the tokenizers that have its network and another quantiser.
 
 Parameter names and shapes are those of the published checkpoints (CompVis/taming-transformers,
-CompVis/latent-diffusion); the architecture is read from the shapes. Only what turns frames into
+CompVis/latent-diffusion); the architecture is read from the shapes. Which code a vector becomes
+cannot be read from them, so that is said by the family (`FAMILIES`). Only what turns frames into
 codes and back is here: no discriminator, no perceptual loss.
 
 Shapes: N frames, H = W pixels, h = w = H / patch, K codes, E values of a code vector, C channels.
@@ -22,7 +23,14 @@ from scaling.errors import UserError
 from scaling.models.tokenizers.dvae import frames_of, images_of, load_strictly, square_grid
 
 _BATCH = 4  # frames at once in encode and decode
-_IBQ_BLOCKS = 4  # of every published IBQ; those of taming and of latent diffusion have 2
+MOST_CODES = 65_000  # a shard holds codes as uint16, and special tokens
+
+# Which of the code vectors e a vector z becomes.
+FAMILIES = {
+    "vqgan": "the nearest: taming-transformers, latent-diffusion, diffusers' VQModel",
+    "llamagen": "the nearest of vectors of unit length: LlamaGen (Sun et al. 2024), Janus",
+    "ibq": "that of the largest dot product: IBQ of Open-MAGVIT2 (Shi et al. 2024)",
+}
 
 
 @dataclass(frozen=True)
@@ -213,11 +221,11 @@ class CodeTable(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """Encoder, nearest code vector at each place, decoder; images in [-1, 1]."""
+    """Encoder, a code vector at each place (by the family), decoder; images in [-1, 1]."""
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: Architecture, family: str = "vqgan") -> None:
         super().__init__()
-        self.arch = arch
+        self.arch, self.family = arch, family
         self.codes, self.patch = arch.codes, 2 ** (len(arch.multipliers) - 1)
         self.encoder, self.decoder = Encoder(arch), Decoder(arch)
         self.quantize = CodeTable(arch.codes, arch.embed)
@@ -225,8 +233,12 @@ class VQGAN(nn.Module):
         self.post_quant_conv = nn.Conv2d(arch.embed, arch.latent, 1)
 
     @classmethod
-    def from_weights(cls, weights: Mapping[str, Tensor]) -> "VQGAN":
-        """The model whose names and shapes are those of `weights`, strictly; else UserError."""
+    def from_weights(cls, weights: Mapping[str, Tensor], family: str | None = None) -> "VQGAN":
+        """The model whose names and shapes are those of `weights`, strictly.
+
+        family: of FAMILIES; None: "vqgan", where the shapes are not those of another family.
+        Raises UserError: other names or shapes; a family that must be said; too many codes.
+        """
         try:
             codes, embed = weights["quantize.embedding.weight"].shape
             latent = weights["encoder.conv_out.weight"].shape[0]
@@ -248,14 +260,14 @@ class VQGAN(nn.Module):
         attention = sorted({int(p[2]) for p in parts if p[3] == "attn"})
         multipliers = tuple(o // width for o in outputs)
         arch = Architecture(codes, embed, latent, width, multipliers, blocks, tuple(attention))
-        if (blocks, width) == (_IBQ_BLOCKS, 128):
+        if codes > MOST_CODES:
             raise UserError(
-                f"these weights have {blocks} blocks at each resolution, as those of IBQ "
-                "(Open-MAGVIT2), whose names are a VQGAN's. IBQ takes the code of the largest dot "
-                "product and not the nearest one, so its codes would come out wrong. Give a "
-                "VQGAN of taming-transformers or latent-diffusion, which have 2."
+                f"these weights have {codes:,} codes, more than the {MOST_CODES:,} that shards of "
+                "16 bits hold: its codes would be cut. Give one of at most 16,384."
             )
-        model = cls(arch)
+        if family is None:
+            family = _assumed(arch)
+        model = cls(arch, family)
         load_strictly(model, weights, "VQGAN")
         return model
 
@@ -265,12 +277,21 @@ class VQGAN(nn.Module):
         return z_NEhw
 
     def nearest(self, vectors_NEhw: Tensor) -> Tensor:
-        """Codes (N, h, w): the nearest code vectors."""
-        z = vectors_NEhw.permute(0, 2, 3, 1)
-        table = self.quantize.embedding.weight
+        """Codes (N, h, w) of vectors, as the family has it."""
+        z, table = vectors_NEhw.permute(0, 2, 3, 1), self.table
+        if self.family == "ibq":
+            return (z @ table.T).argmax(-1)
+        if self.family == "llamagen":
+            z = F.normalize(z, dim=-1)
         # In the order of the published code, so that ties in the last bit fall alike.
         distance = (z**2).sum(-1, keepdim=True) + (table**2).sum(1) - 2 * (z @ table.T)
         return distance.argmin(-1)
+
+    @property
+    def table(self) -> Tensor:
+        """The code vectors (K, E), as the family compares and decodes them."""
+        table: Tensor = self.quantize.embedding.weight
+        return F.normalize(table, dim=-1) if self.family == "llamagen" else table
 
     def images(self, vectors_NEhw: Tensor) -> Tensor:
         """Images (N, 3, H, W), about [0, 1] but not clamped, of code vectors."""
@@ -295,10 +316,41 @@ class VQGAN(nn.Module):
         device = self.quant_conv.weight.device
         found = []
         for part in grid.split(_BATCH):
-            vectors = self.quantize.embedding(part.to(device)).permute(0, 3, 1, 2).contiguous()
+            vectors = self.table[part.to(device)].permute(0, 3, 1, 2).contiguous()
             found.append(self.images(vectors).clamp(0, 1).cpu())
         return frames_of(torch.cat(found))
 
     def save(self, path: Path) -> None:
-        """Write the weights (.safetensors)."""
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, path)
+        """Write the weights (.safetensors), with the family in their header where they alone would
+        not be taken for it."""
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        alone = self.family == "vqgan" and not _looks_like(self.arch)
+        save_file(weights, path, None if alone else {"family": self.family})
+
+
+def _looks_like(arch: Architecture) -> str | None:
+    """The family of other quantiser that is published in these shapes."""
+    if arch.blocks == 4 and arch.width == 128:
+        return "ibq"
+    return "llamagen" if (arch.embed, arch.latent) == (8, 256) else None
+
+
+def _assumed(arch: Architecture) -> str:
+    """Of weights under taming's names that nobody said the family of: a VQGAN's, where no other
+    family has these shapes. Raises UserError where one has."""
+    how = "Its file cannot tell. Say it: scaling tokenizer convert FILE OUT.safetensors --family "
+    like = _looks_like(arch)
+    if like == "ibq":
+        raise UserError(
+            f"these weights have {arch.blocks} blocks at each resolution, as those of IBQ "
+            "(Open-MAGVIT2), whose names are a VQGAN's. IBQ takes the code of the largest dot "
+            "product and not the nearest one: of the wrong family nearly all codes are wrong. "
+            f"{how}ibq (or vqgan)."
+        )
+    if like == "llamagen":
+        raise UserError(
+            "these weights have code vectors of 8 values behind 256 channels, as those of Janus, "
+            "whose names are a VQGAN's. Janus and LlamaGen compare vectors of unit length: of the "
+            f"wrong family most codes are wrong. {how}llamagen (or vqgan)."
+        )
+    return "vqgan"

@@ -1,7 +1,7 @@
 """Tokenizer files: which tokenizer the tensors of a file are, and converting the published ones."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +13,8 @@ from torch import Tensor
 from scaling.errors import UserError
 from scaling.models.tokenizers.codebook import Codebook
 from scaling.models.tokenizers.dvae import DVAE
-from scaling.models.tokenizers.tensors import read_tensors
-from scaling.models.tokenizers.vqgan import VQGAN
+from scaling.models.tokenizers.tensors import header, read_tensors
+from scaling.models.tokenizers.vqgan import FAMILIES, VQGAN
 
 # By one of these a tokenizer is known, whatever wraps it (module., first_stage_model. ...).
 _SIGNS = ("centroids", "blocks.input.w", "quantize.embedding.weight")
@@ -48,22 +48,25 @@ class Converted:
 
 
 def load(path: Path) -> Any:
-    """The tokenizer in a file: Codebook, DVAE or VQGAN, by the names of its tensors.
+    """The tokenizer in a file: Codebook, DVAE or VQGAN, by the names of its tensors and, where
+    they do not tell how a vector becomes a code, by the family in its header.
 
-    Raises UserError for a file that is none, or of another architecture.
+    Raises UserError for a file that is none, or of another architecture; where the family must be
+    said and is not.
     """
     weights, _ = read_weights(path)
+    family = _family(weights, path)
     if set(weights) == {"centroids"}:
         return Codebook.load(path)
     if any(name.startswith(_DVAE) for name in weights):
         return DVAE.from_weights(weights)
     if "quantize.embedding.weight" in weights:
-        return VQGAN.from_weights(weights)
+        return VQGAN.from_weights(_of_llamagen(weights), family)
     some = ", ".join(list(weights)[:3]) or "nothing"
     raise UserError(
         f"{path} holds no known tokenizer (it has {some} ...). Known: a codebook, a dVAE with the "
-        "prefixes encoder. and decoder., a VQGAN of taming-transformers, latent-diffusion or "
-        "diffusers."
+        "prefixes encoder. and decoder., a VQGAN of taming-transformers, latent-diffusion, "
+        "diffusers, LlamaGen, Janus or IBQ."
     )
 
 
@@ -91,11 +94,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     return weights, told
 
 
-def convert(sources: Sequence[Path], target: Path) -> Converted:
+def convert(sources: Sequence[Path], target: Path, family: str | None = None) -> Converted:
     """Write published weights as one safetensors file.
 
-    `sources` is one file, or the dVAE's encoder and decoder. Raises UserError as `load` does.
+    `sources` is one file, or the dVAE's encoder and decoder. family: of FAMILIES, for a VQGAN's
+    network. Raises UserError as `load` does, and for a family that the file does not have.
     """
+    if family is not None and family not in FAMILIES:
+        known = "; ".join(f"{name} ({what})" for name, what in FAMILIES.items())
+        raise UserError(f"family '{family}': choose one of {known}.")
     merged: dict[str, Tensor] = {}
     told = []
     for source in sources:
@@ -108,12 +115,64 @@ def convert(sources: Sequence[Path], target: Path) -> Converted:
             if name in merged:
                 raise UserError(f"{name} is in more than one of {[s.name for s in sources]}.")
             merged[name] = tensor.contiguous()
-    if any(name.startswith(_DVAE) for name in merged):
-        DVAE.from_weights(merged)
-    elif "centroids" not in merged:
-        VQGAN.from_weights(merged)
-    save_file(merged, target)
-    return Converted(len(merged), told)
+    if any(name.startswith(_DVAE) for name in merged) or "centroids" in merged:
+        if family is not None:
+            raise UserError(f"--family {family}: a VQGAN's network has one, and this is none.")
+        if "centroids" not in merged:
+            DVAE.from_weights(merged)
+        save_file(merged, target)
+        return Converted(len(merged), told)
+    known = _family(merged, sources[0])
+    if None not in (family, known) and family != known:
+        raise UserError(f"--family {family}: {sources[0]} says that it is {known}.")
+    made = VQGAN.from_weights(_of_llamagen(merged), family or known)
+    made.save(target)
+    said = "as you say" if family else "as the file says" if known else "as its shapes let assume"
+    told.append(f"family {made.family}, {said}: a vector becomes {FAMILIES[made.family]}")
+    return Converted(len(made.state_dict()), told)
+
+
+def _family(weights: Mapping[str, Tensor], path: Path) -> str | None:
+    """What a file says of its family: by the names of LlamaGen or of transformers' Janus, or in the
+    header that `convert` wrote; None: nothing. Raises UserError: a family that this version does
+    not know."""
+    if _LLAMAGEN in weights or _JANUS in weights:
+        return "llamagen"
+    said = header(path).get("family")
+    if said is not None and said not in FAMILIES:
+        raise UserError(
+            f"{path} is of family {said!r}, which this version does not know: it knows "
+            f"{', '.join(FAMILIES)}."
+        )
+    return said
+
+
+_LLAMAGEN = "encoder.conv_blocks.0.res.0.conv1.weight"
+_JANUS = "decoder.up.0.upsample.conv.weight"  # taming's finest resolution is not doubled again
+
+
+def _of_llamagen(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """taming-transformers' names of LlamaGen's tokenizer, and of Janus in transformers, whose
+    network is the same; others as they are. Their decoders count the resolutions from the
+    coarsest, and what LlamaGen counted of the codes' use in training is left out."""
+    if _LLAMAGEN not in weights and _JANUS not in weights:
+        return dict(weights)
+    blocks = re.compile(r"encoder\.(?:conv_blocks|down)\.(\d+)\.")
+    levels = 1 + max(int(found[1]) for n in weights if (found := blocks.match(n)))
+
+    def level(match: re.Match[str]) -> str:
+        return f"decoder.up.{levels - 1 - int(match[1])}."
+
+    renamed = {}
+    for name, tensor in weights.items():
+        if name == "quantize.codebook_used":
+            continue
+        new = name.replace("encoder.conv_blocks.", "encoder.down.").replace(".res.", ".block.")
+        new = re.sub(r"decoder\.(?:conv_blocks|up)\.(\d+)\.", level, new)
+        for i, part in enumerate(("block_1", "attn_1", "block_2")):
+            new = new.replace(f"coder.mid.{i}.", f"coder.mid.{part}.")
+        renamed[new] = tensor
+    return renamed
 
 
 def _of_tokenizer(weights: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:

@@ -90,6 +90,12 @@ def convert(
         list[Path], typer.Argument(help="One checkpoint, or the dVAE's encoder and decoder.")
     ],
     target: Annotated[Path, typer.Argument(help="The file to write (.safetensors).")],
+    family: Annotated[
+        str | None,
+        typer.Option(
+            help="vqgan | llamagen | ibq: how a vector becomes a code, where the file cannot tell."
+        ),
+    ] = None,
 ) -> None:
     """Write published weights as one safetensors file, which cannot hold code.
 
@@ -114,7 +120,7 @@ def convert(
     target.parent.mkdir(parents=True, exist_ok=True)
     outputs.claim(command, target, inputs=sources)
     with outputs.writing(command, target) as unfinished:
-        done = run_convert(sources, unfinished)
+        done = run_convert(sources, unfinished, family)
         made = load(unfinished)
     for line in done.told:
         print(line)

@@ -304,7 +304,8 @@ class _Encoder:
                     "folder on a file system that all nodes share?"
                 )
             todo = left
-        label = f"{self.config.kind}-{self.config.patch}px-{self.config.codes}"
+        kind = getattr(tokenizer, "family", self.config.kind)
+        label = f"{kind}-{self.config.patch}px-{self.config.codes}"
         joiner = Joiner(self.reader, tokenizer, label, self.work)
         for source in self.reader.sources:
             crops = self.reader.crops(source, "train") if source.kind == "images" else 1
