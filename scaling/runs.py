@@ -20,11 +20,20 @@ import pandas as pd
 from scaling.analysis.findings import Findings, find
 from scaling.analysis.laws.compare import Comparison
 from scaling.analysis.laws.curve import Curve
+from scaling.analysis.laws.formulas import Form
+from scaling.analysis.laws.formulas import form_of as form_from
 from scaling.analysis.laws.references import reference
 from scaling.analysis.questions import choices
 from scaling.analysis.questions.audit import Audit, audit
 from scaling.analysis.questions.curve_study import StudyCurve, study_curves
 from scaling.analysis.questions.design import Plan
+from scaling.analysis.questions.form_study import (
+    KNOWN,
+    StudyForm,
+    fit_study_form,
+    form_named,
+    further,
+)
 from scaling.analysis.questions.frontier import BESIDE, StudyLaw, fit_frontier
 from scaling.analysis.questions.isoflop import approaches, size_laws
 from scaling.analysis.questions.next import next_runs
@@ -39,7 +48,8 @@ from scaling.analysis.tables.curves import read_curves
 from scaling.analysis.tables.files import is_folder, parted
 from scaling.analysis.tables.ladder import Ladder
 from scaling.analysis.tables.trials import is_database
-from scaling.errors import UserError
+from scaling.config import yaml_file
+from scaling.errors import UserError, did_you_mean
 from scaling.results import frame, read_csv
 from scaling.study.curves import frame as logged_curves
 from scaling.study_folder import Study
@@ -48,6 +58,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 FORMS = ("select", "power", "saturating", "parametric", "overtraining", "curve")
+YAML = (".yaml", ".yml")
+READ_ALREADY = "runs that were read have their columns, floor and weights: leave them out"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +104,11 @@ class Runs:
     def surface(self, *, tied: bool = False, **options: Any) -> StudySurface:
         """The law L(N, D); arguments and errors as of `fit_surface`."""
         return fit_surface(self._ladder, tied=tied, **options)
+
+    def form(self, form: str | Path | Form, **options: Any) -> StudyForm:
+        """The law of any form: a name of `scaling.analysis.laws.formulas.FORMS`, "repeated", a
+        YAML file or a `Form` of one's own; options and errors as of `fit_study_form`."""
+        return fit_study_form(self._ladder, form_of(form), **options)
 
     def size_laws(self, **options: Any) -> list[SizeLaw]:
         """N* = k C^p and D* = k C^p by each method, as `isoflop.size_laws`."""
@@ -233,22 +250,24 @@ def read(
 
 
 def fit(
-    source: str | Path | pd.DataFrame | Runs, *, form: str = "select", of: str = "compute",
-    method: str = "auto", seed: int = 0, e: float | None = None, weights: str | None = None,
-    **columns: Any,
-) -> StudyLaw | VariableLaw | StudySurface:  # fmt: skip
-    """The law of runs, as `scaling fit` finds it: of compute, of "params" or "tokens" (of), or
-    L(N, D) (form "parametric" or "overtraining").
+    source: str | Path | pd.DataFrame | Runs, *, form: str | Path | Form = "select",
+    of: str = "compute", method: str = "auto", seed: int = 0, e: float | None = None,
+    weights: str | None = None, **columns: Any,
+) -> StudyLaw | VariableLaw | StudySurface | StudyForm:  # fmt: skip
+    """The law of runs, as `scaling fit` finds it: of compute, of "params" or "tokens" (of), L(N, D)
+    (form "parametric" or "overtraining"), or any other form.
 
     Args:
         source: of `read`; of `Runs` its own floor and weights hold.
-        form: "select", "power", "saturating"; "parametric", "overtraining" of N and D.
+        form: "select", "power", "saturating"; "parametric", "overtraining" of N and D; else a name
+            of `scaling.analysis.laws.formulas.FORMS`, "repeated", a file FORM.yaml, or a `Form`.
         of: "compute" (MACs), "params" or "tokens".
         method: how the points of a law of compute are read, as of `fit_frontier`.
         seed: of the bootstrap.
         e, weights, columns: of `read`.
     Returns:
-        StudyLaw, VariableLaw or StudySurface: each has `.law`, `.warnings` and `.summary()`.
+        StudyLaw, VariableLaw, StudySurface or StudyForm: each has `.law`, `.warnings` and
+        `.summary()`.
     Raises:
         NotIdentified: a UserError; the runs do not determine it.
         UserError: arguments that do not go together, or a table that cannot be read.
@@ -258,12 +277,21 @@ def fit(
     L(C) = 11.75 C^-0.0341, C in MACs; exponent 95% [-0.0360, -0.0318]
     """
     if form not in FORMS:
-        raise UserError(f"form is {form!r}: choose one of {', '.join(FORMS)}")
+        if of != "compute" or method != "auto":
+            raise UserError("of and method are of laws of one variable: leave them out")
+        other = form_of(form)
+        if not isinstance(source, Runs):
+            kept = tuple(columns.pop("keep", ())) + further(other)
+            source = read(source, e=e, weights=weights, keep=kept, **columns)
+        elif e is not None or weights is not None or columns:
+            raise UserError(READ_ALREADY)
+        return source.form(other, seed=seed)
     if form == "curve":
         raise UserError(
             "form is 'curve': a law of the loss along runs is fitted to their histories; call "
             "scaling.fit_curves(source)"
         )
+    assert isinstance(form, str)
     surface = form in ("parametric", "overtraining")
     if surface and of != "compute":
         raise UserError(f"of is {of!r}: the form {form} is of parameters and tokens; leave it out")
@@ -273,7 +301,7 @@ def fit(
     if not isinstance(runs, Runs):
         runs = read(runs, e=e, weights=weights, of=of, **columns)
     elif e is not None or weights is not None or columns:
-        raise UserError("runs that were read have their columns, floor and weights: leave them out")
+        raise UserError(READ_ALREADY)
     if surface:
         return runs.surface(tied=form == "overtraining", seed=seed)
     if of != "compute":
@@ -297,6 +325,29 @@ def fit_curves(source: str | Path | pd.DataFrame, **columns: str | None) -> Stud
     if columns.get("by") is not None:
         raise UserError("by: of one model here; choose it with where=")
     return study_curves(curves_of(source, **columns)[0][""])
+
+
+def form_of(given: str | Path | Form) -> Form | str:
+    """A form of one's own as it is, of a YAML file, or by its name; of "repeated", which stands for
+    several, the name. Raises UserError: no such form, or a file that holds none.
+    """
+    if isinstance(given, Form):
+        return given
+    path = Path(given)
+    if path.suffix in YAML:
+        return form_from(yaml_file.read(path)[0], str(path))
+    name = str(given)
+    if name in FORMS:
+        raise UserError(
+            f"form is {name!r}: of compute or of N and D; ask `law` or `surface` for it"
+        )
+    if name not in KNOWN:
+        every = (*FORMS, *KNOWN)
+        raise UserError(
+            f"form is {name!r}: choose one of {', '.join(every)}, or give a file FORM.yaml"
+            f"{did_you_mean(name, every)}"
+        )
+    return form_named(name)
 
 
 def rows_of(

@@ -51,7 +51,7 @@ class Part:
 class Expression:
     """A parsed formula."""
 
-    text: str
+    text: str  # on one line, lines parted by ";"
     names: tuple[str, ...]  # in their order in the text, without those that its own lines give
     root: Part = field(repr=False)
 
@@ -267,7 +267,7 @@ class _Reader:
             raise self._wrong(self._place(error)) from None
         for number, statement in enumerate(body):
             root = self._statement(statement, last=number == len(body) - 1)
-        shown = " ".join(self.text.split())
+        shown = "; ".join(" ".join(self._source(one).split()) for one in body)
         return Expression(shown, tuple(self.names), root)
 
     def _statement(self, statement: ast.stmt, last: bool) -> Part:
@@ -350,7 +350,10 @@ class _Reader:
         return Part(name, tuple(self._part(one, depth + 1) for one in node.args))
 
     def _at(self, node: ast.AST) -> str:
-        return repr((ast.get_source_segment(self.python, node) or "").replace("**", "^")[:60])
+        return repr(self._source(node)[:60])
+
+    def _source(self, node: ast.AST) -> str:
+        return (ast.get_source_segment(self.python, node) or "").replace("**", "^")
 
     def _place(self, error: BaseException) -> str:
         if not isinstance(error, SyntaxError) or not error.lineno:

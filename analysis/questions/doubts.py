@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from scaling.analysis.laws.power_law import PowerLaw
@@ -23,10 +25,10 @@ LOWEST = "the lowest of them is taken, which is too low if they are"
 
 
 def warnings_for(
-    rows: pd.DataFrame, points: pd.DataFrame, repeats: str = LOWEST
+    rows: pd.DataFrame, points: pd.DataFrame, repeats: str = LOWEST, apart: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """What a reader must know before trusting the law. repeats: what becomes of runs that may be
-    repeats."""
+    repeats. apart: further columns in which these would agree."""
     out = []
     ours = "git_sha" in rows.columns  # of other tables their reading tells it, with the remedy
     for column, why in (
@@ -47,7 +49,7 @@ def warnings_for(
             "the optimum may lie outside the grid"
         )
     if "seed" not in rows.columns:
-        key = ["macs_total", *(c for c in DESIGN if c in rows.columns)]
+        key = ["macs_total", *(c for c in DESIGN if c in rows.columns), *apart]
         alike = rows["run_id"][rows.duplicated(key, keep=False) & rows["params"].notna()]
         if count := int(points["run_id"].isin(alike).sum()):
             out.append(

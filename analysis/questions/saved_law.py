@@ -20,14 +20,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from scaling.analysis.laws.curve import CurveLaw
+from scaling.analysis.laws.form_law import FormLaw
 from scaling.analysis.laws.parametric_law import NAMES, Optimum, ParametricLaw, SurfaceStatus
 from scaling.analysis.laws.power_law import (
     PowerLaw,
@@ -38,8 +39,20 @@ from scaling.analysis.laws.power_law import (
     finite,
 )
 from scaling.analysis.questions.curve_study import StudyCurve, law_of_json
+from scaling.analysis.questions.form_study import StudyForm
 from scaling.analysis.questions.frontier import StudyLaw
 from scaling.analysis.questions.parametric_study import StudySurface
+from scaling.analysis.questions.saved_form import form_data, form_law
+from scaling.analysis.questions.saved_values import (
+    Wrong,
+    array,
+    intervals,
+    number,
+    optional,
+    part,
+    require_covariance,
+    status_of,
+)
 from scaling.analysis.questions.variable import VariableLaw
 from scaling.errors import UserError
 
@@ -48,23 +61,28 @@ VERSION = 1
 TINY = 1e-300
 LAWS = {"power": PowerLaw, "saturating": SaturatingLaw}
 UNITS = {"MACs": "compute", "parameters": "params", "tokens": "tokens"}
-S = TypeVar("S", Status, SurfaceStatus)
 
 
 @dataclass(frozen=True)
 class SavedLaw:
     """A law that was loaded, and what its fit said to beware of."""
 
-    law: PowerLaw | ParametricLaw
+    law: PowerLaw | ParametricLaw | FormLaw
     warnings: tuple[str, ...]
+    per_token: float = float("nan")  # of a form: MACs = per_token N D
 
     @property
     def of(self) -> str:
-        """What it is a law of: compute, params, tokens, or params and tokens."""
+        """What it is a law of: compute, params, tokens, or params and tokens; of a form its
+        columns."""
+        if isinstance(self.law, FormLaw):
+            return ", ".join(self.law.form.columns)
         return "both" if isinstance(self.law, ParametricLaw) else UNITS[self.law.unit]
 
     def prediction(self, at: float) -> str:
         """What the fit's own `prediction` says, in text."""
+        if isinstance(self.law, FormLaw):
+            return StudyForm(self.law, (), self.warnings, per_token=self.per_token).prediction(at)
         if isinstance(self.law, ParametricLaw):
             return StudySurface(self.law, (), self.warnings).prediction(at)
         return f"  predicts     {self.law.predict(at)}"
@@ -86,6 +104,8 @@ class SavedLaw:
         return pd.DataFrame(records), texts
 
     def _predict(self, at: dict[str, float]) -> Prediction | Optimum:
+        if isinstance(self.law, FormLaw):
+            return self.law.predict(**{name: at[name] for name in self.law.form.columns})
         if not isinstance(self.law, ParametricLaw):
             return self.law.predict(at["macs_total" if self.of == "compute" else self.of])
         if "macs_total" in at:
@@ -94,7 +114,9 @@ class SavedLaw:
 
     def __str__(self) -> str:
         """The law, and what to know before its predictions are used."""
-        lines = [str(self.law), *conditions(self.law)]
+        lines = [str(self.law)]
+        if not isinstance(self.law, FormLaw):
+            lines += conditions(self.law)
         return "\n".join([*lines, *(f"  beware       {text}" for text in self.warnings)])
 
 
@@ -124,7 +146,8 @@ def _numbers(said: Prediction | Optimum | None) -> dict[str, float]:
 
 
 def text(
-    found: StudyLaw | VariableLaw | StudySurface | StudyCurve, warnings: Sequence[str] = (),
+    found: StudyLaw | VariableLaw | StudySurface | StudyCurve | StudyForm,
+    warnings: Sequence[str] = (),
     findings: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """The file's content: JSON, a line for each of its keys.
@@ -137,13 +160,16 @@ def text(
         assert isinstance(found, StudyCurve)
         about = {"format": FORMAT, "version": VERSION, **found.to_json()}
         return _lines(about | {"warnings": [*warnings, *found.warnings]})
-    if isinstance(law, ParametricLaw):
+    names: list[str] = []
+    data: dict[str, Any] = {}
+    if isinstance(law, FormLaw):
+        data = form_data(law)
+    elif isinstance(law, ParametricLaw):
         names = ["n", "d", "loss", "weights", "samples", "run_index"]
     elif law.mixture is None:
         names = ["compute", "loss", "weights", "samples", "centre"]
     else:
         names = ["compute", "loss", "weights", "covariance"]
-    data = {}
     for name in names:
         value = getattr(law, name)
         data[name] = value.tolist() if isinstance(value, np.ndarray) else value
@@ -189,138 +215,68 @@ def load(path: Path) -> SavedLaw | SavedCurve:
         )
     try:
         return _law(content)
-    except _Wrong as wrong:
+    except Wrong as wrong:
         raise UserError(
             f"{path}: {wrong}: the file is damaged or was edited; save it again"
         ) from None
 
 
-class _Wrong(Exception):
-    """What is wrong with a value."""
-
-
 def _law(content: dict[str, Any]) -> SavedLaw | SavedCurve:
     warnings = content.get("warnings")
     if not isinstance(warnings, list) or not all(isinstance(one, str) for one in warnings):
-        raise _Wrong('"warnings" is no list of texts')
+        raise Wrong('"warnings" is no list of texts')
     if content.get("form") == "curve":
         try:
             return SavedCurve(law_of_json(content, warnings), tuple(warnings))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _Wrong(f"its law of the loss curve lacks or spoils {error}") from None
-    about, data = _part(content, "law"), _part(content, "data")
-    parameters = _part(about, "parameters")
+            raise Wrong(f"its law of the loss curve lacks or spoils {error}") from None
+    about, data = part(content, "law"), part(content, "data")
+    if about.get("form") == "formula":
+        return SavedLaw(form_law(about, data), tuple(warnings), number(about, "per_token"))
+    parameters = part(about, "parameters")
     common: dict[str, Any] = {
-        "unit": about.get("unit"), "level": _number(about, "level", 0.01, 0.9999),
-        "ci": _intervals(_part(about, "interval")), "pinned": "E" in _part(about, "given"),
-        "loss": (loss := _array(data, "loss", (None,), positive=True)),
-        "weights": _optional(data, "weights", (len(loss),), positive=True),
+        "unit": about.get("unit"), "level": number(about, "level", 0.01, 0.9999),
+        "ci": intervals(part(about, "interval")), "pinned": "E" in part(about, "given"),
+        "loss": (loss := array(data, "loss", (None,), positive=True)),
+        "weights": optional(data, "weights", (len(loss),), positive=True),
     }  # fmt: skip
     form = about.get("form")
     if form == "parametric":
         values: dict[str, Any] = dict(zip(("e", "a", "b", "alpha", "beta"), (
-            _number(parameters, name, 0) for name in NAMES), strict=True))  # fmt: skip
+            number(parameters, name, 0) for name in NAMES), strict=True))  # fmt: skip
         if about["unit"] != "MACs" or not min(list(values.values())[1:]) > 0:
-            raise _Wrong("its unit or its parameters are those of no L(N, D)")
+            raise Wrong("its unit or its parameters are those of no L(N, D)")
         return SavedLaw(
             ParametricLaw(
-                **values, **common, objective=_number(about, "objective"),
-                per_token=_number(about, "per_token", TINY), loss_kind=str(about.get("loss")),
-                corner=np.inf if about.get("corner") is None else _number(about, "corner", 0),
+                **values, **common, objective=number(about, "objective"),
+                per_token=number(about, "per_token", TINY), loss_kind=str(about.get("loss")),
+                corner=np.inf if about.get("corner") is None else number(about, "corner", 0),
                 tied=about.get("tied") is True,
-                n=_array(data, "n", loss.shape, positive=True),
-                d=_array(data, "d", loss.shape, positive=True),
-                samples=_array(data, "samples", (None, 5)),
-                run_index=_array(data, "run_index", loss.shape).astype(int),
-                status=_status(SurfaceStatus, about),
+                n=array(data, "n", loss.shape, positive=True),
+                d=array(data, "d", loss.shape, positive=True),
+                samples=array(data, "samples", (None, 5)),
+                run_index=array(data, "run_index", loss.shape).astype(int),
+                status=status_of(SurfaceStatus, about),
             ),
             tuple(warnings),
         )  # fmt: skip
     if form not in LAWS or common["unit"] not in UNITS:
-        raise _Wrong(f"no form {form!r} of {common['unit']!r} is known")
+        raise Wrong(f"no form {form!r} of {common['unit']!r} is known")
     chosen = about.get("mixture") is not None
-    compute = _array(data, "compute", loss.shape, positive=True)
+    compute = array(data, "compute", loss.shape, positive=True)
     if chosen and len(np.unique(compute)) < 3:
-        raise _Wrong("'compute' has fewer than three values, which determine no law")
+        raise Wrong("'compute' has fewer than three values, which determine no law")
     covariance = None
-    if chosen and (covariance := _optional(data, "covariance", (len(loss),) * 2)) is not None:
-        _require_covariance(covariance)
+    if chosen and (covariance := optional(data, "covariance", (len(loss),) * 2)) is not None:
+        require_covariance(covariance)
     return SavedLaw(
         LAWS[form](
-            **common, a=_number(parameters, "a", TINY), b=_number(parameters, "b"),
-            e=_number(parameters, "E", 0), noise=_number(about, "noise_log", 0),
+            **common, a=number(parameters, "a", TINY), b=number(parameters, "b"),
+            e=number(parameters, "E", 0), noise=number(about, "noise_log", 0),
             compute=compute, covariance=covariance, chosen=chosen,
-            samples=np.empty((0, 3)) if chosen else _array(data, "samples", (None, 3)),
-            centre=float(np.log(compute).mean()) if chosen else _number(data, "centre"),
-            status=_status(Status, about),
+            samples=np.empty((0, 3)) if chosen else array(data, "samples", (None, 3)),
+            centre=float(np.log(compute).mean()) if chosen else number(data, "centre"),
+            status=status_of(Status, about),
         ),
         tuple(warnings),
     )  # fmt: skip
-
-
-def _part(holder: dict[str, Any], key: str) -> dict[str, Any]:
-    value = holder.get(key)
-    if not isinstance(value, dict):
-        raise _Wrong(f"it has no {key!r}")
-    return value
-
-
-def _number(holder: dict[str, Any], key: str, low: float = -np.inf, high: float = np.inf) -> float:
-    value = holder.get(key)
-    fine = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not fine or not -1e308 < value < 1e308 or not low <= value <= high:  # type: ignore[operator]
-        raise _Wrong(f"{key!r} is {str(value)[:40]!r}")
-    return float(value)  # type: ignore[arg-type]
-
-
-def _array(
-    holder: dict[str, Any], key: str, shape: tuple[int | None, ...], *, positive: bool = False
-) -> np.ndarray:
-    """Finite numbers of a shape, None of any length from 1 on."""
-    try:
-        value = np.array(holder.get(key))
-    except ValueError:  # lists of several lengths
-        raise _Wrong(f"{key!r} is no table of numbers") from None
-    if value.dtype.kind not in "fi" or not np.isfinite(value).all():
-        raise _Wrong(f"{key!r} holds something else than finite numbers")
-    fits = value.ndim == len(shape) and value.size > 0
-    if not fits or any(s is not None and s != v for s, v in zip(shape, value.shape, strict=True)):
-        want = " x ".join("some" if s is None else str(s) for s in shape)
-        raise _Wrong(f"{key!r} is of shape {value.shape}, not {want}")
-    if positive and not (value > 0).all():
-        raise _Wrong(f"{key!r} holds numbers that are not positive")
-    return value.astype(float)
-
-
-def _optional(
-    holder: dict[str, Any], key: str, shape: tuple[int | None, ...], *, positive: bool = False
-) -> np.ndarray | None:
-    return None if holder.get(key) is None else _array(holder, key, shape, positive=positive)
-
-
-def _intervals(given: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """Of each quantity; NaN where the fit had none."""
-    none = (float("nan"), float("nan"))
-    found = {k: none if v is None else _array(given, k, (2,)) for k, v in given.items()}
-    return {k: (float(v[0]), float(v[1])) for k, v in found.items()}
-
-
-def _require_covariance(value: np.ndarray) -> None:
-    if not np.allclose(value, value.T, rtol=1e-9) or np.linalg.eigvalsh(value)[0] < -1e-9 * np.abs(
-        value
-    ).max(initial=0):
-        raise _Wrong("'covariance' is none")
-
-
-def _status(kind: type[S], about: dict[str, Any]) -> S:
-    """What the optimiser had reached; a number that is missing was not finite."""
-    given = _part(about, "status")
-    values: dict[str, Any] = {}
-    for one in fields(kind):
-        if one.name not in given:
-            raise _Wrong(f"'status' has no {one.name!r}")
-        value = given[one.name]
-        values[one.name] = float("nan") if value is None else value
-        if not isinstance(values[one.name], (bool, int, float, str)):
-            raise _Wrong(f"{one.name!r} is {str(value)[:40]!r}")
-    return kind(**values)

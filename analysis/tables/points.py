@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from scaling.analysis.tables.columns import WORDS, Table
+from scaling.analysis.laws.formulas import MEANINGS
+from scaling.analysis.tables.columns import BATCH, LR, WORDS, Table
 from scaling.analysis.tables.files import load
 from scaling.analysis.tables.losses import missing
 from scaling.analysis.tables.plausible import check
-from scaling.analysis.tables.quantities import TRAINING, count_line, read_quantities
+from scaling.analysis.tables.quantities import (
+    TRAINING,
+    Quantity,
+    count_line,
+    read_quantities,
+)
+from scaling.analysis.tables.settings import repeated
+from scaling.analysis.tables.units import numbers
 from scaling.errors import UserError
 
 NEEDED = {"compute": ("c",), "params": ("n",), "tokens": ("d",), "both": ("n", "d")}
@@ -62,3 +71,63 @@ def read_points(
         out["macs_total"] = TRAINING * out["params"] * out["tokens"]
         notes.append("compute: 3 N D training MACs (6 N D FLOPs), as no column gives it")
     return out.assign(refused=refused), notes
+
+
+def read_form_points(
+    source: str | Path | pd.DataFrame, columns: Sequence[str], *, n: str | None = None,
+    d: str | None = None, c: str | None = None, compute_unit: str | None = None,
+    tokens_in: str | None = None, params_in: str | None = None,
+) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
+    """As `read_points`, of a form's columns by the names in its formula.
+
+    N, D and C are read as everywhere; U from unique tokens or passes over the data; lr and batch by
+    their usual names; any other column by its own name.
+    """
+    frame, notes = load(source)
+    own = [name for name in columns if name not in MEANINGS]
+    table = Table(frame, own)
+    roles = {"N": "n", "D": "d", "C": "c"}
+    scales = {"n": params_in, "d": tokens_in}
+    found, more = read_quantities(table, {"n": n, "d": d, "c": c}, scales, compute_unit)
+    check(found, scales, compute_unit)
+    notes += more
+    values: dict[str, np.ndarray] = {}
+    for name in columns:
+        if name in roles:
+            if roles[name] not in found:
+                raise UserError(missing(table, roles[name]))
+            values[name] = found[roles[name]].values
+            notes.append(count_line(roles[name], found[roles[name]]))
+        elif name == "U":
+            values[name], more = _unique(table, found)
+            notes += more
+        else:
+            column = {"lr": table.first("lr", LR), "batch": table.first("batch", BATCH)}.get(
+                name, table.check(name, name) if name in own else None
+            )
+            if column is None:
+                raise UserError(missing(table, name))
+            values[name] = numbers(frame[column], thousands=True).values
+            notes.append(f"{name}: column {column!r}")
+    out = pd.DataFrame(values)
+    refused = np.full(len(out), "", dtype=object)
+    for name in columns:
+        one = values[name]
+        for i in np.flatnonzero(~(np.isfinite(one) & (one > 0)) & (refused == "")):
+            refused[i] = f"{name} is {'missing' if np.isnan(one[i]) else f'{one[i]:g}'}"
+    return out.assign(refused=refused), notes
+
+
+def _unique(table: Table, found: dict[str, Quantity]) -> tuple[np.ndarray, list[str]]:
+    """Tokens before any is repeated (rows,)."""
+    if "d" not in found:
+        raise UserError(missing(table, "d"))
+    tokens = found["d"].values
+    passes, notes = repeated(table, tokens, found["d"].factor)
+    if passes is None:
+        raise UserError(
+            "U (tokens before any is repeated): the points have neither a column of epochs nor one "
+            "of unique tokens; add 'epochs' or 'unique_tokens'"
+        )
+    unique: np.ndarray = tokens / np.maximum(passes, 1.0)
+    return unique, notes

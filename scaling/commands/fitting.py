@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from scaling.analysis.laws.formulas import Form
+
 SourceArg = Annotated[
     str,
     typer.Argument(
@@ -64,13 +66,20 @@ SURFACES = ("parametric", "overtraining")  # of N and D
 CURVE = "curve"  # of the loss along a run, under any schedule
 
 
-def read(source: str | Path, *, group: str | None = None, **options: Any) -> pd.DataFrame:
+def read(
+    source: str | Path, *, group: str | None = None, form: Form | str | None = None, **options: Any
+) -> pd.DataFrame:
     """Rows of a study, or of anyone's runs in a file or an MLflow server; prints how the latter
     were read. options: of scaling.analysis.tables.read. group: only the rows of this value of the
-    column `by`, without printing."""
+    column `by`, without printing. form: that the rows are read for, whose columns are kept."""
+    from scaling.analysis.questions.form_study import further, notes_for
     from scaling.runs import rows_of
 
+    if form is not None:
+        options["keep"] = (*options.get("keep", ()), *further(form))
     found, notes = rows_of(source, **options)
+    if form is not None:
+        notes = notes_for(notes, form)
     if group is not None:
         found = found[found["by"] == group].reset_index(drop=True)
     else:
@@ -85,7 +94,11 @@ def read(source: str | Path, *, group: str | None = None, **options: Any) -> pd.
 def fit(
     source: SourceArg,
     form: Annotated[
-        str, typer.Option(help="select | power | saturating | parametric | overtraining | curve")
+        str,
+        typer.Option(
+            help="select | power | saturating | parametric | overtraining | curve; of repeated "
+            "data: repeated | effective | effective_data | penalty; or your formula: FORM.yaml"
+        ),
     ] = "select",
     of: Annotated[str, typer.Option(help="A law of: compute | params | tokens")] = "compute",
     method: Annotated[
@@ -106,8 +119,9 @@ def fit(
     groups: str | None = None,
 ) -> None:
     """Fit a law to finished runs: L = a C^b or L = E + a C^b, of compute, of parameters or of
-    tokens; L(N, D) with --form parametric; L(N, M = D/N) with --form overtraining; the loss along
-    a run under any schedule of the rate with --form curve, from a table of step, lr and loss.
+    tokens; L(N, D) with --form parametric; L(N, M = D/N) with --form overtraining; L(N, D, U) of
+    repeated data with --form repeated; any formula with --form FORM.yaml; the loss
+    along a run under any schedule of the rate with --form curve, from a table of step, lr, loss.
 
     Example: `scaling fit studies/quickstart`
 
@@ -138,10 +152,15 @@ def fit(
         _refuse_unread(what, "fit another table", **unlike)
         _fit_quality(Path(source), table["metric"], form, at, seed)
         return
-    _check_form(form, of, method=method, loss_kind=loss_kind, figure=figure)
-    chosen = {"form": form, "method": method, "seed": seed, **_criterion(loss_kind, delta)}
+    other = _check_form(form, of, method=method, loss_kind=loss_kind, figure=figure)
+    chosen: dict[str, Any] = {
+        "form": other or form,
+        "method": method,
+        "seed": seed,
+        **_criterion(loss_kind, delta),
+    }
     of_ladder = {"variable": of, "e": e, "weights": weights}
-    rows = read(source, of=of, keep=() if weights is None else (weights,), **table)
+    rows = read(source, of=of, keep=() if weights is None else (weights,), form=other, **table)
     bewares = bewares_of(rows.attrs.get("notes", ()))
     if groups is None:
         _fit_rows(rows, of_ladder, chosen, at, figure, save, bewares)
@@ -151,7 +170,7 @@ def fit(
     }
     without = _fit_parts(parts, of_ladder, chosen, at, figure, save, bewares)
     parts = {name: part for name, part in parts.items() if name not in without}
-    if form not in SURFACES and of == "compute":
+    if other is None and form not in SURFACES and of == "compute":
         _say_differences(parts, of_ladder, table["metric"], chosen)
 
 
@@ -162,13 +181,22 @@ def bewares_of(notes: Sequence[str]) -> list[str]:
 
 def _check_form(
     form: str, of: str, *, method: str, loss_kind: str | None, figure: Path | None
-) -> None:
-    """Raises UserError: no such form or variable, or an option that this one would not read."""
-    if form not in (*FORMS, *SURFACES):
-        raise UserError(f"--form {form}: choose one of {', '.join((*FORMS, *SURFACES, CURVE))}")
+) -> Form | str | None:
+    """The form, where it is one of laws/formulas.py or of the user's own.
+
+    Raises UserError: no such form or variable, or an option that this one would not read.
+    """
     if of not in ("compute", "params", "tokens"):
         raise UserError(f"--of {of}: choose compute, params or tokens")
     method_, of_ = method if method != "auto" else None, of if of != "compute" else None
+    if form not in (*FORMS, *SURFACES):
+        from scaling.runs import form_of
+
+        other = form_of(form)
+        _refuse_unread(
+            f"--form {form}", "fit a law of compute", method=method_, loss_kind=loss_kind, of=of_
+        )
+        return other
     if form in SURFACES:
         _refuse_unread(
             f"--form {form}", "fit a law of compute", method=method_, figure=figure, of=of_
@@ -180,6 +208,7 @@ def _check_form(
         )  # fmt: skip
     else:
         _refuse_unread(f"--form {form}", "fit --form parametric", loss_kind=loss_kind)
+    return None
 
 
 def _say_differences(
@@ -233,6 +262,7 @@ def _fit_rows(
     form, method = chosen["form"], chosen["method"]
     options = {name: v for name, v in chosen.items() if name not in ("form", "method")}
     from scaling.analysis.questions import saved_law
+    from scaling.analysis.questions.form_study import StudyForm, fit_study_form
     from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
     from scaling.analysis.questions.parametric_study import StudySurface, fit_surface
     from scaling.analysis.questions.variable import VariableLaw, fit_variable
@@ -240,8 +270,10 @@ def _fit_rows(
     from scaling.results import loss_unit
 
     ladder = Ladder.of(rows, **of_ladder)
-    found: StudyLaw | VariableLaw | StudySurface
-    if form in ("parametric", "overtraining"):
+    found: StudyLaw | VariableLaw | StudySurface | StudyForm
+    if form not in (*FORMS, *SURFACES):
+        found = fit_study_form(ladder, form, **options)
+    elif form in ("parametric", "overtraining"):
         found = fit_surface(ladder, tied=form == "overtraining", **options)
     elif ladder.variable != "compute":
         found = fit_variable(ladder, form=form, **options)
@@ -253,6 +285,12 @@ def _fit_rows(
 
         drawn = found.figure(rows, unit=loss_unit(rows.get("tokenizer", ())))
         draw("scaling fit", drawn, figures.run_points(rows), figure)
+    if figure is not None and isinstance(found, StudyForm):
+        from scaling.analysis.figures.forms import form_figure, form_points
+
+        points = form_points(found.law)
+        unit = loss_unit(rows.get("tokenizer", ()))
+        draw("scaling fit", form_figure(points, unit=unit), points, figure)
     if at is not None:
         print(found.prediction(at))
     plain = options.keys() == {"seed"} and ladder.e is None and ladder.weights is None

@@ -78,10 +78,14 @@ def predict(
 
 def _predict_table(saved: SavedLaw, points: Path, table: TableOptions, out: Path | None) -> None:
     """Print, and write, what the law says of every row."""
-    from scaling.analysis.tables.points import read_points
+    from scaling.analysis.laws.form_law import FormLaw
+    from scaling.analysis.tables.points import read_form_points, read_points
     from scaling.storage import outputs
 
-    rows, notes = read_points(points, saved.of, **table)
+    if isinstance(saved.law, FormLaw):
+        rows, notes = read_form_points(points, saved.law.form.columns, **table)
+    else:
+        rows, notes = read_points(points, saved.of, **table)
     for note in notes:
         print(f"  read         {note}")
     told, texts = saved.predict(rows)
