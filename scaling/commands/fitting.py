@@ -53,6 +53,13 @@ DeltaOption = Annotated[
         help="Corner of Huber's loss, in log loss; with --loss-kind linear in the loss itself."
     ),
 ]
+FormOption = Annotated[
+    str,
+    typer.Option(
+        help="select | power | saturating | parametric | overtraining | curve; of repeated "
+        "data: repeated | effective | effective_data | penalty; or your formula: FORM.yaml"
+    ),
+]
 FigureOption = Annotated[
     Path | None,
     typer.Option(
@@ -93,13 +100,7 @@ def read(
 @reads_tables
 def fit(
     source: SourceArg,
-    form: Annotated[
-        str,
-        typer.Option(
-            help="select | power | saturating | parametric | overtraining | curve; of repeated "
-            "data: repeated | effective | effective_data | penalty; or your formula: FORM.yaml"
-        ),
-    ] = "select",
+    form: FormOption = "select",
     of: Annotated[str, typer.Option(help="A law of: compute | params | tokens")] = "compute",
     method: Annotated[
         str, typer.Option(help="Frontier: auto | budget | lowest | binned | envelope | hull")
@@ -153,12 +154,7 @@ def fit(
         _fit_quality(Path(source), table["metric"], form, at, seed)
         return
     other = _check_form(form, of, method=method, loss_kind=loss_kind, figure=figure)
-    chosen: dict[str, Any] = {
-        "form": other or form,
-        "method": method,
-        "seed": seed,
-        **_criterion(loss_kind, delta),
-    }
+    chosen = {"form": other or form, "method": method, "seed": seed, **_criterion(loss_kind, delta)}
     of_ladder = {"variable": of, "e": e, "weights": weights}
     rows = read(source, of=of, keep=() if weights is None else (weights,), form=other, **table)
     bewares = bewares_of(rows.attrs.get("notes", ()))
