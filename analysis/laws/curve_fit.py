@@ -7,7 +7,7 @@ prior's weight and for the intervals alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +36,7 @@ FEWEST, FEWEST_IN_ALL = 3, 24  # rows of a curve, and of all
 SKIPPED = 0.03  # of the longest curve: its first steps follow no power law
 FELL = 0.8  # of its highest rate: a curve that ends below it tells of a fall
 TINY = 1e-6  # scale at which the prior lies well within Huber's corner
+Prior = Mapping[str, tuple[float, float]]  # parameter -> centre, standard deviation
 
 
 def prepared(curve: Curve, longest: float) -> Curve:
@@ -97,17 +98,17 @@ def fit_curve(
         )
     peaks = [float(curve.schedule.rate.max()) for curve in used]
     top = max(peaks)
-    noise = _noise(used)
+    noise = noise_of(used)
     delta = delta or max(DELTA, 1.345 * noise)
     design = Design([c.schedule for c in used], [c.step for c in used], top)
     y = np.log(np.concatenate([c.loss for c in used]))
     spread = max(noise, INEXACT) ** 2 * len(y) / (BLOCKS * len(used))
-    theta, reached = _solve(design, y, delta, spread)
+    theta, reached = solve(design, y, delta, spread)
     residual = y - design.log_loss(theta)[0]
     # A second time, with the prior's weight as the misfit wants it: correlated residuals are
     # worth a few stretches, not as many points.
     spread = _spread(design, residual)
-    theta, reached = _solve(design, y, delta, spread, theta)
+    theta, reached = solve(design, y, delta, spread, theta)
     log_loss, slopes = design.log_loss(theta)
     residual = y - log_loss
     blocks = _blocks(design)
@@ -158,7 +159,7 @@ def _refuse_schedules(curves: Sequence[Curve]) -> None:
         )
 
 
-def _noise(curves: Sequence[Curve]) -> float:
+def noise_of(curves: Sequence[Curve]) -> float:
     """Robust sd of log loss of a row about its neighbours, from second differences."""
     wiggle = [np.diff(np.log(c.loss), 2) for c in curves if len(c.loss) > 2]
     return max(float(1.4826 * np.median(np.abs(np.concatenate(wiggle))) / np.sqrt(6)), 1e-6)
@@ -190,11 +191,10 @@ def _mad(values: np.ndarray) -> float:
     return float(1.4826 * np.median(np.abs(values))) or 1e-12
 
 
-def _model(design: Design) -> Model:
+def _model(design: Design, prior: Prior) -> Model:
     """Of minimise: log losses of the rows, and after them the prior's parameters as points."""
-    names = list(PRIOR)
-    at = [NAMES.index(name) for name in names]
-    scale = np.array([TINY / PRIOR[name][1] for name in names])
+    at = [NAMES.index(name) for name in prior]
+    scale = np.array([TINY / sd for _, sd in prior.values()])
 
     def model(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         predicted = np.empty((len(theta), design.rows + len(at)))
@@ -208,26 +208,31 @@ def _model(design: Design) -> Model:
     return model
 
 
-def _solve(
-    design: Design, y: np.ndarray, delta: float, spread: float, start: np.ndarray | None = None
+def solve(
+    design: Design,
+    y: np.ndarray,
+    delta: float,
+    spread: float,
+    start: np.ndarray | None = None,
+    prior: Prior = PRIOR,
 ) -> tuple[np.ndarray, Reached]:
     """The least of Huber's loss plus spread x ((theta - centre) / sd)^2 / 2 over the prior."""
-    centre = {name: PRIOR[name][0] for name in PRIOR}
+    centre = {name: middle for name, (middle, _) in prior.items()}
     starts = [] if start is None else [start]
     floor = float(np.exp(y.min()))
     for share, alpha in STARTS if start is None else ():
         rest = np.exp(y.max()) - share * floor
         # A from the highest loss, B so that a full fall brings a twentieth of the loss.
         log_a = np.log(rest) + alpha * np.log(0.1 * design.span)
-        begin = centre | {
+        begin = {
             "L0": share * floor, "log A": log_a, "alpha": alpha,
             "log B": np.log(0.05 * floor / design.top),
-        }  # fmt: skip
+        } | centre  # fmt: skip
         starts.append(np.array([begin[name] for name in NAMES]))
-    points = np.array([PRIOR[name][0] / PRIOR[name][1] for name in PRIOR]) * TINY
+    points = np.array([middle / sd for middle, sd in prior.values()]) * TINY
     weights = np.concatenate([np.ones(len(y)), np.full(len(points), spread / TINY**2)])
     high = np.minimum(HIGH, np.where(np.arange(len(NAMES)) == 0, np.exp(y.max()), np.inf))
-    model, points = _model(design), np.concatenate([y, points])
+    model, points = _model(design, prior), np.concatenate([y, points])
     theta = np.array(starts)
     # From afar most rows lie on Huber's flat parts, where a start may get stuck: wide corners
     # first.

@@ -131,22 +131,59 @@ def _where(run: RunFolder, jobs: Mapping[Path, SlurmJob] | None) -> tuple[str, s
 
 
 def text(study: Study, jobs: Mapping[Path, SlurmJob] | None = None) -> str:
-    """A line for each run, and the study's MACs done of planned."""
+    """A line for each run, with the final loss to expect of a running one, and the study's MACs
+    done of planned."""
     plan = study.plan()
     states = _states(study, plan, jobs)
     if not states:
         return f"{study}: no runs planned yet (tokens are being made)"
+    final, told = _finals(study, states)
+    wide = max(13, 2 + max(map(len, final.values()), default=0))
     head = f"{'run':14}{'role':10}{'size':>12}{'log2 lr':>9}{'state':>10}{'done':>6}{'loss':>9}"
+    head += f"{'final (95%)':>{wide}}" if final else ""
     lines = [f"{head}{'tokens/s':>11}{'ETA':>8}  where"]
     for s in states:
         loss = f"{s.val_loss:.4f}" if s.val_loss is not None else "-"
         speed = f"{s.tokens_per_second:,.0f}" if s.tokens_per_second else "-"
+        if final:
+            loss = f"{loss:>9}{final.get(s.run_id, '-'):>{wide}}"
         eta = clock(s.eta_seconds) if s.eta_seconds is not None else "-"
         lines.append(
             f"{s.run_id:14}{s.role:10}{s.size:>12}{s.log2_lr:>9.2f}{s.state:>10}"
             f"{s.steps_done / s.steps:>6.0%}{loss:>9}{speed:>11}{eta:>8}  {s.where}".rstrip()
         )
-    return "\n".join([*lines, _total(states, plan.later_macs)])
+    return "\n".join([*lines, *told, _total(states, plan.later_macs)])
+
+
+def _finals(study: Study, states: list[RunState]) -> tuple[dict[str, str], list[str]]:
+    """What to say of the final loss of each running run, and of how it was found."""
+    running = [s for s in states if s.state == "running"]
+    if not running:
+        return {}, []
+    from scaling.analysis.laws.forecast import FEWEST_ERRORS
+    from scaling.study.forecasts import forecast_of
+
+    finished = [s for s in states if s.state == "finished"]
+    final, few = {}, 0
+    for s in running:
+        alike = [study.run(f.run_id) for f in finished if f.role == s.role]
+        others = [study.run(f.run_id) for f in finished if f.role != s.role]
+        said = forecast_of(study.run(s.run_id), s.steps_done / s.steps, alike, others)
+        if said is not None and said.runs >= FEWEST_ERRORS:
+            final[s.run_id] = f"{said.loss:.3f} [{said.low:.3f}, {said.high:.3f}]"
+        few += said is not None and said.runs < FEWEST_ERRORS
+    told = []
+    if final:
+        told.append(
+            "final: validation loss to expect at the end, with the errors of the same forecast of "
+            "runs that have finished"
+        )
+    elif few:
+        told.append(
+            f"final losses are foretold once {FEWEST_ERRORS} runs have finished, whose errors make "
+            f"the interval ({len(finished)} so far)"
+        )
+    return final, told
 
 
 def left(study: Study) -> str:

@@ -132,3 +132,38 @@ def test_damaged_or_absent(tmp_path: Path) -> None:
 
 def test_clock() -> None:
     assert [clock(s) for s in (4, 65, 3725, 90000)] == ["0:04", "1:05", "1:02:05", "1d 1:00:00"]
+
+
+def logged(study: Path, run: RunConfig, done: int, *, scale: float = 1.0) -> Path:
+    """A run with a smooth loss up to a step of its 100."""
+    folder = begin(study, run, lock=lock(socket.gethostname(), os.getpid()))
+    lines = []
+    for step in range(10, done + 1, 10):
+        loss = scale * (2 + 2 * step**-0.3)
+        at = {"position": step, "step": step, "branch": 100 if step > 80 else None}
+        lines.append(at | {"train_loss": loss, "lr": run.lr, "seconds": step / 20})
+    if done == 100:
+        end = {"position": 100, "step": 100, "branch": 100, "decayed": True}
+        lines.append(end | {"val_loss": 0.98 * loss})
+        (folder / "rows.json").write_text('[{"status": "finished"}]')
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return folder
+
+
+def test_the_final_loss_of_a_running_run_is_foretold(study: Path) -> None:
+    """With the errors of the same forecast of finished runs; before there are some, none."""
+    for run in RUNS[:2]:
+        logged(study, run, 100)
+    logged(study, RUNS[4], 80)
+    assert "foretold once 3 runs have finished, whose errors make the interval (2 so far)" in text(
+        Study(study)
+    )
+    for i, run in enumerate(RUNS[2:4]):
+        logged(study, run, 100, scale=1.1 + i / 10)
+    shown = text(Study(study))
+    (row,) = [line for line in shown.splitlines() if line.startswith(RUNS[4].run_id)]
+    found = re.search(r"running +80% +- +([\d.]+) \[([\d.]+), ([\d.]+)\]", row)
+    assert found is not None, shown
+    loss, low, high = map(float, found.groups())
+    assert low <= 0.98 * (2 + 2 * 100**-0.3) <= high and low <= loss <= high
+    assert "final: validation loss to expect at the end" in shown
