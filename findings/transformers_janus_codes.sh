@@ -4,9 +4,9 @@
 # Guess: encode(x).image_tokens are the codes that Janus's own VQ model gives for the same weights.
 # Seen: Janus's own code brings vectors and table to unit length before it takes the nearest; the
 # port's quantiser takes the nearest as they are, while its decode does bring the table to unit
-# length. So a table that is scaled decodes to the same picture, and encode gives other codes; of
-# vectors of several lengths about one in a hundred agrees. What is generated (decode alone) is right;
-# tokens of one's own images are not.
+# length. So a table that is scaled decodes to the same picture, and encode gives other codes; of a
+# table of several lengths a third of the codes agree here, 0.9% with the published 16,384 codes. What
+# is generated (decode alone) is right; tokens of one's own images are not.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -44,7 +44,7 @@ with torch.no_grad():
 share = [float((codes == found).float().mean()) for found in (unit, raw, other)]
 print(f"of its codes {share[0]:.1%} are the nearest of unit length, {share[1]:.1%} the nearest raw")
 print(f"the table three times as long: the same picture {same_picture}, {share[2]:.1%} of the codes")
-if not (share[0] < 0.2 and share[1] > 0.999 and same_picture and share[2] < 0.9):
+if not (share[0] < 0.6 and share[1] > 0.999 and same_picture and share[2] < 0.6):
     print("changed: JanusVQVAE encodes or decodes otherwise than stated above")
     sys.exit(1)
 PY
