@@ -65,6 +65,20 @@ WEIGHT = "relative_weight"
 TOKEN_UNIT, PATCH_UNIT = "nats per token", "squared error per value"  # of a loss
 
 
+# Numbers of a study's `train` that were swept with the rate: their names and values.
+Setting = tuple[tuple[str, int | float], ...]
+
+
+def words(setting: Setting) -> str:
+    """A setting in the name (`size`) of a swept model and in tables: `batch=8,beta2=0.99`."""
+    return ",".join(f"{name}={value!r}" for name, value in setting)
+
+
+def parsed(text: str) -> dict[str, float]:
+    """The values that `words` wrote."""
+    return {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
+
+
 def predicted(tokenizer: str) -> str:
     """What the loss is of: `patch-8px` of `dvae-8px-8192 > patch-8px`, else the whole label."""
     return tokenizer.split(" > ")[-1]

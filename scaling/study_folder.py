@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaling import results
+from scaling.analysis.schema import Setting, words
 from scaling.config.run import SCHEMA, RunConfig
 from scaling.config.schedule import length, segments
 from scaling.config.schema import StudyConfig
@@ -196,6 +197,7 @@ class Plan:
     runs: tuple[dict[str, Any], ...] = ()
     later_macs: int = 0  # of runs that cannot be named yet: a ladder's before its rate is known
     schema: int = SCHEMA
+    setting: str = ""  # of `train`, that the sweep chose for the ladder: `words` of it
 
 
 class Study:
@@ -349,9 +351,14 @@ class Study:
             held = files.read_json(self.plan_json, dict)
             for entry in held["runs"]:
                 _check(entry)
-            plan = Plan(tuple(held["runs"]), held.get("later_macs", 0), held.get("schema", SCHEMA))
+            plan = Plan(
+                tuple(held["runs"]), held.get("later_macs", 0), held.get("schema", SCHEMA),
+                held.get("setting", ""),
+            )  # fmt: skip
             if not (isinstance(plan.later_macs, int | float) and isinstance(plan.schema, int)):
                 raise UserError("later_macs or schema is no number")
+            if not isinstance(plan.setting, str):
+                raise UserError("setting is no text")
             return plan
         except FileNotFoundError:
             return Plan()
@@ -360,7 +367,14 @@ class Study:
                 f"{self.plan_json}: damaged ({error}); remove it and run the study again"
             ) from None
 
-    def write_plan(self, runs: list[RunConfig], macs: list[int], *, later_macs: int = 0) -> None:
+    def write_plan(
+        self,
+        runs: list[RunConfig],
+        macs: list[int],
+        *,
+        later_macs: int = 0,
+        setting: Setting = (),
+    ) -> None:
         """The runs that belong to the study as it is configured now, and their training MACs."""
         entries = [
             {
@@ -374,7 +388,10 @@ class Study:
             }
             for r, m in zip(runs, macs, strict=True)
         ]
-        text = json.dumps({"schema": SCHEMA, "later_macs": later_macs, "runs": entries}, indent=1)
+        held: dict[str, Any] = {"schema": SCHEMA, "later_macs": later_macs}
+        if setting:
+            held["setting"] = words(setting)
+        text = json.dumps(held | {"runs": entries}, indent=1)
         if not self.plan_json.exists() or self.plan_json.read_text() != text:
             files.write(self.plan_json, text)
 

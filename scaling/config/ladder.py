@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from scaling.config.over import Over
 from scaling.config.section import Octave, Parametrization, Positive, PositiveFloat, Section
 from scaling.errors import did_you_mean
 from scaling.models.family import FAMILY, named, shape, sized
@@ -18,6 +19,8 @@ class LrConfig(Section):
     """A learning-rate sweep: powers of two over several widths at fixed depth (Figure 11).
 
     With `depths` it goes over depth instead, at the one width. What is swept over is the axis.
+    `over` lists other numbers of `train`, of which every combination has such a sweep, at equal
+    sequences; tpe and gp choose among them and the rate together, the same for all members.
     """
 
     widths: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)]
@@ -29,6 +32,10 @@ class LrConfig(Section):
     log2_max: Annotated[int, Field(ge=-64, le=64)] = -4
     steps: Positive = 500  # of each run: muP carries a rate over width at equal steps
     sampler: Literal["grid", "tpe", "gp"] = "grid"
+    over: Over = Over()
+    seeds: Annotated[int, Field(gt=0, le=100)] = 1  # of every point of the sweep
+    # Of tpe or gp; null: as many as the grid has rates; with `over` 10 a number, the rate included.
+    trials: Positive | None = None
 
     @model_validator(mode="after")
     def _range(self) -> LrConfig:
@@ -49,6 +56,28 @@ class LrConfig(Section):
                 f"one of them; give one width, or no depths"
             )
         return self
+
+    @model_validator(mode="after")
+    def _sampler_can(self) -> LrConfig:
+        if self.sampler == "grid" and self.over.ranges:
+            raise ValueError(
+                f"over: {', '.join(self.over.ranges)}: between ends only sampler tpe or gp choose; "
+                f"list values for the grid"
+            )
+        if self.sampler == "grid" and self.trials is not None:
+            raise ValueError(f"trials {self.trials} with sampler grid, which tries all; leave it")
+        return self
+
+    @property
+    def searches(self) -> bool:
+        """Whether a sampler chooses settings and rate together."""
+        return self.sampler != "grid" and bool(self.over.given)
+
+    @property
+    def count(self) -> int:
+        """Trials of a sampler."""
+        default = self.log2_max - self.log2_min + 1
+        return self.trials or (10 * (1 + len(self.over.given)) if self.searches else default)
 
     @property
     def axis(self) -> Literal["width", "depth"]:

@@ -42,6 +42,8 @@ class RunConfig:
     evals: int = 8
     seed: int = 0
     optimizer: str = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.95
     schema: int = SCHEMA
     # What does not determine the numbers, or no more of them than the last digits:
     study: str = ""
@@ -56,7 +58,7 @@ class RunConfig:
         "study", "data_dir", "checkpoint_seconds", "micro_batch", "recompute", "compile", "parallel"
     )  # fmt: skip
     # Fields that came later: at these values a run has the name that it had without them.
-    ADDED: ClassVar = {"optimizer": "adamw"}
+    ADDED: ClassVar = {"optimizer": "adamw", "beta1": 0.9, "beta2": 0.95}
     BUDGETS = ("budgets_steps", "budgets_macs")
 
     @property

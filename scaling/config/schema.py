@@ -21,8 +21,8 @@ from scaling.config.section import (
     Seed,
     Sequences,
     Slug,
-    Switch,
 )
+from scaling.config.train import TrainConfig as TrainConfig
 
 
 class SourceConfig(Section):
@@ -113,40 +113,6 @@ class ModelSection(Section):
     base_width: Positive = 64  # width at which muP and standard parametrisation agree
     base_layers: Positive = 2  # depth at which CompleteP and plain muP agree
     rope_base: PositiveFloat = 10_000.0
-
-
-class TrainConfig(Section):
-    """How every run is trained."""
-
-    batch: Positive = 8  # sequences per step
-    micro_batch: Positive | None = None  # sequences of one forward pass, over all ranks; null: all
-    recompute: bool = False  # activation checkpointing: less memory, a third more compute
-    compile: Switch = "auto"  # auto: on CUDA, and on a CPU where it pays
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # of a run on several ranks: replicate, or shard
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of hidden matrices; the rest by AdamW
-    schedule: Literal["wsd", "cosine"] = "wsd"
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
-    cooldown: Fraction = 0.2  # share of a budget's steps over which the rate falls to zero (wsd)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    grad_clip: PositiveFloat = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, else fp32
-    # Mid-schedule evaluations, log-spaced: in a factor of ten of steps (wsd), in all (cosine).
-    evals: Annotated[int, Field(ge=0, le=10_000)] = 8
-    checkpoint_seconds: PositiveFloat = 30.0
-
-    @model_validator(mode="after")
-    def _divides(self) -> TrainConfig:
-        if self.micro_batch and self.batch % self.micro_batch:
-            raise ValueError(
-                f"micro_batch {self.micro_batch} does not divide batch {self.batch}; choose a "
-                f"divisor of it"
-            )
-        if self.optimizer == "muon" and self.parallel == "fsdp":
-            raise ValueError(
-                "optimizer muon with parallel fsdp: it orthogonalises whole matrices, which are "
-                "not whole on any rank; use train.parallel: ddp, or adamw"
-            )
-        return self
 
 
 class LaunchConfig(Section):

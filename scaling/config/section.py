@@ -10,6 +10,7 @@ Positive = Annotated[int, Field(gt=0, le=10**15)]  # beyond it nothing here is c
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Sequences = Annotated[int, Field(gt=0, le=10**10)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Parametrization = Literal["mup", "standard", "completep"]  # completep: muP, over depth as well
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's and Optuna's generators take
 Octave = Annotated[float, Field(ge=-64, le=64)]  # log2 of a learning rate

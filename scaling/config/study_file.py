@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -17,9 +17,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from scaling.config import yaml_file
+from scaling.config.ladder import LrConfig
 from scaling.config.schema import ProbeConfig, StudyConfig, varied
 from scaling.config.section import Section
 from scaling.errors import UserError, did_you_mean
+from scaling.models.family import named, shape
 
 SectionT = TypeVar("SectionT", bound=Section)
 SWEEPS = (Path(__file__).parents[1] / "sweeps").resolve()  # in a checkout and in a wheel
@@ -67,9 +69,46 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         section = "finetune" if config.finetune else "probe"
         message = "says how variants are read, and there are none; add `variants:`"
         found.append({"type": "rule", "loc": (section,), "msg": message})
+    found += [] if config is None else _wrong_settings(config)
     if config is None or found:
         raise UserError("\n".join(_explain(e, path, lines) for e in found))
     return config
+
+
+def _wrong_settings(config: StudyConfig) -> Iterator[dict[str, Any]]:
+    """What is wrong with numbers that are swept together with the rate, beside other sections."""
+    ladder, swept = config.ladder, dict[tuple[Any, ...], LrConfig]()
+    if config.lr:
+        swept["lr",] = config.lr
+    swept |= {("transfer", i): one for i, one in enumerate(config.transfer)}
+    for where, asked in swept.items():
+        given, told = asked.over.given, []
+        sequences = asked.steps * config.train.batch
+        batches = [b for b in given.get("batch", ()) if isinstance(b, int)]  # type: ignore[union-attr]
+        if no := [b for b in batches if sequences % b]:
+            told.append(
+                f"{no} do not divide the {sequences:,} sequences that every run sees, steps "
+                f"{asked.steps} x train.batch {config.train.batch}"
+            )
+        micro = config.train.micro_batch
+        if micro and (no := [b for b in batches if b % micro]):
+            told.append(f"{no}: train.micro_batch {micro} does not divide them")
+        if batches and where == ("lr",) and ladder and ladder.batch:
+            told.append("the batch is swept, and ladder.batch gives sizes their own; leave one out")
+        yield from ({"type": "rule", "loc": (*where, "over", "batch"), "msg": m} for m in told)
+        told = []
+        if asked.searches and where != ("lr",):
+            told.append("sweeps that are compared share their settings: sampler grid, or no over")
+        if given and where == ("lr",) and ladder and ladder.log2_lr is not None:
+            told.append("ladder.log2_lr skips the sweep that this asks for; leave one out")
+        if given and where == ("lr",) and ladder:
+            shapes = sorted({shape(named(name)) or "toto" for name in ladder.sizes})
+            if len(shapes) > 1:
+                told.append(
+                    f"the ladder has sizes of several shapes ({', '.join(shapes)}), and each would "
+                    f"have a setting of its own; make a study of each"
+                )
+        yield from ({"type": "rule", "loc": (*where, "over"), "msg": m} for m in told)
 
 
 def checked(section: type[SectionT], **values: Any) -> SectionT:

@@ -18,16 +18,16 @@ from scaling.plan.runs import (
     Left,
     context,
     data_of,
+    every_cell,
     ladder_model,
     ladder_runs,
     ladder_space,
     path_macs,
     step_macs,
-    sweep_run,
-    sweeps,
     undecided_macs,
     united,
 )
+from scaling.plan.sweeps import grid_runs, ladders_at, sweeps
 
 LATER = "later"  # role of what a ladder that places its own runs has not decided on
 USABLE = 0.9  # of a GPU's memory: the allocator's fragments and the libraries take the rest
@@ -137,7 +137,8 @@ def study_cost(
     """The cost of every group of runs of a study. Raises UserError as the study itself would."""
     runs: list[RunConfig] = []
     for sweep in sweeps(config):
-        runs += [sweep_run(config, sweep, member, lr, "", Path()) for member, lr in sweep.grid()]
+        runs += grid_runs(config, sweep)
+    check_ladders(config)
     left: list[Left] = []
     ladder: list[RunConfig] = []
     for one in variant_studies(config).values():
@@ -178,6 +179,22 @@ def study_cost(
     if undecided := undecided_macs(config, ladder):
         costs.append(_later(undecided, [c for c in costs if c.role == "ladder"]))
     return costs, left
+
+
+def check_ladders(config: StudyConfig) -> None:
+    """Raises UserError where a run of the ladder cannot be, at whichever setting is chosen."""
+    for at in ladders_at(config):
+        for one in variant_studies(at).values():
+            try:
+                for run in ladder_runs(one, 1.0, "", Path(), every_cell(one))[0]:
+                    gpus_of(config.launch, run)
+            except UserError as error:
+                if at is config:
+                    raise
+                raise UserError(
+                    f"lr.over: with batch {at.train.batch}, warmup_steps {at.train.warmup_steps} "
+                    f"and cooldown {at.train.cooldown:g} for the ladder: {error}"
+                ) from None
 
 
 def _later(macs: int, begin: list[Cost]) -> Cost:

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from scaling.analysis.questions.rounds import Cell, Space, propose
-from scaling.config.ladder import LadderConfig, LrConfig
+from scaling.analysis.schema import Setting
+from scaling.config.ladder import LadderConfig
 from scaling.config.run import RunConfig
 from scaling.config.schedule import branch, length, segments
 from scaling.config.schema import StudyConfig
 from scaling.errors import UserError
 from scaling.jobs.machine import computes_in_bf16
-from scaling.models.family import SPECIAL_TOKENS, ModelConfig, named, resized, shape
+from scaling.models.family import SPECIAL_TOKENS, ModelConfig, named, shape
 from scaling.models.macs import forward_macs, parameter_counts
 
 TOP = 7  # of a ladder's MACs, the part that its largest budget may have: three sizes take half
@@ -33,30 +34,6 @@ class Left:
     size: str
     budget_macs: float
     rule: str
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A learning-rate sweep as the study asks for it, over models of one shape."""
-
-    asked: LrConfig
-    like: str  # a size, whose shape the models have
-    of_ladder: bool  # gives the ladder's sizes of that shape their rate
-
-    @property
-    def shape(self) -> str:
-        """`family.shape` of its models."""
-        return shape(named(self.like))
-
-    @property
-    def named(self) -> str:
-        """`, gpt2` behind what is said of it; '' for Toto's shape."""
-        return f", {self.shape}" * bool(self.shape)
-
-    def grid(self) -> Iterable[tuple[int, float]]:
-        """Every member and rate of the grid."""
-        powers = range(self.asked.log2_min, self.asked.log2_max + 1)
-        return ((member, 2.0**p) for member in self.asked.members for p in powers)
 
 
 def data_of(config: StudyConfig) -> str:
@@ -92,21 +69,18 @@ def ladder_model(config: StudyConfig, name: str) -> ModelConfig:
 
     Raises UserError where muP's base width cannot have its shape.
     """
-    return _in_study(config, named(name), config.model.parametrization)
+    return in_study(config, named(name), config.model.parametrization)
 
 
-def sweep_model(config: StudyConfig, sweep: Sweep, member: int) -> ModelConfig:
-    """A model of a learning-rate sweep: `member` is its width, or its depth (LrConfig.axis).
-
-    Raises UserError as `ladder_model` does.
-    """
-    asked = sweep.asked
-    width, layers = (asked.widths[0], member) if asked.depths else (member, asked.layers)
-    model = resized(named(sweep.like), width, layers, asked.heads)
-    return _in_study(config, model, asked.parametrization or config.model.parametrization)
+def with_setting(config: StudyConfig, setting: Setting) -> StudyConfig:
+    """The study with these values in its `train`."""
+    if not setting:
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update=dict(setting))})
 
 
-def _in_study(config: StudyConfig, model: ModelConfig, parametrization: str) -> ModelConfig:
+def in_study(config: StudyConfig, model: ModelConfig, parametrization: str) -> ModelConfig:
+    """A model as the study has it. Raises UserError as `ladder_model` does."""
     patches = any(_patches(config).values())
     model = dataclasses.replace(
         model, tied=model.tied and not patches, **_shared(config, parametrization)
@@ -120,19 +94,6 @@ def _in_study(config: StudyConfig, model: ModelConfig, parametrization: str) -> 
                 f"{error}"
             ) from None
     return model
-
-
-def sweeps(config: StudyConfig) -> list[Sweep]:
-    """The learning-rate sweeps of a study, each over models of every shape that its ladder has
-    (Toto's, where it has no ladder); those of the ladder come first, where it needs a rate."""
-    ladder = config.ladder
-    likes: dict[str, str] = {}
-    for name in ladder.sizes if ladder else ("a1",):
-        likes.setdefault(shape(named(name)), name)
-    found = []
-    if config.lr and ladder and ladder.log2_lr is None:
-        found = [Sweep(config.lr, like, of_ladder=True) for like in likes.values()]
-    return [*found, *(Sweep(s, like, False) for s in config.transfer for like in likes.values())]
 
 
 def _shared(config: StudyConfig, parametrization: str) -> dict[str, Any]:
@@ -177,7 +138,10 @@ def batch_of(config: StudyConfig, name: str) -> int:
     return (config.ladder.batch if config.ladder else {}).get(name, config.train.batch)
 
 
-def _run(config: StudyConfig, model: ModelConfig, budgets: list[float], **fields: Any) -> RunConfig:
+def run_of(
+    config: StudyConfig, model: ModelConfig, budgets: list[float], **fields: Any
+) -> RunConfig:
+    """The run that spends these MACs, trained as the study says. fields: of `RunConfig`."""
     if fields["role"] == "ladder":
         fields["batch"] = batch_of(config, model.name)
     per_step = step_macs(model, fields.get("batch", config.train.batch))
@@ -185,8 +149,8 @@ def _run(config: StudyConfig, model: ModelConfig, budgets: list[float], **fields
         name: getattr(config.train, name)
         for name in (
             "batch", "optimizer", "schedule", "warmup_steps", "cooldown", "weight_decay",
-            "grad_clip", "evals", "checkpoint_seconds", "micro_batch", "recompute", "compile",
-            "parallel",
+            "beta1", "beta2", "grad_clip", "evals", "checkpoint_seconds", "micro_batch",
+            "recompute", "compile", "parallel",
         )
     }  # fmt: skip
     settings = shared | fields
@@ -208,28 +172,6 @@ def _precision(config: StudyConfig) -> str:
     return "bf16" if computes_in_bf16() else "fp32"
 
 
-def sweep_run(
-    config: StudyConfig, sweep: Sweep, member: int, lr: float, data_key: str, data_dir: Path
-) -> RunConfig:
-    """One trial of a learning-rate sweep. Raises UserError when its budget is too short."""
-    model = sweep_model(config, sweep, member)
-    run = _run(
-        config,
-        model,
-        [float(sweep.asked.steps * step_macs(model, config.train.batch))],
-        role="lr_sweep",
-        evals=0,  # only the decayed point is asked for
-        lr=lr,
-        seed=config.seed,
-        data_key=data_key,
-        data_dir=str(data_dir),
-    )
-    short = _too_short(run, 0)
-    if short:
-        raise UserError(f"lr.steps: {short}; raise it or shorten train.warmup_steps")
-    return run
-
-
 def ladder_runs(
     config: StudyConfig,
     lr: float | Mapping[str, float],
@@ -247,7 +189,7 @@ def ladder_runs(
         return [], []
     asked, left = _asked(config, config.ladder, cells)
     runs = [
-        _run(
+        run_of(
             config,
             ladder_model(config, name),
             group,
@@ -304,7 +246,7 @@ def ladder_space(config: StudyConfig) -> tuple[list[str], Space]:
     budgets, steps, branches = [], [], []
     for budget in (first * 2**k for k in range(doublings + 1)):
         runs = [
-            _run(config, by_size[name], [budget], role="ladder", lr=1.0, data_key="")
+            run_of(config, by_size[name], [budget], role="ladder", lr=1.0, data_key="")
             for name in names
         ]
         kept = [not _rule_against(config, run.model, budget) for run in runs]
@@ -349,8 +291,8 @@ def undecided_macs(config: StudyConfig, ladder: Iterable[RunConfig]) -> int:
 
 def _rule_against(config: StudyConfig, model: ModelConfig, budget: float) -> str:
     """Why a pair is not trained, or ''. The rules are fixed before any result is known."""
-    run = _run(config, model, [budget], role="ladder", lr=1.0, data_key="")
-    if short := _too_short(run, 0):
+    run = run_of(config, model, [budget], role="ladder", lr=1.0, data_key="")
+    if short := too_short(run, 0):
         return short
     tokens = run.budgets_steps[0] * run.batch * model.context
     if config.ladder and config.ladder.max_tokens and tokens > config.ladder.max_tokens:
@@ -366,7 +308,8 @@ def _rule_against(config: StudyConfig, model: ModelConfig, budget: float) -> str
     return ""
 
 
-def _too_short(run: RunConfig, index: int) -> str:
+def too_short(run: RunConfig, index: int) -> str:
+    """Why a run has no such budget, or ''."""
     steps, warmup = run.budgets_steps[index], run.warmup_steps
     least = max(10, math.ceil(MIN_STEPS_PER_WARMUP * warmup / (1 - run.cooldown)))
     return (

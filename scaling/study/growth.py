@@ -17,6 +17,7 @@ from scaling.config.schema import StudyConfig, variant_studies
 from scaling.errors import UserError
 from scaling.models.family import named, shape
 from scaling.plan import runs as plan
+from scaling.plan.sweeps import grid_runs, sweeps
 from scaling.storage import files
 from scaling.study.status import run_states, trunk_step
 from scaling.study_folder import RunFolder, Study
@@ -54,12 +55,8 @@ def left_of(config: StudyConfig, study: Study) -> str:
     key = _data_key(study)
     if key is None:
         return f"all of it, for no run of {study} was begun"
-    found = {
-        plan.sweep_run(config, sweep, member, lr, key, Path()).run_id
-        for sweep in plan.sweeps(config)
-        for member, lr in sweep.grid()
-    }
-    needed = {sweep.shape for sweep in plan.sweeps(config) if sweep.of_ladder}
+    found = {run.run_id for sweep in sweeps(config) for run in grid_runs(config, sweep, key)}
+    needed = {sweep.shape for sweep in sweeps(config) if sweep.of_ladder}
     if not found <= swept or (None in given and not needed <= rates.keys()):
         return (
             f"not known, for {study} was begun with other values than these, and the learning rate "

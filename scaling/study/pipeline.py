@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +24,12 @@ from scaling.jobs.job import Job, train
 from scaling.jobs.launch import Detached, Finished, Launcher, check, resources
 from scaling.plan import cost
 from scaling.plan import runs as plan
+from scaling.plan.sweeps import sweeps
 from scaling.storage import outputs, scratch
 from scaling.storage.files import RunBusy, RunLock
 from scaling.study import growth
-from scaling.study.progress import Progress, teller
+from scaling.study.progress import teller
+from scaling.study.rates import best_rates, make_job, progress, record
 from scaling.study.rounds import ladders
 from scaling.study_folder import RunFolder, Study, TokenFolder
 from scaling.tracking import mlflow_copy
@@ -36,8 +37,6 @@ from scaling.training import points
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from scaling.study.sweep_result import SweepResult
 
 Say = Callable[[str], None]
 
@@ -70,9 +69,7 @@ def run_study(
         check(config.launch, study.folder, detach=detach)
         guard(config, say, yes=yes)
         mlflow_copy.check(config.tracking.uri, say)
-        for one in variant_studies(config).values():
-            for run in plan.ladder_runs(one, 1.0, "", Path(), plan.every_cell(one))[0]:
-                cost.gpus_of(config.launch, run)
+        cost.check_ladders(config)
     if not study.lock.exists():
         outputs.begin(study.folder)
     try:
@@ -120,19 +117,20 @@ def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Pat
         check_sources(one, tokens[name])
     with Launcher(config.launch, study.jobs_dir, train, detach=detach) as launcher:
         first = next(iter(tokens.values()))
-        rates, swept = best_rates(config, study, first, launcher, say)
+        rates, setting, swept = best_rates(config, study, first, launcher, say)
+        chosen = plan.with_setting(config, setting)
         places = bool(config.ladder and config.ladder.macs)
         rounds = (
-            ladders(config, study, rates, first, say)
+            ladders(chosen, study, rates, first, say)
             if places
-            else iter([listed(config, study, rates, tokens, say)])
+            else iter([listed(chosen, study, rates, tokens, say)])
         )
         runs, failed = swept, []
         for ladder in rounds:
             if places:  # the others' were looked at before the sweep
                 check_sources(config, first, ladder)
             runs = [*swept, *ladder]
-            record(study, runs, later_macs=plan.undecided_macs(config, ladder))
+            record(study, runs, setting, later_macs=plan.undecided_macs(config, ladder))
             # The longest first, so that no place idles at the end.
             ladder.sort(key=plan.path_macs, reverse=True)
             for line in growth.take_over(study, ladder):
@@ -141,7 +139,7 @@ def _run_study(config: StudyConfig, study: Study, say: Say, detach: bool) -> Pat
             if failed := train_ladder(study, jobs, launcher, say):
                 break
         else:
-            record(study, runs)
+            record(study, runs, setting)
     table = export(study)
     if failed:
         errors = "\n".join(
@@ -247,7 +245,7 @@ def check_sources(
     if ladder is None:
         ladder, _ = plan.ladder_runs(config, 1.0, data.key, data.path)
     sequences = [run.budgets_steps[-1] * run.batch for run in ladder]
-    sequences += [sweep.asked.steps * config.train.batch for sweep in plan.sweeps(config)]
+    sequences += [sweep.asked.steps * config.train.batch for sweep in sweeps(config)]
     passes = data.epochs(max(sequences, default=0), 1, config.seed)
     short = [
         f"{source.name}: {passes[source.name]:.3g} times"
@@ -270,97 +268,6 @@ def not_whole(manifest: Path, most: int = 8) -> list[str]:
     if rows:
         lines.insert(0, f"tokens: {len(rows)} files were not used, or not whole (all: {manifest})")
     return lines
-
-
-def best_rates(
-    config: StudyConfig, study: Study, data: TokenData, launcher: Launcher[RunConfig], say: Say
-) -> tuple[dict[str, float], list[RunConfig]]:
-    """The learning rate of each shape of the ladder, by sweeps, and the runs of all sweeps."""
-    rates: dict[str, float] = {}
-    runs: list[RunConfig] = []
-    for sweep in plan.sweeps(config):
-        found, trained = run_sweep(config, sweep, study, data, launcher, say, runs)
-        runs += trained
-        if sweep.of_ladder:
-            rates[sweep.shape] = found.best_lr
-    return rates, runs
-
-
-def run_sweep(
-    config: StudyConfig,
-    sweep: plan.Sweep,
-    study: Study,
-    data: TokenData,
-    launcher: Launcher[RunConfig],
-    say: Say,
-    before: list[RunConfig],
-) -> tuple[SweepResult, list[RunConfig]]:
-    """One learning-rate sweep and its runs; `before`: those of the sweeps before it."""
-    from scaling.study.sweep import sweep_lr
-
-    runs: dict[str, RunConfig] = {}
-    recorded = {entry["run_id"] for entry in study.plan().runs}
-    ladder, _ = plan.ladder_runs(config, 1.0, data.key, data.path)  # their size, not yet their rate
-    planned = plan.sweeps(config)
-    after = [
-        plan.sweep_run(config, later, member, lr, data.key, data.path)
-        for later in planned[planned.index(sweep) + 1 :]
-        for member, lr in later.grid()
-    ]
-    later_macs = sum(map(plan.path_macs, [*after, *ladder]))
-    later_macs += plan.undecided_macs(config, ladder)
-
-    def job(member: int, lr: float) -> Job[RunConfig]:
-        run = plan.sweep_run(config, sweep, member, lr, data.key, data.path)
-        runs[run.run_id] = run
-        if run.run_id not in recorded:
-            record(study, [*before, *runs.values()], later_macs=later_macs)
-            recorded.update(runs)
-        return make_job(config, study, run)
-
-    asked = sweep.asked
-    jobs = [job(member, lr) for member, lr in sweep.grid()] if asked.sampler == "grid" else []
-    todo = [j for j in jobs if unfinished(j)]
-    kind = (asked.parametrization or config.model.parametrization) + sweep.named
-    if todo:
-        say(f"lr sweep over {asked.axis}, {kind}: {len(todo)} of {len(jobs)} runs to train")
-    with progress(study, say if todo else lambda _: None):
-        found = sweep_lr(
-            job,
-            members=asked.members,
-            log2_min=asked.log2_min,
-            log2_max=asked.log2_max,
-            launcher=launcher,
-            journal=study.journal,
-            sampler=asked.sampler,
-            axis=asked.axis,
-            each=not sweep.of_ladder,
-            seed=config.seed,
-        )
-    if sweep.of_ladder:
-        unit = results.PATCH_UNIT if config.model.targets == "patches" else results.TOKEN_UNIT
-        say(found.summary(unit, sweep.named))
-    # In the order of the trials, and also those that an earlier call trained beyond the grid.
-    runs.clear()
-    for trial in found.trials:
-        job(trial.member, 2.0**trial.log2_lr)
-    return found, list(runs.values())
-
-
-def make_job(config: StudyConfig, study: Study, run: RunConfig) -> Job[RunConfig]:
-    """The job that trains a run in its directory, with as many GPUs as it needs."""
-    return Job(run, study.run(run.run_id).path, cost.gpus_of(config.launch, run))
-
-
-def record(study: Study, runs: list[RunConfig], *, later_macs: int = 0) -> None:
-    """Write plan.json. later_macs: of runs that cannot be named yet."""
-    once = list({run.run_id: run for run in runs}.values())  # two sweeps may share a run
-    study.write_plan(once, [plan.path_macs(run) for run in once], later_macs=later_macs)
-
-
-def progress(study: Study, say: Say) -> Progress:
-    """Lines about the study while work goes on: live on a terminal."""
-    return Progress(study, say, live=sys.stderr.isatty())
 
 
 def _outcome(finished: Finished[RunConfig]) -> str:

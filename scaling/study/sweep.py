@@ -1,31 +1,41 @@
 """The learning-rate sweep: powers of two over several widths or depths. The one home of Optuna.
 
-One driver asks and tells; one trial is one job is one run directory. Each member (a width, or a
-depth) is an Optuna study of its own, since losses of different models do not compare, in one
-journal file, which optuna-dashboard can read. The journal says what was asked; the run directories
-hold the results: a trial that a crash left open is asked of its directory again, so nothing is
-trained twice, and a journal that is lost costs nothing but its dates.
+One driver asks and tells; a trial is a job of each seed, and a job is one run directory. Each
+member (a width, or a depth) at each setting is an Optuna study of its own, since losses of
+different models do not compare, in one journal file, which optuna-dashboard can read. Where a
+sampler chooses settings and rate together there is one study, whose trials train every member.
+The journal says what was asked; the run directories hold the results: a trial that a crash left
+open is asked of its directories again, so nothing is trained twice, and a journal that is lost
+costs nothing but its dates.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from scaling.analysis.questions.best_rate import Trial
+from scaling.analysis.schema import Setting, words
+from scaling.config.over import Range
 from scaling.errors import UserError
 from scaling.jobs.job import Job
 from scaling.jobs.launch import Finished
-from scaling.study.sweep_result import SweepResult, read_trials
+from scaling.study.sweep_result import ROUNDING, SweepResult, read_trials
 from scaling.study_folder import RunFolder
 
 if TYPE_CHECKING:
     import optuna
 
+Place = tuple[int, int]  # number of a setting, and a member
+Asked = Mapping[str, Any]  # of a trial: log2_lr, and what a sampler chose beside it
+Opened = tuple[Place, Asked, int]  # with the trial's number
+
+ROUND = 4  # trials of a search that are asked before any of them is told
 EXTENSIONS = 2  # octaves by which the grid may grow on each side when the best rate is on its edge
 
 
@@ -50,32 +60,39 @@ def has_rows(job: Job[Any]) -> bool:
 
 
 def sweep_lr(
-    make_job: Callable[[int, float], Job[Any]],
+    make_jobs: Callable[[Setting, int, float], Sequence[Job[Any]]],
     members: Sequence[int],
     log2_min: int,
     log2_max: int,
     launcher: Mapper,
     journal: Path,
     *,
+    settings: Sequence[Setting] = ((),),
     sampler: str = "grid",
+    count: int | None = None,
     axis: str = "width",
     each: bool = False,
     seed: int = 0,
     read_loss: Callable[[Job[Any]], float | None] = decayed_loss,
     has_result: Callable[[Job[Any]], bool] = has_rows,
-) -> SweepResult:
-    """Sweep the learning rate over every member; continues whatever the journal holds.
+) -> dict[Setting, SweepResult]:
+    """Sweep the learning rate over every member at every setting; continues whatever the journal
+    holds. A setting that diverged at every rate of a member is left out, unless they all did.
 
     Args:
-        make_job: (member, rate) to a job; a pure function. Its run directory names the trial.
+        make_jobs: (setting, member, rate) to a job of each seed; a pure function. The directory of
+            the first names the trial.
         members: d of the models, or their layers where `axis` is "depth".
-        log2_min, log2_max: ends of the grid of powers of two, both included. The grid grows by one
-            octave, at most EXTENSIONS times, on the side on whose edge the best rate lies.
+        log2_min, log2_max: ends of the grid of powers of two, both included. The grid of a setting
+            grows by one octave, at most EXTENSIONS times, on the side on whose edge its best rate
+            lies.
         launcher: runs the jobs.
         journal: Optuna's journal file. The caller sees to it that one driver uses it at a time.
-        sampler: "grid", or "tpe" or "gp" (a Gaussian process): as many trials a member as the grid
-            has, continuous in log2(lr), asked in rounds of one trial a member, so that the order of
-            completion changes nothing.
+        settings: each with a sweep of its own, all at once; [()]: the study's own.
+        sampler: "grid", or "tpe" or "gp" (a Gaussian process): `count` trials a member, continuous
+            in log2(lr), asked in rounds of one trial a member, so that the order of completion
+            changes nothing.
+        count: None: as many as the grid has rates.
         axis: what `members` are: "width", or "depth" (layers).
         each: grow the grid until every member's own best rate lies inside it, not only their
             mean's.
@@ -86,48 +103,160 @@ def sweep_lr(
             tries only those again); no rate without divergence at every member.
     """
     ends = f"2^{log2_min}..2^{log2_max}"
-    # One run's directory stands for all else that determines the numbers: trials of another
-    # configuration are another study.
-    names = {m: f"{axis} {m} {ends} {make_job(m, 2.0**log2_min).run_dir.name}" for m in members}
-    board = Board(make_job, names, journal, seed, read_loss, has_result, axis)
-    low, high = log2_min, log2_max
+    places = [(k, m) for k in range(len(settings)) for m in sorted(members)]
+
+    def jobs_of(place: Place, asked: Asked) -> Sequence[Job[Any]]:
+        return make_jobs(settings[place[0]], place[1], 2.0 ** asked["log2_lr"])
+
+    def name(place: Place) -> str:
+        # One run's directory stands for all else that determines the numbers: trials of another
+        # configuration are another study.
+        jobs = jobs_of(place, {"log2_lr": log2_min})
+        several = f" x {len(jobs)}" * (len(jobs) > 1)
+        return f"{axis} {place[1]} {ends} {jobs[0].run_dir.name}{several}"
+
+    def told(place: Place, asked: Asked) -> str:
+        at = f"{words(settings[place[0]])}, " if settings[place[0]] else ""
+        return f"{at}{axis} {place[1]}, lr 2^{asked['log2_lr']:g}"
+
+    board = Board(jobs_of, {p: name(p) for p in places}, told, journal, seed, read_loss, has_result)
+    bounds = {k: (log2_min, log2_max) for k in range(len(settings))}
+
+    def result(k: int) -> SweepResult:
+        low, high = bounds[k]
+        trials = [
+            Trial(place[1], asked["log2_lr"], loss)
+            for place, asked, loss in board.trials()
+            if place[0] == k and low <= asked["log2_lr"] <= high
+        ]
+        trials.sort(key=lambda t: (t.member, t.log2_lr))
+        return read_trials(trials, low, high, sampler, axis)
+
     if sampler != "grid":
-        for count in range(1, log2_max - log2_min + 2):
-            board.ask_up_to(count, low, high, launcher, sampler)
-        return read_trials(board.trials(low, high), low, high, sampler, axis)
-    while True:
-        board.grid(range(low, high + 1), launcher)
-        result = read_trials(board.trials(low, high), low, high, sampler, axis)
-        best = {result.log2_lr} if result.on_edge else set()
-        if each and low < high:
-            best |= {result.lowest(member).log2_lr for member in members}
-        if low in best and low > log2_min - EXTENSIONS:
-            low -= 1
-        elif high in best and high < log2_max + EXTENSIONS:
-            high += 1
+        for number in range(1, (count or log2_max - log2_min + 1) + 1):
+            board.ask_up_to(number, _rates(log2_min, log2_max), launcher, sampler)
+        return {setting: result(k) for k, setting in enumerate(settings)}
+    found: dict[Setting, SweepResult] = {}
+    hopeless: list[UserError] = []
+    left = list(bounds)
+    while left:
+        board.grid({p: range(bounds[p[0]][0], bounds[p[0]][1] + 1) for p in places}, launcher)
+        for k in list(left):
+            low, high = bounds[k]
+            try:
+                one = result(k)
+            except UserError as error:  # it diverged everywhere
+                hopeless.append(error)
+                left.remove(k)
+                continue
+            best = {one.log2_lr} if one.on_edge else set()
+            if each and low < high:
+                best |= {one.lowest(member).log2_lr for member in members}
+            if low in best and low > log2_min - EXTENSIONS:
+                bounds[k] = low - 1, high
+            elif high in best and high < log2_max + EXTENSIONS:
+                bounds[k] = low, high + 1
+            else:
+                found[settings[k]] = one
+                left.remove(k)
+    if not found:
+        raise hopeless[0]
+    return {setting: found[setting] for setting in settings if setting in found}
+
+
+def search(
+    make_jobs: Callable[[Setting, float], Sequence[Job[Any]]],
+    over: Mapping[str, tuple[int | float, ...] | Range],
+    log2_min: int,
+    log2_max: int,
+    launcher: Mapper,
+    journal: Path,
+    *,
+    sampler: str,
+    count: int,
+    name: str,
+    seed: int = 0,
+    read_loss: Callable[[Job[Any]], float | None] = decayed_loss,
+    has_result: Callable[[Job[Any]], bool] = has_rows,
+) -> list[tuple[Setting, float]]:
+    """Let TPE or GP choose settings and rate together; continues whatever the journal holds.
+
+    A trial trains every member and seed, and its value is their mean loss. Trials are asked in
+    rounds of ROUND, none of which knows of the others of its round, so that the order of completion
+    and a crash change nothing.
+
+    Args:
+        make_jobs: (setting, rate) to a job of each member and seed; a pure function.
+        over: of `Over.given`.
+        count: trials.
+        name: of the search: all but `over` and the ends that determines its numbers.
+    Returns:
+        (setting, log2 of the rate) of every trial, in order.
+    Raises:
+        UserError: as `sweep_lr`.
+    """
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    space: dict[str, Any] = {"log2_lr": FloatDistribution(log2_min, log2_max, step=1 / ROUNDING)}
+    for key, tried in over.items():
+        if not isinstance(tried, Range):
+            space[key] = CategoricalDistribution(tried)
+        elif key == "warmup_steps":
+            space[key] = IntDistribution(int(tried.min), int(tried.max), log=tried.log)
         else:
-            return result
+            space[key] = FloatDistribution(tried.min, tried.max, log=tried.log)
+
+    def jobs_of(_: Place, asked: Asked) -> Sequence[Job[Any]]:
+        return make_jobs(_setting(asked, over), 2.0 ** asked["log2_lr"])
+
+    def told(_: Place, asked: Asked) -> str:
+        return f"{words(_setting(asked, over))}, lr 2^{asked['log2_lr']:g}"
+
+    one = (0, 0)
+    whole = f"{sampler} {name} 2^{log2_min}..2^{log2_max} {space}"
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:12]
+    names = {one: f"{', '.join(over)} by {sampler} {digest}"}
+    board = Board(jobs_of, names, told, journal, seed, read_loss, has_result)
+    for number in range(ROUND, count + ROUND, ROUND):
+        board.ask_up_to(min(number, count), space, launcher, sampler)
+    return [(_setting(asked, over), asked["log2_lr"]) for _, asked, _ in board.trials()]
+
+
+def _setting(asked: Asked, over: Iterable[str]) -> Setting:
+    """The values of a trial, to three digits: finer than any sweep can tell apart."""
+    values = ((key, asked[key]) for key in over)
+    return tuple((k, v if isinstance(v, int) else float(f"{v:.3g}")) for k, v in values)
+
+
+def _rates(low: float, high: float) -> dict[str, Any]:
+    from optuna.distributions import FloatDistribution
+
+    return {"log2_lr": FloatDistribution(low, high)}
 
 
 class Board:
-    """The trials of every member, on disk."""
+    """The trials of every place, on disk. A place is a setting and a member."""
 
     def __init__(
         self,
-        make_job: Callable[[int, float], Job[Any]],
-        names: dict[int, str],
+        jobs_of: Callable[[Place, Asked], Sequence[Job[Any]]],
+        names: dict[Place, str],
+        told: Callable[[Place, Asked], str],
         journal: Path,
         seed: int,
         read_loss: Callable[[Job[Any]], float | None],
         has_result: Callable[[Job[Any]], bool],
-        axis: str,
     ) -> None:
         import optuna
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.make_job, self.seed, self.read_loss = make_job, seed, read_loss
-        self.has_result, self.axis = has_result, axis
+        self.jobs_of, self.told, self.seed = jobs_of, told, seed
+        self.read_loss, self.has_result = read_loss, has_result
         path = str(journal.resolve())
         repair(journal)
         Path(path + ".lock").unlink(missing_ok=True)  # of a killed driver: there is only one
@@ -135,134 +264,152 @@ class Board:
         storage = optuna.storages.JournalStorage(backend)
         there = {study.study_name for study in storage.get_all_studies()}
         self.studies = {
-            member: (optuna.load_study if names[member] in there else optuna.create_study)(
-                storage=storage, study_name=names[member], pruner=optuna.pruners.NopPruner()
+            place: (optuna.load_study if names[place] in there else optuna.create_study)(
+                storage=storage, study_name=names[place], pruner=optuna.pruners.NopPruner()
             )
-            for member in sorted(names)
+            for place in sorted(names)
         }
-        self.failed: dict[tuple[int, float], str] = {}
+        self.failed: dict[tuple[Place, int], str] = {}
 
-    def grid(self, log2_lrs: Sequence[int], launcher: Mapper) -> None:
-        """Bring every (member, rate) to a result."""
+    def grid(self, log2_lrs: Mapping[Place, Sequence[int]], launcher: Mapper) -> None:
+        """Bring every rate of every place to a result."""
         from optuna.distributions import IntDistribution
         from optuna.trial import TrialState
 
-        space = {"log2_lr": IntDistribution(min(log2_lrs), max(log2_lrs))}
-        for study in self.studies.values():
-            self._close_empty(study)
+        spaces = {
+            place: {"log2_lr": IntDistribution(min(powers), max(powers))}
+            for place, powers in log2_lrs.items()
+        }
+        for place, study in self.studies.items():
+            self._close_empty(study, ["log2_lr"])
             live = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
-            there = {_asked(t) for t in study.get_trials(deepcopy=False) if t.state in live}
-            for log2_lr in log2_lrs:
+            there = {_rate_of(t) for t in study.get_trials(deepcopy=False) if t.state in live}
+            for log2_lr in log2_lrs[place]:
                 if log2_lr not in there:
                     study.enqueue_trial({"log2_lr": log2_lr})
-        self._run(launcher, space, wanted=None)
-
-    def ask_up_to(
-        self, count: int, low: float, high: float, launcher: Mapper, sampler: str
-    ) -> None:
-        """Bring every member to `count` trials with a result, proposed by TPE or GP."""
-        import optuna
-
-        kind = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}[sampler]
-
-        for study in self.studies.values():
-            self._close_empty(study)
-            # A sampler made anew from the same seed would propose the same start-up points again.
-            trials = len(study.get_trials(deepcopy=False))
-            study.sampler = kind(seed=(self.seed + trials) % 2**32, n_startup_trials=4)
-        space = {"log2_lr": optuna.distributions.FloatDistribution(low, high)}
-        self._run(launcher, space, wanted=count)
-
-    def _run(self, launcher: Mapper, space: dict[str, Any], wanted: int | None) -> None:
-        """Bring to a result what `_open` gives. Raises UserError, at the end, for what failed."""
-        opened: dict[Path, tuple[int, float, int]] = {}
-
-        def jobs() -> Iterator[Job[Any]]:
-            for member, log2_lr, number in self._open(space, wanted):
-                job = self.make_job(member, 2.0**log2_lr)
-                opened[job.run_dir] = (member, log2_lr, number)
-                yield job
-
-        for finished in launcher.map(jobs()):
-            self._settle(finished, *opened.pop(finished.job.run_dir))
-        if self.failed:
-            errors = [
-                f"  {self.axis} {w}, lr 2^{p:g}: {e}" for (w, p), e in sorted(self.failed.items())
-            ]
-            raise UserError(
-                f"learning-rate sweep: {len(errors)} runs failed; the others are kept. Mend the "
-                f"cause and run the same command again, which trains only what is missing:\n"
-                + "\n".join(errors)
-            )
-
-    def _open(self, space: dict[str, Any], wanted: int | None) -> Iterator[tuple[int, float, int]]:
-        """(member, log2 of the rate, number) of open trials and those whose result is gone, then of
-        waiting ones, then (with `wanted`) of new ones up to that count."""
-        from optuna.trial import TrialState
-
-        for member, study in self.studies.items():
-            known = (TrialState.RUNNING, TrialState.COMPLETE)
-            for trial in study.get_trials(deepcopy=False, states=known):
-                log2_lr = trial.params["log2_lr"]
-                there = self.has_result(self.make_job(member, 2.0**log2_lr))
-                if trial.state == TrialState.RUNNING or not there:
-                    yield member, log2_lr, trial.number
 
         def more(study: optuna.Study) -> bool:
-            if wanted is None:
-                return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-            there = (TrialState.COMPLETE, TrialState.RUNNING)
-            return len(study.get_trials(deepcopy=False, states=there)) < wanted
+            return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
-        for member, study in self.studies.items():
-            while more(study):
-                asked = study.ask(fixed_distributions=space)
-                yield member, asked.params["log2_lr"], asked.number
+        def opened() -> Iterator[Opened]:
+            yield from self._known()
+            for place, study in self.studies.items():
+                while more(study):
+                    asked = study.ask(fixed_distributions=spaces[place])
+                    yield place, asked.params, asked.number
 
-    def _settle(self, finished: Finished[Any], member: int, log2_lr: float, number: int) -> None:
-        """Write a job's loss, or why it has none, into its trial."""
+        self._run(opened(), launcher)
+
+    def ask_up_to(self, count: int, space: dict[str, Any], launcher: Mapper, sampler: str) -> None:
+        """Bring every place to `count` trials with a result, proposed by TPE or GP."""
+        import optuna
         from optuna.trial import TrialState
 
-        study = self.studies[member]
+        kind = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}[sampler]
+        there = (TrialState.COMPLETE, TrialState.RUNNING)
+        opened = []
+        for place, study in self.studies.items():
+            self._close_empty(study, space)
+            while (held := len(study.get_trials(deepcopy=False, states=there))) < count:
+                # A sampler made anew from the same seed would propose the same points again.
+                study.sampler = kind(
+                    seed=(self.seed + held) % 2**32, n_startup_trials=4 * len(space)
+                )
+                asked = study.ask(fixed_distributions=space)
+                opened.append((place, asked.params, asked.number))
+        asked_now = {(place, number) for place, _, number in opened}
+        before = [one for one in self._known() if (one[0], one[2]) not in asked_now]
+        self._run(iter([*before, *opened]), launcher)
+
+    def _run(self, trials: Iterator[Opened], launcher: Mapper) -> None:
+        """Bring trials to a result. Raises UserError, at the end, for what failed."""
+        waiting: dict[Path, list[Opened]] = {}  # two trials may share a job
+        undone: dict[tuple[Place, int], set[Path]] = {}
+
+        def jobs() -> Iterator[Job[Any]]:
+            for trial in trials:
+                made = self.jobs_of(trial[0], trial[1])
+                undone[trial[0], trial[2]] = {job.run_dir for job in made}
+                for job in made:
+                    others = waiting.setdefault(job.run_dir, [])
+                    others.append(trial)
+                    if len(others) == 1:
+                        yield job
+
+        errors: dict[tuple[Place, int], str] = {}
+        for finished in launcher.map(jobs()):
+            for place, asked, number in waiting.pop(finished.job.run_dir):
+                if finished.error is not None:
+                    errors[place, number] = finished.error
+                undone[place, number].discard(finished.job.run_dir)
+                if not undone[place, number]:
+                    self._settle(place, asked, number, errors.get((place, number)))
+        if self.failed:
+            lines = [f"  {error}" for _, error in sorted(self.failed.items())]
+            raise UserError(
+                f"learning-rate sweep: {len(lines)} runs failed; the others are kept. Mend the "
+                f"cause and run the same command again, which trains only what is missing:\n"
+                + "\n".join(lines)
+            )
+
+    def _known(self) -> Iterator[Opened]:
+        """Open trials, and those whose result is gone."""
+        from optuna.trial import TrialState
+
+        known = (TrialState.RUNNING, TrialState.COMPLETE)
+        for place, study in self.studies.items():
+            for trial in study.get_trials(deepcopy=False, states=known):
+                jobs = self.jobs_of(place, trial.params)
+                if trial.state == TrialState.RUNNING or not all(map(self.has_result, jobs)):
+                    yield place, trial.params, trial.number
+
+    def _settle(self, place: Place, asked: Asked, number: int, error: str | None) -> None:
+        """Write the mean loss of a trial's jobs, or why it has none, into it."""
+        from optuna.trial import TrialState
+
+        study = self.studies[place]
         trial = study.get_trials(deepcopy=False)[number]
         trial_id, storage = trial._trial_id, study._storage
         again = trial.state == TrialState.COMPLETE  # its loss stands in the journal
-        if finished.error is not None:
-            self.failed[member, log2_lr] = finished.error
+        if error is not None:
+            self.failed[place, number] = f"{self.told(place, asked)}: {error}"
             if not again:
-                storage.set_trial_user_attr(trial_id, "error", finished.error)
+                storage.set_trial_user_attr(trial_id, "error", error)
                 study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
             return
-        self.failed.pop((member, log2_lr), None)
         if again:
             return
-        loss = self.read_loss(finished.job)
-        storage.set_trial_user_attr(trial_id, "run_id", finished.job.run_dir.name)
-        storage.set_trial_user_attr(trial_id, "diverged", loss is None)
-        study.tell(number, math.inf if loss is None else loss, skip_if_finished=True)
+        jobs = self.jobs_of(place, asked)
+        losses = [self.read_loss(job) for job in jobs]
+        whole = [loss for loss in losses if loss is not None]
+        diverged = len(whole) < len(losses)
+        run_ids = " ".join(job.run_dir.name for job in jobs)
+        storage.set_trial_user_attr(trial_id, "run_id", run_ids)
+        storage.set_trial_user_attr(trial_id, "diverged", diverged)
+        mean = math.inf if diverged else math.fsum(whole) / len(whole)
+        study.tell(number, mean, skip_if_finished=True)
 
-    def _close_empty(self, study: optuna.Study) -> None:
-        """A crash between opening a trial and giving it its rate leaves one that names no job."""
+    def _close_empty(self, study: optuna.Study, names: Iterable[str]) -> None:
+        """A crash between opening a trial and giving it its values leaves one that names no job."""
         from optuna.trial import TrialState
 
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if "log2_lr" not in trial.params:
+            if not set(names) <= set(trial.params):
                 study.tell(trial.number, state=TrialState.FAIL)
 
-    def trials(self, low: float, high: float) -> list[Trial]:
-        """What is known within [low, high] (log2), by member and rate."""
+    def trials(self) -> list[tuple[Place, Asked, float]]:
+        """What is known: by place and, of one, in the order of asking; each point once."""
         from optuna.trial import TrialState
 
-        found = {
-            (member, t.params["log2_lr"]): Trial(member, t.params["log2_lr"], t.value)
-            for member, study in self.studies.items()
-            for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if t.value is not None and low <= t.params["log2_lr"] <= high
-        }
-        return [found[key] for key in sorted(found)]
+        found: dict[Any, tuple[Place, Asked, float]] = {}
+        for place, study in self.studies.items():
+            for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+                if t.value is not None:
+                    found[place, tuple(sorted(t.params.items()))] = (place, t.params, t.value)
+        return list(found.values())
 
 
-def _asked(trial: Any) -> float | None:
+def _rate_of(trial: Any) -> float | None:
     """The rate of a trial, also of one that waits in the queue."""
     fixed = trial.system_attrs.get("fixed_params", {})
     rate: float | None = trial.params.get("log2_lr", fixed.get("log2_lr"))

@@ -95,8 +95,9 @@ class Session:
 
             self.loss_of = distribute(self.model, run.parallel)
         self.optim = optimizer(
-            self.model, lr=run.lr, weight_decay=run.weight_decay, kind=run.optimizer
-        )
+            self.model, lr=run.lr, weight_decay=run.weight_decay, betas=(run.beta1, run.beta2),
+            kind=run.optimizer,
+        )  # fmt: skip
         # Before a checkpoint is read, which holds the rates of its step.
         self.peak_lrs = [group["lr"] for group in self.optim.param_groups]
 

@@ -65,9 +65,10 @@ def sweep(
     launch = LaunchConfig(cluster="debug")
     with Launcher(launch, folder / "jobs", function=train) as launcher:
         return sweep_lr(
-            job, widths, low, high, launcher, folder / "j", sampler=sampler, read_loss=read,
+            lambda _, width, lr: [job(width, lr)], widths, low, high, launcher, folder / "j",
+            sampler=sampler, read_loss=read,
             has_result=lambda job: (job.run_dir / "loss").exists(),
-        )  # fmt: skip
+        )[()]  # fmt: skip
 
 
 def states(folder: Path) -> list[tuple[str, float, str]]:
@@ -270,6 +271,7 @@ def test_each_shape_of_a_ladder_has_its_sweep_and_its_rate(tmp_path: Path) -> No
     from scaling.config.study_file import load_study
     from scaling.models.macs import parameter_counts
     from scaling.plan import runs as plan
+    from scaling.plan import sweeps as of_sweeps
 
     text = """\
 study: kinds
@@ -282,9 +284,9 @@ ladder: {sizes: [t32, t16, t32-gpt2, t32-mamba, table15-a1], budgets_macs: [1e12
 """
     (tmp_path / "kinds.yaml").write_text(text)
     config = load_study(tmp_path / "kinds.yaml")
-    sweeps = plan.sweeps(config)
+    sweeps = of_sweeps.sweeps(config)
     assert [s.shape for s in sweeps] == ["", "gpt2", "mamba", "mqa-ff5.33"]
-    found = [parameter_counts(plan.sweep_model(config, s, 32)) for s in sweeps]
+    found = [parameter_counts(of_sweeps.sweep_model(config, s, 32)) for s in sweeps]
     for name, counts in zip(("t32", "t32-gpt2"), found, strict=False):
         assert counts == parameter_counts(plan.ladder_model(config, name))
     rates = {s.shape: 2.0**-k for k, s in enumerate(sweeps)}

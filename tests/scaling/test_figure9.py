@@ -7,7 +7,8 @@ import pytest
 from scaling.config.study_file import load_study
 from scaling.models.family import PRINTED_PARAMETERS, named, shape
 from scaling.plan.cost import study_cost
-from scaling.plan.runs import ladder_runs, sweeps
+from scaling.plan.runs import ladder_runs
+from scaling.plan.sweeps import sweeps
 
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 
