@@ -21,6 +21,7 @@ from scaling.analysis.laws.power_law import PowerLaw
 from scaling.analysis.questions import choices, isoflop, transfer
 from scaling.analysis.questions.audit import Audit, audit
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
+from scaling.analysis.questions.settings import Settings, compare
 from scaling.analysis.tables.ladder import Ladder
 from scaling.errors import UserError
 
@@ -77,6 +78,7 @@ class Findings:
     audit: Audit | None
     rates: transfer.Rates | None  # best learning rates side by side
     quality: tuple[QualityLaw, ...] = ()
+    settings: Settings | None = None  # that were swept with the rate
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only."""
@@ -119,12 +121,13 @@ def find(
         for name, one in quality
     )
     if not (ladder.rows["role"] != "lr_sweep").any():  # a study of learning rates alone
-        return Findings(law, refusal, None, None, None, None, rates, told)
+        return Findings(law, refusal, None, None, None, None, rates, told, compare(ladder.rows))
     analysts = None if law is None else _analysts(ladder, law)
     specified = None if analysts is None else analysts.specifications
     return Findings(
         law, refusal, _sizes(ladder), None if law is None else _forecast(ladder, law), analysts,
         audit(ladder, study=law, specifications=specified), rates, told,
+        compare(ladder.rows),
     )  # fmt: skip
 
 

@@ -39,6 +39,8 @@ from scaling.analysis.questions.isoflop import approaches, size_laws
 from scaling.analysis.questions.next import next_runs
 from scaling.analysis.questions.parametric_study import StudySurface, fit_surface
 from scaling.analysis.questions.rounds import PLACED
+from scaling.analysis.questions.settings import Settings
+from scaling.analysis.questions.settings import compare as compare_settings
 from scaling.analysis.questions.size_law import SizeLaw
 from scaling.analysis.questions.transfer import Rates, learning_rate_points, series_points
 from scaling.analysis.questions.variable import VariableLaw, fit_variable
@@ -168,6 +170,18 @@ class Runs:
     def sweep(self) -> pd.DataFrame:
         """Final losses by learning rate and model, as `learning_rate_points`."""
         return learning_rate_points(self.rows)
+
+    def settings(self) -> Settings:
+        """The settings that were swept with the rate, the best first: which are told apart.
+
+        Raises UserError: none were.
+        """
+        found = compare_settings(self.rows)
+        if found is None:
+            raise UserError(
+                f"{self.name}: no settings were swept with the rate (`lr: {{over: ...}}`)"
+            )
+        return found
 
     def rate_figure(self) -> go.Figure:
         """Loss against learning rate, a line a width, and the rate of the ladder."""

@@ -31,7 +31,7 @@ class Settings:
     table: a row a setting, the best first: setting (words), its values (a column each), log2_lr
     (near which its best rate lies), val_loss (mean over the proxies there; inf: it diverged), above
     (the best), margin (beyond which it is told apart; NaN: not known), verdict ("taken", "not told
-    apart", "worse", "not known"), runs.
+    apart", "worse", "not known"), rates (how many were tried), runs.
     seeds: of each point. noise: standard deviation of a setting's loss against another's; NaN.
     """
 
@@ -60,12 +60,17 @@ class Settings:
         alike = table[table.verdict == "not told apart"]
         if len(alike):
             yield (
-                f"  not told apart from {len(alike)} of the others (within "
-                f"{alike.margin.max():.2g} of the loss, 95% for all together): {_spans(alike)}"
+                f"  not told apart from {len(alike)} of the others (they lie within "
+                f"{alike.margin.max():.2g}, 95% for all together): {_spans(alike)}"
             )
         worse = table[table.verdict == "worse"]
         if len(worse):
             yield f"  worse: {len(worse)}, by {worse.above.min():.2g} or more"
+        if table.rates.max() < 3 <= len(table):
+            yield (
+                "  most settings were tried at one rate: what is said of them is of setting and "
+                "rate together"
+            )
         if self.seeds == 1 and not math.isnan(self.noise):
             yield (
                 "  one seed: the noise is that of the losses about their parabolas; another seed "
@@ -125,7 +130,7 @@ def compare(rows: pd.DataFrame) -> Settings | None:
         records.append(
             {"setting": one.setting, **parsed(one.setting), "log2_lr": one.log2_lr,
              "val_loss": one.loss, "above": above, "margin": margin, "verdict": verdict,
-             "runs": one.runs}
+             "rates": one.rates, "runs": one.runs}
         )  # fmt: skip
     return Settings(pd.DataFrame(records), seeds, noise)
 
@@ -138,6 +143,7 @@ class _Judged:
     leverage: float  # variance of that mean, of one seed, over that of a loss
     rss: float
     freedom: int
+    rates: int
     runs: int
 
     @property
@@ -146,49 +152,45 @@ class _Judged:
 
 
 def _judge(setting: str, points: pd.DataFrame, members: int, seeds: int) -> _Judged:
-    losses = points.val_loss.fillna(math.inf).to_numpy(float)
-    points = points.assign(loss=losses)
-    nowhere = _Judged(setting, math.nan, (math.inf,) * seeds, 1.0, 0.0, 0, len(points))
-    whole = points.groupby("log2_lr").loss.agg(["mean", "size"])
-    whole = whole[(whole["size"] == members * seeds) & np.isfinite(whole["mean"])]
-    if whole.empty:
-        return nowhere
-    anchor = float(whole["mean"].idxmin())
-    trials = [
-        Trial(number, x, y)
-        for number, (_, one) in enumerate(points.groupby(["layers", "d"]))
-        for x, y in zip(one.log2_lr, one.loss, strict=True)
-    ]
-    vertex, _ = vertex_between(trials, anchor)
-    edge = anchor in (points.log2_lr.min(), points.log2_lr.max())
-    at = anchor if vertex is None or edge else min(max(vertex, anchor - 0.5), anchor + 0.5)
-    by_seed, leverage, rss, freedom = [], 0.0, 0.0, 0
-    for _, of_seed in points.groupby("seed"):
-        values = []
-        for _, one in of_seed.groupby(["layers", "d"]):
-            value, weight, squares, free = _at(one, anchor, at)
-            values.append(value)
-            leverage, rss, freedom = leverage + weight, rss + squares, freedom + free
-        by_seed.append(float(np.mean(values)))
+    x, y = points.log2_lr.to_numpy(float), points.val_loss.fillna(math.inf).to_numpy(float)
+    model = points.groupby(["layers", "d"]).ngroup().to_numpy()
+    seed = points.groupby("seed").ngroup().to_numpy()
+    rates = np.unique(x)
+    tried = len(rates), len(points)
+    means = {
+        rate: float(y[x == rate].mean())
+        for rate in rates.tolist()
+        if (x == rate).sum() == members * seeds and np.isfinite(y[x == rate]).all()
+    }
+    if not means:
+        return _Judged(setting, math.nan, (math.inf,) * seeds, 1.0, 0.0, 0, *tried)
+    anchor = min(means, key=means.__getitem__)
+    trials = [Trial(*one) for one in zip(model.tolist(), x.tolist(), y.tolist(), strict=True)]
+    vertex = None if anchor in (rates[0], rates[-1]) else vertex_between(trials, anchor)[0]
+    at = anchor if vertex is None else min(max(vertex, anchor - 0.5), anchor + 0.5)
+    values = np.zeros((seeds, members))
+    leverage, rss, freedom = 0.0, 0.0, 0
+    for r, m in np.ndindex(values.shape):
+        mine = (seed == r) & (model == m)
+        values[r, m], weight, squares, free = _at(x[mine], y[mine], anchor, at)
+        leverage, rss, freedom = leverage + weight, rss + squares, freedom + free
     share = leverage / (seeds * members**2)
-    return _Judged(setting, at, tuple(by_seed), share, rss, freedom, len(points))
+    return _Judged(setting, at, tuple(values.mean(1).tolist()), share, rss, freedom, *tried)
 
 
-def _at(one: pd.DataFrame, anchor: float, at: float) -> tuple[float, float, float, int]:
+def _at(x: np.ndarray, y: np.ndarray, anchor: float, at: float) -> tuple[float, float, float, int]:
     """Loss at a rate by a parabola of the losses near the anchor: value, leverage, sum of squares,
     degrees of freedom; the loss at the anchor where too few points hold one."""
-    near = one[(one.log2_lr - anchor).abs() <= NEIGHBOURHOOD]
-    near = near[np.isfinite(near.loss)]
-    x, y = near.log2_lr.to_numpy(float) - at, near.loss.to_numpy(float)
-    if len(x) >= 4:
-        design = np.column_stack([np.ones_like(x), x, x**2])
-        inverse = np.linalg.pinv(design.T @ design)
-        fitted = inverse @ design.T @ y
-        residual = y - design @ fitted
+    near = (np.abs(x - anchor) <= NEIGHBOURHOOD) & np.isfinite(y)
+    if near.sum() >= 4:
+        design = np.vander(x[near] - at, 3, increasing=True)
+        inverse = np.linalg.inv(design.T @ design)
+        fitted = inverse @ design.T @ y[near]
         if fitted[2] > 0:
+            residual = y[near] - design @ fitted
             squares = float(residual @ residual)
-            return float(fitted[0]), float(inverse[0, 0]), squares, len(x) - 3
-    return float(one[one.log2_lr == anchor].loss.iloc[0]), 1.0, 0.0, 0
+            return float(fitted[0]), float(inverse[0, 0]), squares, int(near.sum()) - 3
+    return float(y[x == anchor][0]), 1.0, 0.0, 0
 
 
 def _noise(usable: list[_Judged], seeds: int) -> tuple[list[float], int, float]:

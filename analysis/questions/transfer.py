@@ -57,7 +57,9 @@ def series_points(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for axis, member, shared in (("width", "d", "layers"), ("depth", "layers", "d")):
         for _, one in points.groupby(["parametrization", "shape", shared]):
-            if one[member].nunique() > 1:
+            # A sampler that chooses settings tries each at one rate: no series.
+            chosen = "=" in str(one["shape"].iloc[0]) and one.log2_lr.nunique() < 2
+            if one[member].nunique() > 1 and not chosen:
                 named = one.rename(columns={member: "member", shared: "shared"})
                 found.append(named.assign(axis=axis))
     columns = [*GROUP, "member", "log2_lr", "val_loss", "run_id"]

@@ -32,6 +32,7 @@ from scaling.analysis.report.law import choices_section, isoflop_section, trust_
 from scaling.analysis.report.page import figure, page
 from scaling.analysis.report.paper import paper_section
 from scaling.analysis.report.probes import probe_sections, variants_section
+from scaling.analysis.report.settings import settings_section
 from scaling.analysis.report.transfer import transfer_section
 from scaling.analysis.schema import loss_unit
 
@@ -56,7 +57,8 @@ def page_text(begin: str, shown: Sources, found: Findings) -> str:
     """
     rows = shown.rows
     unit = loss_unit(rows.tokenizer)
-    rate = ("rate", "The learning rate", _rate_section(rows, found.rates))
+    rates = settings_section(found.settings, unit) + _rate_section(rows, found.rates)
+    rate = ("rate", "The learning rate", rates)
     sections = [
         ("paper", "The paper, line by line", paper_section(shown, found)),
         ("variants", "The choices compared", variants_section(shown.variants)),
@@ -222,6 +224,8 @@ def _rate_section(rows: pd.DataFrame, rates: Rates | None) -> str:
         return "<p>Every run of the learning-rate sweep diverged: there is no optimum to show.</p>"
     if rates is not None and rates.count > 1:
         return transfer_section(rates, loss_unit(rows.tokenizer))
+    if points["shape"].str.contains("=").any():  # of settings that a sampler chose: no curves
+        return ""
     rate = chosen[0] if len(chosen) == 1 else None
     best = points[points.best]
     optima = ", ".join(

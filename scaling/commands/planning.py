@@ -104,14 +104,17 @@ def _table(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
     """A line for each group of equal runs."""
     from scaling.plan.cost import LATER
 
-    head = f"{'':10}{'size':>12}{'params':>14}{'runs':>6}{'steps':>10}{'tokens':>12}{'MACs':>12}"
+    wide = max(12, *(len(c.size) + 2 for c in costs if "=" in c.size), 0)  # of a setting
+    head = (
+        f"{'':10}{'size':>{wide}}{'params':>14}{'runs':>6}{'steps':>10}{'tokens':>12}{'MACs':>12}"
+    )
     lines = [head + f"{'memory':>10}{'time':>10}"]
     for c in costs:
         if c.role == LATER:
             continue
         time = "not timed" if c.seconds is None else _duration(c.seconds)
         lines.append(
-            f"{c.role:10}{c.size:>12}{c.params:>14,}{c.runs:>6}{c.steps:>10,}{c.tokens:>12.3g}"
+            f"{c.role:10}{c.size:>{wide}}{c.params:>14,}{c.runs:>6}{c.steps:>10,}{c.tokens:>12.3g}"
             f"{c.macs:>12.3g}{_bytes(c.bytes_memory):>10}{time:>10}"
             + (f"  on {c.gpus} GPUs" if c.gpus and launch.cluster == "slurm" else "")
         )
@@ -124,7 +127,29 @@ def _table(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
 
 def _remarks(config: StudyConfig, costs: list[Cost]) -> list[str]:
     """What to know of the ladder's runs beside their cost."""
-    return _placed(config, costs) + _other_batches(config)
+    return _settings(config) + _placed(config, costs) + _other_batches(config)
+
+
+def _settings(config: StudyConfig) -> list[str]:
+    """What is swept beside the rate, and what that means for the ladder."""
+    if not (config.lr and config.lr.over.given):
+        return []
+    over = config.lr.over.given
+    how = f"{len(config.lr.over.settings())} settings, each with a sweep of the rate"
+    if config.lr.searches:
+        how = f"{config.lr.count} trials by {config.lr.sampler}, which chooses them and the rate"
+    lines = [
+        f"swept together with the rate: {', '.join(over)} ({how}); every run sees as many "
+        f"sequences. The ladder above is at `train`'s own values and will have the best setting's"
+    ]
+    if config.lr.seeds == 1:
+        lines.append(
+            "beware: one seed a point: settings are told apart by the scatter about the rate's "
+            "parabolas alone"
+            + (", and a sampler's not at all" if config.lr.searches else "")
+            + "; lr.seeds: 3 measures it"
+        )
+    return lines
 
 
 def _other_batches(config: StudyConfig) -> list[str]:

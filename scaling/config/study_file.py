@@ -97,8 +97,11 @@ def _wrong_settings(config: StudyConfig) -> Iterator[dict[str, Any]]:
             told.append("the batch is swept, and ladder.batch gives sizes their own; leave one out")
         yield from ({"type": "rule", "loc": (*where, "over", "batch"), "msg": m} for m in told)
         told = []
-        if asked.searches and where != ("lr",):
-            told.append("sweeps that are compared share their settings: sampler grid, or no over")
+        if given and where != ("lr",):
+            told.append(
+                "sweeps that are compared have `train`'s own setting; only the ladder's, `lr:`, "
+                "finds one"
+            )
         if given and where == ("lr",) and ladder and ladder.log2_lr is not None:
             told.append("ladder.log2_lr skips the sweep that this asks for; leave one out")
         if given and where == ("lr",) and ladder:

@@ -80,9 +80,9 @@ def _refuse_many(config: StudyConfig, sweep: Sweep) -> None:
         for member in asked.members
     ]
     macs = count * sum(a_member) / len(a_member)
-    section = "lr" if sweep.of_ladder else "transfer"
+    section = "lr.over" if sweep.of_ladder else "transfer"
     raise UserError(
-        f"{section}.over: {len(sweep.settings):,} settings x {rates:,} rates x "
+        f"{section}: {len(sweep.settings):,} settings x {rates:,} rates x "
         f"{len(asked.members)} models x {asked.seeds} seeds are {count:,} runs of {macs:.3g} "
         f"training MACs together, above {MOST_SWEPT:,}; list fewer values, or let sampler tpe "
         f"choose lr.trials of them"

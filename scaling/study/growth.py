@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from scaling import results
+from scaling.analysis.schema import words
 from scaling.config.run import RunConfig
 from scaling.config.schedule import length, segments
 from scaling.config.schema import StudyConfig, variant_studies
@@ -57,13 +58,15 @@ def left_of(config: StudyConfig, study: Study) -> str:
         return f"all of it, for no run of {study} was begun"
     found = {run.run_id for sweep in sweeps(config) for run in grid_runs(config, sweep, key)}
     needed = {sweep.shape for sweep in sweeps(config) if sweep.of_ladder}
-    if not found <= swept or (None in given and not needed <= rates.keys()):
+    settings = config.lr.over.settings() if config.lr and None in given else [()]
+    chosen = {words(setting): setting for setting in settings}.get(study.plan().setting)
+    if not found <= swept or chosen is None or (None in given and not needed <= rates.keys()):
         return (
             f"not known, for {study} was begun with other values than these, and the learning rate "
             f"of the ladder is to be found first"
         )
     asked: list[RunConfig] = []
-    for one in variant_studies(config).values():
+    for one in variant_studies(plan.with_setting(config, chosen)).values():
         rate = one.ladder.log2_lr if one.ladder else None
         runs, _ = plan.ladder_runs(one, rates if rate is None else 2.0**rate, key, Path())
         asked += runs

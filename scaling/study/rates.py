@@ -18,6 +18,7 @@ from scaling.plan import cost
 from scaling.plan import runs as plan
 from scaling.plan.sweeps import Sweep, grid_runs, sweep_run, sweeps
 from scaling.study.progress import Progress
+from scaling.study.sweep_result import ROUNDING
 from scaling.study_folder import Study
 from scaling.training import points
 
@@ -123,7 +124,8 @@ def run_sweep(
         by_words = {words(setting): setting for setting, _ in trials}
         best = by_words[settings.taken]
         say("\n".join(settings.lines(unit)))
-        return 2.0 ** float(settings.table.log2_lr.iloc[0]), best, list(runs.values())
+        log2_lr = round(ROUNDING * float(settings.table.log2_lr.iloc[0])) / ROUNDING
+        return 2.0**log2_lr, best, list(runs.values())
     for setting, result in found.items():
         for trial in result.trials:
             jobs(setting, trial.member, 2.0**trial.log2_lr)

@@ -138,10 +138,15 @@ def text(study: Study, jobs: Mapping[Path, SlurmJob] | None = None) -> str:
     if not states:
         return f"{study}: no runs planned yet (tokens are being made)"
     final, told = _finals(study, states)
+    size = max(12, *(len(s.size) + 2 for s in states))
     wide = max(13, 2 + max(map(len, final.values()), default=0))
-    head = f"{'run':14}{'role':10}{'size':>12}{'log2 lr':>9}{'state':>10}{'done':>6}{'loss':>9}"
+    head = f"{'run':14}{'role':10}{'size':>{size}}{'log2 lr':>9}{'state':>10}{'done':>6}{'loss':>9}"
     head += f"{'final (95%)':>{wide}}" if final else ""
     lines = [f"{head}{'tokens/s':>11}{'ETA':>8}  where"]
+    if plan.setting:
+        lines.insert(
+            0, f"the ladder is trained at the setting that the sweep found: {plan.setting}"
+        )
     for s in states:
         loss = f"{s.val_loss:.4f}" if s.val_loss is not None else "-"
         speed = f"{s.tokens_per_second:,.0f}" if s.tokens_per_second else "-"
@@ -149,7 +154,7 @@ def text(study: Study, jobs: Mapping[Path, SlurmJob] | None = None) -> str:
             loss = f"{loss:>9}{final.get(s.run_id, '-'):>{wide}}"
         eta = clock(s.eta_seconds) if s.eta_seconds is not None else "-"
         lines.append(
-            f"{s.run_id:14}{s.role:10}{s.size:>12}{s.log2_lr:>9.2f}{s.state:>10}"
+            f"{s.run_id:14}{s.role:10}{s.size:>{size}}{s.log2_lr:>9.2f}{s.state:>10}"
             f"{s.steps_done / s.steps:>6.0%}{loss:>9}{speed:>11}{eta:>8}  {s.where}".rstrip()
         )
     return "\n".join([*lines, *told, _total(states, plan.later_macs)])
