@@ -18,7 +18,7 @@ from scaling.plan import cost
 from scaling.plan import runs as plan
 from scaling.plan.sweeps import Sweep, grid_runs, sweep_run, sweeps
 from scaling.study.progress import Progress
-from scaling.study.sweep_result import ROUNDING
+from scaling.study.sweep_result import ROUNDING, SweepResult
 from scaling.study_folder import Study
 from scaling.training import points
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scaling.analysis.questions.settings import Settings
 
 Say = Callable[[str], None]
+Found = SweepResult | list[tuple[int, float]]  # of a setting: its sweep, or (member, log2 rate)
 
 
 def best_rates(
@@ -44,6 +45,67 @@ def best_rates(
     return rates, setting, runs
 
 
+class _Work:
+    """One sweep at work: its runs, in the plan before any of them is begun."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        sweep: Sweep,
+        study: Study,
+        data: TokenData,
+        before: list[RunConfig],
+    ) -> None:
+        self.config, self.sweep, self.study, self.data = config, sweep, study, data
+        self.before = before
+        self.runs: dict[str, RunConfig] = {}
+        self.recorded = {entry["run_id"] for entry in study.plan().runs}
+        ladder, _ = plan.ladder_runs(config, 1.0, data.key, data.path)  # for their cost alone
+        planned = sweeps(config)
+        later = planned[planned.index(sweep) + 1 :]
+        after = [run for one in later for run in grid_runs(config, one)]
+        self.later_macs = sum(map(plan.path_macs, [*after, *ladder]))
+        self.later_macs += plan.undecided_macs(config, ladder)
+
+    def keep(self, made: list[RunConfig]) -> list[Job[RunConfig]]:
+        """Their jobs."""
+        self.runs.update({run.run_id: run for run in made})
+        if not self.runs.keys() <= self.recorded:
+            record(self.study, [*self.before, *self.runs.values()], later_macs=self.later_macs)
+            self.recorded.update(self.runs)
+        return [make_job(self.config, self.study, run) for run in made]
+
+    def runs_of(self, setting: Setting, member: int, lr: float) -> list[RunConfig]:
+        key, path = self.data.key, self.data.path
+        return [
+            sweep_run(self.config, self.sweep, member, lr, key, path, setting, repeat)
+            for repeat in range(self.sweep.asked.seeds)
+        ]
+
+    def jobs(self, setting: Setting, member: int, lr: float) -> list[Job[RunConfig]]:
+        """Of every seed."""
+        return self.keep(self.runs_of(setting, member, lr))
+
+    def jobs_of_all(self, setting: Setting, lr: float) -> list[Job[RunConfig]]:
+        """Of every member and seed."""
+        members = self.sweep.asked.members
+        return self.keep([run for m in members for run in self.runs_of(setting, m, lr)])
+
+    def begin(self, say: Say) -> bool:
+        """Plan what is known beforehand and tell of it; whether anything is left to train."""
+        asked = self.sweep.asked
+        if asked.sampler != "grid":
+            return asked.searches
+        grid = grid_runs(self.config, self.sweep, self.data.key, self.data.path)
+        self.keep(grid)
+        todo = [r for r in grid if points.settle(self.study.run(r.run_id), r) is None]
+        if todo:
+            kind = (asked.parametrization or self.config.model.parametrization) + self.sweep.named
+            of = f" at {len(self.sweep.settings)} settings" * bool(asked.over.given)
+            say(f"lr sweep over {asked.axis}, {kind}{of}: {len(todo)} of {len(grid)} runs to train")
+        return bool(todo)
+
+
 def run_sweep(
     config: StudyConfig,
     sweep: Sweep,
@@ -55,88 +117,64 @@ def run_sweep(
 ) -> tuple[float, Setting, list[RunConfig]]:
     """One sweep: the rate and the setting that are best, and its runs; `before`: those of the
     sweeps before it."""
-    from scaling.study.sweep import search, sweep_lr
-
-    asked = sweep.asked
-    ladder, _ = plan.ladder_runs(config, 1.0, data.key, data.path)  # for their cost alone
-    planned = sweeps(config)
-    after = [
-        run for later in planned[planned.index(sweep) + 1 :] for run in grid_runs(config, later)
-    ]
-    later_macs = sum(map(plan.path_macs, [*after, *ladder]))
-    later_macs += plan.undecided_macs(config, ladder)
-    runs: dict[str, RunConfig] = {}
-    recorded = {entry["run_id"] for entry in study.plan().runs}
-
-    def keep(made: list[RunConfig]) -> None:
-        """Into the plan, before any of them is begun."""
-        runs.update({run.run_id: run for run in made})
-        if not runs.keys() <= recorded:
-            record(study, [*before, *runs.values()], later_macs=later_macs)
-            recorded.update(runs)
-
-    def runs_of(setting: Setting, member: int, lr: float) -> list[RunConfig]:
-        return [
-            sweep_run(config, sweep, member, lr, data.key, data.path, setting, repeat)
-            for repeat in range(asked.seeds)
-        ]
-
-    def jobs(setting: Setting, member: int, lr: float) -> list[Job[RunConfig]]:
-        made = runs_of(setting, member, lr)
-        keep(made)
-        return [make_job(config, study, run) for run in made]
-
-    def jobs_of_all(setting: Setting, lr: float) -> list[Job[RunConfig]]:
-        made = [run for member in asked.members for run in runs_of(setting, member, lr)]
-        keep(made)
-        return [make_job(config, study, run) for run in made]
-
-    todo: list[RunConfig] = []
-    if asked.sampler == "grid":
-        grid = grid_runs(config, sweep, data.key, data.path)
-        keep(grid)
-        todo = [r for r in grid if points.settle(study.run(r.run_id), r) is None]
-        if todo:
-            kind = (asked.parametrization or config.model.parametrization) + sweep.named
-            of = f" at {len(sweep.settings)} settings" * bool(asked.over.given)
-            say(f"lr sweep over {asked.axis}, {kind}{of}: {len(todo)} of {len(grid)} runs to train")
-    with progress(study, say if todo or asked.searches else lambda _: None):
-        if asked.searches:
-            trials = search(
-                jobs_of_all, asked.over.given, asked.log2_min, asked.log2_max, launcher,
-                study.journal, sampler=asked.sampler, count=asked.count, seed=config.seed,
-                name=runs_of((), asked.members[-1], 1.0)[0].run_id + f" {asked.members}"
-                + f" x {asked.seeds}",
-            )  # fmt: skip
-        else:
-            found = sweep_lr(
-                jobs, asked.members, asked.log2_min, asked.log2_max, launcher, study.journal,
-                settings=sweep.settings, sampler=asked.sampler, count=asked.count, axis=asked.axis,
-                each=not sweep.of_ladder, seed=config.seed,
-            )  # fmt: skip
+    work, asked = _Work(config, sweep, study, data, before), sweep.asked
+    with progress(study, say if work.begin(say) else lambda _: None):
+        found = _searched(work, launcher) if asked.searches else _swept(work, launcher)
     # In the order of the trials, and also those that an earlier call trained beyond the grid.
-    runs.clear()
-    unit = results.PATCH_UNIT if config.model.targets == "patches" else results.TOKEN_UNIT
-    if asked.searches:
-        for setting, log2_lr in trials:
-            jobs_of_all(setting, 2.0**log2_lr)
-        settings = compared(study, list(runs.values()))
-        by_words = {words(setting): setting for setting, _ in trials}
-        best = by_words[settings.taken]
-        say("\n".join(settings.lines(unit)))
-        log2_lr = round(ROUNDING * float(settings.table.log2_lr.iloc[0])) / ROUNDING
-        return 2.0**log2_lr, best, list(runs.values())
+    work.runs.clear()
     for setting, result in found.items():
-        for trial in result.trials:
-            jobs(setting, trial.member, 2.0**trial.log2_lr)
-    best = next(iter(found))
-    if asked.over.given and sweep.of_ladder:
-        settings = compared(study, list(runs.values()))
+        for member, log2_lr in result if isinstance(result, list) else _asked(result):
+            work.jobs(setting, member, 2.0**log2_lr)
+    runs = list(work.runs.values())
+    unit = results.PATCH_UNIT if config.model.targets == "patches" else results.TOKEN_UNIT
+    best, log2_lr = next(iter(found)), 0.0
+    if asked.over.given:
+        settings = compared(study, runs)
         best = {words(setting): setting for setting in found}[settings.taken]
+        log2_lr = round(ROUNDING * float(settings.table.log2_lr.iloc[0])) / ROUNDING
         say("\n".join(settings.lines(unit)))
+    of_best = found[best]
+    if isinstance(of_best, list):
+        return 2.0**log2_lr, best, runs
     if sweep.of_ladder:
-        say(found[best].summary(unit, sweep.named))
-    return found[best].best_lr, best, list(runs.values())
+        say(of_best.summary(unit, sweep.named))
+    return of_best.best_lr, best, runs
+
+
+def _asked(result: SweepResult) -> list[tuple[int, float]]:
+    return [(trial.member, trial.log2_lr) for trial in result.trials]
+
+
+def _swept(work: _Work, launcher: Launcher[RunConfig]) -> dict[Setting, Found]:
+    """By setting what its sweep of the rate says."""
+    from scaling.study.sweep import sweep_lr
+
+    asked = work.sweep.asked
+    found = sweep_lr(
+        work.jobs, asked.members, asked.log2_min, asked.log2_max, launcher, work.study.journal,
+        settings=work.sweep.settings, sampler=asked.sampler, count=asked.count, axis=asked.axis,
+        each=not work.sweep.of_ladder, seed=work.config.seed,
+    )  # fmt: skip
+    return dict(found)
+
+
+def _searched(work: _Work, launcher: Launcher[RunConfig]) -> dict[Setting, Found]:
+    """By setting the members and rates at which a sampler tried it."""
+    from scaling.study.sweep import search
+
+    asked = work.sweep.asked
+    one = work.runs_of((), asked.members[-1], 1.0)[0].run_id  # stands for the rest of the study
+    trials = search(
+        work.jobs_of_all, asked.over.given, asked.log2_min, asked.log2_max, launcher,
+        work.study.journal, sampler=asked.sampler, count=asked.count, seed=work.config.seed,
+        name=f"{one} {asked.members} x {asked.seeds}",
+    )  # fmt: skip
+    found: dict[Setting, Found] = {}
+    for setting, log2_lr in trials:
+        held = found.setdefault(setting, [])
+        assert isinstance(held, list)
+        held += [(member, log2_lr) for member in asked.members]
+    return found
 
 
 def compared(study: Study, runs: list[RunConfig]) -> Settings:

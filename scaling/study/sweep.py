@@ -120,10 +120,8 @@ def sweep_lr(
         return f"{at}{axis} {place[1]}, lr 2^{asked['log2_lr']:g}"
 
     board = Board(jobs_of, {p: name(p) for p in places}, told, journal, seed, read_loss, has_result)
-    bounds = {k: (log2_min, log2_max) for k in range(len(settings))}
 
-    def result(k: int) -> SweepResult:
-        low, high = bounds[k]
+    def result(k: int, low: int, high: int) -> SweepResult:
         trials = [
             Trial(place[1], asked["log2_lr"], loss)
             for place, asked, loss in board.trials()
@@ -132,36 +130,57 @@ def sweep_lr(
         trials.sort(key=lambda t: (t.member, t.log2_lr))
         return read_trials(trials, low, high, sampler, axis)
 
-    if sampler != "grid":
-        for number in range(1, (count or log2_max - log2_min + 1) + 1):
-            board.ask_up_to(number, _rates(log2_min, log2_max), launcher, sampler)
-        return {setting: result(k) for k, setting in enumerate(settings)}
-    found: dict[Setting, SweepResult] = {}
+    if sampler == "grid":
+        found = _of_grids(board, len(settings), log2_min, log2_max, launcher, result, each)
+        return {settings[k]: found[k] for k in sorted(found)}
+    for number in range(1, (count or log2_max - log2_min + 1) + 1):
+        board.ask_up_to(number, _rates(log2_min, log2_max), launcher, sampler)
+    return {setting: result(k, log2_min, log2_max) for k, setting in enumerate(settings)}
+
+
+def _of_grids(
+    board: Board,
+    count: int,
+    log2_min: int,
+    log2_max: int,
+    launcher: Mapper,
+    result: Callable[[int, int, int], SweepResult],
+    each: bool,
+) -> dict[int, SweepResult]:
+    """What the grids of so many settings say, by number, after they have grown as far as they need.
+
+    result: of a setting's number between two ends. each: of `sweep_lr`.
+    Raises UserError where no setting has a rate without divergence at every member.
+    """
+    bounds = dict.fromkeys(range(count), (log2_min, log2_max))
+    found: dict[int, SweepResult] = {}
     hopeless: list[UserError] = []
     left = list(bounds)
     while left:
-        board.grid({p: range(bounds[p[0]][0], bounds[p[0]][1] + 1) for p in places}, launcher)
+        board.grid(
+            {p: range(bounds[p[0]][0], bounds[p[0]][1] + 1) for p in board.studies}, launcher
+        )
         for k in list(left):
             low, high = bounds[k]
             try:
-                one = result(k)
+                one = result(k, low, high)
             except UserError as error:  # it diverged everywhere
                 hopeless.append(error)
                 left.remove(k)
                 continue
             best = {one.log2_lr} if one.on_edge else set()
             if each and low < high:
-                best |= {one.lowest(member).log2_lr for member in members}
+                best |= {one.lowest(optimum.member).log2_lr for optimum in one.optima}
             if low in best and low > log2_min - EXTENSIONS:
                 bounds[k] = low - 1, high
             elif high in best and high < log2_max + EXTENSIONS:
                 bounds[k] = low, high + 1
             else:
-                found[settings[k]] = one
+                found[k] = one
                 left.remove(k)
     if not found:
         raise hopeless[0]
-    return {setting: found[setting] for setting in settings if setting in found}
+    return found
 
 
 def search(
