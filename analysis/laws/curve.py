@@ -3,7 +3,8 @@
     L(t) = L0 + A S(t)^-alpha - B sum_k (eta_{k-1} - eta_k) G(C eta_k^-gamma S_k(t))
     G(x) = 1 - (1 + x)^-beta,   S_k(t) = eta_k + ... + eta_t,   S(t) = sum_k top (eta_k / top)^p
 
-(Luo et al., ICLR 2025, arXiv 2503.12811, where p = 1; top: the highest rate of the curves.) The
+(Luo et al., ICLR 2025, arXiv 2503.12811, where p = 1; top: the highest rate of the curves.) Inside,
+rates are shares of top, so that their unit changes nothing and S counts steps at the top rate. The
 power is what steps bring, the sum what falls of the rate bring. With p = 1 a law of curves of one
 length puts the loss of longer ones, whose rate was high for longer, too low; p near 0.3 follows
 them, since steps at a low rate bring more than their share.
@@ -30,11 +31,13 @@ from scaling.errors import UserError
 NAMES = ("L0", "log A", "alpha", "log B", "log C", "beta", "gamma", "p", "before")
 LOW = np.array([0.0, -40, 0.01, -40, -10, 0.01, 0, 0, 0.4])
 HIGH = np.array([1e9, 40, 3.0, 60, 20, 3.0, 3, 1.5, 1.0])
-# Centre and standard deviation: C, beta, gamma of 25M to 400M in Luo et al. (log C 0.73, beta .59,
-# gamma .64) rounded; `before`: the rates before the first row sum to half of rate x step, as a
-# linear warm-up that ends there.
-PRIOR = {"log C": (0.7, 0.7), "beta": (0.6, 0.15), "gamma": (0.6, 0.15), "p": (0.3, 0.15),
+# Centre and standard deviation: beta, gamma of 25M to 400M in Luo et al. (.59, .64) rounded, and
+# their C (2.1) at their rate (3e-4), in shares of it; `before`: the rates before the first row sum
+# to half of rate x step, as a linear warm-up that ends there.
+PRIOR = {"log C": (-2.55, 0.7), "beta": (0.6, 0.15), "gamma": (0.6, 0.15), "p": (0.3, 0.15),
          "before": (0.5, 0.15)}  # fmt: skip
+# log of B (in shares of the top rate) over the loss: a full fall brings 3% of it; 2.5 to 4.7% there
+FALL = -3.4
 FAR = 4.0  # times the longest curve's steps: no loss is said beyond
 
 
@@ -90,15 +93,15 @@ class Design:
         self.row, self.lag, self.log_rate, self.weight = (
             np.concatenate(column) for column in zip(*falls, strict=True)
         )
-        self.log_lag = np.log(np.maximum(self.lag, 1e-300))
-        # Of the highest rate, as if it had been that before the first row.
-        self.before = np.concatenate(first) * top
-        self.span = top * max(schedule.end for schedule in schedules)  # a whole run's S
+        self.log_rate, self.weight = self.log_rate - np.log(top), self.weight / top
+        self.log_lag = np.log(np.maximum(self.lag / top, 1e-300))
+        self.before = np.concatenate(first)  # steps before the first row
+        self.steps = max(schedule.end for schedule in schedules)
 
     def loss(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """theta (9,) -> losses (n,) and their slopes (n, 9). The slopes are those of this sum."""
         l0, log_a, alpha, log_b, log_c, beta, gamma, p, before = theta
-        parts = [_powers(one, p, self.top) for one in self.progress]
+        parts = [_powers(one, p) for one in self.progress]
         total = np.concatenate([s for s, _, _ in parts])
         by_p = np.concatenate([s for _, s, _ in parts])
         share = np.concatenate([s for _, _, s in parts])  # of the top rate, at the first knot
@@ -148,16 +151,14 @@ def _progress(schedule: Schedule, step: np.ndarray, top: float) -> tuple[np.ndar
     return inside, (high - low) / 2, np.searchsorted(k, step), at, first
 
 
-def _powers(
-    pieces: tuple[np.ndarray, ...], p: float, top: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sum of top (eta / top)^p after the first knot (m,), its slope in p, and eta / top there."""
+def _powers(pieces: tuple[np.ndarray, ...], p: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sum of (eta / top)^p after the first knot (m,), its slope in p, and eta / top there."""
     inside, half, place, at, first = pieces
     power, ends, begin = np.exp(p * inside), np.exp(p * at), np.exp(p * first)
     whole = np.concatenate([[0.0], np.cumsum(half * power.sum(1))])[place]
     by_p = np.concatenate([[0.0], np.cumsum(half * (power * inside).sum(1))])[place]
-    total = top * (whole + (ends - begin) / 2)
-    return total, top * (by_p + (ends * at - begin * first) / 2), np.full(len(at), np.exp(first[0]))
+    total = whole + (ends - begin) / 2
+    return total, by_p + (ends * at - begin * first) / 2, np.full(len(at), np.exp(first[0]))
 
 
 @dataclass(frozen=True)
@@ -183,25 +184,35 @@ class CurveLaw:
     @cached_property
     def parameters(self) -> dict[str, float]:
         """L0, A, alpha, B, C, beta, gamma, p; rates in the table's unit."""
-        return {
-            name.removeprefix("log "): float(np.exp(v) if name.startswith("log ") else v)
-            for name, v in zip(NAMES, self.theta, strict=True)
-            if name != "before"
-        }
+        found = self._plain(self.theta)
+        return {name: value for name, value in found.items() if name != "before"}
 
-    @property
+    @cached_property
     def ci(self) -> dict[str, tuple[float, float]]:
         """Intervals of the parameters, at `level`."""
         half = self._t * np.sqrt(np.diag(self.covariance))
         out = {}
-        for name, v, h in zip(NAMES, self.theta, half, strict=True):
-            ends = (v - h, v + h)
-            if name.startswith("log "):
-                with np.errstate(over="ignore"):
-                    ends = (float(np.exp(v - h)), float(np.exp(v + h)))
-            out[name.removeprefix("log ")] = (float(ends[0]), float(ends[1]))
-        out.pop("before")
+        for j, name in enumerate(self.parameters):
+            ends = []
+            for side in (-1, 1):
+                moved = self.theta.copy()
+                moved[j] += side * half[j]
+                ends.append(self._plain(moved)[name])
+            out[name] = (ends[0], ends[1])
         return out
+
+    def _plain(self, theta: np.ndarray) -> dict[str, float]:
+        """Of the formula above, from those in shares of the top rate; others at their estimate."""
+        log_top = np.log(self.top)
+        moved = theta.copy()
+        moved[NAMES.index("log A")] += self.theta[NAMES.index("alpha")] * log_top
+        moved[NAMES.index("log B")] -= log_top
+        moved[NAMES.index("log C")] += (self.theta[NAMES.index("gamma")] - 1) * log_top
+        with np.errstate(over="ignore"):
+            return {
+                name.removeprefix("log "): float(np.exp(v) if name.startswith("log ") else v)
+                for name, v in zip(NAMES, moved, strict=True)
+            }
 
     @property
     def _t(self) -> float:

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from scaling.analysis.laws.curve import (
+    FALL,
     HIGH,
     LOW,
     NAMES,
@@ -28,12 +29,14 @@ from scaling.analysis.laws.solver import huber
 from scaling.errors import UserError
 
 STARTS = ((0.9, 0.5), (0.75, 0.3))  # L0 / smallest loss, alpha
+FALL_SPREAD = 1.5  # of log B: nearly free, but a fit without falls does not stay there
 DELTA = 1e-3  # Huber's corner, in log loss, where the noise is not larger
 INEXACT = 1e-3  # in log loss: no curve published so far follows the law more closely than this
 BLOCKS = 8  # stretches of a curve that count as independent
 ROWS = 300  # of a curve; longer ones are averaged in stretches
 FEWEST, FEWEST_IN_ALL = 3, 24  # rows of a curve, and of all
 SKIPPED = 0.03  # of the longest curve: its first steps follow no power law
+SHORTEST = 50  # steps of the longest curve
 FELL = 0.8  # of its highest rate: a curve that ends below it tells of a fall
 TINY = 1e-6  # scale at which the prior lies well within Huber's corner
 Prior = Mapping[str, tuple[float, float]]  # parameter -> centre, standard deviation
@@ -89,6 +92,11 @@ def fit_curve(
     if not curves:
         raise UserError("no curves")
     longest = max(curve.schedule.end for curve in curves)
+    if longest < SHORTEST:
+        raise UserError(
+            f"the longest curve has {longest:g} steps: are they in thousands, or epochs? Give the "
+            "optimizer's steps"
+        )
     _refuse_schedules(curves)
     used = tuple(prepared(curve, longest) for curve in curves)
     if sum(len(c.step) for c in used) < FEWEST_IN_ALL:
@@ -96,6 +104,8 @@ def fit_curve(
             f"{sum(len(c.step) for c in used)} losses of {len(used)} curves after their warm-up: "
             f"a law of the curve wants at least {FEWEST_IN_ALL}; log it more often"
         )
+    if all(np.ptp(np.log(c.loss)) < 1e-9 for c in used):
+        raise NotIdentified("the loss is the same at every step: check the column of the loss")
     peaks = [float(curve.schedule.rate.max()) for curve in used]
     top = max(peaks)
     noise = noise_of(used)
@@ -103,16 +113,17 @@ def fit_curve(
     design = Design([c.schedule for c in used], [c.step for c in used], top)
     y = np.log(np.concatenate([c.loss for c in used]))
     spread = max(noise, INEXACT) ** 2 * len(y) / (BLOCKS * len(used))
-    theta, reached = solve(design, y, delta, spread)
+    prior = PRIOR | {"log B": (FALL + float(np.median(y)), FALL_SPREAD)}
+    theta, reached = solve(design, y, delta, spread, prior=prior)
     residual = y - design.log_loss(theta)[0]
     # A second time, with the prior's weight as the misfit wants it: correlated residuals are
     # worth a few stretches, not as many points.
     spread = _spread(design, residual)
-    theta, reached = solve(design, y, delta, spread, theta)
+    theta, reached = solve(design, y, delta, spread, theta, prior=prior)
     log_loss, slopes = design.log_loss(theta)
     residual = y - log_loss
     blocks = _blocks(design)
-    covariance, misfit, freedom = _uncertainty(residual, slopes, delta, spread, blocks)
+    covariance, misfit, freedom = _uncertainty(residual, slopes, delta, spread, blocks, prior)
     told = {
         name: float(np.clip(1 - covariance[j, j] / PRIOR[name][1] ** 2, 0, 1))
         for j, name in enumerate(NAMES)
@@ -214,7 +225,8 @@ def solve(
     delta: float,
     spread: float,
     start: np.ndarray | None = None,
-    prior: Prior = PRIOR,
+    *,
+    prior: Prior,
 ) -> tuple[np.ndarray, Reached]:
     """The least of Huber's loss plus spread x ((theta - centre) / sd)^2 / 2 over the prior."""
     centre = {name: middle for name, (middle, _) in prior.items()}
@@ -222,11 +234,10 @@ def solve(
     floor = float(np.exp(y.min()))
     for share, alpha in STARTS if start is None else ():
         rest = np.exp(y.max()) - share * floor
-        # A from the highest loss, B so that a full fall brings a twentieth of the loss.
-        log_a = np.log(rest) + alpha * np.log(0.1 * design.span)
+        # A from the highest loss.
+        log_a = np.log(rest) + alpha * np.log(0.1 * design.steps)
         begin = {
             "L0": share * floor, "log A": log_a, "alpha": alpha,
-            "log B": np.log(0.05 * floor / design.top),
         } | centre  # fmt: skip
         starts.append(np.array([begin[name] for name in NAMES]))
     points = np.array([middle / sd for middle, sd in prior.values()]) * TINY
@@ -252,8 +263,9 @@ def solve(
 
 
 def _uncertainty(
-    residual: np.ndarray, slopes: np.ndarray, delta: float, spread: float, blocks: np.ndarray
-) -> tuple[np.ndarray, float, int]:
+    residual: np.ndarray, slopes: np.ndarray, delta: float, spread: float, blocks: np.ndarray,
+    given: Prior,
+) -> tuple[np.ndarray, float, int]:  # fmt: skip
     """Covariance (9, 9) of theta, the misfit of a stretch, and the degrees of freedom.
 
     The rows of a stretch are one observation of their mean: what their residuals have in common
@@ -262,7 +274,7 @@ def _uncertainty(
     inside = np.minimum(1, delta / np.maximum(np.abs(residual), 1e-300))
     data = (slopes * inside[:, None]).T @ slopes
     prior = np.zeros(data.shape)
-    for name, (_, sd) in PRIOR.items():
+    for name, (_, sd) in given.items():
         prior[NAMES.index(name), NAMES.index(name)] = 1 / sd**2
     count = np.bincount(blocks)
 
@@ -320,7 +332,12 @@ def _with_warnings(
                 f"curve {curve.name} lies {off:+.1%} off the law as a whole: another model, data, "
                 "batch or seed? One law is of one of each"
             )
-    if law.misfit > 0.01:
+    rows = max(1.0, law.rows / (BLOCKS * len(curves)))
+    if law.noise > 0.05:
+        said.append(
+            f"a row scatters by {law.noise:.0%} about its curve: average the losses over more steps"
+        )
+    if law.misfit > max(0.01, 2 * law.noise / np.sqrt(rows)):
         said.append(
             f"the curves depart from the law by {law.misfit:.1%} over whole stretches: it is no "
             "law of theirs; do their names mix several models?"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from scaling.analysis.laws.curve import PRIOR, Curve, Design
+from scaling.analysis.laws.curve import FALL, PRIOR, Curve, Design
 from scaling.analysis.laws.curve_fit import DELTA, INEXACT, noise_of, solve
 
 ROWS = 60  # of a curve; longer ones are averaged in stretches
@@ -25,7 +25,7 @@ FEWEST = 5  # rows after the warm-up
 FEWEST_ERRORS = 3
 ALPHA = (0.45, 0.15)
 FLOOR = (0.85, 0.1)  # L0 over the last loss seen
-FALL = (-3.4, 0.5)  # log of B x highest rate over it: a full fall brings about 3% of the loss
+FALL_SPREAD = 0.5  # of log B
 LEAST = 1e-4  # spread of errors, in log loss: none are alike to the last digit
 STRETCHES = 6  # of a curve so far, that count as independent
 
@@ -60,7 +60,7 @@ def forecast(curve: Curve, steps: float) -> float | None:
     last = float(np.exp(np.median(log_loss[-5:])))
     prior = PRIOR | {
         "alpha": ALPHA, "L0": (FLOOR[0] * last, FLOOR[1] * last),
-        "log B": (FALL[0] + float(np.log(last / top)), FALL[1]),
+        "log B": (FALL + float(np.log(last)), FALL_SPREAD),
     }  # fmt: skip
     spread = noise**2 * len(step) / STRETCHES
     theta, _ = solve(design, log_loss, max(DELTA, 1.345 * noise), spread, prior=prior)

@@ -59,15 +59,34 @@ def read_curves(
     table = Table(frame)
     rate = _rate(table, name)
     values: np.ndarray = np.full(len(frame), np.nan)
+    cells = {step: numbers(frame[step], thousands=True), rate: numbers(frame[rate], thousands=True)}
     if measured or names.choose_loss(table, loss, lambda _: True)[0] is not None:
         quality, more = read_loss(table, loss, None)
         values = quality.values
+        if quality.cells is not None:
+            cells[str(quality.column)] = quality.cells
         notes += [column_line("loss", quality, ""), *more]
     notes += [*joined, f"step: column {step!r}", f"learning rate: column {rate!r}, of each step"]
+    for column, read in cells.items():
+        for row, text in read.unread.items():
+            raise UserError(
+                f"{len(read.unread)} cells are no numbers: {text!r} in column {str(column)!r}, row "
+                f"{row + 1}; write plain numbers there, or leave the row out with --where"
+            )
+    at = cells[step].values
+    if name is None and (np.diff(at) <= 0).any():
+        raise UserError(
+            "no column of runs, and steps that go back: are these several runs? Add a column run, "
+            "or name it with --run"
+        )
+    known = np.isfinite(at) & np.isfinite(cells[rate].values)
+    if lost := int((known & ~np.isfinite(values)).sum()) * measured:
+        notes.append(f"{lost} rows have no finite loss; of them the rate alone counts")
+    if lost := int((~known & np.isfinite(values)).sum()):
+        notes.append(f"beware: {lost} rows with a loss have no step or no rate, and are left out")
     rows = Rows(
         np.full(len(frame), "run") if name is None else frame[name].astype(str).to_numpy(),
-        numbers(frame[step], thousands=True).values, numbers(frame[rate], thousands=True).values,
-        values,
+        at, cells[rate].values, values,
     )  # fmt: skip
     groups = {"": np.ones(len(frame), bool)}
     if by is not None:

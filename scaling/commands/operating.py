@@ -23,7 +23,8 @@ def status(
     folder: FolderArg,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until interrupted.")] = False,
 ) -> None:
-    """Show every run of a study: state, progress, speed, time left, loss, and where it runs.
+    """Show every run of a study: state, progress, speed, time left, loss, the final loss to expect
+    of a running one (once three have finished), and where it runs.
 
     Example: `scaling status studies/quickstart --watch`
     """

@@ -1,6 +1,7 @@
 """The law of the loss curve: its sums against the definition, known truths, published curves."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from scaling.analysis.questions.curve_study import StudyCurve, predictions, stud
 from scaling.analysis.tables.curves import read_curves
 from scaling.errors import UserError
 
-TRUTH = dict(zip(NAMES, (2.6, -0.5, 0.45, 5.8, 0.7, 0.6, 0.6, 0.3, 0.5), strict=True))
+TRUTH = dict(zip(NAMES, (2.6, 3.15, 0.45, -2.31, -2.55, 0.6, 0.6, 0.3, 0.5), strict=True))
 THETA = np.array(list(TRUTH.values()))
 SIZES = ("25", "100", "400")
 
@@ -24,9 +25,8 @@ SIZES = ("25", "100", "400")
 def by_definition(rate: np.ndarray, theta: np.ndarray, warm: int, at: np.ndarray) -> np.ndarray:
     """The law's formula, step by step; rate[k] is that of step k, whose warm-up ends at `warm`."""
     l0, log_a, alpha, log_b, log_c, beta, gamma, p, _ = theta
-    top = rate.max()
-    total = np.cumsum(rate)
-    progress = np.cumsum(top * (rate / top) ** p)
+    rate = rate / rate.max()
+    total, progress = np.cumsum(rate), np.cumsum(rate**p)
     out = []
     for t in at:
         k = np.arange(warm + 1, t + 1)
@@ -81,6 +81,30 @@ def test_a_long_log_of_rates_is_thinned_closely() -> None:
     assert np.abs(short.at(step) - rate).max() < 5e-4 * rate.max()
     jump = np.where(step < 7000, 1e-3, 2e-4)
     assert {6999.0, 7000.0} <= set(thinned(step, jump).step)
+
+
+def test_the_unit_of_the_rate_changes_nothing() -> None:
+    curves = simulated(0)
+    other = [changed(c, schedule=Schedule(c.schedule.step, c.schedule.rate * 1e5)) for c in curves]
+    one, two = (fit_curve(some, hold=False) for some in (curves, other))
+    np.testing.assert_allclose(one.theta, two.theta, rtol=1e-6)
+    assert two.parameters["B"] == pytest.approx(one.parameters["B"] / 1e5)
+    said = wsd(24_000, 30.0, 2000)
+    same = wsd(24_000, 3e-4, 2000)
+    assert two.predict(said).high[0] == pytest.approx(one.predict(same).high[0])
+
+
+def test_reported_parameters_are_those_of_the_formula() -> None:
+    """At p = 1, where S is the sum of the rates, step by step."""
+    law = replace(a_law(), theta=np.where(np.array(NAMES) == "p", 1.0, THETA))
+    p, schedule = law.parameters, SCHEDULES["wsd"]()
+    rate, t = schedule.at(np.arange(4001.0)), 4000
+    k = np.arange(201, t + 1)
+    lag = np.cumsum(rate)[t] - np.cumsum(rate)[k - 1]
+    g = 1 - (1 + p["C"] * rate[k] ** -p["gamma"] * lag) ** -p["beta"]
+    s = rate.sum()
+    said = p["L0"] + p["A"] * s ** -p["alpha"] - p["B"] * ((rate[k - 1] - rate[k]) * g).sum()
+    assert law.predict(schedule).loss[0] == pytest.approx(said, rel=1e-4)
 
 
 def simulated(seed: int, theta: np.ndarray = THETA, sd: float = 0.001) -> list[Curve]:
@@ -221,6 +245,17 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         ]),
         "in one unit",
     ),
+    "thousands": (
+        lambda: a_law([
+            changed(c, step=c.step / 1000, schedule=Schedule(
+                c.schedule.step / 1000, c.schedule.rate)) for c in simulated(0)
+        ]),
+        "are they in thousands",
+    ),
+    "flat": (
+        lambda: a_law([changed(c, loss=np.full(len(c.loss), 3.0)) for c in simulated(0)]),
+        "the same at every step",
+    ),
     "steps beyond": (
         lambda: a_law().predict(constant(24_000, 3e-4), np.array([30_000.0])), "at most 24000"
     ),
@@ -263,6 +298,17 @@ TABLES: dict[str, tuple[dict[str, list[object]], str]] = {
         "curves of several sizes",
     ),
     "one row": ({"run": ["a"], "step": [1], "lr": [1], "loss": [4]}, "one row is no curve"),
+    "no run": (
+        {"step": [1, 2, 3, 1, 2, 3], "lr": [1] * 6, "loss": [4, 3, 2, 4, 3, 2]}, "no column of runs"
+    ),
+    "no number": (
+        {"run": ["a"] * 3, "step": [1, 2, 3], "lr": [1, 1, 1], "loss": [4, "oops", 3]},
+        "'oops' in column 'loss', row 2",
+    ),
+    "no rate there": (
+        {"run": ["a"] * 3, "step": [1, 2, 3], "lr": [1, "warm", 1], "loss": [4, 3, 3]},
+        "'warm' in column 'lr', row 2",
+    ),
     "zero rate": (
         {"run": ["a"] * 2, "step": [1, 2], "lr": [0, 0], "loss": [4, 3]}, "its rate is 0"
     ),

@@ -15,7 +15,7 @@ def study(seed: int, runs: int = 20) -> list[tuple[Curve, float]]:
     """Half of each run of a study, and the log of its final loss: one schedule, one law whose floor
     and slope move with the size, noise that is correlated along a run."""
     rng = np.random.default_rng(seed)
-    centre = np.array([2.8, -0.5, rng.normal(0.45, 0.03), 5.8, 0.7, 0.6, 0.6, 0.3, 0.5])
+    centre = np.array([2.8, 3.15, rng.normal(0.45, 0.03), -2.31, -2.55, 0.6, 0.6, 0.3, 0.5])
     out = []
     for i in range(runs):
         theta = centre + np.array([rng.normal(0, 0.3), *rng.normal(0, 0.01, 2), *[0.0] * 6])
