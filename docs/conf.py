@@ -29,6 +29,7 @@ NEEDS = {
     "03_tokenizers": ("STUDY", "studies/quickstart", "loss_by_position.json"),
     "04_probes": ("STUDY", "studies/representations", "probes.csv"),
     "05_published_results": ("TABLES", "notebooks/tables", "toto_scaling_digitised.csv"),
+    "06_beyond_compute": ("TABLES", "notebooks/tables", "multipowerlaw_12_curves.csv"),
 }
 
 project, release = "scaling", __version__

@@ -130,9 +130,9 @@ def table_of(html: str) -> pd.DataFrame:
     return table
 
 
-def published(tables: Path) -> list[Any]:
-    """Outputs of the notebook of published results, with its tables in a folder."""
-    notebook = nbformat.read(ROOT / "notebooks" / "05_published_results.ipynb", as_version=4)
+def published(tables: Path, name: str = "05_published_results") -> list[Any]:
+    """Outputs of a notebook of published results, with its tables in a folder."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     environment = plain(TABLES=str(tables), PYTHONPATH=str(ROOT))
     NotebookClient(notebook, **PATIENT).execute(env=environment)
     return [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
@@ -166,3 +166,14 @@ def test_published_results_are_reproduced(shared_data: Path) -> None:
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(CellExecutionError, match="lacks chinchilla_epoch_svg_extracted"):
         published(tmp_path)
+
+
+def test_laws_of_more_than_compute(shared_data: Path) -> None:
+    outputs = published(shared_data / "scaling_tables", "06_beyond_compute")
+    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+    printed = "".join(o.text for o in outputs if o.output_type == "stream")
+    assert "without repetition: held-out rms" in printed and "Kaplan: L = " in printed
+    pages = [o.data["text/html"] for o in outputs if "text/html" in o.get("data", {})]
+    (predicted,) = [table_of(page) for page in pages if "at worst" in page]
+    for column, most in (("error in the mean", 0.15), ("at worst", 0.6)):
+        assert (predicted[column].astype(str).str.rstrip("%").astype(float) <= most).all(), column

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,8 +20,12 @@ from scaling.analysis.laws.repetition import optimum, repetition
 from scaling.analysis.questions.doubts import SCATTER, warnings_for
 from scaling.analysis.questions.parametric_study import REPEATS
 from scaling.analysis.questions.variable import judged, none_left
+from scaling.analysis.schema import TOKEN_UNIT
 from scaling.analysis.tables.ladder import Excluded, Ladder, of_points
 from scaling.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 CHOICES = {"repeated": REPEATED}  # a name that stands for several forms: held-out error chooses
 KNOWN = (*CHOICES, *FORMS)
@@ -66,6 +70,12 @@ class StudyForm:
             low, high = law.weights.min(), law.weights.max()
             lines.append(f"  weights      {low:.3g} to {high:.3g} of their mean, a point")
         return "\n".join([*lines, *self.answers, *judged(self.excluded, self.warnings)])
+
+    def figure(self, *, unit: str = TOKEN_UNIT) -> go.Figure:
+        """Observed against predicted losses, and the misses. unit: of the losses."""
+        from scaling.analysis.figures.forms import form_figure, form_points
+
+        return form_figure(form_points(self.law), unit=unit)
 
     def prediction(self, at: float) -> str:
         """The loss at so much compute, or the best run of it, in text.
