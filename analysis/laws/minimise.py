@@ -77,9 +77,7 @@ def _minimise(
     low: np.ndarray, high: np.ndarray, iterations: int, tolerance: float,
 ) -> Reached:  # fmt: skip
     theta = theta.copy()
-    r, slopes = _seen(model, theta, y)
-    slopes = np.array(slopes)  # the model may have given a view that repeats
-    objective = _objective(r, weights, delta)
+    r, slopes, objective = _seen(model, theta, y, weights, delta)
     damping = np.full(len(theta), 1e-2)
     gradient = np.full(len(theta), np.inf)
     resting = np.zeros(theta.shape, bool)
@@ -108,8 +106,7 @@ def _minimise(
             rest |= blocked
             step = _step(matrix, slope * scale, rest) * scale
         trial = _to_bounds(t, step, low, high)
-        r_new, slopes_new = _seen(model, trial, y[active])
-        new = _objective(r_new, w, delta)
+        r_new, slopes_new, new = _seen(model, trial, y[active], w, delta)
         better = new < objective[active]
         took = active[better]
         theta[took], objective[took] = trial[better], new[better]
@@ -119,20 +116,21 @@ def _minimise(
     return Reached(theta, objective, gradient, resting)
 
 
-def _seen(model: Model, theta: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Residuals (R, n), infinite where there is no prediction, and slopes (R, n, p)."""
+def _seen(
+    model: Model, theta: np.ndarray, y: np.ndarray, weights: np.ndarray, delta: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Residuals (R, n), slopes (R, n, p) and the sum of Huber's loss (R,).
+
+    The sum is infinite where a point that counts has no prediction; one that does not count, and
+    has none, has the residual and the slopes 0.
+    """
     with np.errstate(all="ignore"):
         predicted, slopes = model(theta)
         fine = np.isfinite(predicted) & np.isfinite(slopes).all(-1)
-        return np.where(fine, y - predicted, np.inf), slopes
-
-
-def _objective(r: np.ndarray, weights: np.ndarray, delta: float) -> np.ndarray:
-    """Sum of Huber's loss (R,), infinite where a point that counts has no prediction."""
-    lost = (~np.isfinite(r) & (weights > 0)).any(1)
-    with np.errstate(all="ignore"):
-        each = np.where(weights > 0, weights * huber(np.where(np.isfinite(r), r, 0.0), delta), 0.0)
-    return np.where(lost, np.inf, each.sum(1))
+        r = np.where(fine, y - predicted, 0.0)
+        total = (weights * huber(r, delta)).sum(1)
+    lost = (~fine & (weights > 0)).any(1)
+    return r, np.where(fine[..., None], slopes, 0.0), np.where(lost, np.inf, total)
 
 
 def _cosine(slope: np.ndarray, w: np.ndarray, r: np.ndarray, delta: float) -> np.ndarray:

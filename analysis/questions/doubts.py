@@ -111,7 +111,8 @@ def repetition(points: pd.DataFrame) -> list[str]:
         return []
     return [
         f"the law's points went over a source up to {points['epochs'].max():.3g} times; beyond "
-        f"about {PASSES} passes repeated data teach less than fresh ones (arXiv 2305.16264)"
+        f"about {PASSES} passes repeated data teach less than fresh ones (arXiv 2305.16264); fit "
+        "--form repeated has that in the law"
     ]
 
 

@@ -144,7 +144,7 @@ def fresh(epochs: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, list[str]
     return again, [
         f"repeated data: {int(again.sum())} rows went over their data more than once (up to "
         f"{most:.3g} times) and are left out; the law is of the {int(once.sum())} rows of fresh "
-        f"data"
+        "data (--form repeated has all in its law)"
     ]
 
 

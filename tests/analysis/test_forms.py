@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from scaling.analysis.figures.forms import form_figure, form_points
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.laws.form_fit import fit_form, judge
 from scaling.analysis.laws.form_law import FormLaw
@@ -17,6 +19,7 @@ from scaling.analysis.questions import saved_law
 from scaling.analysis.questions.form_study import fit_study_form
 from scaling.analysis.tables import read
 from scaling.analysis.tables.points import read_form_points
+from scaling.cli import app
 from scaling.errors import UserError
 from scaling.runs import fit
 
@@ -283,3 +286,53 @@ def test_the_shared_table_of_repeated_data(shared_data: Path) -> None:
     for name, value in (("E", 1.87), ("alpha", 0.35), ("beta", 0.35)):
         low, high = found.law.ci[name]
         assert low <= value <= high, name
+
+
+def test_every_run_of_a_search_counts_in_a_law_of_the_rate() -> None:
+    """The best rate, 0.003 (N / 1e8)^-0.4, and what missing it costs, from runs of four sizes."""
+    rng = np.random.default_rng(0)
+    n, k = (one.ravel() for one in np.meshgrid([1e7, 3e7, 1e8, 3e8], np.arange(-3, 4)))
+    lr = 0.003 * (n / 1e8) ** -0.4 * 2.0**k
+    loss = (12 * n**-0.07 + 0.02 * (k * np.log(2)) ** 2) * np.exp(0.001 * rng.standard_normal(28))
+    runs = pd.DataFrame({"params": n, "tokens": 20 * n, "lr": lr, "val_loss": loss})
+    rows, notes = read(runs)
+    assert (rows["role"] == "tuning").sum() == 24 and "best of each cell counts" in " ".join(notes)
+    form = Form(
+        "rates", "x = log(lr / (lr_0 * (N / 1e8)^a)); A * N^(-alpha) + h * x^2",
+        {"A": (1, 1e3), "alpha": (0, 1), "lr_0": (1e-5, 1), "a": (-2, 2), "h": (1e-6, 1)},
+    )  # fmt: skip
+    law = fit_study_form(rows, form, resamples=400, level=0.99).law
+    assert len(law.loss) == 28
+    for name, truth in (("lr_0", 0.003), ("a", -0.4), ("h", 0.02), ("alpha", 0.07)):
+        low, high = law.ci[name]
+        assert low < truth < high, name
+
+
+def test_the_figure_has_the_points_and_what_is_left_over(repeated: FormLaw) -> None:
+    points = form_points(repeated)
+    assert len(points) == 72 and points["miss"].abs().max() < 0.01
+    drawn = form_figure(points)
+    assert len(drawn.data) == 4 and drawn.layout.yaxis.title.text.startswith("observed loss")
+
+
+def test_the_command_fits_saves_and_predicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(line: str) -> str:
+        done = CliRunner().invoke(app, line.split(), catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    monkeypatch.chdir(tmp_path)
+    table().to_csv("runs.csv", index=False)
+    pd.DataFrame({"params": [1e9], "tokens": [1e10], "epochs": [5]}).to_csv("p.csv", index=False)
+    said = run("fit runs.csv --form effective_data --save law.json --figure fit.html --at 1e18")
+    assert "60 rows went over their data more than once (up to 40 times) and count" in said
+    assert "R_D" in said and "best run     1e+18 MACs on 1.6e+09 unique tokens" in said
+    assert (tmp_path / "fit.html").exists() and (tmp_path / "fit.points.csv").exists()
+    again = run("predict law.json p.csv")
+    assert "row 1        loss 2.7" in again and "above the fitted range" in again
+    with pytest.raises(UserError, match="--method hull: --form effective_data does not read it"):
+        run("fit runs.csv --form effective_data --method hull")
+    with pytest.raises(UserError, match=r"E pinned at 99 is not in"):
+        run("fit runs.csv --form effective_data --e 99")
