@@ -286,8 +286,10 @@ def _chosen(
     if law is None:
         raise NotIdentified("no form is identified: " + "; ".join(said))
     beware = []
+    low, high = forms[0].parameters["E"]
+    fresh = FORMS["fresh"] if low < high else FORMS["fresh"].fixed("E", low)
     try:
-        plain = judge(FORMS["fresh"], points, loss, **common)
+        plain = judge(fresh, points, loss, **common)
     except NotIdentified as refusal:
         said.append(f"without repetition: {refusal}")
     else:
