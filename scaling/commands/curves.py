@@ -9,17 +9,28 @@ from scaling.commands.table_options import TableOptions
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+    import plotly.graph_objects as go
+
     from scaling.analysis.questions.saved_law import SavedCurve
 
 
 READ = ("run", "loss", "where", "by")  # of the options of a table
 
 
-def fit_table(source: str, table: TableOptions, delta: float | None, save: Path | None) -> None:
-    """Fit, print and save the law of the loss curves of a table, or one for each value of --by."""
+def fit_table(
+    source: str, table: TableOptions, delta: float | None, save: Path | None, figure: Path | None,
+    draw: Callable[[str, go.Figure, pd.DataFrame, Path], None],
+) -> None:  # fmt: skip
+    """Fit, print, save and draw the law of the loss curves of a table, or of each value of --by.
+
+    draw: writes a figure and its points.
+    """
     from scaling.analysis.laws.fit import NotIdentified
     from scaling.analysis.questions import saved_law
-    from scaling.analysis.questions.curve_study import study_curves
+    from scaling.analysis.questions.curve_study import predictions, study_curves
     from scaling.runs import curves_of
     from scaling.storage import outputs
 
@@ -42,6 +53,13 @@ def fit_table(source: str, table: TableOptions, delta: float | None, save: Path 
             without += 1
             continue
         print(found.summary())
+        if figure is not None:
+            from scaling.analysis.figures.curves import curve_figure
+
+            draw(
+                "scaling fit", curve_figure(points := predictions(found.law, curves)[0]), points,
+                figure if len(groups) == 1 else figure.with_stem(f"{figure.stem}-{number}"),
+            )  # fmt: skip
         if save is not None:
             path = save if len(groups) == 1 else save.with_stem(f"{save.stem}-{number}")
             outputs.write("scaling fit", path, saved_law.text(found, said))

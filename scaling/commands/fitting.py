@@ -143,9 +143,9 @@ def fit(
     if form == CURVE:
         from scaling.commands.curves import READ, fit_table
 
-        unlike |= {"at": at, **{k: v for k, v in table.items() if k not in READ}}
+        unlike |= {"at": at, "figure": None, **{k: v for k, v in table.items() if k not in READ}}
         _refuse_unread("--form curve", "fit another form", **unlike)
-        fit_table(source, table, _criterion(None, delta).get("delta"), save)
+        fit_table(source, table, _criterion(None, delta).get("delta"), save, figure, draw)
         return
     if Path(source).is_dir() and table["metric"] not in (None, "loss"):
         unlike |= {"delta": delta, "save": save, **table, "metric": None}

@@ -44,8 +44,10 @@ def run() -> Run:
 
 
 def test_a_law_of_each_size_is_saved_and_predicts_a_schedule(run: Run) -> None:
-    said = run("fit history.csv --form curve --by params --save curve.json")
+    said = run("fit history.csv --form curve --by params --save curve.json --figure curve.html")
     assert said.count("at the end   cosine to 10%, 23950 steps: loss") == 2
+    drawn = pd.read_csv("curve-2.points.csv")
+    assert drawn["observed"].notna().all() and Path("curve-2.html").stat().st_size > 10_000
     assert "beware       log C" not in said and "not told by these curves" in said
     said = run("predict curve-1.json schedules.csv --out predicted.csv")
     assert "run          wsd, step 24000: loss " in said
