@@ -17,7 +17,7 @@ from scaling.analysis.tables.histories import join_sparse
 from scaling.analysis.tables.losses import read_loss
 from scaling.analysis.tables.quantities import column_line
 from scaling.analysis.tables.states import rows_where
-from scaling.analysis.tables.units import numbers
+from scaling.analysis.tables.units import Cells, numbers
 from scaling.errors import UserError
 
 SIZES = 1.02  # within this factor they are one
@@ -67,18 +67,8 @@ def read_curves(
             cells[str(quality.column)] = quality.cells
         notes += [column_line("loss", quality, ""), *more]
     notes += [*joined, f"step: column {step!r}", f"learning rate: column {rate!r}, of each step"]
-    for column, read in cells.items():
-        for row, text in read.unread.items():
-            raise UserError(
-                f"{len(read.unread)} cells are no numbers: {text!r} in column {str(column)!r}, row "
-                f"{row + 1}; write plain numbers there, or leave the row out with --where"
-            )
     at = cells[step].values
-    if name is None and (np.diff(at) <= 0).any():
-        raise UserError(
-            "no column of runs, and steps that go back: are these several runs? Add a column run, "
-            "or name it with --run"
-        )
+    _refuse_unread(cells, None if name is not None else at)
     known = np.isfinite(at) & np.isfinite(cells[rate].values)
     if lost := int((known & ~np.isfinite(values)).sum()) * measured:
         notes.append(f"{lost} rows have no finite loss; of them the rate alone counts")
@@ -100,6 +90,21 @@ def read_curves(
         _refuse_sizes(table, rows.run, which, group)
         out[group] = _curves(rows, which, measured)
     return out, notes
+
+
+def _refuse_unread(cells: dict[str, Cells], alone: np.ndarray | None) -> None:
+    """Cells that are no numbers; alone: the steps of a table without runs, which must increase."""
+    for column, read in cells.items():
+        for row, text in read.unread.items():
+            raise UserError(
+                f"{len(read.unread)} cells are no numbers: {text!r} in column {str(column)!r}, row "
+                f"{row + 1}; write plain numbers there, or leave the row out with --where"
+            )
+    if alone is not None and (np.diff(alone) <= 0).any():
+        raise UserError(
+            "no column of runs, and steps that go back: are these several runs? Add a column run, "
+            "or name it with --run"
+        )
 
 
 def _rate(table: Table, run: str | None) -> str:
