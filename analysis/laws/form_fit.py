@@ -88,7 +88,8 @@ def fit_form(
 
     Args:
         form: of laws/formulas.py.
-        columns: (n,) each, those that the formula names, positive.
+        columns: (n,) each, those that the formula names: N, D, C, U, lr and batch positive, any
+            other finite.
         loss: (n,), positive, in nats.
         groups: (n,) run ids, resampled whole; of a form with cells, their cells are.
         weights: (n,) positive, in proportion to 1 / variance of log loss.
@@ -192,7 +193,16 @@ def _checked(
         )
     given: dict[str, np.ndarray] = {}
     for name in form.columns:
-        given[name], losses = checked(columns[name], loss, names=(name, "loss"))
+        if name in MEANINGS:
+            given[name], losses = checked(columns[name], loss, names=(name, "loss"))
+            continue
+        _, losses = checked(loss, loss, names=("loss", "loss"))
+        given[name] = np.asarray(columns[name], dtype=float).ravel()
+        if given[name].shape != losses.shape or not np.isfinite(given[name]).all():
+            raise UserError(
+                f"{name} has {len(given[name])} values for {len(losses)} losses, or some are no "
+                "numbers: give one finite number for each"
+            )
     return given, losses
 
 
@@ -211,7 +221,7 @@ def _require(points: Points) -> None:
             "in place of bounds)"
         )
     for name, values in points.columns.items():
-        if np.ptp(np.log(values)) < 1e-9:
+        if np.ptp(values) < 1e-9 * np.abs(values).max():
             raise NotIdentified(
                 f"{form.name}: every run has the same {told(name)}, {values[0]:g}: what the loss "
                 "owes to it cannot be told; add runs that differ in it, or take it out of the "
@@ -228,6 +238,12 @@ def _require(points: Points) -> None:
             raise NotIdentified(
                 f"{form.name}: no run has fresh data alone (one epoch or less), so what repetition "
                 "takes away cannot be told from what data give: add such runs"
+            )
+        times = np.unique(np.round((points.columns["D"] / points.columns["U"])[again], 2))
+        if len(times) < 2:
+            raise NotIdentified(
+                f"{form.name}: the runs that repeat data all do so {times[0]:g} times: how "
+                "repetition adds up takes at least two numbers of epochs beside fresh data"
             )
     if np.ptp(points.y) < 1e-9:
         raise NotIdentified(

@@ -150,9 +150,16 @@ class FormLaw:
         """
         far, refused = 0.0, [NO_NOISE] if self.computed else []
         for name, value in self._given(columns).items():
-            if value.shape or not (np.isfinite(value) and value > 0):
-                raise UserError(f"{name} is {columns[name]!r}: give one positive number")
-            runs = self.columns[name]
+            runs, own = self.columns[name], name not in MEANINGS
+            if value.shape or not (np.isfinite(value) and (own or value > 0)):
+                kind = "finite" if own else "positive"
+                raise UserError(f"{name} is {columns[name]!r}: give one {kind} number")
+            if own:  # of any sign: no decades
+                if abs(value - np.clip(value, runs.min(), runs.max())) > np.ptp(runs):
+                    refused.append(
+                        f"no interval: {name} is farther beyond the runs than they reach"
+                    )
+                continue
             decades = float(np.log10(value / np.clip(value, runs.min(), runs.max())))
             reach = float(np.log10(runs.max() / runs.min()))
             far = max(far, decades, key=abs)

@@ -176,7 +176,10 @@ def fit_study_form(
     if table.empty:
         raise none_left("a loss and compute", ladder.left_out())
     values = pd.DataFrame({name: _column(table, name) for name in columns})
-    fine = values.apply(lambda one: usable(one, "compute")).all(axis=1).to_numpy()
+    fine = np.ones(len(table), bool)
+    for name in columns:  # those of a table's own may be 0, or negative
+        one = values[name].to_numpy(float)
+        fine &= usable(one, "compute") if name in MEANINGS else np.isfinite(one)
     excluded = (*ladder.left_out(), (f"no usable {', '.join(columns)}", int((~fine).sum())))
     if not fine.any():
         raise none_left(", ".join(map(told, columns)), excluded)
@@ -268,7 +271,7 @@ def _chosen(
     speaks against it."""
     if len(forms) == 1:
         return fit_form(forms[0], points, loss, **options), (), []
-    said, errors = [], dict[str, HeldOut | None]()
+    said, errors = list[str](), dict[str, HeldOut | None]()
     common = {k: v for k, v in options.items() if k not in ("groups", "level", "resamples")}
     for form in forms:
         try:
@@ -284,7 +287,10 @@ def _chosen(
         except NotIdentified as refusal:
             said.append(str(refusal))
     if law is None:
-        raise NotIdentified("no form is identified: " + "; ".join(said))
+        reasons = [
+            text.removeprefix(f"{one.name}: ") for one, text in zip(forms, said, strict=False)
+        ]
+        raise NotIdentified("no form is identified: " + "; ".join(dict.fromkeys(reasons)))
     beware = []
     low, high = forms[0].parameters["E"]
     fresh = FORMS["fresh"] if low < high else FORMS["fresh"].fixed("E", low)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from scaling.analysis.laws.form_law import FormLaw
-from scaling.analysis.laws.formulas import Form
+from scaling.analysis.laws.formulas import MEANINGS, Form
 from scaling.analysis.laws.parametric_law import SurfaceStatus
 from scaling.analysis.questions.saved_values import (
     Wrong,
@@ -51,7 +51,8 @@ def form_law(about: dict[str, Any], data: dict[str, Any]) -> FormLaw:
         level=number(about, "level", 0.01, 0.9999), ci=intervals(part(about, "interval")),
         status=status_of(SurfaceStatus, about), objective=number(about, "objective"),
         corner=np.inf if about.get("corner") is None else number(about, "corner", 0),
-        columns={name: array(columns, name, loss.shape, positive=True) for name in form.columns},
+        columns={name: array(columns, name, loss.shape, positive=name in MEANINGS)
+                 for name in form.columns},
         loss=loss, samples=array(data, "samples", (None, len(form.names))),
         run_index=array(data, "run_index", loss.shape).astype(int),
         weights=optional(data, "weights", loss.shape, positive=True),

@@ -113,7 +113,8 @@ def read_form_points(
     refused = np.full(len(out), "", dtype=object)
     for name in columns:
         one = values[name]
-        for i in np.flatnonzero(~(np.isfinite(one) & (one > 0)) & (refused == "")):
+        wrong = ~(np.isfinite(one) & ((one > 0) | (name not in MEANINGS)))
+        for i in np.flatnonzero(wrong & (refused == "")):
             refused[i] = f"{name} is {'missing' if np.isnan(one[i]) else f'{one[i]:g}'}"
     return out.assign(refused=refused), notes
 

@@ -153,6 +153,9 @@ def test_repeated_rows_count_where_the_form_has_u() -> None:
          "0 of 72 runs repeat data: a law of repetition needs at least 3"),
         (lambda t: t[t["tokens"] > t["unique_tokens"]], "effective_data",
          "no run has fresh data alone"),
+        (lambda t: t[t["tokens"].isin([u * k for u in (1e8, 4e8, 1.6e9) for k in (1, 8)])
+                     & (t["tokens"] / t["unique_tokens"]).isin([1, 8])], "effective_data",
+         "repeat data all do so 8 times"),
         (lambda t: t.head(6), "effective_data", "6 distinct runs for 6 parameters"),
         (lambda t: t.assign(params=1e8), "effective_data", r"the same N \(parameters\), 1e\+08"),
         (lambda t: t.assign(val_loss=3.0), "effective_data", "the loss is the same in every run"),
@@ -336,3 +339,22 @@ def test_the_command_fits_saves_and_predicts(
         run("fit runs.csv --form effective_data --method hull")
     with pytest.raises(UserError, match=r"E pinned at 99 is not in"):
         run("fit runs.csv --form effective_data --e 99")
+
+
+def test_a_column_of_ones_own_may_be_nil() -> None:
+    rng = np.random.default_rng(0)
+    n, drop = (one.ravel() for one in np.meshgrid(np.logspace(7, 9, 8), [-0.1, 0.0, 0.1]))
+    loss = (12 * n**-0.07 + 0.5 * drop) * np.exp(0.001 * rng.standard_normal(24))
+    form = Form(
+        "drop", "A * N^(-alpha) + h * drop", {"A": (1, 1e3), "alpha": (0, 1), "h": (0, 5)}
+    )  # fmt: skip
+    rows, _ = read(
+        pd.DataFrame({"params": n, "tokens": 20 * n, "drop": drop, "val_loss": loss}),
+        keep=("drop",),
+    )
+    law = fit_study_form(rows, form, resamples=100).law
+    assert len(law.loss) == 24 and law.values["h"] == pytest.approx(0.5, rel=0.05)
+    assert np.isfinite(law.predict(N=1e9, drop=0.0).low)
+    assert "drop is farther beyond" in law.predict(N=1e9, drop=5.0).refused
+    with pytest.raises(UserError, match="N is 0: give one positive number"):
+        law.predict(N=0, drop=0.0)
