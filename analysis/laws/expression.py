@@ -16,7 +16,6 @@ import ast
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 
@@ -33,7 +32,6 @@ OPERATORS: dict[type[ast.operator], str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "^",
 }  # fmt: skip
 
-T = TypeVar("T")
 Slopes = dict[int, np.ndarray]  # of a part, by parameter; what is not there is 0
 
 

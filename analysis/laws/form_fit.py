@@ -42,7 +42,7 @@ STARTS = 24  # that go on
 LARGE = 500  # points beyond which a resample is one linear step from the estimate
 UNMOVED = 1e-3  # gradient at which no start has reached a minimum
 CLOSE = 1e-4  # at which a resample has: a hundredth of what noise moves it by, or less
-SINGULAR, HARDLY = 1e13, 1e8  # condition of the scaled normal matrix: no answer; a doubtful one
+SINGULAR = 1e13  # condition of the scaled normal matrix beyond which there is no answer
 MOST = 0.5  # of the resamples on one bound: the parameter is not told from it
 HELD = 0.8  # quantile of the runs' compute above which they are held out
 

@@ -37,7 +37,8 @@ def form_law(about: dict[str, Any], data: dict[str, Any]) -> FormLaw:
     try:
         form = Form(
             str(about.get("name")), str(about.get("formula")),
-            {name: tuple(array(bounds, name, (2,)).tolist()) for name in bounds},
+            {name: (float(low), float(high)) for name in bounds
+             for low, high in [array(bounds, name, (2,))]},
             str(about.get("reference", "")),
         )  # fmt: skip
     except UserError as error:

@@ -232,7 +232,9 @@ def _law(content: dict[str, Any]) -> SavedLaw | SavedCurve:
             raise Wrong(f"its law of the loss curve lacks or spoils {error}") from None
     about, data = part(content, "law"), part(content, "data")
     if about.get("form") == "formula":
-        return SavedLaw(form_law(about, data), tuple(warnings), number(about, "per_token"))
+        none = about.get("per_token") is None  # of a form without N or D
+        per_token = float("nan") if none else number(about, "per_token", TINY)
+        return SavedLaw(form_law(about, data), tuple(warnings), per_token)
     parameters = part(about, "parameters")
     common: dict[str, Any] = {
         "unit": about.get("unit"), "level": number(about, "level", 0.01, 0.9999),

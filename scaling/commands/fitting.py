@@ -154,7 +154,7 @@ def fit(
         _fit_quality(Path(source), table["metric"], form, at, seed)
         return
     other = _check_form(form, of, method=method, loss_kind=loss_kind, figure=figure)
-    chosen = {"form": other or form, "method": method, "seed": seed, **_criterion(loss_kind, delta)}
+    chosen = _criterion(loss_kind, delta) | {"form": other or form, "method": method, "seed": seed}
     of_ladder = {"variable": of, "e": e, "weights": weights}
     rows = read(source, of=of, keep=() if weights is None else (weights,), form=other, **table)
     bewares = bewares_of(rows.attrs.get("notes", ()))

@@ -245,6 +245,7 @@ def test_a_saved_form_predicts_as_it_did(tmp_path: Path) -> None:
     path = tmp_path / "law.json"
     path.write_text(saved_law.text(found))
     saved = saved_law.load(path)
+    assert isinstance(saved, saved_law.SavedLaw)
     points, _ = read_form_points(
         pd.DataFrame({"params": [1e9, 1e8], "tokens": [1e10, None], "epochs": [5, 1]}),
         found.law.form.columns,
@@ -341,7 +342,7 @@ def test_the_command_fits_saves_and_predicts(
         run("fit runs.csv --form effective_data --e 99")
 
 
-def test_a_column_of_ones_own_may_be_nil() -> None:
+def test_a_column_of_ones_own_may_be_nil(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     n, drop = (one.ravel() for one in np.meshgrid(np.logspace(7, 9, 8), [-0.1, 0.0, 0.1]))
     loss = (12 * n**-0.07 + 0.5 * drop) * np.exp(0.001 * rng.standard_normal(24))
@@ -352,9 +353,15 @@ def test_a_column_of_ones_own_may_be_nil() -> None:
         pd.DataFrame({"params": n, "tokens": 20 * n, "drop": drop, "val_loss": loss}),
         keep=("drop",),
     )
-    law = fit_study_form(rows, form, resamples=100).law
+    found = fit_study_form(rows, form, resamples=100)
+    law = found.law
     assert len(law.loss) == 24 and law.values["h"] == pytest.approx(0.5, rel=0.05)
-    assert np.isfinite(law.predict(N=1e9, drop=0.0).low)
+    said = law.predict(N=1e9, drop=0.0)
+    assert np.isfinite(said.low)
     assert "drop is farther beyond" in law.predict(N=1e9, drop=5.0).refused
+    (tmp_path / "law.json").write_text(saved_law.text(found))
+    saved = saved_law.load(tmp_path / "law.json")
+    assert isinstance(saved, saved_law.SavedLaw) and isinstance(saved.law, FormLaw)
+    assert str(saved.law.predict(N=1e9, drop=0.0)) == str(said)
     with pytest.raises(UserError, match="N is 0: give one positive number"):
         law.predict(N=0, drop=0.0)
