@@ -31,6 +31,12 @@ def form_data(law: FormLaw) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def per_token(about: dict[str, Any]) -> float:
+    """MACs over N D; NaN of a form without N or D. Raises Wrong."""
+    none = about.get("per_token") is None
+    return float("nan") if none else number(about, "per_token", 1e-300)
+
+
 def form_law(about: dict[str, Any], data: dict[str, Any]) -> FormLaw:
     """The law that `form_data` and its own `to_json` hold. Raises Wrong."""
     bounds = part(about, "bounds")

@@ -42,7 +42,7 @@ from scaling.analysis.questions.curve_study import StudyCurve, law_of_json
 from scaling.analysis.questions.form_study import StudyForm
 from scaling.analysis.questions.frontier import StudyLaw
 from scaling.analysis.questions.parametric_study import StudySurface
-from scaling.analysis.questions.saved_form import form_data, form_law
+from scaling.analysis.questions.saved_form import form_data, form_law, per_token
 from scaling.analysis.questions.saved_values import (
     Wrong,
     array,
@@ -232,9 +232,7 @@ def _law(content: dict[str, Any]) -> SavedLaw | SavedCurve:
             raise Wrong(f"its law of the loss curve lacks or spoils {error}") from None
     about, data = part(content, "law"), part(content, "data")
     if about.get("form") == "formula":
-        none = about.get("per_token") is None  # of a form without N or D
-        per_token = float("nan") if none else number(about, "per_token", TINY)
-        return SavedLaw(form_law(about, data), tuple(warnings), per_token)
+        return SavedLaw(form_law(about, data), tuple(warnings), per_token(about))
     parameters = part(about, "parameters")
     common: dict[str, Any] = {
         "unit": about.get("unit"), "level": number(about, "level", 0.01, 0.9999),
