@@ -62,6 +62,7 @@ def make(folder: Path, runs: int) -> tuple[int, Path]:
     from scaling.plan.runs import ladder_runs, step_macs
     from scaling.results import dumps
     from scaling.study import pipeline
+    from scaling.study.rates import record
     from scaling.study_folder import Study
     from scaling.training.ranks import Ranks
     from scaling.training.row import cost, identity
@@ -104,7 +105,7 @@ def make(folder: Path, runs: int) -> tuple[int, Path]:
         there.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
         there.rows_json.write_text(dumps(rows))
     study.yaml.write_text(describe(config))
-    pipeline.record(study, planned)
+    record(study, planned)
     return runs, study.folder
 
 

@@ -172,8 +172,8 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: no such file") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a CSV table ({error})") from None
-    for column, default in ADDED.items():
-        table[column] = table.get(column, default)
+    for added, default in ADDED.items():
+        table[added] = table.get(added, default)
     missing = [c for c in COLUMNS if c not in table]
     if missing:
         raise UserError(

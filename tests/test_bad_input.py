@@ -31,6 +31,7 @@ from scaling.errors import UserError
 from scaling.plan.runs import ladder_runs
 from scaling.results import dumps
 from scaling.study import pipeline as study
+from scaling.study.rates import record
 from scaling.study_folder import Study
 from tests.jobs.test_mlflow_copy import row
 
@@ -139,7 +140,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "study.yaml").write_text(describe(config))
     data = TokenData.open(study.encode(config, Study(folder), print))
     runs, _ = ladder_runs(config, 2.0**-6, data.key, data.path)
-    study.record(Study(folder), runs)
+    record(Study(folder), runs)
     for run in runs:
         run_dir = folder / "runs" / run.run_id
         run_dir.mkdir(parents=True)

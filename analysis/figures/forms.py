@@ -44,9 +44,9 @@ def form_figure(points: pd.DataFrame, *, unit: str = TOKEN_UNIT) -> go.Figure:
         )  # fmt: skip
     ends = [float(f(points[["observed", "predicted"]].to_numpy())) for f in (np.min, np.max)]
     line = {"color": LAW, "width": 2}
-    for column, y in ((1, ends), (2, [0.0, 0.0])):
+    for column, level in ((1, ends), (2, [0.0, 0.0])):
         drawn.add_scatter(
-            x=ends, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False, row=1,
+            x=ends, y=level, mode="lines", line=line, hoverinfo="skip", showlegend=False, row=1,
             col=column,
         )  # fmt: skip
     axis = {"gridcolor": GRID, "zeroline": False, "tickfont": {"color": SOFT}}

@@ -121,7 +121,8 @@ class Design:
         b = np.exp(log_b)
 
         def of_rows(values: np.ndarray) -> np.ndarray:
-            return b * np.bincount(self.row, values, self.rows)
+            summed: np.ndarray = b * np.bincount(self.row, values, self.rows)
+            return summed
 
         fallen = of_rows(self.weight * (1 - left))
         slopes[:, 3] = -fallen
@@ -229,10 +230,11 @@ class CurveLaw:
             raise UserError(f"steps must be positive and at most {schedule.end:g}")
         nothing = np.full(len(at), np.nan)
         if refused := self._refusal(schedule):
-            return CurvePrediction(at, *[nothing] * 5, refused=refused)
+            return CurvePrediction(at, nothing, nothing, nothing, nothing, nothing, refused)
         log_loss, slopes = Design([schedule], [at], self.top).log_loss(self.theta)
         if not np.isfinite(log_loss).all():
-            return CurvePrediction(at, *[nothing] * 5, refused="the law falls below 0 there")
+            refused = "the law falls below 0 there"
+            return CurvePrediction(at, nothing, nothing, nothing, nothing, nothing, refused)
         spread = np.einsum("ni,ij,nj->n", slopes, self.covariance, slopes)
         law = self._t * np.sqrt(spread + self.misfit**2)
         run = self._t * np.sqrt(spread + self.misfit**2 + self.noise**2)

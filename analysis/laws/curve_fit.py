@@ -332,12 +332,12 @@ def _with_warnings(
                 f"curve {curve.name} lies {off:+.1%} off the law as a whole: another model, data, "
                 "batch or seed? One law is of one of each"
             )
-    rows = max(1.0, law.rows / (BLOCKS * len(curves)))
+    of_stretch = max(1.0, law.rows / (BLOCKS * len(curves)))  # rows
     if law.noise > 0.05:
         said.append(
             f"a row scatters by {law.noise:.0%} about its curve: average the losses over more steps"
         )
-    if law.misfit > max(0.01, 2 * law.noise / np.sqrt(rows)):
+    if law.misfit > max(0.01, 2 * law.noise / np.sqrt(of_stretch)):
         said.append(
             f"the curves depart from the law by {law.misfit:.1%} over whole stretches: it is no "
             "law of theirs; do their names mix several models?"

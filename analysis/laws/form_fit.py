@@ -299,7 +299,8 @@ def starts(points: Points, seed: int) -> np.ndarray:
             r = some.y - form.log_loss(some.columns, theta[rows])[0]
             value[rows] = (some.weights * huber(r, LOOSE)).sum(1)
     value[~np.isfinite(value)] = np.inf
-    return theta[np.argsort(value, kind="stable")[:STARTS]]
+    found: np.ndarray = theta[np.argsort(value, kind="stable")[:STARTS]]
+    return found
 
 
 def _solved(points: Points, theta: np.ndarray, linear: list[int]) -> np.ndarray:
@@ -414,7 +415,8 @@ def _resample(
 
 
 def _widened(form: Form, samples: np.ndarray, theta: np.ndarray, worth: float) -> np.ndarray:
-    return np.clip(widen(samples, theta, worth, form.free), *form.bounds)
+    found: np.ndarray = np.clip(widen(samples, theta, worth, form.free), *form.bounds)
+    return found
 
 
 def _noise(points: Points, theta: np.ndarray, index: np.ndarray) -> Noise:

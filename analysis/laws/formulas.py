@@ -225,7 +225,7 @@ def form_of(content: object, where: str) -> Form:
         raise UserError(f"{where}: {error}") from None
 
 
-def _pair(ends: object) -> tuple[float, float] | None:
+def _pair(ends: Any) -> tuple[float, float] | None:
     """Bounds of [low, high] or of a number; YAML reads 1e6 as text, which is a number too."""
     several = list(ends) if isinstance(ends, (list, tuple)) else [ends, ends]
     if len(several) != 2 or any(isinstance(one, bool) for one in several):

@@ -175,12 +175,13 @@ def _tracked(shown: Sources, found: Findings) -> Texts:
         best = davis_best(tracked.rows).sort_values("macs_total").drop_duplicates(
             "weights", keep="last"
         )  # fmt: skip
-        told = [
-            f"{'' if row.weights == 'trained' else row.weights + ' '}"
-            f"{'' if row.weights == 'pixels' else str(row.size) + ' '}"
-            f"{row.j_mean:.1%} / {row.f_mean:.1%} / {row.jf:.1%}"
-            for row in best.itertuples()
-        ]
+        told = []
+        for row in best.to_dict("records"):
+            of = {"trained": row["size"], "random": f"random {row['size']}"}
+            told.append(
+                f"{of.get(row['weights'], row['weights'])} "
+                f"{row['j_mean']:.1%} / {row['f_mean']:.1%} / {row['jf']:.1%}"
+            )
         yield (
             f"{', '.join(told)} (J / F / J&F; {about['data']}, {about['protocol']}, "
             f"{about['rows']} rows)"

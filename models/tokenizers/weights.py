@@ -122,12 +122,14 @@ def convert(sources: Sequence[Path], target: Path, family: str | None = None) ->
             DVAE.from_weights(merged)
         save_file(merged, target)
         return Converted(len(merged), told)
-    known = _family(merged, sources[0])
-    if None not in (family, known) and family != known:
-        raise UserError(f"--family {family}: {sources[0]} says that it is {known}.")
-    made = VQGAN.from_weights(_of_llamagen(merged), family or known)
+    told_by_file = _family(merged, sources[0])
+    if None not in (family, told_by_file) and family != told_by_file:
+        raise UserError(f"--family {family}: {sources[0]} says that it is {told_by_file}.")
+    made = VQGAN.from_weights(_of_llamagen(merged), family or told_by_file)
     made.save(target)
-    said = "as you say" if family else "as the file says" if known else "as its shapes let assume"
+    said = "as you say" if family else "as its shapes let assume"
+    if family is None and told_by_file is not None:
+        said = "as the file says"
     told.append(f"family {made.family}, {said}: a vector becomes {FAMILIES[made.family]}")
     return Converted(len(made.state_dict()), told)
 

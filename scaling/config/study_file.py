@@ -84,7 +84,7 @@ def _wrong_settings(config: StudyConfig) -> Iterator[dict[str, Any]]:
     for where, asked in swept.items():
         given, told = asked.over.given, []
         sequences = asked.steps * config.train.batch
-        batches = [b for b in given.get("batch", ()) if isinstance(b, int)]  # type: ignore[union-attr]
+        batches = [b for b in given.get("batch", ()) if isinstance(b, int)]
         if no := [b for b in batches if sequences % b]:
             told.append(
                 f"{no} do not divide the {sequences:,} sequences that every run sees, steps "

@@ -295,7 +295,7 @@ class Board:
         from optuna.distributions import IntDistribution
         from optuna.trial import TrialState
 
-        spaces = {
+        spaces: dict[Any, dict[str, Any]] = {
             place: {"log2_lr": IntDistribution(min(powers), max(powers))}
             for place, powers in log2_lrs.items()
         }

@@ -215,7 +215,7 @@ def test_answers_and_their_table(found: StudyCurve) -> None:
 
 
 def changed(curve: Curve, **columns: object) -> Curve:
-    return Curve(**{**vars(curve), **columns})  # type: ignore[arg-type]
+    return Curve(**{**vars(curve), **columns})
 
 
 BAD: dict[str, tuple[Callable[[], object], str]] = {

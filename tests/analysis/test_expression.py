@@ -1,6 +1,7 @@
 """Formulas as text: values, exact derivatives, what is refused and never run."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +24,10 @@ TRUTH = {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 1500.0, "beta": 0.36, "R_N": 
 )
 def test_derivatives_against_finite_differences(text: str) -> None:
     law, rng = parse(text), np.random.default_rng(0)
-    columns = {
+    columns: dict[str, Any] = {
         "N": rng.uniform(1e6, 1e8, 9), "D": rng.uniform(1e8, 1e9, 9), "U": rng.uniform(1e7, 2e8, 9)
     }  # fmt: skip
-    theta = {name: np.array([[value], [1.2 * value]]) for name, value in TRUTH.items()}
+    theta: dict[str, Any] = {n: np.array([[value], [1.2 * value]]) for n, value in TRUTH.items()}
     by = [name for name in TRUTH if name in law.names]
     values, slopes = law.derivatives({**columns, **theta}, by)
     assert values.shape == (2, 9) and slopes.shape == (2, 9, len(by))

@@ -66,6 +66,7 @@ def test_the_file_predicts_what_the_fit_predicts(
     path = tmp_path / "law.json"
     path.write_text(saved_law.text(found))
     saved = saved_law.load(path)
+    assert isinstance(saved, saved_law.SavedLaw)
     for at in (1e11, 3e12, 1e14, 1e25):
         assert saved.prediction(at) == found.prediction(at)
         if isinstance(found.law, ParametricLaw):
@@ -82,7 +83,9 @@ def test_the_file_predicts_what_the_fit_predicts(
     assert saved.law.given == found.law.given and saved.law.level == found.law.level
     again = tmp_path / "again.json"
     again.write_text(path.read_text())
-    assert saved_law.load(again).prediction(1e13) == saved.prediction(1e13)
+    twice = saved_law.load(again)
+    assert isinstance(twice, saved_law.SavedLaw)
+    assert twice.prediction(1e13) == saved.prediction(1e13)
 
 
 def test_the_file_is_plain_json_that_says_what_it_is(law: dict[str, Any]) -> None:
@@ -97,6 +100,7 @@ def test_points_are_refused_on_their_own_rows(rows: pd.DataFrame, tmp_path: Path
     path = tmp_path / "law.json"
     path.write_text(saved_law.text(fit_frontier(rows, resamples=200)))
     saved = saved_law.load(path)
+    assert isinstance(saved, saved_law.SavedLaw)
     cells = ["1e12", "1e13", "", "0", "-3", "none of them", "1e30", "inf"]
     points, notes = read_points(pd.DataFrame({"train_flops": cells}), saved.of)
     table, texts = saved.predict(points)
@@ -120,6 +124,7 @@ def test_a_surface_takes_points_or_budgets(rows: pd.DataFrame, tmp_path: Path) -
     path = tmp_path / "law.json"
     path.write_text(saved_law.text(found))
     saved = saved_law.load(path)
+    assert isinstance(saved, saved_law.SavedLaw)
     points, _ = read_points(pd.DataFrame({"N": ["1M", "x"], "D": ["1B", "1B"]}), "both")
     told, texts = saved.predict(points)
     one = found.law.predict(1e6, 1e9)
