@@ -28,17 +28,18 @@ def test_derivatives_against_finite_differences(text: str) -> None:
         "N": rng.uniform(1e6, 1e8, 9), "D": rng.uniform(1e8, 1e9, 9), "U": rng.uniform(1e7, 2e8, 9)
     }  # fmt: skip
     theta: dict[str, Any] = {n: np.array([[value], [1.2 * value]]) for n, value in TRUTH.items()}
+    at: dict[str, Any] = {**columns, **theta}
     by = [name for name in TRUTH if name in law.names]
-    values, slopes = law.derivatives({**columns, **theta}, by)
+    values, slopes = law.derivatives(at, by)
     assert values.shape == (2, 9) and slopes.shape == (2, 9, len(by))
     for i, name in enumerate(by):
         h = 1e-6 * theta[name]
-        up, down = (law({**columns, **theta, name: theta[name] + s * h}) for s in (1, -1))
+        up, down = (law(at | {name: theta[name] + s * h}) for s in (1, -1))
         assert slopes[..., i] == pytest.approx((up - down) / (2 * h), rel=1e-5, abs=1e-12)
 
 
 def test_powers_signs_and_ties() -> None:
-    at = {"a": np.array([0.0, -2.0, 3.0]), "b": 2.0}
+    at: dict[str, Any] = {"a": np.array([0.0, -2.0, 3.0]), "b": 2.0}
     assert parse("-a^b")(at).tolist() == [0, -4, -9]  # ^ binds tighter than the sign
     assert parse("a + 1^b + 2 * 3^2 - 4 / 2 / 2")(at).tolist() == [18, 16, 21]
     assert parse("2^3^2")({}) == 512
