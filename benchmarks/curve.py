@@ -70,7 +70,8 @@ def first_four(curves: list[dict[str, Any]]) -> np.ndarray:
             minimize(objective, start, method="L-BFGS-B", bounds=[(0, None)] * 4, options=options)
             for start in starts
         ]
-    best: np.ndarray = min(found, key=lambda one: one.fun).x
+    fine = [one for one in found if np.isfinite(one.fun)]
+    best: np.ndarray = min(fine, key=lambda one: one.fun).x
     return best
 
 

@@ -321,6 +321,12 @@ def _with_warnings(
             "taken from published ones with their spread; add runs whose rate falls at another "
             "place or speed"
         )
+    if law.peaks[1] > 1.05 * law.peaks[0]:
+        said.append(
+            f"peak rates from {law.peaks[0]:.3g} to {law.peaks[1]:.3g}: the law was published for "
+            "curves of one, and another peak changes more than the sums; fit one at a time "
+            "(--where)"
+        )
     if law.status.at_bound:
         said.append(f"at a bound: {', '.join(law.status.at_bound)}")
     if not law.status.converged:

@@ -129,9 +129,10 @@ def predictions(law: CurveLaw, curves: Sequence[Curve]) -> tuple[pd.DataFrame, l
     frames, texts = [], []
     for curve in curves:
         schedule = curve.schedule
-        at = curve.step if len(curve.step) else schedule.step[schedule.step > 0]
+        there = curve.step > 0
+        at = curve.step[there] if there.any() else schedule.step[schedule.step > 0]
         one = law.predict(schedule, at)
-        observed = curve.loss if len(curve.loss) else np.full(len(at), np.nan)
+        observed = curve.loss[there] if there.any() else np.full(len(at), np.nan)
         columns = {
             "run": curve.name, "step": at, "lr": schedule.at(at), "loss": one.loss, "low": one.low,
             "high": one.high, "run_low": one.run_low, "run_high": one.run_high,

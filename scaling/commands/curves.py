@@ -36,9 +36,7 @@ def fit_table(
 
     options = {name: table[name] for name in READ}
     groups, notes = curves_of(source, **options)
-    for note in notes:
-        beware = note.startswith("beware: ")
-        print(f"  {'beware' if beware else 'read':13s}{note.removeprefix('beware: ')}")
+    _say(notes)
     said = [note.removeprefix("beware: ") for note in notes if note.startswith("beware: ")]
     without = 0
     for number, (group, curves) in enumerate(groups.items(), 1):
@@ -68,6 +66,12 @@ def fit_table(
         raise NotIdentified("no part has a law; the reason of each stands above")
 
 
+def _say(notes: list[str]) -> None:
+    for note in notes:
+        beware = note.startswith("beware: ")
+        print(f"  {'beware' if beware else 'read':13s}{note.removeprefix('beware: ')}")
+
+
 def predict_table(
     saved: SavedCurve, points: Path, table: TableOptions, out: Path | None, command: str
 ) -> None:
@@ -83,8 +87,7 @@ def predict_table(
             "leave it out"
         )
     groups, notes = read_curves(points, measured=False)
-    for note in notes:
-        print(f"  read         {note}")
+    _say(notes)
     told, texts = predictions(saved.law, groups[""])
     for text in texts:
         print(f"  run          {text}")

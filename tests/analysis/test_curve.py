@@ -285,6 +285,19 @@ def test_curves_of_two_models_are_told() -> None:
     assert any("it is no law of theirs" in text for text in warned)
 
 
+def test_curves_of_several_peak_rates_are_told() -> None:
+    first, second, third = simulated(0)
+    higher = changed(third, schedule=Schedule(third.schedule.step, 2 * third.schedule.rate))
+    assert any("peak rates from 0.0003" in t for t in a_law([first, second, higher]).warnings)
+
+
+def test_step_0_is_no_point_to_predict(found: StudyCurve) -> None:
+    (first, *_) = simulated(0)
+    begun = changed(first, step=np.r_[0.0, first.step], loss=np.r_[5.0, first.loss])
+    table, _ = predictions(found.law, [begun])
+    assert table["step"].min() > 0 and np.isfinite(table["loss"]).all()
+
+
 TABLES: dict[str, tuple[dict[str, list[object]], str]] = {
     "no rate": ({"run": ["a"] * 3, "step": [1, 2, 3], "loss": [3, 2, 1]}, "without the rate"),
     "no steps": ({"run": ["a"] * 3, "lr": [1, 1, 1], "loss": [3, 2, 1]}, "no column of steps"),
