@@ -82,7 +82,10 @@ class Design:
         self.rows = sum(map(len, steps))
         self.top = top
         self.row_of: list[slice] = []
-        begin, falls, self.progress, first = 0, [], [], []
+        self.progress: list[tuple[np.ndarray, ...]] = []
+        falls: list[tuple[np.ndarray, ...]] = []
+        first: list[np.ndarray] = []
+        begin = 0
         for schedule, step in zip(schedules, steps, strict=True):
             self.row_of.append(slice(begin, begin + len(step)))
             row, *others = schedule.drops(step)

@@ -80,7 +80,9 @@ class Schedule:
         powers = 2.0 ** np.arange(np.ceil(np.log2(max(self.end, 2.0))) + 1)
         knots = self.step[self.step >= self.warm]
         top, floor = self.rate.max(), FLOOR * self.rate.max()
-        rows, places, weights = [], [], []
+        rows: list[np.ndarray] = []
+        places: list[np.ndarray] = []
+        weights: list[np.ndarray] = []
         for row, t in enumerate(at):
             edges = np.concatenate([knots[knots < t], t - powers, [t]])
             edges = np.unique(edges[edges >= self.warm])
@@ -97,7 +99,7 @@ class Schedule:
             places += [middle[far], both.ravel()]
             weights += [fall[far], np.repeat(fall[near] / 2, 2)]
             rows.append(np.full(len(low) + int(near.sum()), row))
-        row_, where, weight = (np.concatenate(x or [[]]) for x in (rows, places, weights))
+        row_, where, weight = (np.concatenate(x or [np.empty(0)]) for x in (rows, places, weights))
         row_ = row_.astype(int)
         where = np.minimum(where, self.end)
         rate = self.at(where)
