@@ -72,6 +72,19 @@ class Over(Section):
             for values in itertools.product(*listed.values())
         ]
 
+    def corners(self) -> list[Setting]:
+        """The same with the ends of ranges for values: what can be at these can be between them."""
+        ends: dict[str, tuple[int | float, ...]] = {}
+        for name, tried in self.given.items():
+            if isinstance(tried, Range):
+                kind = int if name == "warmup_steps" else float
+                ends[name] = (kind(tried.min), kind(tried.max))
+            else:
+                ends[name] = tried
+        return [
+            tuple(zip(ends, values, strict=True)) for values in itertools.product(*ends.values())
+        ]
+
 
 def _tried(name: str, given: object) -> Tried:
     """Values or ends, each as `train` takes it. Raises ValueError: all that is wrong with them."""

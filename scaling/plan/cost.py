@@ -27,7 +27,7 @@ from scaling.plan.runs import (
     undecided_macs,
     united,
 )
-from scaling.plan.sweeps import grid_runs, ladders_at, sweeps
+from scaling.plan.sweeps import grid_runs, ladders_at, sweep_run, sweeps
 
 LATER = "later"  # role of what a ladder that places its own runs has not decided on
 USABLE = 0.9  # of a GPU's memory: the allocator's fragments and the libraries take the rest
@@ -182,7 +182,13 @@ def study_cost(
 
 
 def check_ladders(config: StudyConfig) -> None:
-    """Raises UserError where a run of the ladder cannot be, at whichever setting is chosen."""
+    """Raises UserError where a run of the ladder, or one whose setting a sampler chooses, cannot
+    be at whichever setting is chosen."""
+    for sweep in sweeps(config):
+        if sweep.asked.searches:
+            for setting in sweep.asked.over.corners():
+                for member in sweep.asked.members:
+                    sweep_run(config, sweep, member, 1.0, "", Path(), setting)
     for at in ladders_at(config):
         for one in variant_studies(at).values():
             try:

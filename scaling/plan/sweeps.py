@@ -153,5 +153,5 @@ def ladders_at(config: StudyConfig) -> Iterator[StudyConfig]:
     yield config
     if config.lr and config.ladder and config.ladder.log2_lr is None:
         steps = ("batch", "warmup_steps", "cooldown")
-        once = {tuple(p for p in s if p[0] in steps): None for s in config.lr.over.settings()}
+        once = {tuple(p for p in s if p[0] in steps): None for s in config.lr.over.corners()}
         yield from (with_setting(config, setting) for setting in once if setting)

@@ -193,6 +193,14 @@ def test_what_a_plan_refuses(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lr.over: 598 settings x 6 rates x 2 models x 1 seeds are "
                        r"7,176 runs of \S+ training MACs together, above 5,000"):  # fmt: skip
         sweeps(load_study(study(tmp_path, "[0.01, 0.1]", many)))
+    ranged = study(tmp_path, "heads: 2", "heads: 2\n  sampler: tpe")
+    ranged.write_text(
+        ranged.read_text().replace("[2, 4]", "[4]\n    warmup_steps: {min: 2, max: 40}")
+    )
+    with pytest.raises(
+        UserError, match=r"lr.steps with batch=4,warmup_steps=40,.* 60 steps, fewer"
+    ):
+        study_cost(load_study(ranged), threads=1, measure=False)
     with pytest.raises(
         UserError, match=r"lr.steps with batch=30,weight_decay=0.01: 8 steps, fewer"
     ):
