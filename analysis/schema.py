@@ -35,6 +35,8 @@ COLUMNS: dict[str, str] = {
     "batch_tokens": "int",
     "weight_decay": "float",
     "optimizer": "str",
+    "beta1": "float",
+    "beta2": "float",
     "precision": "str",
     # cost
     "steps": "int",
@@ -56,8 +58,9 @@ COLUMNS: dict[str, str] = {
     "decayed": "bool",
     "status": "str",  # finished | diverged | failed
 }
-# Columns that a row leaves out where this is their value: rows are as they were before.
-ADDED = {"optimizer": "adamw"}
+# Columns that a row leaves out where this is their value, which all runs had before there were
+# others: rows are as they were.
+ADDED: dict[str, str | float] = {"optimizer": "adamw", "beta1": 0.9, "beta2": 0.95}
 ALWAYS = COLUMNS.keys() - ADDED.keys()  # the columns of every version's tables
 SOURCE_PREFIX = "val_loss/"  # one further float column per source
 # A further column where the weights of rows are known: in proportion to 1 / variance.

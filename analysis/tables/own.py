@@ -79,6 +79,6 @@ def own_rows(
     if by is not None:
         out["by"] = frame[table.check("by", by)].astype(str)
     for column, kind in COLUMNS.items():
-        if kind in ("float", "int"):
+        if kind in ("float", "int") and column in out:
             out[column] = pd.to_numeric(out[column], errors="coerce")
     return out, notes

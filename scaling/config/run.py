@@ -11,6 +11,7 @@ from typing import ClassVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from scaling.analysis.schema import ADDED
 from scaling.config import yaml_file
 from scaling.errors import UserError
 from scaling.models.family import ModelConfig
@@ -58,7 +59,7 @@ class RunConfig:
         "study", "data_dir", "checkpoint_seconds", "micro_batch", "recompute", "compile", "parallel"
     )  # fmt: skip
     # Fields that came later: at these values a run has the name that it had without them.
-    ADDED: ClassVar = {"optimizer": "adamw", "beta1": 0.9, "beta2": 0.95}
+    ADDED: ClassVar = ADDED
     BUDGETS = ("budgets_steps", "budgets_macs")
 
     @property

@@ -49,7 +49,7 @@ def identity(run: RunConfig, data: TokenData, ranks: Ranks, shares: dict[str, fl
         "precision": run.precision,
         "device": device_name(ranks.device) + several,
         "data_mix": json.dumps(shares),
-        **({} if run.optimizer == ADDED["optimizer"] else {"optimizer": run.optimizer}),
+        **{k: getattr(run, k) for k, usual in ADDED.items() if getattr(run, k) != usual},
     }
 
 

@@ -26,7 +26,8 @@ def _row(
     matmul = 12 * layers * d * d
     head = 516 * d
     row: dict[str, Any] = dict.fromkeys(results.ALWAYS, "")
-    row |= dict.fromkeys([c for c, kind in results.COLUMNS.items() if kind in ("int", "float")], 0)
+    numbers = [c for c in results.ALWAYS if results.COLUMNS[c] in ("int", "float")]
+    row |= dict.fromkeys(numbers, 0)
     row |= {
         "run_id": run_id,
         "study": "simulated",

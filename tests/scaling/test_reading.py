@@ -19,6 +19,7 @@ from scaling.analysis.questions.frontier import fit_frontier
 from scaling.analysis.questions.parametric_study import fit_rows, fit_surface
 from scaling.analysis.questions.simulate import TRUTH, study
 from scaling.analysis.questions.variable import fit_variable
+from scaling.analysis.schema import ADDED
 from scaling.analysis.tables import read
 from scaling.analysis.tables.ladder import Ladder
 from scaling.cli import app
@@ -335,12 +336,14 @@ def test_a_column_that_somebody_added_to_own_rows_is_theirs(run: Run, tmp_path: 
 def test_rows_of_two_optimizers_are_no_repeats(run: Run, tmp_path: Path) -> None:
     rows = simulated_rows()
     assert set(rows.optimizer) == {"adamw"}
-    rows.drop(columns="optimizer").to_csv(tmp_path / "before.csv", index=False)
+    rows.drop(columns=list(ADDED)).to_csv(tmp_path / "before.csv", index=False)
     pd.testing.assert_frame_equal(load(tmp_path / "before.csv"), load(rows_of(tmp_path / "a.csv")))
     muon = rows.assign(
         optimizer="muon", run_id="m" + rows.run_id, val_loss=0.9 * rows.val_loss, seed=rows.seed + 9
     )
     pd.concat([rows, muon]).to_csv(tmp_path / "both.csv", index=False)
+    told, _ = read(rows.drop(columns=list(ADDED)), where="d > 0")  # a frame of before
+    assert len(told) == len(rows)
     said = run("fit", tmp_path / "both.csv")
     assert "2 values of optimizer in one law: other optimizers have other laws" in said
     said = run("fit", tmp_path / "both.csv", "--by", "optimizer")
