@@ -27,44 +27,44 @@ def paper_section(shown: Sources, found: Findings) -> str:
     ):  # fmt: skip
         return ""
     lines = beside(shown, found)
-    filled = int((lines.here != "–").sum())
+    there, lacking = lines[lines.here != ""], lines[lines.here == ""]
+    text = (
+        f"{len(there)} of {len(lines)} tables and figures have a row of this study. The paper’s "
+        "models have 120 million to 1.1 billion parameters and were trained on 10<sup>12</sup> "
+        "tokens; intervals are 95%."
+    )
+    paper = Column("item", "Paper", kind="wrap")
     columns = [
-        Column("item", "Paper", kind="text"),
-        Column("what", "Of what", kind="text"),
+        paper,
         Column("paper", "Printed, of its own models", kind="wrap"),
         Column("here", "This study", kind="wrap"),
         Column("compared", "What may be compared", kind="wrap"),
     ]
-    text = (
-        f"{filled} of {len(lines)} tables and figures have a row of this study. The paper’s models "
-        "have 120 million to 1.1 billion parameters and were trained on 10<sup>12</sup> tokens; "
-        "intervals are 95%. Where this study has none, the command that makes it stands there."
+    asked = [paper, Column("commands", "Made by, or why by nothing", kind="wrap")]
+    return (
+        f"<p>{text}</p>{table(there, columns)}<details><summary>{len(lacking)} have none"
+        f"</summary>{table(lacking, asked)}</details>"
     )
-    return f"<p>{text}</p>" + table(lines, columns)
 
 
 def beside(shown: Sources, found: Findings) -> pd.DataFrame:
-    """One row an item: item, what, paper (printed), here ("–" and the command, or why there can be
-    none), compared (with the printed numbers' own contradictions)."""
+    """One row an item: item (its name and what it is of), paper (printed), here ("": nothing),
+    commands (that make it, or why there are none), compared (with what to know of the print)."""
     rows = []
     for item in ITEMS:
         ours = list(HERE[item.name](shown, found))[: MOST + 1] if item.name in HERE else []
         if len(ours) > MOST:
             ours = [*ours[:MOST], "and more"]
-        lacking = f" ({'; '.join(item.commands)})" if item.commands else ""
         rows.append(
             {
-                "item": item.name,
-                "what": item.what,
+                "item": f"{item.name}: {item.what}",
                 "paper": item.summary() or "a figure",
-                "here": "; ".join(ours) or "–",
-                "asked": "" if ours else lacking,
+                "here": "; ".join(ours),
+                "commands": "; ".join(item.commands) or item.compared,
                 "compared": item.compared + (f". Printed: {item.note}" if item.note else ""),
             }
         )
-    lines = pd.DataFrame(rows)
-    lines["here"] = lines.here + lines.pop("asked")
-    return lines
+    return pd.DataFrame(rows)
 
 
 # --- what a study has of each: short texts, none where it has nothing
@@ -152,10 +152,16 @@ def _probed(head: str, *, moving: bool) -> Callable[[Sources, Findings], Texts]:
             return
         last = _last_trained(shown.probes)
         last = last[(last["head"] == head) & ((last.frames > 1) == moving)]
-        for row in last.itertuples():
+        keys = ["data_key", "head", "run_id"]
+        before = shown.probes[shown.probes.weights == "random"]
+        random = {} if before.empty else best_layers(before).set_index(keys).accuracy.to_dict()
+        for row in last.to_dict("records"):
+            at_random = random.get(tuple(row[key] for key in keys))
+            told = "" if at_random is None else f"random weights {at_random:.1%}, "
             yield (
-                f"{row.size} {row.accuracy:.1%} [{row.low:.1%}, {row.high:.1%}] on {row.data}, "
-                f"{row.classes} classes, chance {row.chance:.1%}, {row.macs_total:.2g} MACs"
+                f"{row['size']} {row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}] on "
+                f"{row['data']}, {told}{row['classes']} classes, chance {row['chance']:.1%}, "
+                f"{row['macs_total']:.2g} MACs"
             )
 
     return texts
