@@ -20,6 +20,8 @@ import numpy as np
 
 from scaling.analysis.laws.compare import compute_multiplier
 from scaling.analysis.laws.fit import NotIdentified, fit
+from scaling.analysis.laws.form_fit import fit_form
+from scaling.analysis.laws.formulas import FORMS
 from scaling.analysis.laws.power_law import PowerLaw
 from scaling.analysis.questions.frontier import fit_frontier
 from scaling.analysis.questions.isoflop import size_laws
@@ -113,6 +115,29 @@ def surface(truth: Truth, **design: Any) -> Study:
             "size exponent": (size, law.size_exponent, *law.ci["size_exponent"]),
             "loss at 1e15": (float(truth.frontier(np.array(1e15))), best.loss, *best.loss_interval),
         }
+
+    return one
+
+
+def repeating(noise: float) -> Study:
+    """L(N, D, U) of six sizes at three amounts of data, passed over up to 40 times: its parameters,
+    and the loss of ten times the largest size on four times the data."""
+    form = FORMS["effective_data"]
+    truth = {"E": 1.87, "A": 521.0, "alpha": 0.35, "B": 1488.0, "beta": 0.35, "R_D": 15.4}
+    values = np.array([[truth[name] for name in form.names]])
+    grid = np.meshgrid(np.geomspace(1e7, 3e8, 6), [1e8, 4e8, 1.6e9], [1, 2, 4, 8, 16, 40])
+    n, unique, passes = (axis.ravel() for axis in grid)
+    columns = {"N": n, "D": unique * passes, "U": unique}
+    expected = form.value(columns, values)[0]
+    there = {"N": 3e9, "D": 2.56e10, "U": 6.4e9}
+
+    def one(seed: int) -> dict[str, Quantity]:
+        loss = expected * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n)))
+        law = fit_form(form, columns, loss, seed=seed, resamples=RESAMPLES)
+        found = {k: (truth[k], law.values[k], *law.ci[k]) for k in form.names}
+        ahead = law.predict(**there)
+        beyond = float(form.value(there, values)[0, 0])
+        return found | {"loss beyond": (beyond, ahead.loss, ahead.low, ahead.high)}
 
     return one
 
@@ -279,6 +304,7 @@ KINDS: dict[str, Study] = {
     ),
     **isoflops(),
     **frontiers(),
+    "repeated data, 108 runs": repeating(0.002),
 }  # fmt: skip
 
 
