@@ -19,6 +19,7 @@ from scaling.analysis.tables.settings import (
 )
 from scaling.analysis.tables.unlike import refuse_crossed, refuse_fitted, refuse_moving, telling
 
+SEVERAL = 3  # rows of one design that are no resumed run
 ROLES = ("lr_sweep", "ladder", "single", "repeat")
 
 
@@ -59,6 +60,26 @@ def run_names(table: Table, run: str | None, out: pd.DataFrame) -> tuple[np.ndar
     return name, notes
 
 
+def _seeds(out: pd.DataFrame, same: list[str]) -> tuple[np.ndarray | None, list[str]]:
+    """A number for each of the rows that share the name of a design and differ in their loss, or
+    None where they may be one run that was resumed: twice the same is what a resumed run leaves,
+    three times and more, in several designs, is not.
+
+    same: the columns that they share.
+    """
+    shared = out.groupby(same, dropna=False)["val_loss"]
+    times = shared.transform("nunique")  # rows with the same loss are copies
+    designs = times[times > 1].loc[lambda _: ~out.loc[_.index].duplicated(same)]
+    if len(designs) < 2 or designs.median() < SEVERAL:
+        return None, []
+    number = (shared.rank(method="dense").fillna(1) - 1).where(times > 1, 0)
+    return number.astype(int).astype(str).to_numpy(), [
+        f"{int(designs.sum())} rows share name, size and training in {len(designs)} designs, each "
+        f"with a loss of its own, {designs.median():g} in the middle design: taken for repeats "
+        "(seeds), which are averaged; are they one run that was resumed, --where keeps its last row"
+    ]
+
+
 def settle(
     table: Table, out: pd.DataFrame, found: dict[str, Quantity], run: str | None, by: str | None,
     said: set[str],
@@ -87,6 +108,12 @@ def settle(
     named_ones = {c for c in (by, run) if c is not None}
     refuse_crossed(out, frame, key, known | named_ones)
     refuse_fitted(table)
+    if named and "seed" not in out:
+        again, told = _seeds(out, same)
+        if again is not None:
+            out["seed"] = again
+            same.append("seed")
+            notes += told
     repeat = out.duplicated(same, keep="last").to_numpy()
     out["role"] = np.where(repeat, "repeat", "ladder")
     if repeat.any():

@@ -691,3 +691,20 @@ def test_own_rows_give_one_law_with_and_without_flags(tmp_path: Path) -> None:
     rows, _ = read(tmp_path / "rows.csv", n="params_non_embedding")
     assert rows["params"].tolist() == own["params_non_embedding"].tolist()
     assert rows["decayed"].tolist() == own["decayed"].tolist()
+
+
+def test_rows_of_one_name_and_several_losses_are_repeats(shared_data: Path) -> None:
+    """datablations: seventeen designs were trained up to five times. Twice is a resumed run."""
+    table = pd.read_csv(shared_data / "scaling_tables" / "datablations_296_runs.csv")
+    rows, notes = read(table)
+    assert any("82 rows share name, size and training in 17 designs" in note for note in notes)
+    assert not (rows["role"] == "repeat").any()
+    five = rows[rows["run_id"].str.startswith("2b855b11b")]
+    assert len(five) == 5 and five["seed"].nunique() == 5
+    # A copy of a row is none, and of two rows a name the later one counts, as ever.
+    again, _ = read(pd.concat([table, table.iloc[[7]]], ignore_index=True))
+    assert (again["role"] == "repeat").sum() == 1
+    key = ["name", "params", "tokens"]
+    resumed, notes = read(table[table.groupby(key).cumcount() < 2].reset_index(drop=True))
+    assert (resumed["role"] == "repeat").sum() == 17
+    assert any("repeat the name, size and training of a later row" in note for note in notes)
