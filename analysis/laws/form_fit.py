@@ -91,7 +91,7 @@ def fit_form(
         columns: (n,) each, those that the formula names: N, D, C, U, lr and batch positive, any
             other finite.
         loss: (n,), positive, in nats.
-        groups: (n,) run ids, resampled whole; of a form with cells, their cells are.
+        groups: (n,) run ids, resampled whole.
         weights: (n,) positive, in proportion to 1 / variance of log loss.
         order: (n,) by which the largest points are held out, `held_by` its name; None: nothing is.
         delta: corner of Huber's loss, in log loss. level: of the intervals.
@@ -375,11 +375,8 @@ def _confused(points: Points, theta: np.ndarray) -> str:
 
 
 def _clusters(points: Points, groups: Sequence[object] | None) -> np.ndarray:
-    """The cluster (n,) of each point, from 0 on: its run, or its cell."""
-    form, count = points.form, len(points.y)
-    if form.cells:
-        cells = np.stack([points.columns[name] for name in form.cells], 1)
-        return np.unique(cells, axis=0, return_inverse=True)[1].reshape(-1)
+    """The cluster (n,) of each point, from 0 on: its run."""
+    count = len(points.y)
     return np.arange(count) if groups is None else numbered(groups, count)
 
 

@@ -13,12 +13,11 @@ import numpy as np
 from scaling.analysis.laws.bootstrap import bca
 from scaling.analysis.laws.formulas import MEANINGS, Form
 from scaling.analysis.laws.parametric_law import (
-    COMPUTED,
-    ELSEWHERE,
     EXACT,
     FEW_STARTS,
     NO_NOISE,
     SurfaceStatus,
+    rough,
     span,
 )
 from scaling.analysis.laws.power_law import Prediction, finite, one_more
@@ -208,18 +207,7 @@ class FormLaw:
                 f"in some resamples parameters rest on a bound: {', '.join(self.resting)}; their "
                 "intervals end there because the bounds do"
             )
-        if reached.unfinished_share > ELSEWHERE:
-            out.append(
-                f"{reached.unfinished_share:.0%} of the resamples did not reach a minimum: the "
-                "intervals are rough"
-            )
-        size = float(np.abs(self.residuals).max())
-        if size < COMPUTED:
-            out.append(
-                f"every point lies within {size:.1g} of the law: these losses were computed and "
-                "not measured, and the intervals say nothing of runs"
-            )
-        return tuple(out)
+        return (*out, *rough(reached.unfinished_share, self.residuals))
 
     def interval(self, name: str) -> str:
         """The interval of one of `ci`, or why there is none."""
@@ -243,7 +231,7 @@ class FormLaw:
         return {
             "form": "formula", "name": self.form.name, "formula": self.form.formula,
             "bounds": {name: list(ends) for name, ends in self.form.parameters.items()},
-            "reference": self.form.reference, "cells": list(self.form.cells),
+            "reference": self.form.reference,
             "parameters": self.values, "level": self.level,
             "interval": {k: finite(list(v)) if np.isfinite(v).all() else None
                          for k, v in self.ci.items()},

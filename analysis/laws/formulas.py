@@ -44,7 +44,6 @@ class Form:
     parameters: Mapping[str, tuple[float, float]]  # bounds; two that are equal fix it
     reference: str = ""  # where it is from
     assumes: str = ""
-    cells: tuple[str, ...] = ()  # columns whose values make a cell: runs of one share its misfit
     expression: Expression | None = field(init=False, repr=False)
     columns: tuple[str, ...] = field(init=False)
 
@@ -178,9 +177,7 @@ class Form:
                 f"{did_you_mean(name, self.names)}"
             )
         bounds = {**self.parameters, name: (float(value), float(value))}
-        return Form(
-            self.name, self.rule, bounds, self.reference, self.assumes, self.cells
-        )  # fmt: skip
+        return Form(self.name, self.rule, bounds, self.reference, self.assumes)
 
 
 def form_of(content: object, where: str) -> Form:

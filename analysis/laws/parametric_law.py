@@ -101,6 +101,24 @@ class Optimum:
         )
 
 
+def rough(unfinished_share: float, residuals: np.ndarray) -> list[str]:
+    """What refits that reached no minimum, and points that a law fits exactly, say against its
+    intervals."""
+    out = []
+    if unfinished_share > ELSEWHERE:
+        out.append(
+            f"{unfinished_share:.0%} of the resamples did not reach a minimum: the intervals are "
+            "rough"
+        )
+    size = float(np.abs(residuals).max())
+    if size < COMPUTED:
+        out.append(
+            f"every point lies within {size:.1g} of the law: these losses were computed and not "
+            "measured, and the intervals say nothing of runs"
+        )
+    return out
+
+
 def _beyond(value: float, runs: np.ndarray, what: str) -> tuple[float, str]:
     """Decades by which a value lies beyond those of the runs, and why there is no interval there:
     nothing was held out so far away that a form without a break could be trusted."""
@@ -303,18 +321,7 @@ class ParametricLaw:
                 f"in {reached.at_bound_share:.0%} of the resamples E, A or B is nil or an exponent "
                 "runs away: the intervals of E, A, B, alpha and beta rest on that bound"
             )
-        if reached.unfinished_share > ELSEWHERE:
-            out.append(
-                f"{reached.unfinished_share:.0%} of the resamples did not reach a minimum: the "
-                "intervals are rough"
-            )
-        size = float(np.abs(self.residuals).max())
-        if size < COMPUTED:
-            out.append(
-                f"every point lies within {size:.1g} of the law: these losses were computed and "
-                "not measured, and the intervals say nothing of runs"
-            )
-        return tuple(out)
+        return (*out, *rough(reached.unfinished_share, self.residuals))
 
     @property
     def overtraining(self) -> tuple[float, float, float]:

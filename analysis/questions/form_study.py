@@ -17,8 +17,8 @@ from scaling.analysis.laws.form_fit import fit_form, judge, told
 from scaling.analysis.laws.form_law import FormLaw, HeldOut, ranges
 from scaling.analysis.laws.formulas import FORMS, MEANINGS, REPEATED, Form
 from scaling.analysis.laws.repetition import optimum, repetition
-from scaling.analysis.questions.doubts import SCATTER, warnings_for
-from scaling.analysis.questions.parametric_study import REPEATS
+from scaling.analysis.questions.doubts import warnings_for
+from scaling.analysis.questions.parametric_study import REPEATS, scattered
 from scaling.analysis.questions.variable import judged, none_left
 from scaling.analysis.schema import TOKEN_UNIT
 from scaling.analysis.tables.ladder import Excluded, Ladder, of_points
@@ -324,12 +324,7 @@ def _error(held: HeldOut | None) -> str:
 
 def _shape(law: FormLaw) -> list[str]:
     """What the points say against the law."""
-    out = []
-    if law.noise > SCATTER:
-        out.append(
-            f"the points scatter by {law.noise:.0%} around the law: check the columns and their "
-            "units, and whether the runs belong together"
-        )
+    out = scattered(law.noise)
     miss = np.abs(law.residuals)
     wild = miss > max(10 * law.noise, 0.05)
     if wild.any():

@@ -136,14 +136,19 @@ def _settings(points: pd.DataFrame) -> list[str]:
     ]
 
 
+def scattered(noise: float) -> list[str]:
+    """What the scatter of log loss about a law of several variables says against it."""
+    if noise <= SCATTER:
+        return []
+    return [
+        f"the points scatter by {noise:.0%} around the law: check the columns and their units, and "
+        "whether the runs belong together"
+    ]
+
+
 def _shape(law: ParametricLaw) -> list[str]:
     """What the points say against the law."""
-    out = []
-    if law.noise > SCATTER:
-        out.append(
-            f"the points scatter by {law.noise:.0%} around the law: check the columns and their "
-            "units, and whether the runs belong together"
-        )
+    out = scattered(law.noise)
     ratio, compute = law.d / law.n, law.per_token * law.n * law.d
     middle = float(np.exp(np.log(compute).mean()))
     best = law.d_opt(middle) / law.n_opt(middle)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.commands.table_options import TableOptions
+from scaling.commands.table_options import TableOptions, bewares_of, say_notes
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def fit_table(
 
     options = {name: table[name] for name in READ}
     groups, notes = curves_of(source, **options)
-    _say(notes)
-    said = [note.removeprefix("beware: ") for note in notes if note.startswith("beware: ")]
+    say_notes(notes)
+    said = bewares_of(notes)
     without = 0
     for number, (group, curves) in enumerate(groups.items(), 1):
         if group:
@@ -66,12 +66,6 @@ def fit_table(
         raise NotIdentified("no part has a law; the reason of each stands above")
 
 
-def _say(notes: list[str]) -> None:
-    for note in notes:
-        beware = note.startswith("beware: ")
-        print(f"  {'beware' if beware else 'read':13s}{note.removeprefix('beware: ')}")
-
-
 def predict_table(
     saved: SavedCurve, points: Path, table: TableOptions, out: Path | None, command: str
 ) -> None:
@@ -87,7 +81,7 @@ def predict_table(
             "leave it out"
         )
     groups, notes = read_curves(points, measured=False)
-    _say(notes)
+    say_notes(notes)
     told, texts = predictions(saved.law, groups[""])
     for text in texts:
         print(f"  run          {text}")

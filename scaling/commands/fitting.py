@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scaling.commands.table_options import TableOptions, reads_tables
+from scaling.commands.table_options import TableOptions, bewares_of, reads_tables, say_notes
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,9 +90,7 @@ def read(
     if group is not None:
         found = found[found["by"] == group].reset_index(drop=True)
     else:
-        for note in notes:
-            beware = note.startswith("beware: ")
-            print(f"  {'beware' if beware else 'read':13s}{note.removeprefix('beware: ')}")
+        say_notes(notes)
     found.attrs["notes"] = tuple(notes)  # `scaling audit` asks for them
     return found
 
@@ -168,11 +166,6 @@ def fit(
     parts = {name: part for name, part in parts.items() if name not in without}
     if other is None and form not in SURFACES and of == "compute":
         _say_differences(parts, of_ladder, table["metric"], chosen)
-
-
-def bewares_of(notes: Sequence[str]) -> list[str]:
-    """What notes on the reading of a table warn of."""
-    return [n.removeprefix("beware: ") for n in notes if n.startswith("beware: ")]
 
 
 def _check_form(

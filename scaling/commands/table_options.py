@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -108,3 +108,15 @@ def _taking(
     ]
     with_options.__signature__ = inspect.Signature([*mine, *extra])  # type: ignore[attr-defined]
     return with_options
+
+
+def bewares_of(notes: Sequence[str]) -> list[str]:
+    """What notes on the reading of a table warn of."""
+    return [n.removeprefix("beware: ") for n in notes if n.startswith("beware: ")]
+
+
+def say_notes(notes: Sequence[str]) -> None:
+    """Print how a table was read, a line a note."""
+    for note in notes:
+        beware = note.startswith("beware: ")
+        print(f"  {'beware' if beware else 'read':13s}{note.removeprefix('beware: ')}")

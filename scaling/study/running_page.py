@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
 from scaling.storage import outputs
+from scaling.study.curves import records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from scaling.study.status import RunState
     from scaling.study_folder import RunFolder, Study
@@ -113,7 +113,7 @@ def _evaluations(run: RunFolder) -> list[Row]:
         "status": "finished",
     }
     rows = []
-    for record in _records(run):
+    for record in records(run):
         if "val_loss" in record:
             point = {
                 "steps": record["step"],
@@ -124,14 +124,3 @@ def _evaluations(run: RunFolder) -> list[Row]:
             }
             rows.append(shared | point)
     return rows
-
-
-def _records(run: RunFolder) -> Iterable[Row]:
-    with open(run.metrics, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:  # torn: the run is writing it
-                continue
-            if isinstance(record, dict):
-                yield record
