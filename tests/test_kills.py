@@ -5,22 +5,21 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from tests import warm
 from tests.shell import changed
-from tests.test_study import command, no_process_left, run, table, undisturbed  # noqa: F401
+from tests.test_study import command, no_process_left, table, undisturbed  # noqa: F401
+from tests.warm import Warm
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 def test_kills_at_random_moments(
     undisturbed: pd.DataFrame,  # noqa: F811
     tmp_path: Path,
-    seed: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`kill -9` of the driver, of a job or of all; then the same command.
@@ -30,12 +29,11 @@ def test_kills_at_random_moments(
     system = tmp_path / "t"
     system.mkdir()
     monkeypatch.setenv("TMPDIR", str(system))
-    draw = random.Random(seed)
+    words = command(tmp_path)[3:]
+    draw = random.Random(0)
     killed = 0
-    for kill in range(3):
-        driver = subprocess.Popen(
-            command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+    for kill in range(4):
+        driver = Warm(warm.command, *words, said=tmp_path / "said")
         killed += changed(driver, tmp_path, draw.randint(1, 25))
         if kill % 2 and (jobs := descendants(driver.pid)):
             os.kill(draw.choice(jobs), signal.SIGKILL)
@@ -48,7 +46,8 @@ def test_kills_at_random_moments(
         driver.wait()
         no_process_left(tmp_path)
     assert killed
-    run(tmp_path)  # in a process of its own: it reads TMPDIR
+    last = Warm(warm.command, *words, said=tmp_path / "said")  # not here: it reads TMPDIR
+    assert last.wait() == 0, last.said.read_text()
     assert not list(system.glob("scaling-*")) and not list((tmp_path / "tiny" / "jobs").glob("*"))
     assert not list((tmp_path / "tiny").rglob(".*.tmp"))
     pd.testing.assert_frame_equal(table(tmp_path), undisturbed, check_exact=True)

@@ -2,10 +2,6 @@
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from scaling.analysis.questions.rounds import PLACED
 from scaling.results import NOT_REPEATABLE
 from scaling.tracking.load import load
 from tests.shell import HANGS, answer, scaling
+from tests.warm import Warm, command
 
 STUDY = """\
 study: own
@@ -81,16 +78,16 @@ def test_killed_between_rounds_it_ends_in_the_same_table(
     yaml: Path, finished: tuple[Path, str]
 ) -> None:
     out = yaml.parent / "killed"
-    command = [sys.executable, "-m", "scaling.cli", "study", str(yaml), "--out", str(out)]
     study = out / "own"
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    out.mkdir()
+    driver = Warm(command, "study", str(yaml), "--out", str(out), said=out / "said")
     until = time.monotonic() + HANGS
     while driver.poll() is None and time.monotonic() < until:
         with contextlib.suppress(FileNotFoundError):
             if len(record(study)["rounds"]) > 2:
                 break
         time.sleep(0.01)
-    os.kill(driver.pid, signal.SIGKILL)
+    driver.kill()
     driver.wait()
     said = scaling("study", str(yaml), "--out", str(out))
     assert "rounds were decided before" in said

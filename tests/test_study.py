@@ -25,7 +25,9 @@ from scaling.study.running_page import RunningPage
 from scaling.study.status import run_states
 from scaling.study_folder import Study
 from scaling.tracking.load import load
+from tests import warm
 from tests.shell import HANGS, answer, scaling
+from tests.warm import Warm
 
 TINY = """\
 study: tiny
@@ -61,15 +63,9 @@ def command(out: Path, *more: str, study: str = QUICK) -> list[str]:
     return [sys.executable, "-m", "scaling.cli", "study", str(yaml), "--out", str(out), *more]
 
 
-def run(out: Path, *more: str, code: int = 0, timeout: float = HANGS) -> str:
-    """The command's whole output; asserts its exit code and that no traceback is shown."""
-    done = subprocess.run(
-        command(out, *more), capture_output=True, text=True, timeout=timeout, check=False
-    )
-    said = done.stdout + done.stderr
-    assert "Traceback" not in said, said
-    assert done.returncode == code, said
-    return said
+def run(out: Path, *more: str) -> str:
+    """All that the command says (tests/jobs/test_search_path.py has it as a process)."""
+    return scaling(*command(out, *more)[3:])
 
 
 def table(out: Path) -> pd.DataFrame:
@@ -133,7 +129,9 @@ def test_second_call_changes_nothing(finished: tuple[Path, str]) -> None:
     assert stamps(out) == before
 
 
-def test_a_folder_is_continued_where_it_lies(finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_folder_is_continued_where_it_lies(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Moved, renamed and with a run missing; `plan` says what is left of it."""
     out, _ = finished
     moved = tmp_path / "elsewhere" / "renamed"
@@ -143,12 +141,9 @@ def test_a_folder_is_continued_where_it_lies(finished: tuple[Path, str], tmp_pat
     shutil.rmtree(moved / "runs" / gone["run_id"])
 
     def say(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "scaling.cli", *words], capture_output=True, text=True,
-            timeout=HANGS, check=False, cwd=tmp_path,
-        )  # fmt: skip
-        return done.stdout + done.stderr
+        return answer(*words)[1]
 
+    monkeypatch.chdir(tmp_path)
     said = say("plan", str(moved), "--no-measure")
     assert re.search(r"left: [\d.e+]+ of [\d.e+]+ training MACs .*1 waiting", said), said
     assert "left: not known" in say("plan", str(moved), "--no-measure", "--set", "seed=1")
@@ -255,13 +250,13 @@ def test_directories_mlflow_and_csv_are_the_same_frame(finished: tuple[Path, str
 
 
 def test_ctrl_c_and_again(undisturbed: pd.DataFrame, tmp_path: Path) -> None:
-    driver = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
+    driver = Warm(warm.command, *command(tmp_path)[3:], said=tmp_path / "said")
     while not list((tmp_path / "tiny" / "runs").glob("*/metrics.jsonl")):
         time.sleep(0.05)
         assert driver.poll() is None
     driver.send_signal(signal.SIGINT)
-    _, said = driver.communicate(timeout=HANGS)
-    assert driver.returncode == 130
+    assert driver.wait() == 130
+    said = driver.said.read_text()
     assert "the same command continues" in said and "Traceback" not in said
     no_process_left(tmp_path)
     scaling(*command(tmp_path)[3:])
@@ -329,12 +324,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_no_space_left(undisturbed: pd.DataFrame, small_disk: Path, tmp_path: Path) -> None:
     yaml = tmp_path / "tiny.yaml"
     yaml.write_text(QUICK)
-    call = [sys.executable, "-m", "scaling.cli", "study", str(yaml), "--out", str(small_disk)]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=HANGS, check=False)
-    assert done.returncode == 2
-    assert "space left" in done.stderr and "Traceback" not in done.stderr
+    call = ["study", str(yaml), "--out", str(small_disk)]
+    assert "space left" in scaling(*call, code=2)
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
-    scaling(*call[3:])
+    scaling(*call)
     pd.testing.assert_frame_equal(table(small_disk), undisturbed, check_exact=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -79,6 +80,7 @@ def _begin(
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # that of TMPDIR as it is now
     with open(said, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

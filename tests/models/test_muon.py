@@ -76,7 +76,7 @@ def test_a_step_does_not_depend_on_the_size_of_the_gradient(factor: float) -> No
 
 
 def test_coordinates_are_flat_under_mup_only() -> None:
-    widths, tokens = [64, 128, 256], tokens_BT()[0]
+    widths, tokens = [32, 64, 128], tokens_BT()[0]
     check = coord_check(BASE, tokens, widths=widths, lr=2**-7, kind="muon")
     assert check.passed, check.verdict
     control = replace(BASE, parametrization="standard")
