@@ -20,6 +20,7 @@ from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.laws.power_law import PowerLaw
 from scaling.analysis.questions import choices, isoflop, transfer
 from scaling.analysis.questions.audit import Audit, audit
+from scaling.analysis.questions.form_study import StudyForm, repeated_law
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.analysis.questions.settings import Settings, compare
 from scaling.analysis.tables.ladder import Ladder
@@ -66,6 +67,24 @@ class QualityLaw:
     refusal: str = ""
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """The law that counts repetition of the data, or why there is none."""
+
+    law: dict[str, Any] | None  # of `StudyForm.to_json`
+    summary: str
+    refusal: str = ""
+
+    @classmethod
+    def of(cls, found: StudyForm | NotIdentified) -> Repeated:
+        if isinstance(found, NotIdentified):
+            return cls(None, "", str(found))
+        return cls(found.to_json(), found.summary())
+
+    def __str__(self) -> str:
+        return self.summary or f"no law of repeated data: {self.refusal}"
+
+
 @dataclass(frozen=True, eq=False)
 class Findings:
     """What was found of a study; a part that its runs do not tell is None."""
@@ -79,6 +98,7 @@ class Findings:
     rates: transfer.Rates | None  # best learning rates side by side
     quality: tuple[QualityLaw, ...] = ()
     settings: Settings | None = None  # that were swept with the rate
+    repeated: Repeated | None = None  # where the law's runs went over their data again and again
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only."""
@@ -106,11 +126,12 @@ class Findings:
 def find(
     rows: pd.DataFrame | Ladder, law: StudyLaw | None = None, *, refusal: str = "",
     quality: Sequence[tuple[str, StudyLaw | NotIdentified]] = (),
+    repeated: StudyForm | NotIdentified | None = None,
 ) -> Findings:  # fmt: skip
     """Ask all questions of a study's rows.
 
     law: of `fit_frontier`; None where it was refused, with the reason in `refusal`. quality: of
-    `quality.quality_laws`.
+    `quality.quality_laws`. repeated: of `form_study.repeated_law`, where that is at hand.
     """
     ladder = Ladder.of(rows)
     rates = _rates(ladder)
@@ -123,11 +144,12 @@ def find(
     if not (ladder.rows["role"] != "lr_sweep").any():  # a study of learning rates alone
         return Findings(law, refusal, None, None, None, None, rates, told, compare(ladder.rows))
     analysts = None if law is None else _analysts(ladder, law)
+    repeated = repeated or repeated_law(ladder)
     specified = None if analysts is None else analysts.specifications
     return Findings(
         law, refusal, _sizes(ladder), None if law is None else _forecast(ladder, law), analysts,
         audit(ladder, study=law, specifications=specified), rates, told,
-        compare(ladder.rows),
+        compare(ladder.rows), None if repeated is None else Repeated.of(repeated),
     )  # fmt: skip
 
 

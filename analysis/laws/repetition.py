@@ -52,14 +52,14 @@ class Repetition:
     def lines(self) -> list[str]:
         """The answers in plain text."""
         worth = "; ".join(f"{k} epochs as {said}" for k, said in self.worth.items())
+        since = f"from epoch {self.data} on" if np.isfinite(self.data.value) else self.data.refused
         return [
             f"  repetition   at N = {self.n:.3g}, U = {self.u:.3g}; runs have up to "
             f"{self.epochs:.3g} epochs:",
             f"    counts as  (epochs of fresh data) {worth}",
             f"    worth it   a repeated token is worth half a fresh one or more up to epoch "
             f"{self.half}",
-            f"    new data   twice the data lower the loss more than twice the model from epoch "
-            f"{self.data}",
+            f"    new data   twice the data lower the loss more than twice the model {since}",
         ]
 
 
@@ -109,7 +109,7 @@ def repetition(law: FormLaw, n: float | None = None, u: float | None = None) -> 
     for k in shown:
         each = np.array([np.interp(np.log(k), np.log(grid), row) for row in worth])
         told[k] = _answer(law, each)
-    never = f"no epoch of the {most:.3g} that the runs have"
+    never = f"at no epoch of the {most:.3g} that the runs have"
     return Repetition(
         n, u, most, told,
         half=_crossing(law, grid, slope - WORTH, f"{most:.3g} and more: it is so at every one that "

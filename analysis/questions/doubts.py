@@ -105,14 +105,19 @@ def overfitting(rows: pd.DataFrame) -> list[str]:
     ]
 
 
+def repeated(points: pd.DataFrame) -> bool:
+    """Whether any went over its data more often than PASSES."""
+    return "epochs" in points.columns and bool((points["epochs"] > PASSES).any())
+
+
 def repetition(points: pd.DataFrame) -> list[str]:
-    """Whether the law's points went over their data more often than PASSES."""
-    if "epochs" not in points.columns or not (points["epochs"] > PASSES).any():
+    """What that means for a law of fresh data."""
+    if not repeated(points):
         return []
     return [
         f"the law's points went over a source up to {points['epochs'].max():.3g} times; beyond "
         f"about {PASSES} passes repeated data teach less than fresh ones (arXiv 2305.16264); fit "
-        "--form repeated has that in the law"
+        "--form repeated has that in the law; of a study it is said beside this one"
     ]
 
 

@@ -17,7 +17,7 @@ from scaling.analysis.laws.form_fit import fit_form, judge, told
 from scaling.analysis.laws.form_law import FormLaw, HeldOut, ranges
 from scaling.analysis.laws.formulas import FORMS, MEANINGS, REPEATED, Form
 from scaling.analysis.laws.repetition import optimum, repetition
-from scaling.analysis.questions.doubts import warnings_for
+from scaling.analysis.questions.doubts import repeated, warnings_for
 from scaling.analysis.questions.parametric_study import REPEATS, scattered
 from scaling.analysis.questions.variable import judged, none_left
 from scaling.analysis.schema import TOKEN_UNIT
@@ -211,6 +211,21 @@ def fit_study_form(
         answers = repetition(law).lines()
     said = (*said, *law.doubts, *more, *_shape(law))
     return StudyForm(law, excluded, said, choice, per_token, tuple(answers))
+
+
+def repeated_law(rows: pd.DataFrame | Ladder, **options: Any) -> StudyForm | NotIdentified | None:
+    """The law that counts repetition, or why there is none; None where no run of the ladder went
+    over its data more than PASSES times, up to which the laws of fresh data hold.
+
+    options: of `fit_study_form`.
+    """
+    ladder = Ladder.of(rows)
+    if ladder.variable != "compute" or not repeated(ladder.cells()):
+        return None
+    try:
+        return fit_study_form(ladder, "repeated", **options)
+    except NotIdentified as refusal:
+        return refusal
 
 
 def _pinned(form: Form, e: float | None) -> Form:

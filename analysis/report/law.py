@@ -27,7 +27,7 @@ from scaling.analysis.questions.size_law import OF
 from scaling.analysis.report.page import Column, figure, table
 
 if TYPE_CHECKING:
-    from scaling.analysis.findings import Analysts, Forecast, Sizes
+    from scaling.analysis.findings import Analysts, Forecast, Repeated, Sizes
     from scaling.analysis.laws.power_law import PowerLaw
     from scaling.analysis.questions.frontier import StudyLaw
 
@@ -167,6 +167,17 @@ def trust_section(study_law: StudyLaw | None, forecast: Forecast | None, unit: s
         + "<details><summary>The same as the command line prints it</summary>"
         f"<pre>{escape(study_law.summary())}</pre></details>"
     )
+
+
+def repeated_section(repeated: Repeated | None) -> str:
+    """What repeating the data cost, as the command line prints it; '' where none were repeated."""
+    if repeated is None:
+        return ""
+    begin = "Runs of this study went over their data many times, which the laws above do not know"
+    if repeated.law is None:
+        return f'<p class="warn">{begin}. {escape(readable(str(repeated)))}</p>'
+    told = "".join(f"<li>{escape(readable(line))}</li>" for line in repeated.law["answers"])
+    return f"<p>{begin}; this one does.</p><ul>{told}</ul><pre>{escape(repeated.summary)}</pre>"
 
 
 def _prediction(study_law: StudyLaw, forecast: Forecast, unit: str) -> str:

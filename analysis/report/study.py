@@ -28,7 +28,12 @@ from scaling.analysis.report.data import (
     position_section,
     runs_section,
 )
-from scaling.analysis.report.law import choices_section, isoflop_section, trust_section
+from scaling.analysis.report.law import (
+    choices_section,
+    isoflop_section,
+    repeated_section,
+    trust_section,
+)
 from scaling.analysis.report.page import figure, page
 from scaling.analysis.report.paper import paper_section
 from scaling.analysis.report.probes import probe_sections, variants_section
@@ -74,6 +79,7 @@ def page_text(begin: str, shown: Sources, found: Findings) -> str:
             ("isoflop", "The best size of a budget", isoflop_section(found.sizes, unit)),
             rate,
             ("trust", "How good the law is", trust_section(found.law, found.forecast, unit)),
+            ("repeated", "The law that counts repetition", repeated_section(found.repeated)),
             (
                 "choices",
                 "Would another analyst find the same?",

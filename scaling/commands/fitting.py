@@ -250,8 +250,9 @@ def _fit_rows(
     fit. bewares: of the table."""
     form, method = chosen["form"], chosen["method"]
     options = {name: v for name, v in chosen.items() if name not in ("form", "method")}
+    from scaling.analysis.findings import Repeated
     from scaling.analysis.questions import saved_law
-    from scaling.analysis.questions.form_study import StudyForm, fit_study_form
+    from scaling.analysis.questions.form_study import StudyForm, fit_study_form, repeated_law
     from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
     from scaling.analysis.questions.parametric_study import StudySurface, fit_surface
     from scaling.analysis.questions.variable import VariableLaw, fit_variable
@@ -269,6 +270,10 @@ def _fit_rows(
     else:
         found = fit_frontier(ladder, form=form, method=method, **options)
     print(found.summary())
+    if isinstance(found, StudyLaw):
+        again = repeated_law(ladder, seed=chosen["seed"])
+        if again is not None:
+            print(Repeated.of(again))
     if figure is not None and isinstance(found, StudyLaw):
         from scaling.analysis.figures import runs as figures
 

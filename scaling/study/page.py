@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from scaling.analysis.findings import find
+from scaling.analysis.findings import Repeated, find
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.questions import saved_law
+from scaling.analysis.questions.form_study import StudyForm, repeated_law
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.analysis.questions.paper_tables import paper_table
 from scaling.analysis.questions.quality import quality_laws
@@ -54,13 +55,18 @@ def law_and_page(
     # Once: the rules are put to the rows of law and page together.
     ladder = Ladder.of(rows, e=e, weights=weights)
     law, refusal = _fit_law(config, study, ladder, say)
+    repeated = None
+    if config.ladder is not None and not config.variants:
+        repeated = repeated_law(ladder, seed=config.seed, resamples=config.fit.resamples)
+    if repeated is not None:
+        say(str(Repeated.of(repeated)))
     variants, beside = read_learned(study.variants_csv), None
     if variants is not None:
         beside = paper_table(variants)
         study.write(study.paper_csv, beside.to_csv(index=False))
     page = write_report(
         study.folder, rows, law, ladder=ladder, config_text=describe(config), data_dir=data_dir,
-        refusal=refusal,
+        refusal=refusal, repeated=repeated,
     )  # fmt: skip
     return page, beside
 
@@ -95,6 +101,7 @@ def write_report(
     config_text: str,
     data_dir: Path | None = None,
     refusal: str = "",
+    repeated: StudyForm | NotIdentified | None = None,
 ) -> Path:
     """Write the page, and the law with all findings; an unchanged page is left alone.
 
@@ -106,6 +113,7 @@ def write_report(
         config_text: the study's configuration, shown as it is.
         data_dir: the token data; None: the page says so.
         refusal: why there is no law.
+        repeated: of `form_study.repeated_law`, where that is at hand.
     Returns:
         The path of the page.
     Raises:
@@ -121,7 +129,7 @@ def write_report(
         return study.report_html
     shown = read_sources(study, tokens, rows, config_text)
     quality = [] if shown.probes is None else quality_laws(rows, shown.probes, "probe_top1")
-    found = find(ladder or rows, study_law, refusal=refusal, quality=quality)
+    found = find(ladder or rows, study_law, refusal=refusal, quality=quality, repeated=repeated)
     if study_law is not None:
         study.write(study.law_json, saved_law.text(study_law, findings=found.to_json()))
     return study.write(study.report_html, page_text(begin, shown, found))

@@ -84,6 +84,37 @@ def test_findings_come_back_as_they_were(law: StudyLaw, told: tuple[Path, Findin
         pd.testing.assert_frame_equal(one, other)
 
 
+def test_runs_that_repeat_their_data_have_the_law_that_counts_it(
+    rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Of a study by itself: in its findings, on its page, and kept beside its law."""
+    once, fades = 1e6, 6.0  # unique tokens; R_D of arXiv 2305.16264
+    of_ladder = rows.role == "ladder"
+    again = np.maximum(rows.tokens / once - 1, 0)
+    fresh = np.where(again > 0, once * (1 + fades * (1 - np.exp(-again / fades))), rows.tokens)
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.001, len(rows)))
+    loss = 2.0 + 6.0 / rows.params**0.25 + 60.0 / fresh**0.35
+    rows = rows.assign(
+        epochs=np.where(again > 0, again + 1, np.nan),
+        val_loss=np.where(of_ladder, loss * noise, rows.val_loss),
+    )
+    assert rows[of_ladder & rows.decayed].epochs.max() > 4
+    law = fit_frontier(rows)
+    found = find(rows, law)
+    assert found.repeated is not None and found.repeated.law is not None, found.repeated
+    low, high = found.repeated.law["law"]["interval"]["R_D"]
+    assert low < fades < high < 2 * fades
+    assert "counts as" in str(found.repeated)
+    text = write_report(tmp_path, rows, law, config_text="a: 1").read_text("utf-8")
+    assert "The law that counts repetition" in text and "counts as" in text
+    kept = Findings.read(tmp_path / "law.json")
+    assert kept.repeated == found.repeated
+    few = rows[of_ladder & (rows["size"].isin(rows["size"][of_ladder].unique()[:1]))]
+    refused = find(few).repeated
+    assert refused is not None and str(refused).startswith("no law of repeated data: ")
+    assert find(rows.assign(epochs=np.nan), law).repeated is None
+
+
 def test_numbers_that_json_has_not_come_back() -> None:
     frame = pd.DataFrame(
         {"x": [1.5, np.nan, np.inf], "n": [1, 2, 3], "runs": [("a", "b"), (), ("c",)],
