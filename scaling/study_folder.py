@@ -5,7 +5,8 @@
     STUDY/design.json                what a ladder that places its own runs decided, and why
     STUDY/data/<key>/                a tokenizer and its tokens (`TokenFolder`)
     STUDY/runs/<run id>/             the whole state of one run (`RunFolder`)
-    STUDY/probes/<key>/, davis/<key>/, finetuned/    what the models learned (`ProbeFolder`)
+    STUDY/probes/<key>/, davis/<key>/, finetuned/, anticipated/<key>/    what the models learned
+                                     (`ProbeFolder`)
     STUDY/jobs/<stamp>/              what submitit and Slurm wrote of jobs
     STUDY/*.csv, law.json, report.html               what was found
 
@@ -220,6 +221,7 @@ class Study:
         self.probes_dir = folder / "probes"
         self.davis_dir = folder / "davis"
         self.finetuned_dir = folder / "finetuned"
+        self.anticipated_dir = folder / "anticipated"
         self.generated_dir = folder / outputs.GENERATED
         self.rows_csv = folder / "rows.csv"
         self.law_json = folder / "law.json"
@@ -230,6 +232,7 @@ class Study:
         self.probes_csv = folder / "probes.csv"
         self.davis_csv = folder / "davis.csv"
         self.finetune_csv = folder / "finetune.csv"
+        self.anticipation_csv = folder / "anticipation.csv"
         self.variants_csv = folder / "variants.csv"
         # What is written, and written again, at the top.
         self.report_files = (self.law_json, self.report_html, self.paper_csv)
@@ -239,7 +242,13 @@ class Study:
             self.variants_json,
             self.positions_json,
         )
-        self.probe_files = (self.probes_csv, self.davis_csv, self.finetune_csv, self.variants_csv)
+        self.probe_files = (
+            self.probes_csv,
+            self.davis_csv,
+            self.finetune_csv,
+            self.anticipation_csv,
+            self.variants_csv,
+        )
         self.state_files = (
             self.plan_json,
             self.design_json,

@@ -203,7 +203,11 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 def resize_short(rgb_HWC: np.ndarray, size: int) -> np.ndarray:
     """The same picture with its short side `size` px, uint8 (H', W', 3)."""
-    height, width = resized_to(rgb_HWC.shape[0], rgb_HWC.shape[1], size)
+    return resize(rgb_HWC, *resized_to(rgb_HWC.shape[0], rgb_HWC.shape[1], size))
+
+
+def resize(rgb_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The same picture, uint8 (height, width, 3)."""
     if (height, width) == rgb_HWC.shape[:2]:
         return rgb_HWC
     # Labelled as YUV, three full planes are resized as they are; RGB would lose colour detail.

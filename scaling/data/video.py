@@ -9,7 +9,7 @@ Shapes: n clips, T frames, S = side of the square crop in px.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,43 @@ def read_video(
     try:
         piece = slice(0, None) if part is None else _piece(video, part)
         return _cut(video, frames, size, stride, clips, rng, fps, crops, zoom, piece)
+    finally:
+        if video.held is not None:
+            video.held[0].close()
+
+
+def read_numbered(
+    path: Path, numbers: Collection[int], make: Callable[[np.ndarray], np.ndarray]
+) -> tuple[dict[int, np.ndarray], str]:
+    """Frames of a video by their numbers, 0 the first that is shown, as `make` makes them of the
+    whole upright picture, uint8 (H, W, 3); and a note on what was lost.
+
+    What the video does not have, or does not decode, is not among them. Raises MediaError when
+    nothing can be read.
+    """
+    video = _scan(path)
+    try:
+        timeline, everything = video.timeline, np.ones(len(video.timeline.shows), bool)
+        selected, by_order = everything, not timeline.order_known
+        if not by_order:  # else a frame is known only by how many came before it
+            wanted = np.isin(timeline.shows, list(numbers))
+            if not wanted.any():
+                return {}, "; ".join(video.notes)
+            selected = packets.to_decode(video.kinds, wanted)
+        found: dict[int, np.ndarray] = {}
+        for decode in (selected, everything):
+            notes, came = list(video.notes), list[int]()
+            found = {}
+            for packet, frame in _decode(video, decode, notes):
+                number = len(came) if by_order else int(timeline.shows[packet])
+                came.append(packet)
+                if number in numbers and not frame.is_corrupt:
+                    found[number] = make(picture(frame, min(frame.height, frame.width)))
+            if not by_order and _disproved(timeline, came):
+                by_order = True  # and everything is decoded, to count what comes
+            elif decode.all() or len(found) == len(set(numbers) & set(timeline.shows.tolist())):
+                break
+        return found, "; ".join(notes)
     finally:
         if video.held is not None:
             video.held[0].close()

@@ -25,12 +25,12 @@ from functools import cached_property
 
 import numpy as np
 
+from scaling.analysis.questions.anticipation import CRITERIA
 from scaling.errors import UserError
 
 K = 5
 MIN_OVERLAP = 0.5
 MAX_SECONDS_APART = 0.25
-CRITERIA = ("noun", "noun_verb", "noun_seconds", "overall")
 
 
 @dataclass(frozen=True, eq=False)

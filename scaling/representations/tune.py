@@ -161,7 +161,7 @@ def rate_at(step: int, steps: int) -> float:
 class Learner:
     """A model and its heads while they learn. A checkpoint holds both, the optimizer, its rates."""
 
-    def __init__(self, model: Decoder, heads: Heads, tuning: Tuning) -> None:
+    def __init__(self, model: Decoder, heads: torch.nn.Module, tuning: Tuning) -> None:
         self.model, self.heads, self.tuning = model, heads, tuning
         groups = decayed_groups(model, tuning)
         groups.append(
@@ -198,6 +198,10 @@ class Learner:
     def step(self, ids_BT: torch.Tensor, labels_B: torch.Tensor) -> None:
         """One step of the optimizer, on tokens (B, T) with their start and labels (B,)."""
         loss, _ = objective(self.model, self.heads, ids_BT, labels_B, self.tuning.end_to_end)
+        self.descend(loss)
+
+    def descend(self, loss: torch.Tensor) -> None:
+        """One step of the optimizer down a loss."""
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optim.step()

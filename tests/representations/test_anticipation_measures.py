@@ -6,14 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scaling.analysis.questions.anticipation import CRITERIA
 from scaling.errors import UserError
-from scaling.representations.anticipation_measures import (
-    CRITERIA,
-    Objects,
-    evaluate,
-    objects,
-    overlaps,
-)
+from scaling.representations.anticipation_measures import Objects, evaluate, objects, overlaps
 
 VECTORS = Path(__file__).resolve().parents[3] / "shared/research/sta_vectors"
 NAMES = dict(
