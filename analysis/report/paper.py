@@ -9,6 +9,7 @@ import pandas as pd
 from scaling.analysis.figures.model import position_points
 from scaling.analysis.figures.style import count_text, number_text
 from scaling.analysis.findings import Findings
+from scaling.analysis.questions.anticipation import figures, named, settings
 from scaling.analysis.questions.paper import ITEMS
 from scaling.analysis.questions.paper_tables import paper_table, title_of
 from scaling.analysis.questions.quality import best_layers, davis_best, over_seeds, scored_by_others
@@ -23,7 +24,7 @@ def paper_section(shown: Sources, found: Findings) -> str:
     """Every item of the paper, of a study whose models were asked what they learned."""
     if not any(
         (shown.probes is not None, shown.finetune is not None, shown.variants is not None,
-         shown.tracked, shown.generated)
+         shown.anticipation is not None, shown.tracked, shown.generated)
     ):  # fmt: skip
         return ""
     lines = beside(shown, found)
@@ -194,6 +195,18 @@ def _tracked(shown: Sources, found: Findings) -> Texts:
         )
 
 
+def _anticipated(shown: Sources, found: Findings) -> Texts:
+    if shown.anticipation is None:
+        return
+    for of, rows in settings(shown.anticipation):
+        first = rows.iloc[0]
+        silent = f", {first.silent} of them without a prediction" if first.silent else ""
+        yield (
+            f"{named(of)}: {figures(rows)} (top-5 mAP, %, {first.n_test:,} frames of "
+            f"{of['data']}{silent})"
+        )
+
+
 def _films(shown: Sources, found: Findings) -> Texts:
     for tracked in shown.tracked:
         for film in tracked.films:
@@ -295,6 +308,7 @@ HERE: dict[str, Callable[[Sources, Findings], Texts]] = {
     "Figure 4": _layers("attention"),
     "Table 7": _all_of(_probed("attention", moving=False), _tuned(_beside_next_tokens(False))),
     "Table 8": _all_of(_probed("attention", moving=True), _tuned(_beside_next_tokens(True))),
+    "Table 9": _anticipated,
     "Table 10": _tracked,
     "Figure 5": _films,
     "Table 12": _tuned(lambda t: (t.n_hidden > 0) | t.data.str.contains("cater", case=False)),

@@ -26,6 +26,7 @@ from scaling.analysis.questions.quality import (
     probe_points,
     scored_by_others,
 )  # fmt: skip
+from scaling.analysis.report.anticipation import anticipation_section
 from scaling.analysis.report.page import Column, figure, strip, strips, table
 from scaling.analysis.report.sources import Film, Generated, Sources, Tracked
 
@@ -36,6 +37,7 @@ def probe_sections(shown: Sources, quality: Sequence[QualityLaw]) -> list[tuple[
         ("probes", "What the layers know", probe_section(shown.probes, quality)),
         ("tracking", "Tracking without training", davis_section(shown.tracked)),
         ("tuned", "Fine-tuned", tuned_section(shown.finetune)),
+        ("anticipation", "Anticipation", anticipation_section(shown.anticipation)),
         ("generated", "Generated clips", generated_section(shown.generated)),
     ]
 

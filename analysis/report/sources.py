@@ -81,6 +81,7 @@ class Sources:
     probes: pd.DataFrame | None = None
     tracked: Sequence[Tracked] = ()
     finetune: pd.DataFrame | None = None
+    anticipation: pd.DataFrame | None = None
     variants: pd.DataFrame | None = None
     generated: Sequence[Generated] = ()
     macs: Mapping[str, float] = field(default_factory=dict)  # of a run, every cooldown included

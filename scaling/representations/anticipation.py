@@ -114,7 +114,7 @@ def anticipate(
         )
         in_threads([partial(one, s, w, say) for s in range(seeds) for w in WEIGHTS])
     made = gather(study)
-    for line in told(study, trained.run_id, videos.key, _settings(tuning, shape)):
+    for line in told(study, trained.run_id, videos.key):
         say(line)
     return made
 
@@ -247,11 +247,9 @@ def _interval(
     return {"percent": mean, "low": float(ends[0]), "high": float(ends[1])}
 
 
-def told(study: Study, run_id: str, data_key: str, settings: dict[str, Any]) -> list[str]:
-    """Of a setting what its rows say, from trained weights and from random ones."""
+def told(study: Study, run_id: str, data_key: str) -> list[str]:
+    """What is there of a run on some data: of each setting, and of its differences to others."""
     table = read_learned(study.anticipation_csv)
     assert table is not None
     mine = table[(table.run_id == run_id) & (table.data_key == data_key)]
-    for name, value in settings.items():
-        mine = mine[mine[name].isna() if value is None else mine[name] == value]
     return [line for of, rows in settings_of(mine) for line in lines(of, rows)]

@@ -47,7 +47,7 @@ SPLIT_SEED = {"train": 0, "val": 1}
 COUNT = {"train": 4000, "val": 400}
 EPISODE = 8  # frames
 # `Anticipation` on these clips: verbs weigh as much as nouns, or a short run does not learn them.
-BUILT_IN = {"px": 48, "fast_px": 24, "frames": EPISODE, "verb_weight": 1.0}
+BUILT_IN = {"px": 48, "fast_px": 24, "frames": EPISODE, "verb_weight": 1.0, "steps": 1200}
 
 
 @dataclass(frozen=True, eq=False)

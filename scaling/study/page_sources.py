@@ -54,6 +54,7 @@ def read_sources(
         probes=read_learned(study.probes_csv),
         tracked=() if davis is None else _tracked(study, davis),
         finetune=read_learned(study.finetune_csv),
+        anticipation=read_learned(study.anticipation_csv),
         variants=read_learned(study.variants_csv),
         generated=[_clip(path) for path in study.continued()[:CLIPS]],
         macs={entry["run_id"]: entry["macs"] for entry in study.plan().runs},
