@@ -37,6 +37,8 @@ COLUMNS: dict[str, str] = {
     "optimizer": "str",
     "beta1": "float",
     "beta2": "float",
+    "cooldown": "float",  # share of the steps over which the rate falls (wsd)
+    "grad_clip": "float",
     "precision": "str",
     # cost
     "steps": "int",
@@ -60,7 +62,9 @@ COLUMNS: dict[str, str] = {
 }
 # Columns that a row leaves out where this is their value, which all runs had before there were
 # others: rows are as they were.
-ADDED: dict[str, str | float] = {"optimizer": "adamw", "beta1": 0.9, "beta2": 0.95}
+ADDED: dict[str, str | float] = {
+    "optimizer": "adamw", "beta1": 0.9, "beta2": 0.95, "cooldown": 0.2, "grad_clip": 1.0,
+}  # fmt: skip
 ALWAYS = COLUMNS.keys() - ADDED.keys()  # the columns of every version's tables
 SOURCE_PREFIX = "val_loss/"  # one further float column per source
 # A further column where the weights of rows are known: in proportion to 1 / variance.

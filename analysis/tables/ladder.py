@@ -62,7 +62,8 @@ NEEDED = (
 DESIGN = (
     "size", "params", "tokens", "family", "parametrization", "d", "layers", "heads", "d_ff",
     "vocab", "context", "tokenizer", "data_key", "data_mix", "lr", "schedule", "warmup_steps",
-    "batch_tokens", "weight_decay", "optimizer", "beta1", "beta2", "precision",
+    "batch_tokens", "weight_decay", "optimizer", "beta1", "beta2", "cooldown",
+    "grad_clip", "precision",
 )  # fmt: skip
 SIZES = ("params", "tokens")
 A_WEIGHT = "a weight (how many runs a row is the mean of, or 1 / its squared standard error)"

@@ -59,7 +59,7 @@ class RunConfig:
         "study", "data_dir", "checkpoint_seconds", "micro_batch", "recompute", "compile", "parallel"
     )  # fmt: skip
     # Fields that came later: at these values a run has the name that it had without them.
-    ADDED: ClassVar = ADDED
+    ADDED: ClassVar = {name: ADDED[name] for name in ("optimizer", "beta1", "beta2")}
     BUDGETS = ("budgets_steps", "budgets_macs")
 
     @property

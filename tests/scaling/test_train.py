@@ -95,7 +95,7 @@ def test_interrupted_equals_undisturbed_bitwise(
 def test_muon_interrupted_equals_undisturbed_bitwise(run: RunConfig, tmp_path: Path) -> None:
     """Both optimizers' state is in the checkpoint; AdamW's runs keep the names they always had."""
     assert dataclasses.replace(run, optimizer="adamw").run_id == run.run_id
-    muon = dataclasses.replace(run, optimizer="muon", beta2=0.99)
+    muon = dataclasses.replace(run, optimizer="muon", beta2=0.99, grad_clip=0.5)
     assert muon.run_id != run.run_id
     known = {"model": size(16, 1, 2, vocab=20, context=9), "data_key": "k", "role": "ladder"}
     fixed = RunConfig(lr=2**-6, budgets_steps=(25,), budgets_macs=(1e6,), **known)  # type: ignore[arg-type]
@@ -104,7 +104,8 @@ def test_muon_interrupted_equals_undisturbed_bitwise(run: RunConfig, tmp_path: P
     with pytest.raises(Interrupted):
         train(muon, tmp_path / "run", stop=StopAfter(37), log=quiet)
     assert repeatable(train(muon, tmp_path / "run", log=quiet)) == repeatable(whole)
-    assert {(row["optimizer"], row["beta2"]) for row in whole} == {("muon", 0.99)}
+    told = {(row["optimizer"], row["beta2"], row["grad_clip"]) for row in whole}
+    assert told == {("muon", 0.99, 0.5)}
     assert "beta1" not in whole[0]  # as ever, which a table says
     assert metrics(tmp_path / "run") == metrics(tmp_path / "undisturbed")
 
