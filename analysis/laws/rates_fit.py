@@ -111,7 +111,7 @@ class RatesLaw:
 
     @property
     def exponents(self) -> dict[str, tuple[float, float, float]]:
-        """"lr ~ N", "lr ~ D", "batch ~ N", "batch ~ D", as far as they are told: value and ends."""
+        """By "lr ~ N", "lr ~ D", "batch ~ N", "batch ~ D", as far as told: value and ends."""
         found = {}
         for quantity, said in (("rate", "lr"), ("batch", "batch")):
             for axis in self.shape.terms.get(quantity, ()):
@@ -208,8 +208,8 @@ class Swept:
 
 
 def lost(loss: np.ndarray, lr: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    """Which runs (n,) diverged: no finite loss, or one far above their cell's lowest at a rate above
-    that run's."""
+    """Which runs (n,) diverged: no finite loss, or one far above their cell's lowest, at a rate
+    above that run's."""
     out = ~np.isfinite(loss)
     for one in np.unique(cell):
         mine = np.flatnonzero((cell == one) & np.isfinite(loss))
@@ -293,11 +293,12 @@ def fit_rates(
     """
     table = swept(n, d, lr, loss, batch)
     axes, together = _axes(table)
-    if table.edges == table.runs.cells:
+    inside = table.runs.cells - table.edges
+    if inside < 2 + len(axes):
         raise NotIdentified(
-            f"rates: in all of {table.edges} cells of one N and D the lowest loss is at the "
-            "smallest or largest rate tried: the sweep does not bracket the optimum; add rates "
-            "beyond it"
+            f"rates: in {table.edges} of {table.runs.cells} cells of one N and D the lowest loss is "
+            "at the smallest or largest rate tried, and the law takes at least "
+            f"{2 + len(axes)} cells that bracket their optimum: add rates beyond these"
         )
     candidates = []
     for smooth in (False, True)[: 1 + (table.runs.cells >= SMOOTH)]:
