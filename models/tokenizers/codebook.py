@@ -1,13 +1,14 @@
 """Codebook tokenizer: k-means on image patches. Needs no download and no gradient.
 
 A frame is cut into square patches in raster order; the code of a patch is its nearest centroid.
-Patches and centroids are integers, shifted to [-128, 127]. Their dot products then have no rounding
-(up to 18 x 18 px), so codes do not depend on the machine, on the threads or on the batch.
+Patches and centroids are integers, and products decide that have no rounding (`nearest`), so codes
+do not depend on the machine, on the threads or on the batch.
 
 Shapes: N frames, H = W pixels, P patch side, K codes, D = 3 P^2 values of a patch.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from scaling.errors import UserError
+from scaling.models.tokenizers.nearest import Nearest, directions, one_thread
 
-_CHUNK = 512  # patches scored together: their scores stay in the processor's cache
-_BATCH = 16384  # patches of a k-means step
+_BATCH = 16384  # patches of a k-means step, and encoded together
 _PASSES = 12  # over the patches; fewer, but at least 3, when there are more than _SEEN / 12
 _SEEN = 1 << 22
 
@@ -50,24 +51,23 @@ class Codebook:
         rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, 0xC0DE]))
         patches_MD = patches_MD[rng.permutation(len(patches_MD))]
         centroids = _plus_plus(patches_MD[: max(8192, 8 * codes)], codes, rng).astype(np.float64)
+        basis = directions(patches_MD[:_BATCH])
         won = np.zeros(codes)
         for _ in range(min(_PASSES, max(3, _SEEN // len(patches_MD)))):
             won_before = won.copy()
             for first in range(0, len(patches_MD), _BATCH):
                 batch = patches_MD[first : first + _BATCH]
-                nearest = _nearest(batch, np.rint(centroids).astype(np.uint8))
-                count = np.bincount(nearest, minlength=codes)
-                order = np.argsort(nearest, kind="stable")
+                winner = Nearest(np.rint(centroids).astype(np.uint8), basis)(batch)
+                count = np.bincount(winner, minlength=codes)
                 used = np.flatnonzero(count)
-                starts = np.concatenate(([0], np.cumsum(count[used])[:-1]))
-                sums = np.add.reduceat(batch[order].astype(np.int64), starts, axis=0)
+                sums = _sums(batch, winner, count)[used]
                 won[used] += count[used]
                 centroids[used] += (sums - count[used, None] * centroids[used]) / won[used, None]
             idle = np.flatnonzero(won == won_before)
             if len(idle):
                 sample = patches_MD[rng.permutation(len(patches_MD))[: max(8192, 8 * codes)]]
                 integer = np.rint(centroids).astype(np.uint8)
-                error = _squared_error(sample, integer[_nearest(sample, integer)])
+                error = _squared_error(sample, integer[Nearest(integer, basis)(sample)])
                 if error.any():
                     chosen = rng.choice(len(sample), len(idle), p=error / error.sum())
                     centroids[idle] = sample[chosen]
@@ -76,8 +76,28 @@ class Codebook:
 
     def encode(self, frames_NHWC: np.ndarray) -> np.ndarray:
         """Codes, uint16 (N, H/P * W/P), raster order, of uint8 frames (N, H, W, 3)."""
-        patches = cut(frames_NHWC, self.patch)
-        return _nearest(patches, self.centroids_KD).reshape(len(frames_NHWC), -1)
+        length = (frames_NHWC.shape[1] // self.patch) * (frames_NHWC.shape[2] // self.patch)
+        codes_NL = np.empty((len(frames_NHWC), length), np.uint16)
+        block = max(1, _BATCH // max(1, length))
+        for first in range(0, len(frames_NHWC), block):
+            patches = cut(frames_NHWC[first : first + block], self.patch)
+            codes_NL[first : first + block] = self._encode(
+                patches.reshape(-1, length, patches.shape[1])
+            )
+        return codes_NL
+
+    def _encode(self, patches_NLD: np.ndarray) -> np.ndarray:
+        # What stands still in a video need not be looked up again: often a quarter of it.
+        new_NL = np.ones(patches_NLD.shape[:2], bool)
+        new_NL[1:] = (patches_NLD[1:] != patches_NLD[:-1]).any(2)
+        codes_NL = np.zeros(new_NL.shape, np.uint16)
+        codes_NL[new_NL] = self._nearest(patches_NLD[new_NL])
+        last_NL = np.maximum.accumulate(np.where(new_NL, np.arange(len(new_NL))[:, None], 0))
+        return np.take_along_axis(codes_NL, last_NL, axis=0)
+
+    @cached_property
+    def _nearest(self) -> Nearest:
+        return Nearest(self.centroids_KD)
 
     def decode(self, codes_NL: np.ndarray) -> np.ndarray:
         """Frames, uint8 (N, H, W, 3), of the codes of square frames (N, H/P * W/P)."""
@@ -139,25 +159,15 @@ def _side(values: int) -> int:
     return side
 
 
-def _nearest(patches_MD: np.ndarray, centroids_KD: np.ndarray) -> np.ndarray:
-    """Index of the nearest centroid, uint16 (M,); the lowest index among equals."""
-    # argmin |x - c|^2 = argmax 2 x.c - |c|^2. Every partial sum is an integer below 3 D 2^14: exact
-    # in float32 (24 bits) up to D = 341, in float64 above.
-    dims = patches_MD.shape[1]
-    dtype = np.float32 if 3 * dims * 2**14 <= 2**24 else np.float64
-    weight = np.empty((dims + 1, len(centroids_KD)), dtype)
-    shifted = centroids_KD.astype(dtype) - 128
-    weight[:dims] = 2 * shifted.T
-    weight[dims] = -(shifted**2).sum(1)
-    out = np.empty(len(patches_MD), np.uint16)
-    x = np.ones((min(_CHUNK, len(patches_MD)), dims + 1), dtype)
-    scores = np.empty((len(x), len(centroids_KD)), dtype)
-    for first in range(0, len(patches_MD), _CHUNK):
-        part = patches_MD[first : first + _CHUNK]
-        np.subtract(part, 128, out=x[: len(part), :dims], dtype=dtype)
-        np.matmul(x[: len(part)], weight, out=scores[: len(part)])
-        out[first : first + _CHUNK] = scores[: len(part)].argmax(1)
-    return out
+def _sums(patches_MD: np.ndarray, code_M: np.ndarray, count_K: np.ndarray) -> np.ndarray:
+    """The sum of the patches of each code, (K, D)."""
+    from scipy.sparse import csr_array  # here: those who only encode need not wait for it
+
+    ends = np.concatenate(([0], np.cumsum(count_K)))
+    order = np.argsort(code_M, kind="stable")
+    one_KM = csr_array((np.ones(len(order), np.int32), order, ends), (len(count_K), len(order)))
+    sums_KD: np.ndarray = one_KM @ patches_MD.astype(np.int32)
+    return sums_KD
 
 
 def _squared_error(a_MD: np.ndarray, b_MD: np.ndarray) -> np.ndarray:
@@ -178,12 +188,13 @@ def _plus_plus(sample_MD: np.ndarray, codes: int, rng: np.random.Generator) -> n
     chosen = np.empty(codes, np.int64)
     chosen[0] = rng.integers(len(sample_MD))
     distance = np.full(len(sample_MD), np.inf)
-    for k in range(1, codes):
-        last = chosen[k - 1]
-        new = square - 2 * (shifted @ shifted[last]) + square[last]  # exact up to 18 x 18 px
-        distance = np.minimum(distance, np.maximum(new, 0))
-        distance[last] = 0
-        cumulative = np.cumsum(distance)
-        pick = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
-        chosen[k] = min(int(pick), len(sample_MD) - 1)
+    with one_thread():
+        for k in range(1, codes):
+            last = chosen[k - 1]
+            new = square - 2 * (shifted @ shifted[last]) + square[last]  # exact up to 18 x 18 px
+            distance = np.minimum(distance, np.maximum(new, 0))
+            distance[last] = 0
+            cumulative = np.cumsum(distance)
+            pick = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
+            chosen[k] = min(int(pick), len(sample_MD) - 1)
     return sample_MD[chosen]
