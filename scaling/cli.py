@@ -22,6 +22,7 @@ import typer  # noqa: E402
 
 from scaling import __version__  # noqa: E402
 from scaling.commands import (  # noqa: E402
+    anticipating,
     comparing,
     fitting,
     isoflop,
@@ -184,7 +185,8 @@ app.command()(probes.davis)
 app.command()(probes.generate)
 app.command()(probes.permanence)
 app.command()(probes.finetune)
-app.command()(probes.anticipate)
+app.command()(anticipating.anticipate)
+app.command()(anticipating.score)
 app.command()(probes.represent)
 app.command()(tokenizing.tokens)
 app.add_typer(tokenizing.tokenizer, name="tokenizer")

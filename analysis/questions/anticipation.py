@@ -20,6 +20,7 @@ LESS: dict[str, dict[str, Any]] = {
     "the last frame alone": {"frames": 1},
     "random weights": {"weights": "random"},
     "no next-token loss": {"next_token_weight": 0.0},
+    "a frozen model": {"frozen": True, "next_token_weight": 0.0},
 }
 SETTING = [
     "data", "data_key", "run_id", "size", "px", "fast_px", "frames", "stride", "rope_base",
@@ -57,14 +58,22 @@ def figures(rows: pd.DataFrame, less: str = "", k: int = 5, interval: bool = Tru
     )
 
 
-def lines(of: dict[str, Any], rows: pd.DataFrame) -> list[str]:
-    """What a setting is worth, in words: its four figures, plain precision, and differences."""
+def worth(rows: pd.DataFrame, name: str) -> list[str]:
+    """The four figures of what is called so, and beside them what top-5 does not show."""
     first = rows.iloc[0]
-    made = [f"{named(of)}: {figures(rows)}"]
-    made.append(
-        f"  top-5 mean average precision, %, of {first.n_test:,} frames, {first.silent} of them "
-        f"without a prediction; plain: {figures(rows, k=1, interval=False)}"
-    )
+    silent = f"{first.silent:,} of them without a prediction"
+    if first.silent:
+        silent += " and left out with their objects, as the challenge does"
+    return [
+        f"{name}: {figures(rows)}",
+        f"  top-5 mean average precision, %, of {first.n_test:,} frames, {silent}; plain: "
+        f"{figures(rows, k=1, interval=False)}",
+    ]
+
+
+def lines(of: dict[str, Any], rows: pd.DataFrame) -> list[str]:
+    """What a setting is worth, in words, and its differences to others."""
+    made = worth(rows, named(of))
     for less in LESS:
         if less and (text := figures(rows, less)):
             made.append(f"  less {less}: {text}")

@@ -20,15 +20,20 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from scaling import checkpoint
-from scaling.analysis.questions.anticipation import CRITERIA, KS, LESS, lines
+from scaling.analysis.questions.anticipation import CRITERIA, KS, LESS, lines, worth
 from scaling.analysis.questions.anticipation import settings as settings_of
 from scaling.analysis.questions.quality import half_width, variance_over_files
 from scaling.errors import UserError
 from scaling.jobs.machine import in_threads
 from scaling.models.anticipation import Layout
-from scaling.representations.anticipation_files import submission
+from scaling.representations.anticipation_files import (
+    read_annotations,
+    read_submission,
+    submission,
+)
 from scaling.representations.anticipation_frames import (
     Shape,
     Videos,
@@ -102,8 +107,9 @@ def anticipate(
     with files.explained(study.folder):
         if data is None:
             data = write_scenes(study.folder / "anticipation-clips", say=say)
+        patch = round(index["size"] / index["tokens_per_frame"] ** 0.5)
         px = tuning.px or 2 * index["size"]
-        fast_px = tuning.fast_px or px // 2
+        fast_px = tuning.fast_px or max(patch, px // 2 // patch * patch)
         shape = Shape(tuning.frames, tuning.stride, px, fast_px if tuning.frames > 1 else px)
         videos = read_folder(data)
         study.anticipated_dir.mkdir(exist_ok=True)
@@ -145,8 +151,14 @@ def _one(
 ) -> None:
     """Fine-tune and measure once, where that is not there yet."""
     settings = _settings(tuning, shape)
-    of = {"schema": SCHEMA, "run": trained.run_id, "steps_of_run": trained.row["steps"]}
-    of |= {"data": videos.key, "seed": seed, "weights": weights, **settings}
+    made_by = {"schema": SCHEMA, "run_steps": trained.row["steps"]}
+    of = made_by | {
+        "run": trained.run_id,
+        "data": videos.key,
+        "seed": seed,
+        "weights": weights,
+        **settings,
+    }
     key = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
     path = study.anticipated_dir / f"{key}.json"
     if path.exists():
@@ -157,7 +169,9 @@ def _one(
     reader = anticipate_with(
         trained, weights, layout, splits["train"], tuning, seed, saved, say, stop
     )
-    row: dict[str, Any] = {k: trained.row[k] for k in ("study", "size", "params", "macs_total")}
+    row: dict[str, Any] = made_by | {
+        k: trained.row[k] for k in ("study", "size", "params", "macs_total")
+    }
     row |= {"run_id": trained.run_id, "weights": weights, "seed": seed, "data": name}
     row |= {"data_key": videos.key, "tokens": layout.tokens, "n_train": len(splits["train"])}
     if weights == "random":
@@ -177,15 +191,30 @@ def _one(
 # ----------------------------------------------------------------------------------- what was found
 
 
+def score(submission: Path, annotations: Path) -> list[str]:
+    """What anyone's predictions are worth, in words. Raises UserError with every mistake."""
+    of = read_annotations(annotations)
+    if not of.annotated:
+        raise UserError(f"{annotations}: no frame has `objects`, to which predictions are held")
+    row: dict[str, Any] = measured(read_submission(submission, of), of)
+    about = {"n_train": 1, "n_test": row["n_test"]}
+    rows = [
+        {"less": "", "criterion": c, "k": k} | _interval([(row, None)], f"{c}@{k}", about)
+        for k in KS
+        for c in CRITERIA
+    ]
+    table = pd.DataFrame(rows).assign(n_test=row["n_test"], silent=row["silent"])
+    return worth(table, submission.name)
+
+
 def gather(study: Study) -> Path:
     """STUDY/anticipation.csv of all that is there."""
-    import pandas as pd
-
     rows = [
         row
         for path in files.whole(study.anticipated_dir, "*.json")
         if "-" not in path.stem
         for row in read_rows(path)
+        if row.get("schema") == SCHEMA
     ]
     table = pd.DataFrame(list(_compared(rows)), columns=list(COLUMNS))
     return study.write(study.anticipation_csv, table.to_csv(index=False))
@@ -199,7 +228,6 @@ def _compared(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for _, group in sorted(groups.items()):
         first = group[min(group)]
         about = {name: first[name] for name in (*ABOUT, "n_train", "n_test")}
-        about["seeds"] = len(group)
         about["silent"] = max(row["silent"] for row in group.values())
         about["next_token_loss"] = float(
             np.mean([row["next_token_loss"] for row in group.values()])
@@ -214,16 +242,15 @@ def _compared(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 for criterion in CRITERIA:
                     name = f"{criterion}@{k}"
                     found = _interval(pairs, name, about)
-                    yield about | {"less": less, "criterion": criterion, "k": k} | found
+                    at = {"less": less, "criterion": criterion, "k": k, "seeds": len(pairs)}
+                    yield about | at | found
 
 
 def _key(row: dict[str, Any]) -> str:
     """Equal for rows that differ in their seed alone."""
-    names = ("data_key", "run_id", "macs_total", "weights", *SETTINGS)
-    alone = row["frames"] == 1
-    macs = {"macs_total": None}  # 0 of random weights
-    of = {name: row[name] for name in names} | macs
-    return json.dumps(of | ({"fast_px": None, "stride": None} if alone else {}))
+    names = ("data_key", "run_id", "run_steps", "weights", *SETTINGS)
+    of = {name: row[name] for name in names}
+    return json.dumps(of | ({"fast_px": None, "stride": None} if row["frames"] == 1 else {}))
 
 
 def _interval(

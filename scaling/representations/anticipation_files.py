@@ -27,6 +27,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from scaling.errors import UserError, did_you_mean
 from scaling.representations.anticipation_measures import Objects, objects
 from scaling.storage import files
@@ -35,6 +37,8 @@ CHALLENGE = "ego4d_short_term_object_interaction_anticipation"
 VERSION = "1.0"
 SPLITS = {part: f"fho_sta_{part}.json" for part in ("train", "val")}
 TEST = "fho_sta_test_unannotated.json"
+MAX_SHARE = 1.5  # of all boxes' coordinates, below which they are no px
+MAX_USUAL_SECONDS = 60.0
 MOST = 10  # mistakes named in a message
 
 
@@ -149,12 +153,36 @@ def read_annotations(path: Path, *, to_learn: bool = False) -> Annotations:
             f"{len(without)} of {len(stills)} have no `objects` ({', '.join(without[:3])}), the "
             "others have: a split is annotated or it is not",
         )
+    _check_units(stills, wrong)
     wrong.raise_any()
     if not stills:
         raise UserError(f"{path}: no annotated frame has a box with an area: want x2 > x1, y2 > y1")
     notes = [f"{flat} boxes without an area are left out"] * bool(flat)
     notes += [f"{empty} frames that have no other object with them"] * bool(empty)
     return Annotations(path, nouns, verbs, tuple(stills), tuple(notes))
+
+
+def _check_units(stills: list[Still], wrong: _Mistakes) -> None:
+    """Boxes in shares of the frame, and times in other units, are mistakes that nothing shows."""
+    told = [still for still in stills if still.objects is not None]
+    if not told:
+        return
+    box_N4 = np.concatenate([still.objects.box_N4 for still in told if still.objects])
+    seconds_N = np.concatenate([still.objects.seconds_N for still in told if still.objects])
+    if box_N4.max() <= MAX_SHARE and min(min(still.width, still.height) for still in told) > 16:
+        wrong.add("annotations", f"no box goes beyond {box_N4.max():g} px: want px, not shares")
+    if np.median(seconds_N) > MAX_USUAL_SECONDS:
+        median = f"{np.median(seconds_N):g}"
+        wrong.add("annotations", f"the median time_to_contact is {median}: want it in seconds")
+    for still in told:
+        assert still.objects is not None
+        middle_N2 = (still.objects.box_N4[:, :2] + still.objects.box_N4[:, 2:]) / 2
+        if (middle_N2 < 0).any() or (middle_N2 > [still.width, still.height]).any():
+            wrong.add(
+                f"annotation {still.uid}",
+                f"a box lies beyond the frame of {still.width} x {still.height} px, of which "
+                "boxes are",
+            )
 
 
 def _categories(given: dict[str, Any], key: str, wrong: _Mistakes) -> dict[int, str]:

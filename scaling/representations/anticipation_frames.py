@@ -43,6 +43,7 @@ from scaling.study_folder import ProbeFolder
 
 SCHEMA = 1
 CHUNK = 32  # videos read before their codes are written
+MAX_STRETCH = 0.05  # of a video, beside the shape that its annotations are of
 MOST = 5  # files named in a message
 Say = Callable[[str], None]
 
@@ -239,10 +240,10 @@ def _encoded(
             made = []
             for name in chunk:
                 lasts = [last for _, last in by_file[name]]
+                still = videos.splits[split].stills[by_file[name][0][0]]
+                of = videos.root / name, (still.width, still.height), lasts
                 try:
-                    made.append(
-                        _of_video(videos.root / name, lasts, shape, layout, patch, tokenizer)
-                    )
+                    made.append(_of_video(*of, shape, layout, patch, tokenizer))
                 except (media.MediaError, OSError) as error:
                     wrong.append(f"{name}: {error}")
             if wrong:  # all of them are looked at, to be told at once
@@ -260,11 +261,28 @@ def _encoded(
 
 
 def _of_video(
-    path: Path, lasts: list[int], shape: Shape, layout: Layout, patch: int, tokenizer: Any
+    path: Path,
+    told: tuple[int, int],
+    lasts: list[int],
+    shape: Shape,
+    layout: Layout,
+    patch: int,
+    tokenizer: Any,
 ) -> np.ndarray:
-    """Codes (n, tokens) of the frames that end at each of n numbers of a video."""
+    """Codes (n, tokens) of the frames that end at each of n numbers of a video, whose width and
+    height are told to be so: boxes are of these."""
     numbers, stills = {n for last in lasts for n in shape.numbers(last)}, sorted({*lasts})
-    found, note = read_numbered(path, numbers, lambda rgb: _both(rgb, layout, patch))
+
+    def make(rgb: np.ndarray) -> np.ndarray:
+        height, width = rgb.shape[:2]
+        if abs(width / height * told[1] / told[0] - 1) > MAX_STRETCH:
+            raise media.MediaError(
+                f"shows {width} x {height} px, where its annotations are of {told[0]} x {told[1]}: "
+                "a video may be smaller than that, but not of another shape"
+            )
+        return _both(rgb, layout, patch)
+
+    found, note = read_numbered(path, numbers, make)
     if lost := sorted(numbers - found.keys()):
         has = f"{', '.join(map(str, lost[:MOST]))}{' ...' * (len(lost) > MOST)}"
         more = f" ({note})" if note else ""

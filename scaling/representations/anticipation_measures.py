@@ -30,6 +30,7 @@ from scaling.errors import UserError
 
 K = 5
 MIN_OVERLAP = 0.5
+HELD = 2**21  # weights of predictions in resamples that are in memory together
 MAX_SECONDS_APART = 0.25
 
 
@@ -126,8 +127,11 @@ class Judged:
         count_RC = weight_RF @ self.objects_FC
         precision_RC = np.zeros(count_RC.shape)
         for c, (frame_N, true_N) in enumerate(self._of_nouns):
-            weight_RN = weight_RF[:, frame_N]
-            precision_RC[:, c] = average_precision(weight_RN, true_N, count_RC[:, c])
+            at_once = max(1, HELD // max(1, len(frame_N)))
+            for r in range(0, len(weight_RF), at_once):
+                part = slice(r, r + at_once)
+                weight_RN = weight_RF[part][:, frame_N]
+                precision_RC[part, c] = average_precision(weight_RN, true_N, count_RC[part, c])
         there_RC = count_RC > 0
         with np.errstate(invalid="ignore"):
             mean_R = np.where(there_RC, precision_RC, 0).sum(1) / there_RC.sum(1)

@@ -62,6 +62,12 @@ class Learned:
         """The rows of `scaling davis`: one a run, weights, layer, sequence and object."""
         return read_learned(self.study.davis_csv)
 
+    @cached_property
+    def anticipation(self) -> pd.DataFrame | None:
+        """The rows of `scaling anticipate`: percent and its 95% interval, one a setting, criterion,
+        K and what it is less of (`analysis.questions.anticipation`)."""
+        return read_learned(self.study.anticipation_csv)
+
     def _made(self, name: str) -> pd.DataFrame:
         """Of "probes" and "davis"; UserError where it was not made."""
         table, command = {

@@ -18,8 +18,8 @@ from scaling.data.video import read_numbered
 from scaling.errors import UserError
 from scaling.models.anticipation import Layout
 from scaling.representations import anticipation_scenes as scenes
-from scaling.representations.anticipation import anticipate, gather
-from scaling.representations.anticipation_files import SPLITS, TEST, read_annotations
+from scaling.representations.anticipation import anticipate, gather, score
+from scaling.representations.anticipation_files import SPLITS, TEST, read_annotations, submission
 from scaling.representations.anticipation_frames import Shape, encode, open_tokens, read_folder
 from scaling.representations.anticipation_measures import evaluate, objects
 from scaling.representations.anticipation_tune import (
@@ -276,6 +276,9 @@ def test_mistakes_are_messages(own: Study, built_in: Path, tmp_path: Path) -> No
     short = Path(shutil.copytree(built_in, tmp_path / "short"))
     write_clip(short / "clips/val-0003.mp4", np.zeros((1, 64, 64, 3), np.uint8))
     refused(r"clips/val-0003.mp4: frames 1, 2, 3, 4, 5 ... are asked for and cannot be read", short)
+    turned = Path(shutil.copytree(built_in, tmp_path / "turned"))
+    write_clip(turned / "clips/val-0002.mp4", np.zeros((8, 64, 96, 3), np.uint8))
+    refused("val-0002.mp4: shows 96 x 64 px, where its annotations are of 64 x 64", turned)
     nouns = [{"id": 0, "name": "cup"}]
     other = changed(built_in, tmp_path / "other", noun_categories=nouns)
     refused("val.json, annotation 0|is .*: want one of the 1 of noun_categories", other)
@@ -299,3 +302,20 @@ def test_one_video_has_no_interval(own: Study, built_in: Path, tmp_path: Path) -
     table = pd.read_csv(anticipate(own, data, given=QUICK | {"frames": 1}, say=quiet))
     assert table.percent.notna().all() and table.low.isna().all() and table.high.isna().all()
     assert pd.read_csv(gather(own)).equals(table)
+
+
+def test_anyones_predictions_are_measured(built_in: Path, tmp_path: Path) -> None:
+    val = read_annotations(built_in / SPLITS["val"])
+    right = [still.objects for still in val.stills if still.objects is not None]
+    uids = [still.uid for still in val.stills]
+    path = tmp_path / "mine.json"
+    path.write_text(submission(uids, [*right[:4], objects([]), objects([])]))
+    first, second = score(path, built_in / SPLITS["val"])
+    assert first.startswith("mine.json: noun 100.0 [")
+    assert "of 6 frames, 2 of them without a prediction and left out with their objects" in second
+    given = json.loads((built_in / SPLITS["val"]).read_text())
+    for one in given["annotations"]:
+        del one["objects"]
+    (tmp_path / "blind.json").write_text(json.dumps(given))
+    with pytest.raises(UserError, match="no frame has `objects`, to which"):
+        score(path, tmp_path / "blind.json")

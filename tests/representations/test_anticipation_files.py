@@ -100,6 +100,19 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"box": [0.1, 0.2, 0.5, 0.9]}, "no box goes beyond 0.9 px: want px, not shares"),
+        ({"time_to_contact": 700}, "the median time_to_contact is 700: want it in seconds"),
+        ({"box": [900, 20, 990, 80]}, "u0: a box lies beyond the frame of 640 x 480 px"),
+    ],
+)
+def test_other_units_are_mistakes(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        read_annotations(write(tmp_path / "a.json", annotation(0, objects=[ONE | change])))
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("[", "cannot be read as JSON"),
