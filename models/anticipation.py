@@ -46,7 +46,7 @@ def five_of(layers: int) -> list[int]:
     too, and some serve two levels.
 
     >>> five_of(12), five_of(3)
-    ([1, 4, 6, 9, 12], [0, 1, 2, 2, 3])
+    ([1, 4, 7, 9, 12], [0, 1, 2, 2, 3])
     """
     first = 1 if layers >= len(LEVELS) else 0
     steps = len(LEVELS) - 1
