@@ -265,8 +265,22 @@ def _one_thread(tokenizer: Any) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _end_with(parent: int) -> None:
-    """In a worker: end when the driver is gone, also when it was killed outright."""
+def _more_than(count: int, values: Iterable[str]) -> bool:
+    """Whether there are more than `count` different ones; no more are looked at than it takes."""
+    seen: set[str] = set()
+    for value in values:
+        seen.add(value)
+        if len(seen) > count:
+            return True
+    return False
+
+
+_given: list[Work] = []  # of a worker, once: it holds the names of all files
+
+
+def _start(parent: int, work: Work) -> None:
+    """Begin a worker, which ends when the driver is gone, also when it was killed outright."""
+    _given[:] = [work]
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -274,6 +288,10 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(unit: Unit) -> int:
+    return _given[0]([unit])
 
 
 # -- the driver ------------------------------------------------------------------------------------
@@ -342,7 +360,7 @@ class _Encoder:
             seen = len(source.validation)
             if usable >= needed:
                 return
-            if len({source.identity[name] for name in source.train}) <= needed:
+            if not _more_than(needed, (source.identity[name] for name in source.train)):
                 raise unusable(source, needed)
             source.move_next()
 
@@ -382,20 +400,20 @@ class _Encoder:
             for done, _ in enumerate(self.mapper(work, lists)):
                 self.progress("encode, lists of units", done + 1, len(lists))
             return
-        single = [[unit] for unit in units]
         if self.workers == 1 or len(units) < 2:
-            for done, unit in enumerate(single):
-                self.progress("encode", done, len(single))
-                work(unit)
+            for done, unit in enumerate(units):
+                self.progress("encode", done, len(units))
+                work([unit])
             return
         # Spawned, not forked: forked copies of torch's and FFmpeg's threads can hang.
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(
-            self.workers, context, initializer=_end_with, initargs=(os.getpid(),)
+            self.workers, context, initializer=_start, initargs=(os.getpid(), work)
         )
+        together = max(1, min(16, len(units) // (64 * self.workers)))  # each task takes memory
         try:
-            for done, _ in enumerate(pool.map(work, single)):
-                self.progress("encode", done + 1, len(single))
+            for done, _ in enumerate(pool.map(_work, units, chunksize=together)):
+                self.progress("encode", done + 1, len(units))
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker of the encoder was killed (out of memory?). What it had finished is "

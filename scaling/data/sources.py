@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,17 @@ class Source:
     def move_next(self) -> None:
         """Move the first training file, and all that belong to it, to validation."""
         unit = self.split_unit(self.train[0])
-        self.validation += [name for name in self.train if self.split_unit(name) == unit]
-        self.train = [name for name in self.train if self.split_unit(name) != unit]
+        # They have one place in the order of the hash: neighbours.
+        moved = list(takewhile(lambda name: self.split_unit(name) == unit, self.train))
+        self.validation += moved
+        del self.train[: len(moved)]
 
     def split_unit(self, name: str) -> str:
         """What is never on both sides: a content, or an episode with all of its cameras."""
         return self.together.get(name, self.identity[name])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """What is encoded at once: a range of the built-in clips, a video, or some images."""
 
@@ -117,10 +120,12 @@ def survey(number: int, settings: SourceConfig, val_fraction: float, seed: int) 
 def split(source: Source, val_fraction: float, seed: int) -> None:
     """Share the files out to training and validation."""
     # Equal contents under two names must not meet across the split: the hash is of the content.
-    rank = {name: _number(seed, "split", source.split_unit(name)) for name in source.identity}
-    source.train = sorted(source.identity, key=lambda name: (rank[name], name))
-    while len(source.validation) < round(val_fraction * len(source.identity)):
-        source.move_next()
+    names = sorted(source.identity)
+    names.sort(key=lambda name: _number(seed, "split", source.split_unit(name)))  # stable
+    units = groupby(names, key=source.split_unit)
+    while len(source.validation) < round(val_fraction * len(names)):
+        source.validation += next(units)[1]
+    source.train = names[len(source.validation) :]
 
 
 def _listed(source: Source, root: Path, suffixes: frozenset[str]) -> list[str]:
