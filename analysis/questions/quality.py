@@ -207,26 +207,45 @@ def quality_laws(
     Raises:
         UserError: another metric.
     """
+    return [
+        (name, _law(one, seed, form, resamples)) for name, one in errors_of(rows, table, metric)
+    ]
+
+
+def errors_of(
+    rows: pd.DataFrame, table: pd.DataFrame, metric: str
+) -> list[tuple[str, pd.DataFrame]]:
+    """A study's decayed points with an error in place of their loss, of each data set and head.
+
+    rows, table, metric: as of `quality_laws`. Returns (name, frame), a frame of the rows' columns,
+    with `loss` (the run's own, nats), `error_error` (standard error of the error over seeds or
+    sequences) and `chance` (the error of the most frequent class; NaN where there is none).
+    """
     table_of(metric)
     if metric == "davis_jf":
         parts = [
             davis_best(one).assign(
-                data=f"DAVIS {data}, {protocol}, {rows_of} rows", data_key="", head=""
+                data=f"DAVIS {data}, {protocol}, {rows_of} rows", data_key="", head="",
+                chance=np.nan,
             )
             for (data, protocol, rows_of), one in table.groupby(list(DAVIS_KINDS))
-        ]
+        ]  # fmt: skip
         best = pd.concat(parts).rename(columns={"jf": "accuracy"})
     else:
         best = best_layers(table, metric.removeprefix("probe_"))
     decayed = rows[rows.decayed]
-    out: list[tuple[str, StudyLaw | NotIdentified]] = []
+    out = []
     trained = best[best.weights == "trained"]
     for (data, _, head), g in trained.groupby(["data", "data_key", "head"], sort=False):
         name = f"1 - {metric} on {data}" + f", {head} head" * bool(head)
-        error = g[["run_id", "macs_total"]].assign(val_loss=1 - g.accuracy)
-        joined = decayed.drop(columns="val_loss").merge(error, on=["run_id", "macs_total"])
+        error = g[["run_id", "macs_total"]].assign(
+            val_loss=1 - g.accuracy, error_error=(g.high - g.low) / (2 * Z),
+            chance=1 - g.chance if metric == "probe_top1" else np.nan,
+        )  # fmt: skip
+        joined = decayed.rename(columns={"val_loss": "loss"})
+        joined = joined.merge(error, on=["run_id", "macs_total"])
         joined["train_loss"] = np.nan  # nats, which an error is not compared with
-        out.append((name, _law(joined, seed, form, resamples)))
+        out.append((name, joined))
     return out
 
 

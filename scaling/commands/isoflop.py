@@ -1,4 +1,5 @@
-"""`scaling isoflop`: the best size of each budget, and how it grows with compute."""
+"""`scaling isoflop` and `scaling targets`: the best size of each budget, and how it grows with
+compute, for the loss and for what the models learned."""
 
 from __future__ import annotations
 
@@ -8,14 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scaling.commands.fitting import SeedOption, SourceArg, WeightsOption, read
+from scaling.commands.fitting import (
+    FigureOption,
+    SeedOption,
+    SourceArg,
+    WeightsOption,
+    draw,
+    drawn_files,
+    read,
+)
 from scaling.commands.table_options import TableOptions, reads_tables
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COMMAND = "scaling isoflop"
+COMMAND, TARGETS = "scaling isoflop", "scaling targets"
 
 
 @reads_tables
@@ -78,6 +87,42 @@ def isoflop(
     print(f"{summary(laws)}\n  {sizes.rule(window)}")
     if out is not None:
         _write(out, tables)
+
+
+def targets(
+    folder: Annotated[
+        Path, typer.Argument(help="The study's folder, with what `scaling probe` or `davis` wrote.")
+    ],
+    figure: FigureOption = None,
+    seed: SeedOption = 0,
+) -> None:
+    """What is best for which target: N* and D* of the loss, of probes and of tracking, whether they
+    differ, and each error as a function of the loss alone.
+
+    Example: `scaling targets studies/targets --figure targets.html`
+    """
+    from scaling.analysis.questions import targets as of
+    from scaling.analysis.questions.quality import METRICS
+    from scaling.representations.learned import learned
+
+    made = learned(folder)
+    if figure is not None:
+        drawn_files(TARGETS, figure)
+    there = {name: {"probes": made.probes, "davis": made.davis}[table]
+             for name, table in METRICS.items() if name != "probe_top5"}  # fmt: skip
+    tables = {name: table for name, table in there.items() if table is not None}
+    if not tables:
+        raise UserError(
+            f"{folder}: nothing was learned of its models yet: `scaling probe {folder} --data "
+            f"LABELLED` or `scaling davis {folder} --data DAVIS` first"
+        )
+    found = of.targets(read(str(folder)), tables, seed=seed)
+    print(of.summary(found))
+    if figure is not None:
+        from scaling.analysis.figures.targets import target_figure
+
+        points = of.points(found, seed=seed)
+        draw(TARGETS, target_figure(points, found), points, figure)
 
 
 def _write(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:

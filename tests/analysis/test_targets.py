@@ -1,0 +1,96 @@
+"""What is best for which target: simulated truths are in the intervals, and what is not told is
+refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scaling.analysis.questions import targets
+from scaling.analysis.questions.frontier import fit_frontier
+from scaling.analysis.questions.simulate import TRUTH, study
+from tests.analysis.test_quality import table
+
+FLOOR, CHANCE, STEEP, MIDDLE = 0.2, 0.9, 4.0, 3.0
+
+
+def curve(loss: np.ndarray) -> np.ndarray:
+    return FLOOR + (CHANCE - FLOOR) / (1 + np.exp(STEEP * (MIDDLE - loss)))
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    return study(TRUTH, sizes=7, budgets=6, seed=3)
+
+
+def probed(rows: pd.DataFrame, error: np.ndarray) -> pd.DataFrame:
+    """Probes of these errors at layer 2, of eight seeds."""
+    rng = np.random.default_rng(5)
+    probes = table(rows.assign(layers=3))
+    at = dict(zip(zip(rows.run_id, rows.macs_total, strict=True), error, strict=True))
+    points = zip(probes.run_id, probes.macs_total, strict=True)
+    truth = np.array([at.get(point, np.nan) for point in points])
+    noisy = truth * np.exp(rng.normal(0, 0.004, len(probes))) * np.where(probes.layer == 2, 1, 1.1)
+    probes["top1"] = np.where(probes.weights == "trained", 1 - noisy, 1 - CHANCE)
+    return probes
+
+
+@pytest.fixture(scope="module")
+def found(rows: pd.DataFrame) -> list[targets.Target]:
+    probes = probed(rows, curve(rows.val_loss.to_numpy()))
+    return targets.targets(rows, {"probe_top1": probes}, resamples=200)
+
+
+def test_the_curve_is_found(found: list[targets.Target], rows: pd.DataFrame) -> None:
+    loss, probe = found
+    law = probe.by_loss
+    assert law is not None, probe.by_loss_refusal
+    for name, true in (("E", FLOOR), ("k", STEEP), ("M", MIDDLE)):
+        low, high = law.ci[name]
+        assert low < true < high and high - low < 1.5 * true, name
+    assert law.given == {"X": pytest.approx(CHANCE)}
+    assert not [text for text in probe.warnings if "at one loss" in text]
+    assert loss.by_loss is None and "by the loss" not in "\n".join(loss.lines(1e13))
+
+
+def test_both_steps_lead_to_the_error(found: list[targets.Target], rows: pd.DataFrame) -> None:
+    law = fit_frontier(rows).law
+    at = 1e13
+    told, low, high = found[1].through(law, at)
+    assert low < told < high < low + 0.1
+    assert low < float(curve(np.array([law(at)]))[0]) < high
+    with pytest.raises(targets.NotIdentified, match="no curve"):
+        found[0].through(law, at)
+
+
+def test_a_function_of_the_loss_has_its_best_sizes(found: list[targets.Target]) -> None:
+    loss, probe = found
+    assert loss.sizes is not None and probe.sizes is not None
+    for one in (loss, probe):
+        low, high = one.sizes[0].exponent_interval  # type: ignore[index]
+        assert low < TRUTH.beta / (TRUTH.alpha + TRUTH.beta) < high
+    said = targets.apart(loss, probe, 1e13)
+    assert len(said) == 2 and all("not told apart" in text for text in said)
+    text = targets.summary(found)
+    assert "beside the loss: exponents of N*" in text and "error = E + (X - E)" in text
+
+
+def test_a_target_that_likes_larger_models_is_told_apart(rows: pd.DataFrame) -> None:
+    """And the loss alone does not tell its error."""
+    larger = rows.val_loss - 0.07 * np.log(rows.params / rows.params.median())
+    probes = probed(rows, curve(larger.to_numpy()))
+    loss, probe = targets.targets(rows, {"probe_top1": probes}, resamples=200)
+    assert any("at one loss sizes differ" in text for text in probe.warnings)
+    assert any(", told apart" in text for text in targets.apart(loss, probe, 1.5e13))
+
+
+def test_what_is_not_told_is_refused(rows: pd.DataFrame) -> None:
+    flat = probed(rows, np.full(len(rows), 0.5))
+    (_, probe) = targets.targets(rows, {"probe_top1": flat}, resamples=100)
+    assert probe.by_loss is None and probe.by_loss_refusal
+    few = rows[rows.run_id.isin(rows.run_id.head(2))]
+    loss, probe = targets.targets(
+        few, {"probe_top1": probed(few, curve(few.val_loss.to_numpy()))}, resamples=100
+    )
+    assert "a curve needs 4" in probe.by_loss_refusal
+    assert loss.sizes is None or not np.isfinite(loss.sizes[0].exponent)
+    assert "no target has a law" in targets.summary([loss, probe])
