@@ -218,8 +218,8 @@ def errors_of(
     """A study's decayed points with an error in place of their loss, of each data set and head.
 
     rows, table, metric: as of `quality_laws`. Returns (name, frame), a frame of the rows' columns,
-    with `loss` (the run's own, nats), `error_error` (standard error of the error over seeds or
-    sequences) and `chance` (the error of the most frequent class; NaN where there is none).
+    with `loss` (the run's own, nats) and `chance` (the error of the most frequent class; NaN where
+    there is none).
     """
     table_of(metric)
     if metric == "davis_jf":
@@ -239,7 +239,7 @@ def errors_of(
     for (data, _, head), g in trained.groupby(["data", "data_key", "head"], sort=False):
         name = f"1 - {metric} on {data}" + f", {head} head" * bool(head)
         error = g[["run_id", "macs_total"]].assign(
-            val_loss=1 - g.accuracy, error_error=(g.high - g.low) / (2 * Z),
+            val_loss=1 - g.accuracy,
             chance=1 - g.chance if metric == "probe_top1" else np.nan,
         )  # fmt: skip
         joined = decayed.rename(columns={"val_loss": "loss"})

@@ -47,7 +47,6 @@ class Target:
     by_loss: FormLaw | None = None  # the error as a function of the loss; None of the loss itself
     by_loss_refusal: str = ""
     warnings: tuple[str, ...] = ()
-    errors: str | None = None  # the rows' column of standard errors, where it is used
 
     def lines(self, at: float) -> list[str]:
         """What is said of it, N* and D* at so many MACs."""
@@ -105,32 +104,27 @@ def targets(
         seed, resamples: of the intervals.
     """
     own = rows[rows.decayed & (rows.role == "ladder")]
-    loss = _target(f"{LOSS} ({loss_unit(own.tokenizer)})", own, None, seed, resamples)
+    loss = _target(f"{LOSS} ({loss_unit(own.tokenizer)})", own, seed, resamples)
     found = [loss]
     for metric, table in tables.items():
         for name, one in errors_of(rows, table, metric):
             ladder = one[one.role == "ladder"].reset_index(drop=True)
-            found.append(_target(name, ladder, "error_error", seed, resamples))
+            found.append(_target(name, ladder, seed, resamples))
     return found
 
 
-def _target(name: str, rows: pd.DataFrame, errors: str | None, seed: int, resamples: int) -> Target:
+def _target(name: str, rows: pd.DataFrame, seed: int, resamples: int) -> Target:
+    """Noise is what the smooth loss leaves: by the files that are tested, which are the same for
+    all models, sizes do not differ."""
     sizes, refusal = None, ""
-    # A standard error of nought (all seeds agree) would be a certainty that no test set gives.
-    known = errors is not None and bool((rows[errors] > 0).all())
     try:
-        n, d = size_laws(
-            rows, methods=("parabola",), errors=errors if known else None, seed=seed,
-            resamples=resamples,
-        )  # fmt: skip
+        n, d = size_laws(rows, methods=("parabola",), seed=seed, resamples=resamples)
         sizes = (n, d)
     except NotIdentified as why:
         refusal = str(why)
-    used = errors if known else None
-    if errors is None:
+    if "chance" not in rows:
         return Target(name, rows, sizes, refusal)
-    curve, curve_refusal, said = _by_loss(rows, seed, resamples)
-    return Target(name, rows, sizes, refusal, curve, curve_refusal, said, used)
+    return Target(name, rows, sizes, refusal, *_by_loss(rows, seed, resamples))
 
 
 def _by_loss(
@@ -235,7 +229,7 @@ def points(found: list[Target], *, seed: int = 0, resamples: int = RESAMPLES) ->
     parts = []
     for one in found:
         try:
-            table = minima(one.rows, errors=one.errors, seed=seed, resamples=resamples)
+            table = minima(one.rows, seed=seed, resamples=resamples)
         except NotIdentified:
             continue
         parts.append(table[(table.method == "parabola") & table.accepted].assign(target=one.name))
@@ -244,8 +238,9 @@ def points(found: list[Target], *, seed: int = 0, resamples: int = RESAMPLES) ->
 
 
 def summary(found: list[Target]) -> str:
-    """All targets in plain text, and each beside the loss."""
-    at = max(float(one.rows["macs_total"].max()) for one in found)
+    """All targets in plain text, and each beside the loss, in the middle of the runs' compute,
+    where the best sizes are known best."""
+    at = float(np.exp(np.log(found[0].rows["macs_total"].to_numpy(float)).mean()))
     lines = [line for one in found for line in one.lines(at)]
     for other in found[1:]:
         lines += [f"{other.name} beside the {LOSS}: {text}" for text in apart(found[0], other, at)]

@@ -102,21 +102,11 @@ def targets(
     Example: `scaling targets studies/targets --figure targets.html`
     """
     from scaling.analysis.questions import targets as of
-    from scaling.analysis.questions.quality import METRICS
     from scaling.representations.learned import learned
 
-    made = learned(folder)
     if figure is not None:
         drawn_files(TARGETS, figure)
-    there = {name: {"probes": made.probes, "davis": made.davis}[table]
-             for name, table in METRICS.items() if name != "probe_top5"}  # fmt: skip
-    tables = {name: table for name, table in there.items() if table is not None}
-    if not tables:
-        raise UserError(
-            f"{folder}: nothing was learned of its models yet: `scaling probe {folder} --data "
-            f"LABELLED` or `scaling davis {folder} --data DAVIS` first"
-        )
-    found = of.targets(read(str(folder)), tables, seed=seed)
+    found = learned(folder).targets(seed=seed)
     print(of.summary(found))
     if figure is not None:
         from scaling.analysis.figures.targets import target_figure

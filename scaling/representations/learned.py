@@ -21,6 +21,7 @@ from scaling.analysis.figures import probes as figures
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.questions import quality
 from scaling.analysis.questions.frontier import StudyLaw
+from scaling.analysis.questions.targets import Target, targets
 from scaling.errors import UserError
 from scaling.results import read_csv, read_learned
 from scaling.study_folder import Study
@@ -112,6 +113,20 @@ class Learned:
         table = self._made(quality.table_of(metric))
         rows = read_csv(self.study.rows_csv) if rows is None else rows
         return dict(quality.quality_laws(rows, table, metric, **options))
+
+    def targets(self, **options: Any) -> list[Target]:
+        """The loss, and each error of probes and tracking: best sizes, and the error by the loss.
+
+        options: as of `targets.targets`. Raises UserError: neither probed nor tracked.
+        """
+        tables = {"probe_top1": self.probes, "davis_jf": self.davis}
+        made = {metric: table for metric, table in tables.items() if table is not None}
+        if not made:
+            raise UserError(
+                f"{self.study}: neither probed nor tracked yet: `scaling probe {self.study} --data "
+                f"LABELLED` or `scaling davis {self.study} --data DAVIS` first"
+            )
+        return targets(read_csv(self.study.rows_csv), made, **options)
 
     def error_figures(self) -> dict[tuple[str, str], go.Figure]:
         """(data, head) -> error of the best layer against training MACs."""
