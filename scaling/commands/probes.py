@@ -101,6 +101,10 @@ def davis(
     resolution: Annotated[
         str | None, typer.Option(help="A folder of JPEGImages/. Default: 480p.")
     ] = None,
+    every_point: Annotated[
+        bool,
+        typer.Option("--every-point", help="Each decayed point of the ladder, for a law of J&F."),
+    ] = False,
     memory_gb: MemoryOption = 2.0,
 ) -> None:
     """Track DAVIS's objects by label propagation: J, F and J&F of every layer.
@@ -114,7 +118,8 @@ def davis(
 
     out = track(
         Study.open(study), data, runs=run or None, layers=layer or None, protocol=protocol,
-        rows=rows, split=split, resolution=resolution, memory_gb=memory_gb,
+        rows=rows, split=split, resolution=resolution, every_point=every_point,
+        memory_gb=memory_gb,
     )  # fmt: skip
     print(f"rows    {out}\nreport  `scaling report {study}` shows them")
 

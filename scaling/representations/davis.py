@@ -67,6 +67,7 @@ def track(
     rows: int = 24,
     split: str | None = None,
     resolution: str | None = None,
+    every_point: bool = False,
     memory_gb: float = 2.0,
     say: Say = print,
 ) -> Path:
@@ -80,6 +81,8 @@ def track(
     Args:
         data: DAVIS's folder, with JPEGImages/*/SEQUENCE and Annotations/*/SEQUENCE.
         runs: default, the one with the most compute.
+        every_point: track with every decayed point of the ladder (or of these runs) too, not only
+            with the last; the baselines stay those of the last.
         rows: places (tokens) on the short side of a frame. The radius is that of the protocol at
             60 rows, DAVIS's 480 px at stride 8, in proportion.
         split, resolution: as of `davis_folders.find_sequences`.
@@ -91,7 +94,8 @@ def track(
     if rows < 2 or memory_gb <= 0:
         raise UserError(f"rows {rows}, memory {memory_gb} GB: want at least 2 rows, some memory")
     chosen = trained_runs(study, runs)
-    chosen = [t for t in chosen if t.last] if runs else chosen[-1:]
+    beside = [t for t in chosen if t.last] if runs else chosen[-1:]  # the baselines
+    chosen = chosen if every_point else beside
     for trained in chosen:
         check_layers(trained, layers)
     study.claim(study.davis_csv)
@@ -111,7 +115,7 @@ def track(
             folders[folder] = None
             about = {"protocol": protocol, "data": found.named}
             files.write(ProbeFolder(folder).index, json.dumps(settings | about))
-            kinds = (*WEIGHTS, "pixels")
+            kinds = (*WEIGHTS, "pixels") if trained in beside else WEIGHTS[:1]
             each_gb = memory_gb / threads_at_once(len(kinds))
             in_threads(
                 [

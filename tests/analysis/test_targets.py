@@ -107,7 +107,7 @@ def test_the_command(tmp_path: Path) -> None:
     rows.to_csv(study / "rows.csv", index=False)
     said = scaling("targets", str(study), code=2)
     assert "neither probed nor tracked yet" in said and "scaling probe" in said
-    table(rows, noise=0.01).to_csv(study / "probes.csv", index=False)
+    probed(rows, curve(rows.val_loss.to_numpy())).to_csv(study / "probes.csv", index=False)
     said = scaling("targets", str(study), "--figure", str(tmp_path / "t.html"))
     assert "loss (nats per token)" in said and "beside the loss: exponents" in said
     drawn = pd.read_csv(tmp_path / "t.points.csv")

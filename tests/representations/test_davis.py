@@ -195,7 +195,7 @@ def test_a_study_tracks(study: Path, layout: Path, tmp_path: Path) -> None:
     for path in (own / "davis").glob("*/*-trained*-*.json"):
         half = f".{path.stem}.other-1.tmp.json"
         path.rename(path.with_name(half))  # as if it had been killed there
-    davis.track(Study(own), layout, rows=12, say=said.append)
+    davis.track(Study(own), layout, rows=12, every_point=True, say=said.append)  # it has one
     assert (own / "davis.csv").read_bytes() == before
     shutil.rmtree(own / "davis")
     davis.track(Study(own), layout, rows=12, memory_gb=1e-4, say=said.append)  # a layer at a time
