@@ -296,8 +296,8 @@ def fit_rates(
     inside = table.runs.cells - table.edges
     if inside < 2 + len(axes):
         raise NotIdentified(
-            f"rates: in {table.edges} of {table.runs.cells} cells of one N and D the lowest loss is "
-            "at the smallest or largest rate tried, and the law takes at least "
+            f"rates: in {table.edges} of {table.runs.cells} cells of one N and D the lowest loss "
+            "is at the smallest or largest rate tried, and the law takes at least "
             f"{2 + len(axes)} cells that bracket their optimum: add rates beyond these"
         )
     candidates = []
