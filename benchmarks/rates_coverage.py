@@ -59,10 +59,16 @@ def main() -> None:
             continue
         for name, (_, low, high) in law.exponents.items():
             held.setdefault(name, []).append((low <= TRUTH[name] <= high, high - low))
+        if seed % 50 == 49:
+            report(held, refused)
+
+
+def report(held: dict[str, list[tuple[bool, float]]], refused: int) -> None:
+    """Print the shares so far."""
     for name, each in held.items():
         inside, width = np.array(each).T
         print(f"{name}: {inside.mean():.1%} of {len(each)}, median width {np.median(width):.3f}")
-    print(f"refused: {refused}")
+    print(f"refused: {refused}", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from scaling.errors import UserError
 
 WITHIN = (0.02, 0.03, 0.05, 0.08, 0.15, 0.3)  # log loss above a cell's best: the neighbourhoods
 JUDGED = 0.03  # log loss above a cell's best within which runs judge a neighbourhood
+DEEP = 5.0  # times the noise of a run that a neighbourhood has to reach up
 LOST = 0.3  # log loss above a cell's best beyond which a run, at a larger rate, diverged
 LEAST = 3  # rates that a cell needs to say where its best one lies
 VARIES = 0.1  # octaves: what differs by less does not vary
@@ -312,18 +313,29 @@ def fit_rates(
             "rates: no neighbourhood of the lowest runs holds a parabola that opens upwards in "
             f"rate{' and batch' * table.batch}; add rates on both sides of the best ones"
         )
+    # Less deep than this, and a cell's lowest runs are those that luck favoured.
+    deep = [c for c in candidates if c[1] >= DEEP * _scatter(table.runs, c[0], c[2], c[4])[1]]
+    candidates = deep or [c for c in candidates if c[1] == max(one[1] for one in candidates)]
     shape, width, theta, left_out, taken, _ = min(candidates, key=lambda c: c[5])
-    above = shape.above(theta[None], table.runs.at)[0][0]
-    level = table.runs.levels(above, taken)
-    off = (table.runs.y - above - level[table.runs.cell])[taken]
+    level, noise = _scatter(table.runs, shape, theta, taken)
     return RatesLaw(
         shape=shape, axes=axes, middle=table.middle, theta=theta, left_out=left_out,
         cell_n=table.n, cell_d=table.d, level=np.exp(level), within=width,
-        noise=float(1.4826 * np.median(np.abs(off))), runs=int(taken.sum()),
+        noise=noise, runs=int(taken.sum()),
         diverged=table.diverged, far=int((~taken).sum()), edges=table.edges,
         batch_edges=table.batch_edges,
         choices=tuple(_choice(*one) for one in candidates), together=together,
     )  # fmt: skip
+
+
+def _scatter(
+    runs: Runs, shape: Shape, theta: np.ndarray, taken: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Levels (cells,), and the robust deviation of the runs taken from the law."""
+    above = shape.above(theta[None], runs.at)[0][0]
+    level = runs.levels(above, taken)
+    off = (runs.y - above - level[runs.cell])[taken]
+    return level, float(1.4826 * np.median(np.abs(off)))
 
 
 def _choice(

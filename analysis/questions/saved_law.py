@@ -38,11 +38,14 @@ from scaling.analysis.laws.power_law import (
     conditions,
     finite,
 )
+from scaling.analysis.laws.rates_fit import RatesLaw
 from scaling.analysis.questions.curve_study import StudyCurve, law_of_json
 from scaling.analysis.questions.form_study import StudyForm
 from scaling.analysis.questions.frontier import StudyLaw
 from scaling.analysis.questions.parametric_study import StudySurface
+from scaling.analysis.questions.rate_study import StudyRates
 from scaling.analysis.questions.saved_form import form_data, form_law, per_token
+from scaling.analysis.questions.saved_rates import SavedRates, rates_of_json
 from scaling.analysis.questions.saved_values import (
     Wrong,
     array,
@@ -146,7 +149,7 @@ def _numbers(said: Prediction | Optimum | None) -> dict[str, float]:
 
 
 def text(
-    found: StudyLaw | VariableLaw | StudySurface | StudyCurve | StudyForm,
+    found: StudyLaw | VariableLaw | StudySurface | StudyCurve | StudyForm | StudyRates,
     warnings: Sequence[str] = (),
     findings: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
@@ -156,10 +159,10 @@ def text(
     page says of its law.
     """
     law = found.law
-    if isinstance(law, CurveLaw):
-        assert isinstance(found, StudyCurve)
+    if isinstance(found, (StudyCurve, StudyRates)):
         about = {"format": FORMAT, "version": VERSION, **found.to_json()}
         return _lines(about | {"warnings": [*warnings, *found.warnings]})
+    assert not isinstance(law, (CurveLaw, RatesLaw))
     names: list[str] = []
     data: dict[str, Any] = {}
     if isinstance(law, FormLaw):
@@ -185,7 +188,7 @@ def _lines(about: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def load(path: Path) -> SavedLaw | SavedCurve:
+def load(path: Path) -> SavedLaw | SavedCurve | SavedRates:
     """The law of a file that `text` wrote.
 
     Raises UserError, in a sentence, where there is none: no such file, no JSON, another format, a
@@ -221,7 +224,7 @@ def load(path: Path) -> SavedLaw | SavedCurve:
         ) from None
 
 
-def _law(content: dict[str, Any]) -> SavedLaw | SavedCurve:
+def _law(content: dict[str, Any]) -> SavedLaw | SavedCurve | SavedRates:
     warnings = content.get("warnings")
     if not isinstance(warnings, list) or not all(isinstance(one, str) for one in warnings):
         raise Wrong('"warnings" is no list of texts')
@@ -230,6 +233,11 @@ def _law(content: dict[str, Any]) -> SavedLaw | SavedCurve:
             return SavedCurve(law_of_json(content, warnings), tuple(warnings))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Wrong(f"its law of the loss curve lacks or spoils {error}") from None
+    if content.get("form") == "rates":
+        try:
+            return rates_of_json(content, warnings)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Wrong(f"its law of rate and batch lacks or spoils {error}") from None
     about, data = part(content, "law"), part(content, "data")
     if about.get("form") == "formula":
         return SavedLaw(form_law(about, data), tuple(warnings), per_token(about))

@@ -56,8 +56,8 @@ DeltaOption = Annotated[
 FormOption = Annotated[
     str,
     typer.Option(
-        help="select | power | saturating | parametric | overtraining | curve; of repeated "
-        "data: repeated | effective | effective_data | penalty; or your formula: FORM.yaml"
+        help="select | power | saturating | parametric | overtraining | curve | rates; of "
+        "repeated data: repeated | effective | effective_data | penalty; or your formula: FORM.yaml"
     ),
 ]
 FigureOption = Annotated[
@@ -71,6 +71,7 @@ FigureOption = Annotated[
 FORMS = ("select", "power", "saturating")  # of one variable
 SURFACES = ("parametric", "overtraining")  # of N and D
 CURVE = "curve"  # of the loss along a run, under any schedule
+RATES = "rates"  # of the best learning rate and batch, and the loss off them
 
 
 def read(
@@ -120,7 +121,8 @@ def fit(
     """Fit a law to finished runs: L = a C^b or L = E + a C^b, of compute, of parameters or of
     tokens; L(N, D) with --form parametric; L(N, M = D/N) with --form overtraining; L(N, D, U) of
     repeated data with --form repeated; any formula with --form FORM.yaml; the loss
-    along a run under any schedule of the rate with --form curve, from a table of step, lr, loss.
+    along a run under any schedule of the rate with --form curve, from a table of step, lr, loss;
+    the best learning rate and batch as laws of N and D with --form rates.
 
     Example: `scaling fit studies/quickstart`
 
@@ -129,6 +131,8 @@ def fit(
     Example: `scaling fit table.csv --form parametric --e 1.7 --weights count --save law.json`
 
     Example: `scaling fit history.csv --form curve --save curve.json`
+
+    Example: `scaling fit sweep.csv --form rates --save rates.json`
     """
     if figure is not None:
         drawn_files("scaling fit", figure, source)
@@ -151,6 +155,13 @@ def fit(
         _refuse_unread(what, "fit another table", **unlike)
         _fit_quality(Path(source), table["metric"], form, at, seed)
         return
+    if form == RATES:
+        _refuse_unread(
+            "--form rates", "fit another form", **unlike | {"figure": None, "at": at,
+            "delta": delta}, metric=table["metric"],
+        )  # fmt: skip
+        _fit_rates(source, table, groups, save, figure)
+        return
     other = _check_form(form, of, method=method, loss_kind=loss_kind, figure=figure)
     chosen = _criterion(loss_kind, delta) | {"form": other or form, "method": method, "seed": seed}
     of_ladder = {"variable": of, "e": e, "weights": weights}
@@ -166,6 +177,24 @@ def fit(
     parts = {name: part for name, part in parts.items() if name not in without}
     if other is None and form not in SURFACES and of == "compute":
         _say_differences(parts, of_ladder, table["metric"], chosen)
+
+
+def _fit_rates(
+    source: str, table: TableOptions, groups: str | None, save: Path | None, figure: Path | None
+) -> None:
+    """The law of rate and batch, of every run of the cells that were swept."""
+    from scaling.analysis.questions.rate_study import notes_of
+    from scaling.commands import rates
+    from scaling.runs import rows_of
+
+    rows, notes = rows_of(source, **table)
+    kept = notes_of(notes)
+    say_notes(kept)
+    parts = {"": rows}
+    if groups is not None:
+        parts = {f"{groups} = {value}": one.reset_index(drop=True)
+                 for value, one in rows.groupby("by")}  # fmt: skip
+    rates.fit_rows(parts, kept, save, figure, draw)
 
 
 def _check_form(

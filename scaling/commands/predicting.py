@@ -34,7 +34,8 @@ def predict(
 ) -> None:
     """Predict the loss, with 95% intervals of the law and of one more run, by a law that was
     saved. A point that the law refuses is refused on its own row, with the reason. Of a law of
-    the loss curve: the loss along each schedule of a table with columns step and lr.
+    the loss curve: the loss along each schedule of a table with columns step and lr. Of a law of
+    rate and batch: the best of both for each N and D, and the loss at its lr and batch.
 
     Example: `scaling predict law.json --at 1e20`
 
@@ -57,6 +58,7 @@ def predict(
             raise UserError(f"--out {out}: end it in .csv")
         outputs.claim(COMMAND, out, inputs=[law, *([points] if points is not None else [])])
     from scaling.analysis.questions.saved_law import SavedCurve, load
+    from scaling.analysis.questions.saved_rates import SavedRates
 
     saved = load(law)
     print(saved)
@@ -69,6 +71,16 @@ def predict(
                 "lr (and run), in place of --at"
             )
         predict_table(saved, points, table, out, COMMAND)
+        return
+    if isinstance(saved, SavedRates):
+        from scaling.commands import rates
+
+        if points is None or at is not None:
+            raise UserError(
+                f"{law}: a law of rate and batch: give a table of points, with columns N and D "
+                "(and lr, batch), in place of --at"
+            )
+        rates.predict_table(saved, points, table, out, COMMAND)
         return
     if at is not None:
         print(saved.prediction(at))

@@ -1,0 +1,93 @@
+"""`scaling fit --form rates` and `scaling predict` of what it saved; refusals; a study's rows."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.rates_coverage import TRUTH, simulated
+from scaling.analysis.questions import saved_law
+from scaling.analysis.questions.rate_study import StudyRates, rate_points, study_rates
+from scaling.analysis.questions.saved_rates import SavedRates
+from scaling.analysis.tables.reading import read
+from scaling.errors import UserError
+from tests.shell import scaling
+
+
+def table(seed: int = 3, sizes: int = 4) -> pd.DataFrame:
+    """A simulated sweep as people keep it; runs that diverged have a loss of 11."""
+    frame = pd.DataFrame(simulated(seed)).drop(columns="batch")
+    frame = frame[frame["n"].isin(sorted(frame["n"].unique())[:sizes])]
+    frame["loss"] = frame["loss"].replace(np.inf, 11.0)
+    return frame.rename(columns={"n": "params", "d": "tokens"})
+
+
+@pytest.fixture(scope="module")
+def found() -> StudyRates:
+    return study_rates(read(table(), history=False)[0])
+
+
+def test_held_out_size_and_divergence(found: StudyRates) -> None:
+    held = found.held
+    assert held is not None
+    assert held.n == 64e7
+    assert held.r2 > 0.5
+    assert held.r2_finite > 0.5
+    assert held.diverged > 0
+    assert held.octaves < 1
+    assert found.divergence is not None
+    assert found.divergence.loss == pytest.approx(11.0)
+    value, low, high = found.law.exponents["lr ~ N"]
+    assert low < TRUTH["lr ~ N"] < high
+    text = found.summary()
+    assert "of those that did not diverge" in text
+    assert f"exponent {value:+.3f}" in text
+
+
+def test_saved_law_predicts_as_it_did(found: StudyRates, tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text(saved_law.text(found, ["said while reading"]), encoding="utf-8")
+    saved = saved_law.load(path)
+    assert isinstance(saved, SavedRates)
+    assert saved.law.exponents == found.law.exponents
+    assert saved.warnings[0] == "said while reading"
+    points = pd.DataFrame({"N": [4e7, 4e7, 4e10], "D": 6e9, "lr": [2.0**-9, 2.0**-5, 2.0**-9]})
+    told, texts = saved.predict(points.assign(refused=""))
+    truth = (1.8 + 400 / 4e7**0.34 + 410 / 6e9**0.28) * 1.0
+    assert told["low"][0] < told["loss"][0] < told["high"][0]
+    assert told["loss"][0] == pytest.approx(truth, rel=0.02)
+    assert told["diverges"][1] > 0.5 > told["diverges"][0]
+    assert "does not diverge" in texts[1]
+    assert "up to 4 times" in told["refused"][2]
+    assert np.isnan(told["loss"][2])
+    content = path.read_text(encoding="utf-8").replace('"left_out": [[', '"left_out": [["x", ')
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="rate and batch lacks or spoils"):
+        saved_law.load(path)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    source, law, figure = (tmp_path / name for name in ("sweep.csv", "law.json", "law.html"))
+    table(sizes=3).to_csv(source, index=False)
+    args = ["fit", str(source), "--form", "rates", "--no-history"]
+    out = scaling(*args, "--save", str(law), "--figure", str(figure))
+    assert "every run counts" in out
+    assert "lr ~ N       exponent" in out
+    assert figure.exists()
+    points = pd.read_csv(figure.with_suffix(".points.csv"))
+    assert {"octaves", "above", "law", "diverged"} <= set(points)
+    asked = tmp_path / "points.csv"
+    asked.write_text("N,D\n4e7,6e9\n", encoding="utf-8")
+    assert "rate 0.00" in scaling("predict", str(law), str(asked))
+    assert "a law of rate and batch" in scaling("predict", str(law), "--at", "1e20", code=2)
+    assert "does not read it" in scaling(*args, "--at", "1e20", code=2)
+    table().drop(columns="lr").to_csv(source, index=False)
+    assert "no column of the learning rate" in scaling(*args, code=2)
+
+
+def test_parametrisations_do_not_mix() -> None:
+    rows = read(table(), history=False)[0]
+    rows["parametrization"] = np.where(rows["params"] > 1e8, "mup", "standard")
+    with pytest.raises(UserError, match="several parametrisations \\(mup, standard\\)"):
+        rate_points(rows)
