@@ -62,6 +62,7 @@ from scaling.errors import UserError
 FORMAT = "scaling law"
 VERSION = 1
 TINY = 1e-300
+APART = {"curve": "the loss curve", "rates": "rate and batch"}  # forms with files of their own
 LAWS = {"power": PowerLaw, "saturating": SaturatingLaw}
 UNITS = {"MACs": "compute", "parameters": "params", "tokens": "tokens"}
 
@@ -224,20 +225,23 @@ def load(path: Path) -> SavedLaw | SavedCurve | SavedRates:
         ) from None
 
 
+def _apart(content: dict[str, Any], warnings: list[str]) -> SavedCurve | SavedRates:
+    """A law of the loss curve, or of rate and batch."""
+    what = APART[content["form"]]
+    try:
+        if content["form"] == "rates":
+            return rates_of_json(content, warnings)
+        return SavedCurve(law_of_json(content, warnings), tuple(warnings))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Wrong(f"its law of {what} lacks or spoils {error}") from None
+
+
 def _law(content: dict[str, Any]) -> SavedLaw | SavedCurve | SavedRates:
     warnings = content.get("warnings")
     if not isinstance(warnings, list) or not all(isinstance(one, str) for one in warnings):
         raise Wrong('"warnings" is no list of texts')
-    if content.get("form") == "curve":
-        try:
-            return SavedCurve(law_of_json(content, warnings), tuple(warnings))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Wrong(f"its law of the loss curve lacks or spoils {error}") from None
-    if content.get("form") == "rates":
-        try:
-            return rates_of_json(content, warnings)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Wrong(f"its law of rate and batch lacks or spoils {error}") from None
+    if content.get("form") in tuple(APART):  # of any type
+        return _apart(content, warnings)
     about, data = part(content, "law"), part(content, "data")
     if about.get("form") == "formula":
         return SavedLaw(form_law(about, data), tuple(warnings), per_token(about))

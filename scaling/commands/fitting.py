@@ -142,25 +142,15 @@ def fit(
         "e": e, "weights": weights, "loss_kind": loss_kind, "figure": figure,
         "of": of if of != "compute" else None, "method": method if method != "auto" else None,
     }  # fmt: skip
-    if form == CURVE:
-        from scaling.commands.curves import READ, fit_table
-
-        unlike |= {"at": at, "figure": None, **{k: v for k, v in table.items() if k not in READ}}
-        _refuse_unread("--form curve", "fit another form", **unlike)
-        fit_table(source, table, _criterion(None, delta).get("delta"), save, figure, draw)
+    if form in (CURVE, RATES):
+        given = unlike | {"at": at, "figure": None}
+        _fit_apart(form, source, table, groups, given, delta, save, figure)
         return
     if Path(source).is_dir() and table["metric"] not in (None, "loss"):
         unlike |= {"delta": delta, "save": save, **table, "metric": None}
         what = f"--metric {table['metric']} of a study's folder"
         _refuse_unread(what, "fit another table", **unlike)
         _fit_quality(Path(source), table["metric"], form, at, seed)
-        return
-    if form == RATES:
-        _refuse_unread(
-            "--form rates", "fit another form", **unlike | {"figure": None, "at": at,
-            "delta": delta}, metric=table["metric"],
-        )  # fmt: skip
-        _fit_rates(source, table, groups, save, figure)
         return
     other = _check_form(form, of, method=method, loss_kind=loss_kind, figure=figure)
     chosen = _criterion(loss_kind, delta) | {"form": other or form, "method": method, "seed": seed}
@@ -179,21 +169,32 @@ def fit(
         _say_differences(parts, of_ladder, table["metric"], chosen)
 
 
-def _fit_rates(
-    source: str, table: TableOptions, groups: str | None, save: Path | None, figure: Path | None
-) -> None:
-    """The law of rate and batch, of every run of the cells that were swept."""
+def _fit_apart(
+    form: str, source: str, table: TableOptions, groups: str | None, unlike: dict[str, Any],
+    delta: float | None, save: Path | None, figure: Path | None,
+) -> None:  # fmt: skip
+    """The law of the loss curve, or of rate and batch: forms that are no law of finished runs' best
+    losses. unlike: options that they do not read."""
+    what = f"--form {form}"
+    if form == CURVE:
+        from scaling.commands.curves import READ, fit_table
+
+        unlike |= {k: v for k, v in table.items() if k not in READ}
+        _refuse_unread(what, "fit another form", **unlike)
+        fit_table(source, table, _criterion(None, delta).get("delta"), save, figure, draw)
+        return
     from scaling.analysis.questions.rate_study import notes_of
     from scaling.commands import rates
     from scaling.runs import rows_of
 
+    _refuse_unread(what, "fit another form", **unlike, delta=delta, metric=table["metric"])
     rows, notes = rows_of(source, **table)
     kept = notes_of(notes)
     say_notes(kept)
     parts = {"": rows}
     if groups is not None:
-        parts = {f"{groups} = {value}": one.reset_index(drop=True)
-                 for value, one in rows.groupby("by")}  # fmt: skip
+        by = rows.groupby("by")
+        parts = {f"{groups} = {value}": one.reset_index(drop=True) for value, one in by}
     rates.fit_rows(parts, kept, save, figure, draw)
 
 
