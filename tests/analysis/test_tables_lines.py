@@ -11,7 +11,7 @@ import pytest
 
 from scaling.analysis.tables import read
 from scaling.errors import UserError
-from tests.analysis.test_tables_cases import BASE, counted, history, same_runs
+from tests.analysis.base_runs import BASE, counted, history, same_runs
 
 N, D, L = (BASE[c].to_numpy(float) for c in ("N", "D", "loss"))
 RUNS = [f"r{i}" for i in range(30)]

@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 from scaling.analysis.tables import read
 from scaling.analysis.tables.sweeps import read_sweep
 from scaling.commands.fitting import read as of_command
-from tests.analysis.test_tables_cases import BASE, LOST, PLAIN, counted, history, same_runs
+from tests.analysis.base_runs import BASE, LOST, PLAIN, counted, history, same_runs
 
 RATES = optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)
 WIDTHS = optuna.distributions.IntDistribution(64, 4096)

@@ -10,7 +10,7 @@ import pytest
 
 from scaling.analysis.tables import read
 from scaling.errors import UserError
-from tests.analysis.test_tables_cases import same_runs
+from tests.analysis.base_runs import same_runs
 from tests.analysis.test_tables_lines import PLAIN, D, L, N
 
 WIDE = PLAIN.assign(train_loss=0.97 * L)

@@ -10,7 +10,7 @@ import pytest
 from scaling.analysis.questions.transfer import verdict_lines
 from scaling.analysis.tables import read
 from scaling.analysis.tables.sweeps import read_sweep
-from tests.analysis.test_tables_cases import BASE, history, same_runs
+from tests.analysis.base_runs import BASE, history, same_runs
 
 N, D, C, L = (BASE[c] for c in ("N", "D", "C", "loss"))
 NAMES = [f"vivid-sun-{i}" for i in range(30)]

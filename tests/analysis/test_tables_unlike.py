@@ -9,7 +9,7 @@ import pytest
 
 from scaling.analysis.tables import read
 from scaling.errors import UserError
-from tests.analysis.test_tables_cases import BASE, counted, history, same_runs
+from tests.analysis.base_runs import BASE, counted, history, same_runs
 from tests.analysis.test_tables_lines import PLAIN, RUNS, D, L, N
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scaling.analysis.tables import read
 from scaling.analysis.tables.ladder import Ladder
 from scaling.errors import UserError
-from tests.analysis.test_tables_cases import BASE, counted
+from tests.analysis.base_runs import BASE, counted
 
 VARIANTS = 200
 # How people write the columns: name, factor of a single one ("" marks cells with a unit).
