@@ -26,6 +26,7 @@ from scaling import checkpoint
 from scaling.analysis.questions.anticipation import CRITERIA, KS, LESS, lines, worth
 from scaling.analysis.questions.anticipation import settings as settings_of
 from scaling.analysis.questions.quality import half_width, variance_over_files
+from scaling.config.study_file import checked
 from scaling.errors import UserError
 from scaling.jobs.machine import in_threads
 from scaling.models.anticipation import Layout
@@ -41,7 +42,7 @@ from scaling.representations.anticipation_frames import (
     open_tokens,
     read_folder,
 )
-from scaling.representations.anticipation_scenes import BUILT_IN, write_scenes
+from scaling.representations.anticipation_scenes import BUILT_IN, TOKENS, write_scenes
 from scaling.representations.anticipation_tune import (
     Anticipation,
     Split,
@@ -95,8 +96,6 @@ def anticipate(
     Raises:
         UserError: what is wrong with the settings, the data, or the study's runs.
     """
-    from scaling.config.study_file import checked
-
     trained = trained_runs(study, [run] if run else None)[-1]
     config = trained.run.model
     if config.patch_inputs or config.patch_targets:
@@ -105,10 +104,11 @@ def anticipate(
     tuning = checked(Anticipation, **((BUILT_IN if data is None else {}) | (given or {})))
     study.claim(study.anticipation_csv, inputs=[data] if data else [])
     with files.explained(study.folder):
+        is_built_in = data is None
         if data is None:
             data = write_scenes(study.folder / "anticipation-clips", say=say)
         patch = round(index["size"] / index["tokens_per_frame"] ** 0.5)
-        px = tuning.px or 2 * index["size"]
+        px = tuning.px or (TOKENS * patch if is_built_in else 2 * index["size"])
         fast_px = tuning.fast_px or max(patch, px // 2 // patch * patch)
         shape = Shape(tuning.frames, tuning.stride, px, fast_px if tuning.frames > 1 else px)
         videos = read_folder(data)

@@ -47,7 +47,8 @@ SPLIT_SEED = {"train": 0, "val": 1}
 COUNT = {"train": 4000, "val": 400}
 EPISODE = 8  # frames
 # `Anticipation` on these clips: verbs weigh as much as nouns, or a short run does not learn them.
-BUILT_IN = {"px": 48, "fast_px": 24, "frames": EPISODE, "verb_weight": 1.0, "steps": 1200}
+BUILT_IN = {"frames": EPISODE, "verb_weight": 1.0, "steps": 1200}
+TOKENS = 12  # on the side of the last frame, whatever a token's px
 
 
 @dataclass(frozen=True, eq=False)

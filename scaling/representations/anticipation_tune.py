@@ -36,9 +36,10 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Anticipation(Section):
-    """How a model is fine-tuned to anticipate (Section 4.4); null is the built-in clips' own."""
+    """How a model is fine-tuned to anticipate (Section 4.4)."""
 
-    px: Positive | None = None  # short side of the last frame; null: twice the study's
+    # Short side of the last frame; null: twice the study's, of built-in clips TOKENS.
+    px: Positive | None = None
     fast_px: Positive | None = None  # of the frames before it; null: half of that
     frames: Positive = 8  # 1: the last alone
     stride: Positive = 1  # frames of the video between them

@@ -319,3 +319,22 @@ def test_anyones_predictions_are_measured(built_in: Path, tmp_path: Path) -> Non
     (tmp_path / "blind.json").write_text(json.dumps(given))
     with pytest.raises(UserError, match="no frame has `objects`, to which"):
         score(path, tmp_path / "blind.json")
+
+
+def test_clips_are_written_on_where_it_stopped_and_over_nobody_elses(
+    built_in: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(built_in, tmp_path / "own"))
+    lost = own / "clips/val-0003.mp4"
+    before = lost.read_bytes()
+    lost.unlink()
+    (own / "settings.json").unlink()
+    (own / SPLITS["val"]).unlink()
+    scenes.write_scenes(own, count=FEW, say=quiet)
+    assert lost.read_bytes() == before
+    assert (own / SPLITS["val"]).read_text() == (built_in / SPLITS["val"]).read_text()
+    with pytest.raises(UserError, match="holds clips of other settings"):
+        scenes.write_scenes(own, count={"train": 12, "val": 4}, say=quiet)
+    (tmp_path / "theirs/clips").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds clips of other settings"):
+        scenes.write_scenes(tmp_path / "theirs", count=FEW, say=quiet)
