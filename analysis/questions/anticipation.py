@@ -5,7 +5,7 @@ Percent; intervals are 95%, of the seeds and of the frames measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -48,14 +48,15 @@ def named(of: dict[str, Any]) -> str:
 
 def figures(rows: pd.DataFrame, less: str = "", k: int = 5, interval: bool = True) -> str:
     """`noun 70.1 [66.0, 74.2], noun + verb ...` of one setting; "" where there is none."""
-    mine = rows[(rows.less.fillna("") == less) & (rows.k == k)].set_index("criterion")
-    sign = "+" if less else ""
-    return ", ".join(
-        f"{NAMES[name]} {mine.percent[name]:{sign}.1f}"
-        + (f" [{mine.low[name]:{sign}.1f}, {mine.high[name]:{sign}.1f}]" if interval else "")
-        for name in CRITERIA
-        if name in mine.index
-    )
+    mine = rows[(rows.less.fillna("") == less) & (rows.k == k)].to_dict("records")
+    return ", ".join(f"{NAMES[one['criterion']]} {text(one, bool(less), interval)}" for one in mine)
+
+
+def text(row: Mapping[Hashable, Any], signed: bool = False, interval: bool = True) -> str:
+    """`70.1 [66.0, 74.2]`; of one video alone there is no interval."""
+    sign = "+" if signed else ""
+    ends = f" [{row['low']:{sign}.1f}, {row['high']:{sign}.1f}]"
+    return f"{row['percent']:{sign}.1f}" + ends * (interval and row["low"] == row["low"])
 
 
 def worth(rows: pd.DataFrame, name: str) -> list[str]:

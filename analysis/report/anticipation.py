@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
-from scaling.analysis.questions.anticipation import CRITERIA, LESS, NAMES, named, settings
+from scaling.analysis.questions.anticipation import CRITERIA, LESS, NAMES, named, settings, text
 from scaling.analysis.report.page import Column, table
 
 
@@ -22,10 +24,10 @@ def anticipation_section(anticipation: pd.DataFrame | None) -> str:
             f"loss x {of['verb_weight']:g}"
         )
         for k, less in ((5, ""), (1, ""), *((5, one) for one in LESS if one)):
-            shown = mine[(mine.k == k) & (mine.less.fillna("") == less)].set_index("criterion")
+            shown = mine[(mine.k == k) & (mine.less.fillna("") == less)]
             if len(shown):
                 row = f"less {less}" if less else "plain mAP" if k == 1 else what
-                of_row = {name: _text(shown.loc[name], bool(less)) for name in CRITERIA}
+                of_row = {r["criterion"]: text(r, bool(less)) for r in shown.to_dict("records")}
                 rows.append((about if row == what else {}) | {"what": row} | of_row)
     columns = [
         Column("data", "Data", _or_nothing, kind="text"),
@@ -45,12 +47,5 @@ def anticipation_section(anticipation: pd.DataFrame | None) -> str:
     return table(pd.DataFrame(rows), columns, caption=caption)
 
 
-def _text(row: pd.Series, signed: bool) -> str:
-    sign = "+" if signed else ""
-    if pd.isna(row.low):
-        return f"{row.percent:{sign}.1f}"
-    return f"{row.percent:{sign}.1f} [{row.low:{sign}.1f}, {row.high:{sign}.1f}]"
-
-
-def _or_nothing(value: object) -> str:
+def _or_nothing(value: Any) -> str:
     return "" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -25,7 +25,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -210,8 +210,8 @@ def _sizes(given: dict[str, Any], wrong: _Mistakes) -> dict[str, tuple[int, int,
         return {}
     found = {}
     for video, one in told.items():
-        values = [one.get(k) if isinstance(one, dict) else None
-                  for k in ("frame_width", "frame_height", "fps")]  # fmt: skip
+        keys = ("frame_width", "frame_height", "fps")
+        values: list[Any] = [one.get(k) if isinstance(one, dict) else None for k in keys]
         if all(_is_number(v) and v > 0 for v in values):
             found[video] = int(values[0]), int(values[1]), float(values[2])
         else:
@@ -275,7 +275,7 @@ def _rows(
             wrong.add(at, f"want an object of JSON, found {one!r:.40}")
             continue
         box, seconds = one.get("box"), one.get("time_to_contact")
-        ids = [one.get("noun_category_id"), one.get("verb_category_id")]
+        ids: list[Any] = [one.get("noun_category_id"), one.get("verb_category_id")]
         fine = _box(box, at, wrong)
         for name, value, known in (("noun", ids[0], nouns), ("verb", ids[1], verbs)):
             if not _is_whole(value) or (known and value not in known):
@@ -286,7 +286,7 @@ def _rows(
             wrong.add(at, f"time_to_contact is {seconds!r}: want seconds, at least 0")
             fine = False
         if fine:
-            rows.append([*box, *ids, seconds, 1.0])
+            rows.append([*one["box"], *ids, one["time_to_contact"], 1.0])
     return rows
 
 
@@ -300,13 +300,14 @@ def _box(box: Any, at: str, wrong: _Mistakes) -> bool:
     return False
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    is_one = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_one and abs(value) < 1e12 and math.isfinite(value)
+def _is_number(value: Any) -> TypeGuard[float]:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) < 1e12 and math.isfinite(value)
 
 
 # ---------------------------------------------------------------------------------- submissions

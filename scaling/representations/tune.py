@@ -195,11 +195,6 @@ class Learner:
         states = {name: part.state_dict() for name, part in self._parts().items()}
         checkpoint.save(path, states | {"step": self.steps})
 
-    def step(self, ids_BT: torch.Tensor, labels_B: torch.Tensor) -> None:
-        """One step of the optimizer, on tokens (B, T) with their start and labels (B,)."""
-        loss, _ = objective(self.model, self.heads, ids_BT, labels_B, self.tuning.end_to_end)
-        self.descend(loss)
-
     def descend(self, loss: torch.Tensor) -> None:
         """One step of the optimizer down a loss."""
         loss.backward()
@@ -252,7 +247,8 @@ def tune(
         places = batch_of(learner.steps, len(train_F), tuning.batch, seed)
         chosen = torch.from_numpy(train_F[places]).to(device)
         seen = view_of(learner.steps, len(places), views, seed)
-        learner.step(ids_FVT[chosen, seen], labels_F[chosen])
+        of = ids_FVT[chosen, seen], labels_F[chosen], tuning.end_to_end
+        learner.descend(objective(model, heads, *of)[0])
         tell(f"fine-tuning from {weights} weights, seed {seed}: step", learner.steps, tuning.steps)
         interrupted = stop is not None and stop.is_set()
         due = interrupted or time.monotonic() - last_saved > SAVE_SECONDS
