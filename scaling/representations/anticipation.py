@@ -263,7 +263,8 @@ def _interval(
         [np.subtract(a[resampled], b[resampled] if b else 0) for a, b in pairs], axis=0
     )
     mean, videos = float(values.mean()), pairs[0][0]["videos"]
-    sampling = float(np.var(drawn_R, ddof=1))
+    drawn_R = drawn_R[np.isfinite(drawn_R)]  # one of silent frames alone has no figure
+    sampling = float(np.var(drawn_R, ddof=1)) if len(drawn_R) > 1 else float("nan")
     if sampling < 1e-12:  # nothing was found (or all) in any draw, which other videos may differ in
         sampling = 1e4 * variance_over_files(abs(mean) / 100, videos)
     if videos == 1:  # its frames say nothing of what others would give
