@@ -20,10 +20,12 @@ from scaling.analysis.laws.form_fit import fit_form
 from scaling.analysis.laws.form_law import FormLaw
 from scaling.analysis.laws.formulas import Form
 from scaling.analysis.laws.power_law import PowerLaw
+from scaling.analysis.questions.doubts import warnings_for
 from scaling.analysis.questions.isoflop import MIN_BUDGETS, minima, size_laws
 from scaling.analysis.questions.quality import errors_of
 from scaling.analysis.questions.size_law import SizeLaw
 from scaling.analysis.schema import loss_unit
+from scaling.analysis.tables.ladder import Ladder
 
 LOSS = "loss"
 # Error against loss (in nats): chance far above M, a floor E far below it.
@@ -123,8 +125,14 @@ def _target(name: str, rows: pd.DataFrame, seed: int, resamples: int) -> Target:
     except NotIdentified as why:
         refusal = str(why)
     if "chance" not in rows:
-        return Target(name, rows, sizes, refusal)
+        return Target(name, rows, sizes, refusal, warnings=_mixed(rows))
     return Target(name, rows, sizes, refusal, *_by_loss(rows, seed, resamples))
+
+
+def _mixed(rows: pd.DataFrame) -> tuple[str, ...]:
+    """What speaks against one law of these rows, for every target alike."""
+    ladder = Ladder.of(rows)
+    return warnings_for(ladder.kept(), ladder.cells().assign(edge=False))
 
 
 def _by_loss(

@@ -100,6 +100,15 @@ def test_what_is_not_told_is_refused(rows: pd.DataFrame) -> None:
     assert "no target has a law" in targets.summary([loss, probe])
 
 
+def test_two_families_are_no_one_law(rows: pd.DataFrame) -> None:
+    two = rows.assign(
+        git_sha="x", family=np.where(rows.params > rows.params.median(), "toto", "gpt2")
+    )
+    (loss,) = targets.targets(two, {}, resamples=100)
+    assert any("2 values of family in one law" in text for text in loss.warnings)
+    assert "beware" in targets.summary([loss])
+
+
 def test_the_command(tmp_path: Path) -> None:
     rows = simulated_rows()
     study = tmp_path / "s"
