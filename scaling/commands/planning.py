@@ -37,7 +37,7 @@ def plan(
     out: OutOption = None,
     set_: SetOption = None,
     measure: Annotated[
-        bool, typer.Option(help="Time one training step of each size here for the estimate.")
+        bool, typer.Option(help="Time a step of each size, and a few files' encoding, here.")
     ] = True,
     page: Annotated[
         Path | None,
@@ -51,7 +51,7 @@ def plan(
     Example: `scaling plan sweeps/quickstart.yaml`
     """
     from scaling.jobs.launch import check, resources
-    from scaling.plan import token_cost
+    from scaling.plan import encode_cost, token_cost
     from scaling.plan.cost import disk_bytes, free_bytes, over_budget, study_cost
     from scaling.storage import outputs
     from scaling.study.growth import left_of
@@ -70,6 +70,8 @@ def plan(
     told += _totals(launch, costs, measure, parallel)
     told += token_cost.lines(chosen, costs)
     print("\n".join(told), flush=True)
+    if measure:
+        print("\n".join(encode_cost.lines(chosen, parallel)), flush=True)
     if page is not None:
         text = outputs.signed("scaling plan", token_cost.page(config, page, told))
         outputs.write("scaling plan", page, text)
