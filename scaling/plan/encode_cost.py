@@ -21,6 +21,7 @@ from scaling.plan.runs import data_of
 
 TIMED = 8  # files of a source
 _LEAVES = 16  # generated clips that are timed together
+_FITTED = 1024  # codes
 _FRAMES = 2  # that a network encodes: one may take seconds
 
 Encode = Callable[[np.ndarray], object]
@@ -123,10 +124,8 @@ def _encoder(config: TokenizerConfig) -> Encode:
         made: list[Codebook] = []
 
         def nearest(frames: np.ndarray) -> None:
-            if not made:  # patches of these pictures stand for the centroids
-                patches = np.unique(cut(frames, config.patch), axis=0)
-                chosen = np.linspace(0, len(patches) - 1, config.codes).astype(int)
-                made.append(Codebook(patches[chosen], config.patch))
+            if not made:
+                made.append(_codebook(cut(frames, config.patch), config))
             made[0].encode(frames)
 
         return nearest
@@ -142,3 +141,15 @@ def _encoder(config: TokenizerConfig) -> Encode:
         make = train.small_dvae if config.kind == "dvae" else train.small_vqgan
         encode = make(config.codes, config.patch, config.width).encode
     return encode
+
+
+def _codebook(patches_MD: np.ndarray, config: TokenizerConfig) -> Codebook:
+    """A codebook that is as fast as the study's: fitted as far as it takes a second, to these
+    patches, of which some stand for further centroids."""
+    patches_MD = np.unique(patches_MD, axis=0)
+    fitted = min(config.codes, _FITTED, len(patches_MD))
+    chosen = np.linspace(0, len(patches_MD) - 1, config.codes - fitted).astype(int)
+    centroids = [patches_MD[chosen]]
+    if fitted > 1:
+        centroids.append(Codebook.fit(patches_MD, fitted, 0).centroids_KD)
+    return Codebook(np.concatenate(centroids), config.patch)
