@@ -52,7 +52,7 @@ def plan(
     """
     from scaling.jobs.launch import check, resources
     from scaling.plan import encode_cost, token_cost
-    from scaling.plan.cost import disk_bytes, free_bytes, over_budget, study_cost
+    from scaling.plan.cost import over_budget, study_cost
     from scaling.storage import outputs
     from scaling.study.growth import left_of
     from scaling.study.status import left
@@ -80,13 +80,7 @@ def plan(
             "cosine: a budget that is added later is trained from its first step, for its length "
             "is part of the schedule; wsd goes on from where it is"
         )
-    disk, free = disk_bytes(chosen, costs), free_bytes(study.folder)
-    print(f"disk: {_bytes(disk)}; free: {_bytes(free)}")
-    if disk > free:
-        print(
-            f"beware: this study does not fit the disk of {study.folder}; free some of it, choose "
-            f"another --out, or ask for fewer sequences and budgets"
-        )
+    _say_disk(chosen, costs, study.folder)
     if study.plan_json.exists():
         print(f"left: {left(study) if study.says(chosen) else left_of(chosen, study)}")
     over = over_budget(launch, costs)
@@ -100,6 +94,18 @@ def plan(
     check(launch, study.folder)
     if launch.cluster == "slurm":
         print("Slurm would take these jobs")
+
+
+def _say_disk(config: StudyConfig, costs: list[Cost], folder: Path) -> None:
+    from scaling.plan.cost import disk_bytes, free_bytes
+
+    disk, free = disk_bytes(config, costs), free_bytes(folder)
+    print(f"disk: {_bytes(disk)}; free: {_bytes(free)}")
+    if disk > free:
+        print(
+            f"beware: this study does not fit the disk of {folder}; free some of it, choose "
+            f"another --out, or ask for fewer sequences and budgets"
+        )
 
 
 def _table(launch: LaunchConfig, costs: list[Cost]) -> list[str]:
