@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scaling.runs import Runs as Runs
     from scaling.runs import fit as fit
     from scaling.runs import fit_curves as fit_curves
+    from scaling.runs import fit_rates as fit_rates
     from scaling.runs import open as open
     from scaling.runs import read as read
 
@@ -46,6 +47,7 @@ _FRONT = {  # name -> module, and its name there
     "compare": ("scaling.analysis.laws.compare", "exponents"),
     "fit": ("scaling.runs", "fit"),
     "fit_curves": ("scaling.runs", "fit_curves"),
+    "fit_rates": ("scaling.runs", "fit_rates"),
     "fit_parametric": ("scaling.analysis.laws.parametric", "fit_parametric"),
     "fit_points": ("scaling.analysis.laws.fit", "fit"),
     "learned": ("scaling.representations.learned", "learned"),
@@ -69,6 +71,7 @@ __all__ = [
     "fit_curves",
     "fit_parametric",
     "fit_points",
+    "fit_rates",
     "learned",
     "open",
     "published",

@@ -38,6 +38,7 @@ from scaling.analysis.questions.frontier import BESIDE, StudyLaw, fit_frontier
 from scaling.analysis.questions.isoflop import approaches, size_laws
 from scaling.analysis.questions.next import next_runs
 from scaling.analysis.questions.parametric_study import StudySurface, fit_surface
+from scaling.analysis.questions.rate_study import StudyRates, study_rates
 from scaling.analysis.questions.rounds import PLACED
 from scaling.analysis.questions.settings import Settings
 from scaling.analysis.questions.settings import compare as compare_settings
@@ -339,6 +340,21 @@ def fit_curves(source: str | Path | pd.DataFrame, **columns: str | None) -> Stud
     if columns.get("by") is not None:
         raise UserError("by: of one model here; choose it with where=")
     return study_curves(curves_of(source, **columns)[0][""])
+
+
+def fit_rates(source: str | Path | pd.DataFrame, **columns: Any) -> StudyRates:
+    """The best learning rate and batch as laws of N and D, as `scaling fit --form rates` finds it.
+
+    Args:
+        source: of `read`: a sweep of several sizes, or a study's folder. columns: of `read`.
+    Returns:
+        StudyRates: `.law`, whose `.best(n, d)` is the best rate and batch, `.points`, `.warnings`,
+        `.summary()`.
+    Raises:
+        NotIdentified: a UserError; too few cells, one rate, no optimum inside the rates tried.
+        UserError: a table without rates, or of several parametrisations.
+    """
+    return study_rates(rows_of(source, **columns)[0])
 
 
 def form_of(given: str | Path | Form) -> Form | str:

@@ -31,6 +31,7 @@ LEAST = 3  # rates that a cell needs to say where its best one lies
 VARIES = 0.1  # octaves: what differs by less does not vary
 TOGETHER = 0.98  # correlation of log N with log D beyond which they are not told apart
 SMOOTH = 6  # cells from which curvatures may move with N and D
+EACH, PARTS = 12, 6  # up to so many cells each is left out in turn to choose; beyond, in parts
 AGAIN = 3  # rounds of a fit that begins at the law of all cells
 STUCK = 1e-3  # gradient at which no minimum was reached
 
@@ -318,6 +319,13 @@ def fit_rates(
     candidates = deep or [c for c in candidates if c[1] == max(one[1] for one in candidates)]
     shape, width, theta, left_out, taken, _ = min(candidates, key=lambda c: c[5])
     level, noise = _scatter(table.runs, shape, theta, taken)
+    if len(left_out) < table.runs.cells:
+        each = _without(table.runs, shape, width, theta, np.arange(table.runs.cells))
+        if each is None:
+            raise NotIdentified(
+                "rates: without one of the cells the others do not hold the law: sweep more sizes"
+            )
+        left_out = each
     return RatesLaw(
         shape=shape, axes=axes, middle=table.middle, theta=theta, left_out=left_out,
         cell_n=table.n, cell_d=table.d, level=np.exp(level), within=width,
@@ -371,26 +379,38 @@ def _axes(table: Swept) -> tuple[tuple[str, ...], bool]:
 def _fitted(
     runs: Runs, shape: Shape, width: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float] | None:
-    """theta (p,), those without each cell (G, p), the runs taken (n,), and the error (rms of log
-    loss) of cells left out; None where the neighbourhood does not hold the law."""
+    """theta (p,), those without each part of the cells (parts, p), the runs taken (n,), and the
+    error (rms of log loss) of cells left out; None where the neighbourhood holds no such law."""
     everything = np.ones(len(runs.y), bool)
-    begun = start(shape, runs)
     if not _enough(runs, runs.lowest() <= width, shape):
         return None
-    theta, taken, gradient = near(shape, runs, width, everything, begun)
+    theta, taken, gradient = near(shape, runs, width, everything, start(shape, runs))
     if gradient > STUCK or not _enough(runs, taken, shape) or _rests(shape, theta):
         return None
-    judged = runs.lowest() <= JUDGED
-    left_out, errors = [], []
+    part = np.arange(runs.cells) % (runs.cells if runs.cells <= EACH else PARTS)
+    left_out = _without(runs, shape, width, theta, part)
+    if left_out is None:
+        return None
+    judged, errors = runs.lowest() <= JUDGED, []
     for cell in range(runs.cells):
-        mine = runs.cell == cell
-        one, others, _ = near(shape, runs, width, ~mine, theta, AGAIN)
-        if not _enough(runs, others, shape, runs.cells - 1):
-            return None
-        left_out.append(one)
-        off = (runs.y - shape.above(one[None], runs.at)[0][0])[mine & judged]
+        mine = (runs.cell == cell) & judged
+        off = (runs.y - shape.above(left_out[part[cell], None], runs.at)[0][0])[mine]
         errors.append(float(((off - np.median(off)) ** 2).mean()))
-    return theta, np.array(left_out), taken, float(np.sqrt(np.mean(errors)))
+    return theta, left_out, taken, float(np.sqrt(np.mean(errors)))
+
+
+def _without(
+    runs: Runs, shape: Shape, width: float, theta: np.ndarray, part: np.ndarray
+) -> np.ndarray | None:
+    """theta (parts, p) without the cells of each part (cells,); None where one does not hold it."""
+    out = []
+    for one in range(int(part.max()) + 1):
+        there = part[runs.cell] != one
+        found, taken, _ = near(shape, runs, width, there, theta, AGAIN)
+        if not _enough(runs, taken, shape, int((part != one).sum())):
+            return None
+        out.append(found)
+    return np.array(out)
 
 
 def _enough(runs: Runs, taken: np.ndarray, shape: Shape, cells: int | None = None) -> bool:
