@@ -173,6 +173,7 @@ def test_laws_of_more_than_compute(shared_data: Path) -> None:
     assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
     printed = "".join(o.text for o in outputs if o.output_type == "stream")
     assert "without repetition: held-out rms" in printed and "Kaplan: L = " in printed
+    assert "lr ~ N       exponent -0.5" in printed
     pages = [o.data["text/html"] for o in outputs if "text/html" in o.get("data", {})]
     (predicted,) = [table_of(page) for page in pages if "at worst" in page]
     for column, most in (("error in the mean", 0.15), ("at worst", 0.6)):

@@ -106,7 +106,9 @@ INSIDE = (
     "report", "findings", "figures", "questions", "tables", "plain", "laws", "schema",
 )  # fmt: skip
 # `law.figure()` of the front door
-DRAWS_ITSELF = {f"scaling.analysis.questions.{name}" for name in ("frontier", "form_study")}
+DRAWS_ITSELF = {
+    f"scaling.analysis.questions.{name}" for name in ("frontier", "form_study", "rate_study")
+}
 
 
 def test_import_directions_inside_analysis() -> None:

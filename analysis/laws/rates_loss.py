@@ -60,7 +60,8 @@ class Levels:
         """Of cells (G,), by the surface where it is determined."""
         plain = cls.of(n, d, level, confidence)
         try:
-            law = fit_parametric(n, d, level, per_token=3.0, unit="MACs", resamples=RESAMPLES)
+            with np.errstate(over="ignore"):  # of resamples that left for infinity: refused
+                law = fit_parametric(n, d, level, per_token=3.0, unit="MACs", resamples=RESAMPLES)
         except UserError as refusal:  # NotIdentified among them
             return replace(plain, reason=str(refusal))
         best = [np.log(law.e), np.log(law.a), np.log(law.b), law.alpha, law.beta]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,9 @@ from scaling.analysis.laws.rates_fit import LEAST, RatesLaw, fit_rates, lost
 from scaling.analysis.laws.rates_loss import Divergence, Levels
 from scaling.analysis.schema import TOKEN_UNIT
 from scaling.errors import UserError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 OCTAVES = (-2, -1, 1, 2)
 
@@ -62,6 +65,7 @@ class StudyRates:
     surface: str  # L(N, D) at the optimum, or why there is none
     warnings: tuple[str, ...]
     points: pd.DataFrame
+    batch: str  # what is known of it, in words
 
     def summary(self, unit: str = TOKEN_UNIT) -> str:
         """The law, its intervals and its judgement, in plain text."""
@@ -84,7 +88,7 @@ class StudyRates:
             f"  at optimum   {self.surface}",
             f"  fitted to    {law.runs} runs within {law.within:.0%} of their cell's best, "
             f"{law.cells} cells of one N and D; {law.far} farther, {law.diverged} diverged",
-            *(["  batch        in the unit of its column"] if law.shape.batch else []),
+            f"  batch        {self.batch}",
             f"  curvature    {'moves with N and D' if law.smooth else 'the same in all cells'}; "
             f"noise {law.noise:.2%} of the loss",
             *(f"  {'' if i else 'neighbours':12s} {text}" for i, text in enumerate(_moves(law))),
@@ -100,6 +104,12 @@ class StudyRates:
                     f"D = {d:.3g}"
                 )
         return "\n".join([*lines, *(f"  beware       {text}" for text in self.warnings)])
+
+    def figure(self) -> go.Figure:
+        """The loss off the best rate in every cell, and the best rates beside the law."""
+        from scaling.analysis.figures.rates import rate_figure
+
+        return rate_figure(self.law, self.points)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, from which `rates_of_json` makes the law again."""
@@ -266,11 +276,8 @@ def study_rates(rows: pd.DataFrame) -> StudyRates:
     batch = _batch(table)
     law = _fit(table, batch)
     warnings = _warnings(law)
-    if not law.shape.batch and table["batch"].nunique(dropna=False) > 1:
-        warnings.append(
-            "batches differ between cells, or are not known in some: the exponents are of rate and "
-            "batch together"
-        )
+    known, differs = _said_batch(law, table)
+    warnings += differs
     levels, more = _levels(law, table)
     warnings += more
     gone = lost(table["loss"].to_numpy(), table["lr"].to_numpy(), _cells(table))
@@ -278,7 +285,22 @@ def study_rates(rows: pd.DataFrame) -> StudyRates:
     surface = _surface(levels)
     points = _told(law, table, gone)
     return StudyRates(law, levels, divergence, _held(table, batch is not None), surface,
-                      tuple(warnings), points)  # fmt: skip
+                      tuple(warnings), points, known)  # fmt: skip
+
+
+def _said_batch(law: RatesLaw, table: pd.DataFrame) -> tuple[str, list[str]]:
+    """What is known of the batch, in words, and what to beware of."""
+    found = table["batch"].unique()
+    if law.shape.batch:
+        return "in the unit of its column", []
+    if table["batch"].isna().all():
+        return "not in the table", []
+    if len(found) == 1:
+        return f"{found[0]:g} in every run: the exponents of the rate are at this batch", []
+    return f"{len(found)} values, too few in a cell to tell its best", [
+        "batches differ between runs, or are not known in some: the exponents are of rate and "
+        "batch together"
+    ]
 
 
 def _batch(table: pd.DataFrame) -> np.ndarray | None:

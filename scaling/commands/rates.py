@@ -46,10 +46,8 @@ def fit_rows(
         print(found.summary(loss_unit(rows.get("tokenizer", ()))))
         several = len(parts) > 1
         if figure is not None:
-            from scaling.analysis.figures.rates import rate_figure
-
             path = figure.with_stem(f"{figure.stem}-{number}") if several else figure
-            draw("scaling fit", rate_figure(found.law, found.points), found.points, path)
+            draw("scaling fit", found.figure(), found.points, path)
         if save is not None:
             path = save.with_stem(f"{save.stem}-{number}") if several else save
             outputs.write("scaling fit", path, saved_law.text(found, bewares_of(notes)))
