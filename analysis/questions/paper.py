@@ -157,7 +157,7 @@ ITEMS: tuple[Item, ...] = (
          ("VideoMAE-large", 15.16, 6.72, 5.26, 2.55), ("MAE-ST-large", 13.71, 6.63, 4.94, 2.60),
          ("Toto-large", 15.20, 6.75, 5.41, 2.70)),
         ("Toto-large",), "frames, resolution, which five layers and the weight of the next-token "
-        "loss are not given; the challenge leaves frames without a prediction out, which raises it",
+        "loss are not given; the challenge leaves out frames without a prediction",
     ),
     Item(
         "Table 10", "Tracking on DAVIS", ("scaling davis STUDY --data DAVIS",),
