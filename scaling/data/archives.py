@@ -23,7 +23,6 @@ from scaling.data import media
 
 SUFFIXES = frozenset([".tar", ".parquet"])
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
-_OTHER = "suffix is not of this kind"
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def _tar(
                     raise tarfile.ReadError("unexpected end of data")
                 held = entry.size if entry.isreg() else 0
                 there, end = there + 1, entry.offset_data + -(-held // 512) * 512
-                if why == _OTHER:
+                if why == media.OTHER_KIND:
                     others[os.path.splitext(entry.name)[1] or "no suffix"] += 1
                 elif why:
                     left.append((name, "ignored", why))
@@ -147,7 +146,7 @@ def _no_sample(entry: tarfile.TarInfo, kind: str, suffixes: frozenset[str]) -> s
     whole = "." + parts[-1].partition(".")[2].lower()
     last = os.path.splitext(parts[-1])[1].lower()
     if last not in suffixes:
-        return _OTHER
+        return media.OTHER_KIND
     if kind == "images" and whole != last:
         return f"WebDataset's suffix is {whole}, of which a sample has one beside its image"
     return ""

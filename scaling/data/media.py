@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import IO
 
@@ -61,6 +62,7 @@ IMAGE_SUFFIXES = frozenset(
     ]
 )
 MAY_MOVE = frozenset([".png", ".webp"])  # pictures that may be animated, and are videos then
+OTHER_KIND = "suffix is not of this kind"
 _SAMPLE = 1 << 20  # bytes read at the head, middle and tail of a large file to identify it
 
 
@@ -101,10 +103,21 @@ def list_files(root: Path, suffixes: frozenset[str]) -> tuple[list[str], list[tu
             if name.startswith(".") and name != RECORD:
                 left_out.append((relative, "hidden file"))
             elif os.path.splitext(name)[1].lower() in suffixes:
-                files.append(relative)
+                if _may_be_read(os.path.join(folder, name)):
+                    files.append(relative)
+                else:
+                    left_out.append((relative, "a pipe, socket or device"))
             elif name != RECORD:
-                left_out.append((relative, "suffix is not of this kind"))
+                left_out.append((relative, OTHER_KIND))
     return sorted(files), sorted(left_out)
+
+
+def _may_be_read(path: str) -> bool:
+    """Whether it is a file, or gone: opening a pipe would wait for ever."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return True  # said where it is opened
 
 
 def moves(path: Path) -> bool:

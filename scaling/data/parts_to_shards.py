@@ -214,7 +214,8 @@ def write_index(
     `used` has how often each code occurs in training.
     """
     there = TokenFolder(folder)
-    files.write(there.manifest, _manifest(manifest))
+    # A name on disk need not be UTF-8: what is not is written as \udc.. here.
+    files.write(there.manifest, _manifest(manifest).encode(errors="backslashreplace"))
     status = [r["status"] for r in manifest]
     counted = {"codes_used": int((used > 0).sum()), "entropy_nats": _entropy(used)}
     index = {

@@ -181,8 +181,15 @@ def _moves(path: Path) -> bool:
 
 def _nothing(source: Source, root: Path, suffixes: frozenset[str], listed: int) -> UserError:
     """The refusal of a source without a file that can be read; the first reasons are in it."""
-    wrong = [f"{r['path']}: {r['error']}" for r in source.rows if r["status"] == "error"]
+    told = sorted(source.rows, key=lambda r: str(r["status"]) != "error")  # errors first
+    wrong = [f"{r['path']}: {r['error']}" for r in told if r["error"] != media.OTHER_KIND]
     reasons = "".join(f" {reason}." for reason in wrong[:3])
+    other, theirs = "images", media.IMAGE_SUFFIXES
+    if source.kind == "images":
+        other, theirs = "video", media.VIDEO_SUFFIXES
+    found = sum(Path(r["path"]).suffix.lower() in theirs for r in told)
+    if found:
+        reasons += f" {found} of them would be kind: {other}."
     known = " ".join(sorted(suffixes))
     return UserError(
         f"source {source.name!r}: no readable {source.kind} file in {root} ({listed} "

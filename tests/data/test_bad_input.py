@@ -82,3 +82,28 @@ def test_a_file_that_may_not_be_read(open_folder: Path) -> None:
         os.seteuid(user)
     assert rows["3.mp4"]["status"] == "error" and rows["3.mp4"]["error"] == "Permission denied"
     assert [rows[f"{i}.mp4"]["status"] for i in range(3)] == ["ok"] * 3
+
+
+def test_names_that_are_no_utf8_and_pipes(tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for i in range(4):
+        write_video(folder / f"plain-{i}.mp4", noise(i, 12))
+    odd = os.fsencode(folder) + b"/\xff\xfe.mp4"
+    os.rename(os.fsencode(folder / "plain-3.mp4"), odd)
+    os.mkfifo(folder / "pipe.mp4")  # opened, it would wait for a writer
+    rows = manifest(run(tmp_path / "data", source("video", folder)))
+    assert rows["\\udcff\\udcfe.mp4"]["status"] == "ok"
+    assert rows["pipe.mp4"]["status"] == "ignored" and "a pipe" in rows["pipe.mp4"]["error"]
+
+
+def test_a_refusal_says_why_what_is_there_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "shard.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(ValueError, match=r"shard\.tar\.gz: compressed: .* unpack it to \.tar"):
+        run(tmp_path / "data", source("video", tmp_path / "packed"))
+    (tmp_path / "frames").mkdir()
+    for i in range(3):
+        Image.fromarray(noise(i, 1)[0]).save(tmp_path / "frames" / f"{i}.png")
+    with pytest.raises(ValueError, match=r"3 of them would be kind: images"):
+        run(tmp_path / "data", source("video", tmp_path / "frames"))
