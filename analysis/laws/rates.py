@@ -213,6 +213,8 @@ def near(
     taken = keep & (runs.lowest() <= within)
     gradient = np.inf
     for _ in range(rounds):
+        if taken.sum() <= len(shape.names) + len(np.unique(runs.cell[taken])):
+            return theta, taken, np.inf  # the caller refuses so few
         theta, gradient = runs.reach(shape, theta, taken)
         above = shape.above(theta[None], runs.at)[0][0]
         off = np.abs(runs.y - above - runs.levels(above, taken)[runs.cell])

@@ -393,7 +393,7 @@ def _fitted(
         return None
     judged, errors = runs.lowest() <= JUDGED, []
     for cell in range(runs.cells):
-        mine = (runs.cell == cell) & judged
+        mine = (runs.cell == cell) & judged  # its lowest run at least
         off = (runs.y - shape.above(left_out[part[cell], None], runs.at)[0][0])[mine]
         errors.append(float(((off - np.median(off)) ** 2).mean()))
     return theta, left_out, taken, float(np.sqrt(np.mean(errors)))

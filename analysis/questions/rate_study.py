@@ -22,6 +22,7 @@ from scaling.errors import UserError
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+EXACT = 1e-6  # log loss, below which no noise is seen
 OCTAVES = (-2, -1, 1, 2)
 
 
@@ -66,6 +67,7 @@ class StudyRates:
     warnings: tuple[str, ...]
     points: pd.DataFrame
     batch: str  # what is known of it, in words
+    left_out: int  # rows: not decayed, not finished, or without a rate or counts
 
     def summary(self, unit: str = TOKEN_UNIT) -> str:
         """The law, its intervals and its judgement, in plain text."""
@@ -95,6 +97,11 @@ class StudyRates:
             f"  held out     {self.held or 'too few sizes to hold the largest out'}",
             f"  interval     {law.cells} cells, each left out in turn; Student's t",
         ]  # fmt: skip
+        if self.left_out:
+            lines.append(
+                f"  left out     {self.left_out} rows: not decayed, not finished, or without a "
+                "rate, N or D"
+            )
         if self.divergence is not None:
             middle = float(np.exp2(self.divergence.middle[1]))
             at = self.divergence.threshold(middle, n, d)
@@ -216,6 +223,11 @@ def _warnings(law: RatesLaw) -> list[str]:
         out.append(
             "N and D move together in the sweep: the exponent of N is that of both along this line"
         )
+    if law.noise < EXACT:
+        out.append(
+            "the runs lie on the law to the last digit: computed, not measured; no interval means "
+            "anything"
+        )
     if law.cells < 6:
         out.append(f"{law.cells} cells: the interval rests on very few")
     return out
@@ -261,8 +273,14 @@ def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
     usable = (out[["n", "d", "lr"]] > 0).all(axis=1) & np.isfinite(out[["n", "d", "lr"]]).all(
         axis=1
     )
-    out.attrs["left_out"] = int(len(rows) - usable.sum())
-    return out[usable].reset_index(drop=True)
+    if not usable.any():
+        raise UserError(
+            "--form rates: no row has a rate, parameters and tokens that are all positive numbers; "
+            "look at the columns that were read"
+        )
+    out = out[usable].reset_index(drop=True)
+    out.attrs["left_out"] = len(rows) - len(out)
+    return out
 
 
 def study_rates(rows: pd.DataFrame) -> StudyRates:
@@ -285,7 +303,7 @@ def study_rates(rows: pd.DataFrame) -> StudyRates:
     surface = _surface(levels)
     points = _told(law, table, gone)
     return StudyRates(law, levels, divergence, _held(table, batch is not None), surface,
-                      tuple(warnings), points, known)  # fmt: skip
+                      tuple(warnings), points, known, table.attrs["left_out"])  # fmt: skip
 
 
 def _said_batch(law: RatesLaw, table: pd.DataFrame) -> tuple[str, list[str]]:

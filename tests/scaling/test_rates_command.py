@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.rates_coverage import TRUTH, simulated
+from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.questions import saved_law
 from scaling.analysis.questions.rate_study import StudyRates, rate_points, study_rates
 from scaling.analysis.questions.saved_rates import SavedRates
@@ -91,3 +92,26 @@ def test_parametrisations_do_not_mix() -> None:
     rows["parametrization"] = np.where(rows["params"] > 1e8, "mup", "standard")
     with pytest.raises(UserError, match="several parametrisations \\(mup, standard\\)"):
         rate_points(rows)
+
+
+def test_what_is_no_sweep_is_told() -> None:
+    rows = read(table(), history=False)[0]
+    with pytest.raises(UserError, match="all positive numbers"):
+        rate_points(rows.assign(lr=0.0))
+    with pytest.raises(NotIdentified, match="bracket their optimum"):
+        study_rates(rows.assign(val_loss=3 + 0.01 * np.log2(rows["lr"].astype(float))))
+    rng = np.random.default_rng(0)
+    with pytest.raises(NotIdentified, match="opens upwards"):
+        study_rates(rows.assign(val_loss=np.exp(0.1 * rng.standard_normal(len(rows)))))
+    few = rows[
+        np.log2(rows["lr"].astype(float)).isin([-12.0, -10.0, -8.0])
+    ]  # three rates: no room beside levels
+    text = study_rates(few).summary()
+    assert "lr ~ N       exponent" in text
+
+
+def test_no_noise_is_said() -> None:
+    rows = read(table(), history=False)[0]
+    off = np.log2(rows["lr"].astype(float)) + 9.5
+    exact = rows.assign(val_loss=3 * np.exp(0.005 * off**2))
+    assert "no interval means anything" in study_rates(exact).summary()
