@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 
 from scaling.analysis.laws.fit import NotIdentified, checked
-from scaling.analysis.laws.rates import Runs, Shape, near, shapes, start
+from scaling.analysis.laws.rates import EXACT, Runs, Shape, near, shapes, start
 from scaling.errors import UserError
 
 WITHIN = (0.02, 0.03, 0.05, 0.08, 0.15, 0.3)  # log loss above a cell's best: the neighbourhoods
@@ -385,7 +385,9 @@ def _fitted(
     if not _enough(runs, runs.lowest() <= width, shape):
         return None
     theta, taken, gradient = near(shape, runs, width, everything, start(shape, runs))
-    if gradient > STUCK or not _enough(runs, taken, shape) or _rests(shape, theta):
+    if not _enough(runs, taken, shape) or _rests(shape, theta):
+        return None
+    if gradient > STUCK and _scatter(runs, shape, theta, taken)[1] > EXACT:
         return None
     part = np.arange(runs.cells) % (runs.cells if runs.cells <= EACH else PARTS)
     left_out = _without(runs, shape, width, theta, part)
