@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.rates_coverage import TRUTH, simulated
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.laws.rates import bowl, shapes
 from scaling.analysis.laws.rates_fit import RatesLaw, fit_rates, lost
 from scaling.errors import UserError
+from tests.analysis.sweep_truth import TRUTH, simulated
 
 STEPLAW = Path(__file__).parents[3] / "shared/data/scaling_tables/steplaw_dense_lr_bs_loss.csv"
 

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.rates_coverage import TRUTH, simulated
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.questions import saved_law
 from scaling.analysis.questions.rate_study import StudyRates, rate_points, study_rates
 from scaling.analysis.questions.saved_rates import SavedRates
 from scaling.analysis.tables.reading import read
 from scaling.errors import UserError
+from tests.analysis.sweep_truth import TRUTH, simulated
 from tests.shell import scaling
 
 
