@@ -77,6 +77,7 @@ class Anticipator(nn.Module):
             self.out = nn.Conv2d(c, 6 + nouns + verbs, 1)
         with torch.no_grad():
             self.out.weight.mul_(0.1)
+            assert self.out.bias is not None
             self.out.bias.zero_()
             self.out.bias[0] = -4.0  # few places are centres
 
@@ -106,7 +107,7 @@ class Anticipator(nn.Module):
 def resized(x: Tensor, size: list[int]) -> Tensor:
     """Bilinear where it grows, means where it shrinks."""
     if size[0] < x.shape[-2]:
-        return F.adaptive_avg_pool2d(x, size)
+        return F.adaptive_avg_pool2d(x, (size[0], size[1]))
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 

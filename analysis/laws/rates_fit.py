@@ -182,7 +182,8 @@ class RatesLaw:
                                              for k, v in moved.items()})[0][0, 0]
                 for i, one in enumerate(theta)
             ]  # fmt: skip
-            return np.expm1(np.array(rows))
+            costs: np.ndarray = np.expm1(np.array(rows))
+            return costs
 
         value, low, high = self.interval(share)
         return value, max(low, 0.0), high
@@ -212,7 +213,7 @@ class Swept:
 def lost(loss: np.ndarray, lr: np.ndarray, cell: np.ndarray) -> np.ndarray:
     """Which runs (n,) diverged: no finite loss, or one far above their cell's lowest, at a rate
     above that run's."""
-    out = ~np.isfinite(loss)
+    out: np.ndarray = ~np.isfinite(loss)
     for one in np.unique(cell):
         mine = np.flatnonzero((cell == one) & np.isfinite(loss))
         if len(mine):

@@ -79,7 +79,7 @@ class Levels:
     @property
     def freedom(self) -> int:
         """Cells beyond the parameters."""
-        return len(self.log_level) - self.design.shape[1]
+        return len(self.log_level) - int(self.design.shape[1])
 
     @property
     def slopes(self) -> np.ndarray:

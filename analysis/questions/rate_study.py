@@ -270,9 +270,8 @@ def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
     out.loc[kept["status"].eq("diverged") if "status" in kept else [], "loss"] = np.inf
     out["loss"] = out["loss"].fillna(np.inf)
-    usable = (out[["n", "d", "lr"]] > 0).all(axis=1) & np.isfinite(out[["n", "d", "lr"]]).all(
-        axis=1
-    )
+    numbers = out[["n", "d", "lr"]].to_numpy(float)
+    usable = ((numbers > 0) & np.isfinite(numbers)).all(axis=1)
     if not usable.any():
         raise UserError(
             "--form rates: no row has a rate, parameters and tokens that are all positive numbers; "
@@ -337,7 +336,8 @@ def _cells(table: pd.DataFrame) -> np.ndarray:
 
 def _columns(table: pd.DataFrame) -> np.ndarray:
     batch = table["batch"].where(table["batch"] > 0).fillna(1.0)
-    return np.log2(np.column_stack([table["lr"], batch, table["n"], table["d"]]))
+    columns: np.ndarray = np.log2(np.column_stack([table["lr"], batch, table["n"], table["d"]]))
+    return columns
 
 
 def _levels(law: RatesLaw, table: pd.DataFrame) -> tuple[Levels, list[str]]:
@@ -360,7 +360,8 @@ def _levels(law: RatesLaw, table: pd.DataFrame) -> tuple[Levels, list[str]]:
         f"{left} sizes and numbers of tokens were trained at too few rates and lie beyond the "
         "sweep: what their rate costs is not told, and they take no part"
     ] * bool(left)
-    return Levels.fitted(*map(np.array, (n, d, level)), law.confidence), said_
+    levels = Levels.fitted(np.array(n), np.array(d), np.array(level), law.confidence)
+    return levels, said_
 
 
 def _surface(levels: Levels) -> str:

@@ -185,8 +185,8 @@ def _by_size(rows: pd.DataFrame, curve: FormLaw) -> tuple[str, ...]:
     means = left.mean()
     return (
         f"at one loss sizes differ: {share:.0%} of what the curve leaves is of the size "
-        f"({means.index[means.argmin()]:.3g} parameters are {-means.min():.1%} better than it, "
-        f"{means.index[means.argmax()]:.3g} {means.max():.1%} worse): the loss alone does not tell",
+        f"({means.idxmin():.3g} parameters are {-means.min():.1%} better than it, "
+        f"{means.idxmax():.3g} {means.max():.1%} worse): the loss alone does not tell",
     )
 
 

@@ -139,7 +139,8 @@ def read_annotations(path: Path, *, to_learn: bool = False) -> Annotations:
             wrong.add(where, f"uid {still.uid!r} is there twice")
         seen.add(still.uid)
         if to_learn and still.objects is not None:
-            has_area = (still.objects.box_N4[:, 2:] > still.objects.box_N4[:, :2]).all(1)
+            corner_N4 = still.objects.box_N4
+            has_area: np.ndarray = np.all(corner_N4[:, 2:] > corner_N4[:, :2], axis=1)
             flat += int((~has_area).sum())
             empty += not has_area.any()
             if not has_area.any():

@@ -135,7 +135,8 @@ class Judged:
         there_RC = count_RC > 0
         with np.errstate(invalid="ignore"):
             mean_R = np.where(there_RC, precision_RC, 0).sum(1) / there_RC.sum(1)
-        return 100 * mean_R
+        percent_R: np.ndarray = 100 * mean_R
+        return percent_R
 
 
 def average_precision(weight_RN: np.ndarray, true_N: np.ndarray, count_R: np.ndarray) -> np.ndarray:

@@ -116,11 +116,14 @@ def _is_free(hand_2: np.ndarray, target: int, centres_N2: np.ndarray, half_N: np
 
 def _hand(verb: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Where the hand covers, of places from its middle."""
+    covered: np.ndarray
     if verb == 0:
-        return (np.hypot(y, x) < HAND) & (np.hypot(y, x) > HAND / 2.5)
-    if verb == 1:
-        return (abs(y) < HAND) & (abs(x) < HAND / 2.5)
-    return (np.minimum(abs(y), abs(x)) < HAND / 4) & (np.maximum(abs(y), abs(x)) < HAND)
+        covered = (np.hypot(y, x) < HAND) & (np.hypot(y, x) > HAND / 2.5)
+    elif verb == 1:
+        covered = (abs(y) < HAND) & (abs(x) < HAND / 2.5)
+    else:
+        covered = (np.minimum(abs(y), abs(x)) < HAND / 4) & (np.maximum(abs(y), abs(x)) < HAND)
+    return covered
 
 
 def write_scenes(
@@ -162,7 +165,7 @@ def _write_split(clips: Path, split: str, episodes: int) -> dict[str, Any]:
     tell = teller()
     for first in range(0, episodes, each):
         video = f"{split}-{first // each:04d}"
-        shots = []
+        shots: list[np.ndarray] = []
         for number in range(first, min(first + each, episodes)):
             made = scene(np.random.default_rng([SPLIT_SEED[split], number]), frames=EPISODE)
             thing = {"box": made.box, "noun_category_id": made.noun, "verb_category_id": made.verb}

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.questions import targets
 from scaling.analysis.questions.frontier import fit_frontier
 from scaling.analysis.questions.simulate import TRUTH, study
@@ -62,7 +63,7 @@ def test_both_steps_lead_to_the_error(found: list[targets.Target], rows: pd.Data
     told, low, high = found[1].through(law, at)
     assert low < told < high < low + 0.1
     assert low < float(curve(np.array([law(at)]))[0]) < high
-    with pytest.raises(targets.NotIdentified, match="no curve"):
+    with pytest.raises(NotIdentified, match="no curve"):
         found[0].through(law, at)
 
 

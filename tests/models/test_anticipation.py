@@ -1,5 +1,7 @@
 """The pyramid, what it learns by, and what it answers."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from scaling.models.anticipation import (
 NOUNS, VERBS = 3, 2
 
 
-def perfect(boxes: list[tuple[float, ...]], nouns: list[int], side: int = 12) -> torch.Tensor:
+def perfect(boxes: Sequence[tuple[float, ...]], nouns: list[int], side: int = 12) -> torch.Tensor:
     """Maps (1, C, side, side) that say boxes (shares of the frame) with certainty at their middle,
     verb 1, one second."""
     maps = torch.full((1, 6 + NOUNS + VERBS, side, side), -20.0)

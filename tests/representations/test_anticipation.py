@@ -224,7 +224,13 @@ def test_what_is_trained_by_which_loss(own: Study, built_in: Path, tmp_path: Pat
 
 def test_a_tiny_set_is_learned_by_heart(own: Study, built_in: Path, tmp_path: Path) -> None:
     """The annotated frames of training itself: nouns, verbs and times are found."""
-    given = {"steps": 100, "batch": 3, "lr": 3e-3, "head_lr": 1e-2, "verb_weight": 1.0}
+    given: dict[str, Any] = {
+        "steps": 100,
+        "batch": 3,
+        "lr": 3e-3,
+        "head_lr": 1e-2,
+        "verb_weight": 1.0,
+    }
     reader, split = reader_of(own, built_in, tmp_path / "d.pt", most=3, **given)
     found, _ = predictions(reader, split, batch=13)
     truth = [still.objects for still in split.annotations.stills if still.objects is not None]

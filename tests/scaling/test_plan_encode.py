@@ -3,6 +3,7 @@
 import re
 import shutil
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _said(*sources: dict[str, object], **tokenizer: object) -> list[str]:
+def _said(*sources: Mapping[str, object], **tokenizer: object) -> list[str]:
     study = {
         "study": "s",
-        "data": {"sources": list(sources), "frames": 2, "size": 16, "stride": 1},
+        "data": {"sources": [dict(one) for one in sources], "frames": 2, "size": 16, "stride": 1},
         "tokenizer": {"patch": 4, "codes": 16} | tokenizer,
         "ladder": {"sizes": ["t16"], "budgets_macs": [1e12], "log2_lr": -6},
     }

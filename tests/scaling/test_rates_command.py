@@ -104,7 +104,7 @@ def test_what_is_no_sweep_is_told() -> None:
     with pytest.raises(NotIdentified, match="opens upwards"):
         study_rates(rows.assign(val_loss=np.exp(0.1 * rng.standard_normal(len(rows)))))
     few = rows[
-        np.log2(rows["lr"].astype(float)).isin([-12.0, -10.0, -8.0])
+        np.isin(np.log2(rows["lr"].to_numpy(float)), [-12.0, -10.0, -8.0])
     ]  # three rates: no room beside levels
     text = study_rates(few).summary()
     assert "lr ~ N       exponent" in text

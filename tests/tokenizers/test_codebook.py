@@ -30,7 +30,8 @@ def _smooth(rng: np.random.Generator, count: int, patch: int) -> np.ndarray:
     slope, grey = rng.normal(0, 30, (count, 2, 3)), rng.uniform(0, 255, (count, 1, 1, 3))
     values = grey + np.einsum("hwi,nic->nhwc", ramp, slope)
     values += rng.normal(0, 3, values.shape)
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8).reshape(count, -1)
+    patches: np.ndarray = np.clip(np.rint(values), 0, 255).astype(np.uint8).reshape(count, -1)
+    return patches
 
 
 def _kinds(patch: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
