@@ -277,9 +277,9 @@ def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
             "--form rates: no row has a rate, parameters and tokens that are all positive numbers; "
             "look at the columns that were read"
         )
-    out = out[usable].reset_index(drop=True)
-    out.attrs["left_out"] = len(rows) - len(out)
-    return out
+    left: pd.DataFrame = out[usable].reset_index(drop=True)
+    left.attrs["left_out"] = len(rows) - len(left)
+    return left
 
 
 def study_rates(rows: pd.DataFrame) -> StudyRates:

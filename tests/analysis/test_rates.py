@@ -81,15 +81,15 @@ def test_refusals() -> None:
     table = simulated(1)
     one_rate = {k: v[table["lr"] == 2.0**-10] for k, v in table.items()}
     with pytest.raises(NotIdentified, match="at 3 rates or more"):
-        fit_rates(**one_rate)
+        fit_rates(**one_rate, within=None)
     one_size = {k: v[(table["n"] == 1e7) & (table["d"] == 1e9)] for k, v in table.items()}
     with pytest.raises(NotIdentified, match="1 cells"):
-        fit_rates(**one_size)
+        fit_rates(**one_size, within=None)
     low = {k: v[table["lr"] < 2.0**-12] for k, v in table.items()}
     with pytest.raises(NotIdentified, match="bracket their optimum"):
-        fit_rates(**low)
+        fit_rates(**low, within=None)
     with pytest.raises(UserError, match="not positive"):
-        fit_rates(**{**table, "loss": -table["loss"]})
+        fit_rates(**{**table, "loss": -table["loss"]}, within=None)
 
 
 def test_n_alone_where_tokens_follow_it() -> None:
