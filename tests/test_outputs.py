@@ -34,6 +34,7 @@ REPLACED = {  # command: how it is called, and all that it would write
     "compare": ("compare rows.csv --figure two.svg", ["two.svg", "two.points.csv"]),
     "transfer": ("transfer rows.csv --figure s.html", ["s.html", "s.points.csv"]),
     "isoflop": ("isoflop rows.csv --out t", ["t/size_laws.csv", "t/minima.csv"]),
+    "targets": ("targets own --figure t.html", ["t.html", "t.points.csv"]),
     "coord-check": ("coord-check", ["coord_check.html", "coord_check.points.csv"]),
     "coord-check, out": ("coord-check --out c.html", ["c.html", "c.points.csv"]),
     "plan": ("plan tiny.yaml --page page.md", ["page.md"]),
@@ -61,6 +62,7 @@ REPLACED = {  # command: how it is called, and all that it would write
     "report": ("report own", [str(p) for p in OWN.report_files]),
     "probe": ("probe own --data labels", ["own/probes.csv"]),
     "davis": ("davis own --data davis", ["own/davis.csv"]),
+    "anticipate": ("anticipate own", ["own/anticipation.csv"]),
     "finetune": ("finetune own --data labels", ["own/finetune.csv"]),
     "train": (
         "train run",
@@ -70,7 +72,7 @@ REPLACED = {  # command: how it is called, and all that it would write
 # Write nothing, or only what is named by a hash of its content (encode) or MLflow's (sync).
 OTHERS = {
     *("encode", "status", "logs", "cancel", "sync", "doctor", "choices", "next", "power"),
-    *("models", "tokens", "ui", "audit"),
+    *("models", "tokens", "ui", "audit", "score"),
 }
 EACH = [(call, file) for call, files in REPLACED.values() for file in files]
 Say = Callable[..., tuple[int, str]]
