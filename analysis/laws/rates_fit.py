@@ -12,8 +12,8 @@ the line through their optima (the jackknife over clusters, MacKinnon, Nielsen a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,7 @@ class RatesLaw:
     choices: tuple[Choice, ...]
     confidence: float = 0.95
     together: bool = False  # N and D move together, and are not told apart
+    tried: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # see `untried`
 
     @property
     def cells(self) -> int:
@@ -161,6 +162,25 @@ class RatesLaw:
             at["batch"] = np.log2(np.atleast_1d(np.asarray(batch, float)))
         above: np.ndarray = self.shape.above(self.theta[None], at)[0][0]
         return above
+
+    def untried(self, n: float, d: float, lr: float, batch: float | None) -> str:
+        """In words, how far a rate or batch lies beyond those of the runs, in octaves from the
+        best one (`tried`: least and largest, by "rate" and "batch"); "" not an octave beyond."""
+        at = self.at(n, d) | {"lr": np.log2([lr])}
+        if self.shape.batch:
+            at["batch"] = np.log2([batch])
+        u, v = self.shape.place(self.theta[None], at)
+        out = []
+        for what, value, off in (("rate", lr, u), ("batch", batch, v)):
+            low, high = self.tried.get(what, (-np.inf, np.inf))
+            octaves = float(off[0, 0])
+            if not low - 1 <= octaves <= high + 1:
+                best = f"the best one{' at its batch' * (what == 'rate' and self.shape.batch)}"
+                out.append(
+                    f"{what} {value:.4g} is {octaves:+.1f} octaves from {best}, and runs that "
+                    f"did not diverge were tried from {low:+.1f} to {high:+.1f}"
+                )
+        return "; ".join(out)
 
     def cost(self, octaves: float, of: str = "rate") -> tuple[float, float, float]:
         """Share of the loss that a rate (or batch) so many octaves off costs, in the middle of the
@@ -327,8 +347,12 @@ def fit_rates(
                 "rates: without one of the cells the others do not hold the law: sweep more sizes"
             )
         left_out = each
+    u, v = (one[0] for one in shape.place(theta[None], table.runs.at))
+    tried = {"rate": (float(u.min()), float(u.max()))}
+    if shape.batch:
+        tried["batch"] = (float(v.min()), float(v.max()))
     return RatesLaw(
-        shape=shape, axes=axes, middle=table.middle, theta=theta, left_out=left_out,
+        tried=tried, shape=shape, axes=axes, middle=table.middle, theta=theta, left_out=left_out,
         cell_n=table.n, cell_d=table.d, level=np.exp(level), within=width,
         noise=noise, runs=int(taken.sum()),
         diverged=table.diverged, far=int((~taken).sum()), edges=table.edges,
@@ -368,8 +392,9 @@ def _axes(table: Swept) -> tuple[tuple[str, ...], bool]:
         axes, together = ("N",), True
     if not axes or table.runs.cells < 2 + len(axes):
         raise NotIdentified(
-            f"rates: {table.runs.cells} cells of one N and D with {LEAST} rates or more, and the "
-            f"best rate as a law of {' and '.join(axes) or 'N or D'} takes at least "
+            f"rates: {table.runs.cells} cell{'s' * (table.runs.cells != 1)} of one N and D with "
+            f"{LEAST} rates or more, and the best rate as a law of "
+            f"{' and '.join(axes) or 'N or D'} takes at least "
             f"{2 + max(len(axes), 1)}; sweep the rate at more sizes"
             f"{' or numbers of tokens' if axes != ('N',) else ''} (`scaling transfer` says whether "
             "it moves between two)"

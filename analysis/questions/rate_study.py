@@ -5,7 +5,6 @@ found = study_rates(rows)       # StudyRates: .law, .levels, .held, .warnings, .
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,14 @@ from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.laws.power_law import finite
 from scaling.analysis.laws.rates_fit import LEAST, RatesLaw, fit_rates, lost
 from scaling.analysis.laws.rates_loss import Divergence, Levels
+from scaling.analysis.questions.rate_doubts import doubts, said_batch, unlabelled, with_batch
 from scaling.analysis.schema import TOKEN_UNIT
+from scaling.analysis.tables.units import numbers
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-EXACT = 1e-6  # log loss, below which no noise is seen
 OCTAVES = (-2, -1, 1, 2)
 
 
@@ -99,8 +99,8 @@ class StudyRates:
         ]  # fmt: skip
         if self.left_out:
             lines.append(
-                f"  left out     {self.left_out} rows: not decayed, not finished, or without a "
-                "rate, N or D"
+                f"  left out     {self.left_out} rows: not decayed, not finished, copies, of data "
+                "seen before, or without a rate, N or D"
             )
         if self.divergence is not None:
             middle = float(np.exp2(self.divergence.middle[1]))
@@ -126,7 +126,7 @@ class StudyRates:
             "terms": {k: list(v) for k, v in law.shape.terms.items()}, "axes": list(law.axes),
             "middle": law.middle, "theta": law.theta.tolist(), "left_out": law.left_out.tolist(),
             "cell_n": law.cell_n.tolist(), "cell_d": law.cell_d.tolist(),
-            "level": law.level.tolist(), "together": law.together,
+            "level": law.level.tolist(), "together": law.together, "tried": dict(law.tried),
             "level_n": np.exp(self._logs(0)).tolist(), "level_d": np.exp(self._logs(1)).tolist(),
             "levels": np.exp(self.levels.log_level).tolist(),
             "surface": None if self.levels.surface is None else self.levels.surface.tolist(),
@@ -149,17 +149,6 @@ class StudyRates:
             return np.full(len(self.levels.log_level), self.levels.middle[which])
         column = 1 + sum(self.levels.varies[:which])
         return self.levels.design[:, column] + self.levels.middle[which]
-
-
-def notes_of(notes: Sequence[str]) -> list[str]:
-    """What reading a table said, but that the best run of each cell alone counts: here all do."""
-    out = []
-    for note in notes:
-        if note.startswith("grid: "):
-            out.append(note.split("; the best")[0] + "; every run counts")
-        elif "settings were tried in a cell" not in note:
-            out.append(note)
-    return out
 
 
 def said(law: RatesLaw, n: float, d: float) -> str:
@@ -200,46 +189,13 @@ def _moves(law: RatesLaw) -> list[str]:
     return out
 
 
-def _warnings(law: RatesLaw) -> list[str]:
-    out = []
-    for count, what in ((law.edges, "rate"), (law.batch_edges, "batch")):
-        if count:
-            out.append(
-                f"in {count} of {law.cells} cells the lowest loss is at the smallest or largest "
-                f"{what} tried: there the optimum may lie beyond"
-            )
-    for name, (_, low, high) in law.exponents.items():
-        for smooth, text in ((law.smooth, "other neighbourhoods"), (
-            not law.smooth, "curvatures that " + (
-                "are the same in all cells" if law.smooth else "move with N and D"))):  # fmt: skip
-            found = [c.exponents[name] for c in law.choices if c.smooth == smooth]
-            off = [one for one in found if not low <= one <= high]
-            if off:
-                worst = max(off, key=lambda one: abs(one - (low + high) / 2))
-                out.append(
-                    f"{name}: with {text} the exponent is up to {worst:+.3f}, outside its interval"
-                )
-    if law.together:
-        out.append(
-            "N and D move together in the sweep: the exponent of N is that of both along this line"
-        )
-    if law.noise < EXACT:
-        out.append(
-            "the runs lie on the law to the last digit: computed, not measured; no interval means "
-            "anything"
-        )
-    if law.cells < 6:
-        out.append(f"{law.cells} cells: the interval rests on very few")
-    return out
-
-
 def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
     """Runs that count: n, d, lr, batch (NaN: not known), loss (inf: diverged), run_id.
 
     Of a study the last decayed point of each run of a sweep, every decayed point of its ladder.
     Raises UserError: no rates, or several parametrisations or settings, whose rates do not compare.
     """
-    if "lr" not in rows or pd.to_numeric(rows["lr"], errors="coerce").notna().sum() == 0:
+    if "lr" not in rows or np.isnan(numbers(rows["lr"], thousands=True).values).all():
         raise UserError(
             "--form rates: the table has no column of the learning rate (lr, learning_rate, "
             "peak_lr); add one, a row a run"
@@ -248,6 +204,8 @@ def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
     diverged = status.eq("diverged")
     decayed = rows["decayed"].fillna(False).astype(bool) if "decayed" in rows else True
     kept = rows[(status.eq("finished") & decayed) | diverged]
+    if "role" in kept:
+        kept = kept[~kept["role"].isin(("repeat", "repeated"))]
     sweep = kept["role"].eq("lr_sweep") if "role" in kept else pd.Series(False, kept.index)
     if sweep.any():
         last = kept[sweep].sort_values(["run_id", "tokens"]).groupby("run_id").tail(1)
@@ -262,20 +220,27 @@ def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
     out = pd.DataFrame({
         "n": pd.to_numeric(kept["params"], errors="coerce"),
         "d": pd.to_numeric(kept["tokens"], errors="coerce"),
-        "lr": pd.to_numeric(kept["lr"], errors="coerce"),
-        "batch": pd.to_numeric(kept["batch_tokens"], errors="coerce")
+        "lr": numbers(kept["lr"], thousands=True).values,
+        "batch": numbers(kept["batch_tokens"], thousands=True).values
         if "batch_tokens" in kept else np.nan,
         "loss": pd.to_numeric(kept["val_loss"], errors="coerce").astype(float),
+        "seed": kept["seed"].astype(str) if "seed" in kept else "",
         "run_id": kept["run_id"].astype(str) if "run_id" in kept else "",
     })  # fmt: skip
     out.loc[kept["status"].eq("diverged") if "status" in kept else [], "loss"] = np.inf
     out["loss"] = out["loss"].fillna(np.inf)
-    numbers = out[["n", "d", "lr"]].to_numpy(float)
-    usable = ((numbers > 0) & np.isfinite(numbers)).all(axis=1)
-    if not usable.any():
+    numbers_ = out[["n", "d", "lr"]].to_numpy(float)
+    if not len(numbers_):
         raise UserError(
-            "--form rates: no row has a rate, parameters and tokens that are all positive numbers; "
-            "look at the columns that were read"
+            f"--form rates: none of {len(rows)} rows is a finished, decayed run or one that "
+            "diverged; look at the columns that were read"
+        )
+    usable = ((numbers_ > 0) & np.isfinite(numbers_)).all(axis=1)
+    if not usable.any():
+        first = ", ".join(f"{k} {v:g}" for k, v in zip(("N", "D", "lr"), numbers_[0], strict=True))
+        raise UserError(
+            "--form rates: no row has a rate, parameters and tokens that are all positive numbers "
+            f"(the first: {first}); where the rate is a logarithm, call it log2_lr or log10_lr"
         )
     left: pd.DataFrame = out[usable].reset_index(drop=True)
     left.attrs["left_out"] = len(rows) - len(left)
@@ -289,35 +254,20 @@ def study_rates(rows: pd.DataFrame) -> StudyRates:
     alone; runs at one rate (a ladder's) tell the loss at the optimum, less what their rate costs.
     Raises NotIdentified, UserError: as of `fit_rates` and `rate_points`.
     """
-    table = rate_points(rows)
+    table, lacking = with_batch(rate_points(rows))
     batch = _batch(table)
     law = _fit(table, batch)
-    warnings = _warnings(law)
-    known, differs = _said_batch(law, table)
-    warnings += differs
+    known, differs = said_batch(law, table)
+    warnings = [*doubts(law), *lacking, *unlabelled(table), *differs]
     levels, more = _levels(law, table)
     warnings += more
     gone = lost(table["loss"].to_numpy(), table["lr"].to_numpy(), _cells(table))
-    divergence = Divergence.of(_columns(table), gone, table["loss"].to_numpy())
+    columns = _columns(table, law.shape.batch)
+    divergence = Divergence.of(columns, gone, table["loss"].to_numpy())
     surface = _surface(levels)
     points = _told(law, table, gone)
     return StudyRates(law, levels, divergence, _held(table, batch is not None), surface,
                       tuple(warnings), points, known, table.attrs["left_out"])  # fmt: skip
-
-
-def _said_batch(law: RatesLaw, table: pd.DataFrame) -> tuple[str, list[str]]:
-    """What is known of the batch, in words, and what to beware of."""
-    found = table["batch"].unique()
-    if law.shape.batch:
-        return "in the unit of its column", []
-    if table["batch"].isna().all():
-        return "not in the table", []
-    if len(found) == 1:
-        return f"{found[0]:g} in every run: the exponents of the rate are at this batch", []
-    return f"{len(found)} values, too few in a cell to tell its best", [
-        "batches differ between runs, or are not known in some: the exponents are of rate and "
-        "batch together"
-    ]
 
 
 def _batch(table: pd.DataFrame) -> np.ndarray | None:
@@ -334,8 +284,8 @@ def _cells(table: pd.DataFrame) -> np.ndarray:
     return found
 
 
-def _columns(table: pd.DataFrame) -> np.ndarray:
-    batch = table["batch"].where(table["batch"] > 0).fillna(1.0)
+def _columns(table: pd.DataFrame, with_batch: bool) -> np.ndarray:
+    batch = table["batch"] if with_batch else np.ones(len(table))
     columns: np.ndarray = np.log2(np.column_stack([table["lr"], batch, table["n"], table["d"]]))
     return columns
 
@@ -421,9 +371,10 @@ def _held(table: pd.DataFrame, with_batch: bool) -> HeldSize | None:
     off = np.log(loss[~gone] / expected[~gone])
     every = float("nan")
     gone_rest = lost(rest["loss"].to_numpy(), rest["lr"].to_numpy(), _cells(rest))
-    found = Divergence.of(_columns(rest), gone_rest, rest["loss"].to_numpy())
+    of_batch = law.shape.batch
+    found = Divergence.of(_columns(rest, of_batch), gone_rest, rest["loss"].to_numpy())
     if found is not None and np.isfinite(found.loss) and np.isfinite(loss).all():
-        p = found.probability(_columns(held))
+        p = found.probability(_columns(held, of_batch))
         every = _r2(loss, (1 - p) * np.minimum(expected, found.loss) + p * found.loss)
     lowest = held[~gone].loc[held[~gone].groupby("d")["loss"].idxmin()]
     best = [law.best(n, d).lr for n, d in zip(lowest["n"], lowest["d"], strict=True)]

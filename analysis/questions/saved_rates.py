@@ -67,16 +67,26 @@ def _predicted(
             return out | {"refused": refused}, f"{text}; no loss: {refused}"
         lr = best.lr if not at.get("lr", nan) > 0 else at["lr"]
         batch = best.batch if not at.get("batch", nan) > 0 else at["batch"]
-        above = float(law.above(n, d, lr, batch if law.shape.batch else None)[0])
-        value, low, high = (
-            float(one[0]) for one in saved.levels.predict(np.array([n]), np.array([d]))
-        )
-        share = above if above > law.within else 0.0  # beyond the neighbourhood: at least so unsure
-        ends = np.exp(np.array([low + above - share, high + above + share]))
         diverges = nan
         if saved.divergence is not None:
             columns = np.log2([[lr, batch if batch > 0 else 1.0, n, d]])
             diverges = float(saved.divergence.probability(columns)[0])
+        if untried := law.untried(n, d, lr, batch):
+            text += f"; no loss: {untried}"
+            if diverges > 0.05:
+                text += f"; it diverges with probability {diverges:.0%}"
+            return out | {"refused": untried, "diverges": diverges}, text
+        place = law.at(n, d) | {"lr": np.log2([lr]), "batch": np.log2([batch])}
+        above, *sides = law.interval(lambda theta: law.shape.above(theta, place)[0][:, 0])
+        value, low, high = (
+            float(one[0]) for one in saved.levels.predict(np.array([n]), np.array([d]))
+        )
+        share = above if above > law.within else 0.0  # beyond the neighbourhood: at least so unsure
+        low, high = (
+            value + above + sign * (np.hypot(end - value, side - above) + share)
+            for sign, end, side in ((-1, low, sides[0]), (1, high, sides[1]))
+        )
+        ends = np.exp(np.array([low, high]))
         out |= {"lr": lr, "batch": batch, "loss": float(np.exp(value + above)),
                 "low": float(ends[0]), "high": float(ends[1]), "diverges": diverges}  # fmt: skip
         text += f"; loss at rate {lr:.3g} {out['loss']:.4f} [{ends[0]:.4f}, {ends[1]:.4f}]"
@@ -111,6 +121,7 @@ def rates_of_json(content: dict[str, Any], warnings: Sequence[str]) -> SavedRate
             for one in content["choices"]
         ),
         confidence=float(fit["confidence"]), together=bool(data["together"]),
+        tried={str(k): (float(a), float(b)) for k, (a, b) in data["tried"].items()},
     )  # fmt: skip
     found = [np.array(data[k], float) for k in ("level_n", "level_d", "levels")]
     surface = None if data["surface"] is None else np.array(data["surface"], float)

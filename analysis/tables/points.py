@@ -18,9 +18,9 @@ from scaling.analysis.tables.quantities import (
     Quantity,
     count_line,
     read_quantities,
+    read_setting,
 )
 from scaling.analysis.tables.settings import repeated
-from scaling.analysis.tables.units import numbers
 from scaling.errors import UserError
 
 NEEDED = {"compute": ("c",), "params": ("n",), "tokens": ("d",), "both": ("n", "d")}
@@ -92,6 +92,7 @@ def read_form_points(
     check(found, scales, compute_unit)
     notes += more
     values: dict[str, np.ndarray] = {}
+    unread: dict[str, dict[int, str]] = {}
     for name in columns:
         if name in roles:
             if roles[name] not in found:
@@ -107,7 +108,8 @@ def read_form_points(
             )
             if column is None:
                 raise UserError(missing(table, name))
-            values[name] = numbers(frame[column], thousands=True).values
+            cells = read_setting(table, column)
+            values[name], unread[name] = cells.values, cells.unread
             notes.append(f"{name}: column {column!r}")
     out = pd.DataFrame(values)
     refused = np.full(len(out), "", dtype=object)
@@ -115,7 +117,9 @@ def read_form_points(
         one = values[name]
         wrong = ~(np.isfinite(one) & ((one > 0) | (name not in MEANINGS)))
         for i in np.flatnonzero(wrong & (refused == "")):
-            refused[i] = f"{name} is {'missing' if np.isnan(one[i]) else f'{one[i]:g}'}"
+            text = unread.get(name, {}).get(int(i))
+            is_ = "missing" if np.isnan(one[i]) else f"{one[i]:g}"
+            refused[i] = f"{name} is {is_ if text is None else f'{text!r}, which is no number'}"
     return out.assign(refused=refused), notes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from scaling.errors import UserError
 FEWEST = {"n": 1000.0, "d": 10_000.0}  # below any run's: the unit is asked for
 SAMPLE = 100_000  # rows that a median is taken of
 SPEED = 0.7  # decades that speeds of the machines of one table span at most
+BASES = {"log10": 10.0, "ln": np.e, "log2": 2.0}
 TRAINING = 3.0  # MACs per parameter and token of training: 6 N D FLOPs
 
 
@@ -115,8 +116,8 @@ def read_quantity(
         factor = SCALES[scale.lower()]
     with np.errstate(over="ignore", invalid="ignore"):
         values = cells.values
-        if name.log in ("log10", "ln", "log2"):
-            values = {"log10": 10.0, "ln": np.e, "log2": 2.0}[name.log] ** values
+        if name.log in BASES:
+            values = BASES[name.log] ** values
         elif name.log:
             raise UserError(
                 f"column {column!r} seems to be a logarithm; of which base? Rename it log10_... or "
@@ -132,6 +133,16 @@ def read_quantity(
     if role == "c":
         _to_macs(quantity, name, compute_unit)
     return quantity
+
+
+def read_setting(table: Table, column: str) -> Cells:
+    """A column of rates or batches as floats, the logarithm that its name gives undone."""
+    cells = numbers(table.frame[column], thousands=True)
+    name = table.names.get(column)
+    if name is None or name.log not in BASES:
+        return cells
+    with np.errstate(over="ignore"):
+        return replace(cells, values=BASES[name.log] ** cells.values)
 
 
 def _to_macs(quantity: Quantity, name: Name, compute_unit: str | None) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 from scaling.analysis.tables import columns as names
 from scaling.analysis.tables.columns import Table
 from scaling.analysis.tables.nominal import SAME_BUDGET
-from scaling.analysis.tables.quantities import Quantity
+from scaling.analysis.tables.quantities import BASES, Quantity, read_setting
 from scaling.analysis.tables.settings import (
     fresh,
     grid,
@@ -20,6 +20,7 @@ from scaling.analysis.tables.settings import (
 from scaling.analysis.tables.unlike import refuse_crossed, refuse_fitted, refuse_moving, telling
 
 SEVERAL = 3  # rows of one design that are no resumed run
+SEEDS = "runs that differ in their seed alone are averaged"
 ROLES = ("lr_sweep", "ladder", "single", "repeat")
 
 
@@ -80,6 +81,28 @@ def _seeds(out: pd.DataFrame, same: list[str]) -> tuple[np.ndarray | None, list[
     ]
 
 
+def _setting(
+    table: Table, out: pd.DataFrame, place: str, column: str, wanted: set[str]
+) -> list[str]:
+    """Undo the logarithm of a rate's or a batch's column; say which other column it might be."""
+    notes = []
+    values = read_setting(table, column).values
+    if table.names[column].log in BASES:
+        out[place] = values.astype(str)
+        notes.append(f"{names.WORDS[place.split('_')[0]]}: {table.names[column].log} undone")
+    others = [
+        other for other in table.named(wanted)
+        if other != column and not np.allclose(
+            read_setting(table, other).values, values, rtol=1e-3, atol=0, equal_nan=True)
+    ]  # fmt: skip
+    if others:
+        notes.append(
+            f"{names.WORDS[place.split('_')[0]]}: column {column!r}, not "
+            f"{', '.join(map(repr, others))}, which differs"
+        )
+    return notes
+
+
 def settle(
     table: Table, out: pd.DataFrame, found: dict[str, Quantity], run: str | None, by: str | None,
     said: set[str],
@@ -92,8 +115,10 @@ def settle(
     for wanted, place in ((names.SEED, "seed"), (names.LR, "lr"), (names.BATCH, "batch_tokens")):
         if (column := table.first(place, wanted)) is not None:
             out[place] = frame[column].astype(str).to_numpy()
+            if place != "seed":
+                notes += _setting(table, out, place, column, wanted)
     if "seed" in out and out["seed"].nunique() > 1:
-        notes.append("runs that differ in their seed alone are averaged")
+        notes.append(SEEDS)
     mixed = mixes(table)
     for place, column in mixed.items():
         out[place] = frame[column].astype(str).to_numpy()

@@ -183,7 +183,7 @@ def _fit_apart(
         _refuse_unread(what, "fit another form", **unlike)
         fit_table(source, table, _criterion(None, delta).get("delta"), save, figure, draw)
         return
-    from scaling.analysis.questions.rate_study import notes_of
+    from scaling.analysis.questions.rate_doubts import notes_of
     from scaling.commands import rates
     from scaling.runs import rows_of
 

@@ -71,6 +71,9 @@ def predict_table(
 
     looked = Table(frame)
     columns += [name for name, names in (("lr", LR), ("batch", BATCH)) if looked.first(name, names)]
+    if "batch" in columns and not saved.law.shape.batch:
+        columns.remove("batch")
+        print("  beware       the law has no batch: the points' batches change nothing")
     if "lr" in columns and saved.law.shape.batch and "batch" not in columns:
         raise UserError(
             f"{points}: it gives rates without batches, and the law has the batch: add the column "

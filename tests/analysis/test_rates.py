@@ -83,7 +83,7 @@ def test_refusals() -> None:
     with pytest.raises(NotIdentified, match="at 3 rates or more"):
         fit_rates(**one_rate, within=None)
     one_size = {k: v[(table["n"] == 1e7) & (table["d"] == 1e9)] for k, v in table.items()}
-    with pytest.raises(NotIdentified, match="1 cells"):
+    with pytest.raises(NotIdentified, match="1 cell of one"):
         fit_rates(**one_size, within=None)
     low = {k: v[table["lr"] < 2.0**-12] for k, v in table.items()}
     with pytest.raises(NotIdentified, match="bracket their optimum"):

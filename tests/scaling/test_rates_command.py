@@ -8,6 +8,7 @@ import pytest
 
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.questions import saved_law
+from scaling.analysis.questions.rate_doubts import notes_of, with_batch
 from scaling.analysis.questions.rate_study import StudyRates, rate_points, study_rates
 from scaling.analysis.questions.saved_rates import SavedRates
 from scaling.analysis.tables.reading import read
@@ -53,13 +54,18 @@ def test_saved_law_predicts_as_it_did(found: StudyRates, tmp_path: Path) -> None
     assert isinstance(saved, SavedRates)
     assert saved.law.exponents == found.law.exponents
     assert saved.warnings[0] == "said while reading"
-    points = pd.DataFrame({"N": [4e7, 4e7, 4e10], "D": 6e9, "lr": [2.0**-9, 2.0**-5, 2.0**-9]})
+    points = pd.DataFrame(
+        {"N": [4e7, 4e7, 4e10, 4e7], "D": 6e9, "lr": 2.0 ** np.array([-9, -5, -9, 2])}
+    )
     told, texts = saved.predict(points.assign(refused=""))
     truth = (1.8 + 400 / 4e7**0.34 + 410 / 6e9**0.28) * 1.0
     assert told["low"][0] < told["loss"][0] < told["high"][0]
     assert told["loss"][0] == pytest.approx(truth, rel=0.02)
     assert told["diverges"][1] > 0.5 > told["diverges"][0]
     assert "does not diverge" in texts[1]
+    assert "+10.9 octaves from the best one" in texts[3]
+    assert "it diverges with probability" in texts[3]
+    assert np.isnan(told["loss"][3])
     assert "up to 4 times" in told["refused"][2]
     assert np.isnan(told["loss"][2])
     content = path.read_text(encoding="utf-8").replace('"left_out": [[', '"left_out": [["x", ')
@@ -92,6 +98,44 @@ def test_parametrisations_do_not_mix() -> None:
     rows["parametrization"] = np.where(rows["params"] > 1e8, "mup", "standard")
     with pytest.raises(UserError, match="several parametrisations \\(mup, standard\\)"):
         rate_points(rows)
+
+
+def test_settings_that_no_column_tells_are_said(tmp_path: Path) -> None:
+    plain = table(sizes=3)
+    rng = np.random.default_rng(0)
+    other = plain.assign(loss=plain["loss"] * np.exp(0.01 * rng.standard_normal(len(plain))))
+    one = read(pd.concat([plain, other]).assign(weight_decay=0.1), history=False)[0]
+    warned = study_rates(one).warnings
+    assert any("no seed tells them apart" in text for text in warned)
+    seeds = pd.concat([plain.assign(seed=0), other.assign(seed=1)])
+    warned = study_rates(read(seeds, history=False)[0]).warnings
+    assert not any("no seed tells them apart" in text for text in warned)
+
+
+def test_copies_logarithms_and_rates_of_two_columns() -> None:
+    plain = table()
+    twice, notes = read(pd.concat([plain, plain]), history=False)
+    assert len(rate_points(twice)) == len(plain)
+    assert any("are copies and are left out" in note for note in notes)
+    log = plain.assign(lr=np.log2(plain["lr"])).rename(columns={"lr": "log2_lr"})
+    rows, notes = read(log, history=False)
+    np.testing.assert_allclose(rate_points(rows)["lr"], plain["lr"])
+    assert "learning rate: log2 undone" in notes
+    _, notes = read(plain.assign(peak_lr=plain["lr"] * 3), history=False)
+    told = "beware: learning rate: column 'lr', not 'peak_lr', which differs: rename the one"
+    assert any(told in note for note in notes_of(notes))
+    with pytest.raises(UserError, match="the first: N 1e\\+07, D 1e\\+09, lr -14"):
+        rate_points(read(plain.assign(lr=np.log2(plain["lr"])), history=False)[0])
+
+
+def test_a_run_without_its_batch_is_left_out() -> None:
+    frame = pd.DataFrame(simulated(3, batch=True)).rename(columns={"n": "params", "d": "tokens"})
+    text = frame["batch"].map(lambda one: f"{one / 2**20}M").astype(object)
+    frame["batch_tokens"] = text.where(frame.index != 3, None)
+    points = rate_points(read(frame.drop(columns="batch"), history=False)[0])
+    left, said = with_batch(points)
+    assert len(left) == len(points) - 1
+    assert said == [f"1 of {len(points)} runs have no batch, and are left out"]
 
 
 def test_what_is_no_sweep_is_told() -> None:
