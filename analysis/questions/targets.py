@@ -10,10 +10,11 @@ the loss alone, which falls from chance to a floor along a logistic curve.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from scipy.special import fdtrc
 
 from scaling.analysis.laws.fit import RESAMPLES, NotIdentified
 from scaling.analysis.laws.form_fit import fit_form
@@ -35,6 +36,7 @@ CURVES = {
 }
 STEEP = (0.05, 200.0)  # k, one over nats
 BEYOND = 3.0  # nats beyond the runs' losses where M may lie
+BY_CHANCE = 0.05  # probability (F test) above which sizes explain no more than chance does
 LEFT = 0.1  # of the spread of what the curve leaves, that sizes explain: the loss is not enough
 
 
@@ -111,8 +113,27 @@ def targets(
     for metric, table in tables.items():
         for name, one in errors_of(rows, table, metric):
             ladder = one[one.role == "ladder"].reset_index(drop=True)
-            found.append(_target(name, ladder, seed, resamples))
+            target = _target(name, ladder, seed, resamples)
+            found.append(replace(target, warnings=(*target.warnings, *_absent(ladder, len(own)))))
     return found
+
+
+def _absent(rows: pd.DataFrame, points: int) -> list[str]:
+    """Points of the ladder that a target lacks, or has no positive error at."""
+    out = []
+    if len(rows) < points:
+        out.append(
+            f"{len(rows)} of the ladder's {points} points have this error: the loss beside it is "
+            "of all"
+        )
+    bad = rows[~(rows["val_loss"] > 0)]
+    if len(bad):
+        first = f"{bad['run_id'].iloc[0]}: {bad['val_loss'].iloc[0]:g}"
+        out.append(
+            f"{len(bad)} of {len(rows)} points have no error above 0 ({first}), and take no part: "
+            "where these are the best runs, best sizes are too far from theirs"
+        )
+    return out
 
 
 def _target(name: str, rows: pd.DataFrame, seed: int, resamples: int) -> Target:
@@ -145,7 +166,11 @@ def _by_loss(
     if len(rows) < 4 or not np.ptp(loss) > 0:
         return None, f"{len(rows)} points: a curve needs 4 of several losses", ()
     if not (error > 0).all():
-        return None, "a point without an error: its logarithm is asked for", ()
+        bad = rows[~(error > 0)]
+        return None, (
+            f"{len(bad)} of {len(rows)} points have no error above 0 ({bad['run_id'].iloc[0]}: "
+            f"{bad['val_loss'].iloc[0]:g}): the curve is of its logarithm"
+        ), ()  # fmt: skip
     bounds = {
         "E": (0.0, float(error.min())), "X": (top, top), "k": STEEP,
         "M": (float(loss.min()) - BEYOND, float(loss.max()) + BEYOND),
@@ -180,7 +205,9 @@ def _by_size(rows: pd.DataFrame, curve: FormLaw) -> tuple[str, ...]:
     within = float(rest @ rest) / (count - groups)
     total = float(curve.residuals @ curve.residuals) / max(count - curve.form.free, 1)
     share = 1 - within / total if total > 0 else 0.0
-    if share < LEFT:
+    between = (float(curve.residuals @ curve.residuals) - float(rest @ rest)) / (groups - 1)
+    chance = float(fdtrc(groups - 1, count - groups, between / within)) if within > 0 else 0.0
+    if share < LEFT or chance > BY_CHANCE:
         return ()
     means = left.mean()
     return (

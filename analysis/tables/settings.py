@@ -109,7 +109,11 @@ def repeated(table: Table, tokens: np.ndarray, scale: float) -> tuple[np.ndarray
     if not passes:
         return None, _trainers_epochs(table)
     if all(np.isnan(one).all() for one in passes):
-        return None, []
+        empty = [*table.passes()[:1], *table.unique()[:1]]
+        return None, [
+            f"beware: column {', '.join(map(repr, empty))} holds no positive number: how often "
+            "runs went over their data is not known"
+        ]
     stacked = np.stack([np.where(np.isnan(one), -np.inf, one) for one in passes])
     most = stacked.max(0)
     return np.where(np.isfinite(most), most, np.nan), notes

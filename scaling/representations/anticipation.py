@@ -42,6 +42,7 @@ from scaling.representations.anticipation_frames import (
     open_tokens,
     read_folder,
 )
+from scaling.representations.anticipation_measures import doubts
 from scaling.representations.anticipation_scenes import BUILT_IN, TOKENS, write_scenes
 from scaling.representations.anticipation_tune import (
     Anticipation,
@@ -196,7 +197,13 @@ def score(submission: Path, annotations: Path) -> list[str]:
     of = read_annotations(annotations)
     if not of.annotated:
         raise UserError(f"{annotations}: no frame has `objects`, to which predictions are held")
-    row: dict[str, Any] = measured(read_submission(submission, of), of)
+    found = read_submission(submission, of)
+    if not sum(map(len, found)):
+        raise UserError(
+            f"{submission}: none of the {len(found)} frames has a prediction, so that there is "
+            "nothing to measure"
+        )
+    row: dict[str, Any] = measured(found, of)
     about = {"n_train": 1, "n_test": row["n_test"]}
     rows = [
         {"less": "", "criterion": c, "k": k} | _interval([(row, None)], f"{c}@{k}", about)
@@ -204,7 +211,8 @@ def score(submission: Path, annotations: Path) -> list[str]:
         for c in CRITERIA
     ]
     table = pd.DataFrame(rows).assign(n_test=row["n_test"], silent=row["silent"])
-    return worth(table, submission.name)
+    told = doubts([still.objects for still in of.stills if still.objects is not None], found)
+    return [*worth(table, submission.name), *(f"  beware       {text}" for text in told)]
 
 
 def gather(study: Study) -> Path:

@@ -218,10 +218,10 @@ def _sizes(given: dict[str, Any], wrong: _Mistakes) -> dict[str, tuple[int, int,
         else:
             wrong.add(
                 f"video {video}",
-                f"frame_width, frame_height, fps are {', '.join(map(str, values))}: want numbers "
+                f"frame_width, frame_height, fps are {', '.join(map(repr, values))}: want numbers "
                 "above 0",
             )
-            found[video] = 1, 1, 1.0  # told once
+            found[video] = 2**31, 2**31, 1.0  # told once
     return found
 
 
@@ -280,7 +280,7 @@ def _rows(
         fine = _box(box, at, wrong)
         for name, value, known in (("noun", ids[0], nouns), ("verb", ids[1], verbs)):
             if not _is_whole(value) or (known and value not in known):
-                some = f"one of the {len(known)} of {name}_categories"
+                some = f"a whole number, one of the {len(known)} of {name}_categories"
                 wrong.add(at, f"{name}_category_id is {value!r}: want {some}")
                 fine = False
         if not (_is_number(seconds) and seconds >= 0):
@@ -302,7 +302,7 @@ def _box(box: Any, at: str, wrong: _Mistakes) -> bool:
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -347,6 +347,12 @@ def read_submission(path: Path, annotations: Annotations) -> list[Objects]:
         results = {}
     uids = [still.uid for still in annotations.stills]
     held = set(uids)
+    if results and not held & set(results):
+        raise UserError(
+            f"{path}: none of its {len(results)} frames ({', '.join(list(results)[:3])}) is one of "
+            f"the {len(held)} of {annotations.path} ({', '.join(uids[:3])}): give the annotations "
+            "of the split that it predicts"
+        )
     for uid in [uid for uid in results if uid not in held]:
         wrong.add(f"results {uid}", f"no such frame in {annotations.path.name}")
     found = []
@@ -372,7 +378,7 @@ def _predictions(listed: Any, where: str, annotations: Annotations, wrong: _Mist
         for name, known in (("noun", annotations.nouns), ("verb", annotations.verbs)):
             value = one.get(f"{name}_category_id")
             if not _is_whole(value) or value not in known:
-                some = f"one of the {len(known)} of {name}_categories"
+                some = f"a whole number, one of the {len(known)} of {name}_categories"
                 wrong.add(at, f"{name}_category_id is {value!r}: want {some}")
                 fine = False
         for name in ("time_to_contact", "score"):

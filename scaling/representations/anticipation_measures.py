@@ -32,6 +32,7 @@ K = 5
 MIN_OVERLAP = 0.5
 HELD = 2**21  # weights of predictions in resamples that are in memory together
 MAX_SECONDS_APART = 0.25
+APART = 8.0  # times between medians of times, from which they look to be in other units
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,36 @@ def matches(truth: Objects, found: Objects) -> np.ndarray:
                 free_G[np.where(open_G, overlap_PG[p], -1).argmax()] = False
                 true_CP[c, p] = True
     return true_CP
+
+
+def doubts(truth: Sequence[Objects], found: Sequence[Objects]) -> list[str]:
+    """What boxes and times look to be in another layout or unit, which the challenge takes as they
+    are and counts as wrong."""
+    out = []
+    for what, given in (("true", truth), ("predicted", found)):
+        box_N4 = np.concatenate([one.box_N4 for one in given])
+        turned = int((box_N4[:, 2:] < box_N4[:, :2]).any(1).sum())
+        if turned:
+            out.append(
+                f"{turned} of {len(box_N4)} {what} boxes have x2 < x1 or y2 < y1, and overlap "
+                "nothing: want [x1, y1, x2, y2], not [x, y, width, height]"
+            )
+        negative = int((np.concatenate([one.seconds_N for one in given]) < 0).sum())
+        if negative:
+            out.append(f"{negative} {what} times are below 0: want the seconds until the contact")
+    true_N, found_N = (np.concatenate([o.seconds_N for o in one]) for one in (truth, found))
+    boxes = [np.concatenate([o.box_N4 for o in one]) for one in (truth, found)]
+    if not len(true_N) or not len(found_N):
+        return out
+    if boxes[1].max() <= 1.5 < boxes[0].max():
+        out.append(f"no predicted box goes beyond {boxes[1].max():.3g} px: want px, not shares")
+    middles = float(np.median(true_N)), float(np.median(found_N))
+    if middles[1] > APART * max(middles[0], MAX_SECONDS_APART):
+        out.append(
+            f"half of the predicted times are above {middles[1]:.3g} s, of the true ones above "
+            f"{middles[0]:.3g} s: want seconds, not frames or milliseconds"
+        )
+    return out
 
 
 @dataclass(frozen=True, eq=False)

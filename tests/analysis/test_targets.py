@@ -101,6 +101,19 @@ def test_what_is_not_told_is_refused(rows: pd.DataFrame) -> None:
     assert "no target has a law" in targets.summary([loss, probe])
 
 
+def test_points_that_a_target_lacks_are_told(rows: pd.DataFrame) -> None:
+    probes = probed(rows, curve(rows.val_loss.to_numpy()))
+    best = rows.run_id[rows.val_loss.idxmin()]
+    probes.loc[probes.run_id == best, "top1"] = 1.0
+    (_, probe) = targets.targets(rows, {"probe_top1": probes}, resamples=100)
+    said = f"of {len(rows)} points have no error above 0 ({best}: 0)"
+    assert any(said in text for text in probe.warnings)
+    assert said in probe.by_loss_refusal
+    half = probes[probes.macs_total > rows.macs_total.median()]
+    (_, probe) = targets.targets(rows, {"probe_top1": half}, resamples=100)
+    assert any(f"of the ladder's {len(rows)} points" in text for text in probe.warnings)
+
+
 def test_two_families_are_no_one_law(rows: pd.DataFrame) -> None:
     two = rows.assign(
         git_sha="x", family=np.where(rows.params > rows.params.median(), "toto", "gpt2")

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from scaling.errors import UserError
+from scaling.representations.anticipation import score
 from scaling.representations.anticipation_files import (
     Annotations,
     read_annotations,
     read_submission,
     submission,
 )
-from scaling.representations.anticipation_measures import evaluate, objects
+from scaling.representations.anticipation_measures import doubts, evaluate, objects
 
 ONE = {"box": [10.5, 20, 110, 220], "noun_category_id": 1, "verb_category_id": 0,
        "time_to_contact": 0.7}  # fmt: skip
@@ -86,7 +87,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
         "annotation 0 (u0), object 0: has no box: want [x1, y1, x2, y2] in px of the full frame",
         "annotation 1 (u1): video 'othr' is not in info.video_metadata; did you mean 'other'?",
         "annotation 2 (u2): frame is -3: want a whole number of at least 0",
-        "annotation 2 (u2), object 0: noun_category_id is 7: want one of the 2 of noun_categories",
+        "annotation 2 (u2), object 0: noun_category_id is 7: want a whole number, one of the 2 of",
         "annotation 2 (u2), object 0: time_to_contact is None: want seconds, at least 0",
         "annotation 3 (u3): video_uid and video_id say both other and v1: want the name of one",
         "annotation 4 (u4): objects is []: want a list of at least one",
@@ -161,6 +162,38 @@ def test_what_the_challenge_refuses_is_refused(tmp_path: Path, two: Annotations)
         "results u1: is missing: a frame without predictions has []",
         "results u0, prediction 0: score is 1, which the challenge refuses: want a float",
         "results u0, prediction 1: box is [1, 2, 3]: want",
-        "results u0, prediction 2: verb_category_id is 'take': want one of the 1",
+        "results u0, prediction 2: verb_category_id is 'take': want a whole number, one of",
     ):
         assert line in str(told.value)
+
+
+def test_a_submission_of_another_split_is_one_message(tmp_path: Path, two: Annotations) -> None:
+    (tmp_path / "s.json").write_text(submission([f"t{i}" for i in range(50)], [objects([])] * 50))
+    with pytest.raises(UserError, match=r"none of its 50 frames \(t0, t1, t2\) is one of the 2"):
+        read_submission(tmp_path / "s.json", two)
+
+
+def test_other_layouts_and_units_are_doubted() -> None:
+    truth = [objects([(10, 20, 110, 220, 1, 0, 0.7, 1)])]
+    assert doubts(truth, truth) == []
+    for row, told in (
+        ((10, 200, 100, 50, 1, 0, 0.7, 1.0), "1 of 1 predicted boxes have x2 < x1 or y2 < y1"),
+        ((0.1, 0.2, 0.3, 0.4, 1, 0, 0.7, 1.0), "no predicted box goes beyond 0.4 px"),
+        ((10, 20, 110, 220, 1, 0, 21, 1.0), "half of the predicted times are above 21 s"),
+        ((10, 20, 110, 220, 1, 0, -1, 1.0), "1 predicted times are below 0"),
+    ):
+        (text,) = doubts(truth, [objects([row])])
+        assert told in text
+
+
+def test_a_submission_without_predictions_is_refused(tmp_path: Path) -> None:
+    said = write(tmp_path / "a.json", annotation(0))
+    (tmp_path / "s.json").write_text(submission(["u0"], [objects([])]))
+    with pytest.raises(UserError, match="none of the 1 frames has a prediction"):
+        score(tmp_path / "s.json", said)
+
+
+def test_ids_that_no_float_holds_are_refused(tmp_path: Path) -> None:
+    large = [{"id": 2**60, "name": "cup"}]
+    with pytest.raises(UserError, match="noun_categories: want"):
+        read_annotations(write(tmp_path / "a.json", annotation(0), noun_categories=large))
