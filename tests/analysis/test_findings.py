@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 
 from scaling.analysis import plain
-from scaling.analysis.findings import Findings, find
+from scaling.analysis.findings import Findings, Repeated, find
+from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.laws.power_law import PowerLaw
+from scaling.analysis.questions.form_study import repeated_law
 from scaling.analysis.questions.frontier import StudyLaw, fit_frontier
 from scaling.analysis.report.study import page_text
 from scaling.analysis.tables import ladder
@@ -100,19 +102,18 @@ def test_runs_that_repeat_their_data_have_the_law_that_counts_it(
     )
     assert rows[of_ladder & rows.decayed].epochs.max() > 4
     law = fit_frontier(rows)
-    found = find(rows, law)
-    assert found.repeated is not None and found.repeated.law is not None, found.repeated
-    low, high = found.repeated.law["law"]["interval"]["R_D"]
-    assert low < fades < high < 2 * fades
-    assert "counts as" in str(found.repeated)
     text = write_report(tmp_path, rows, law, config_text="a: 1").read_text("utf-8")
     assert "The law that counts repetition" in text and "counts as" in text
-    kept = Findings.read(tmp_path / "law.json")
-    assert kept.repeated == found.repeated
+    kept = Findings.read(tmp_path / "law.json").repeated
+    assert kept is not None and kept.law is not None, kept
+    low, high = kept.law["law"]["interval"]["R_D"]
+    assert low < fades < high < 2 * fades
+    assert "counts as" in str(kept)
     few = rows[of_ladder & (rows["size"].isin(rows["size"][of_ladder].unique()[:1]))]
-    refused = find(few).repeated
-    assert refused is not None and str(refused).startswith("no law of repeated data: ")
-    assert find(rows.assign(epochs=np.nan), law).repeated is None
+    refused = repeated_law(few)
+    assert isinstance(refused, NotIdentified)
+    assert str(Repeated.of(refused)).startswith("no law of repeated data: ")
+    assert repeated_law(rows.assign(epochs=np.nan)) is None
 
 
 def test_numbers_that_json_has_not_come_back() -> None:
