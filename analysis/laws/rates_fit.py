@@ -163,7 +163,7 @@ class RatesLaw:
         above: np.ndarray = self.shape.above(self.theta[None], at)[0][0]
         return above
 
-    def untried(self, n: float, d: float, lr: float, batch: float | None) -> str:
+    def untried(self, n: float, d: float, lr: float, batch: float) -> str:
         """In words, how far a rate or batch lies beyond those of the runs, in octaves from the
         best one (`tried`: least and largest, by "rate" and "batch"); "" not an octave beyond."""
         at = self.at(n, d) | {"lr": np.log2([lr])}
@@ -258,7 +258,11 @@ def swept(
     lr_, _ = checked(lr, ones, names=("lr", "loss"))
     batch_ = None if batch is None else checked(batch, ones, names=("batch", "loss"))[0]
     if (np.isfinite(losses) & (losses <= 0)).any():
-        raise UserError("a loss is not positive: the law is of log loss; give losses in nats")
+        bad = losses[np.isfinite(losses) & (losses <= 0)]
+        raise UserError(
+            f"{len(bad)} of {len(losses)} losses are not positive (the first is {bad[0]:g}): the "
+            "law is of log loss; give losses in nats, and leave out what is none (--where)"
+        )
     cells, cell = np.unique(np.stack([n_, d_], 1), axis=0, return_inverse=True)
     cell = cell.ravel()
     gone = lost(losses, lr_, cell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,10 @@ import pandas as pd
 
 from scaling.analysis.laws.rates import EXACT
 from scaling.analysis.laws.rates_fit import LEAST, RatesLaw
+from scaling.analysis.tables.columns import BATCH, LR, Table
 from scaling.analysis.tables.roles import SEEDS
+
+ALIKE = 0.01  # in log: sizes and tokens so near count as one
 
 
 def notes_of(notes: Sequence[str]) -> list[str]:
@@ -18,6 +22,15 @@ def notes_of(notes: Sequence[str]) -> list[str]:
     for note in notes:
         if note.startswith("grid: "):
             out.append(note.split("; the best")[0] + "; every run counts")
+            columns = re.findall(r"'([^']+)'", note.split(" vary")[0])
+            table = Table(pd.DataFrame({name: [1.0] for name in columns}))
+            others = [name for name in columns if name not in table.named(LR | BATCH)]
+            if others:
+                out.append(
+                    f"beware: {', '.join(map(repr, others))} too, and the law knows rate and "
+                    "batch alone: what is best is of their values mixed, or moves with them; "
+                    "--where picks one"
+                )
         elif note == SEEDS:
             out.append("runs that differ in their seed alone: every one counts")
         elif note.startswith(("learning rate: ", "batch: ")) and note.endswith("which differs"):
@@ -35,9 +48,29 @@ def with_batch(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if known.all() or not known.any() or (tried >= LEAST).mean() < 0.5:
         return table, []
     left = table[known].reset_index(drop=True)
-    left.attrs["left_out"] = table.attrs.get("left_out", 0)
+    left.attrs |= table.attrs
     count = int((~known).sum())
     return left, [f"{count} of {len(known)} runs have no batch, and are left out"]
+
+
+def near_alike(values: np.ndarray, what: str) -> tuple[np.ndarray, list[str]]:
+    """Sizes or tokens (n,), those within ALIKE of one another as their geometric mean: tokens are
+    whole batches, so that runs of other batches differ a little. And what to say of it.
+
+    Values that follow one another so closely over more than twice ALIKE stay as they are.
+    """
+    each = np.log(np.unique(values))
+    group = np.concatenate([[0], np.cumsum(np.diff(each) > ALIKE)])
+    of = {g: each[group == g] for g in np.unique(group)}
+    to = {g: one.mean() for g, one in of.items() if len(one) > 1 and np.ptp(one) <= 2 * ALIKE}
+    if not to:
+        return values, []
+    mine = group[np.searchsorted(each, np.log(values))]
+    out = np.array([np.exp(to[g]) if g in to else v for g, v in zip(mine, values, strict=True)])
+    return out, [
+        f"{what} within {ALIKE:.0%} of one another count as one: {len(each)} values as "
+        f"{len(np.unique(out))}"
+    ]
 
 
 def unlabelled(table: pd.DataFrame) -> list[str]:

@@ -15,7 +15,13 @@ from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.laws.power_law import finite
 from scaling.analysis.laws.rates_fit import LEAST, RatesLaw, fit_rates, lost
 from scaling.analysis.laws.rates_loss import Divergence, Levels
-from scaling.analysis.questions.rate_doubts import doubts, said_batch, unlabelled, with_batch
+from scaling.analysis.questions.rate_doubts import (
+    doubts,
+    near_alike,
+    said_batch,
+    unlabelled,
+    with_batch,
+)  # fmt: skip
 from scaling.analysis.schema import TOKEN_UNIT
 from scaling.analysis.tables.units import numbers
 from scaling.errors import UserError
@@ -243,7 +249,11 @@ def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
             f"(the first: {first}); where the rate is a logarithm, call it log2_lr or log10_lr"
         )
     left: pd.DataFrame = out[usable].reset_index(drop=True)
-    left.attrs["left_out"] = len(rows) - len(left)
+    said_ = list[str]()
+    for column, what in (("n", "parameters"), ("d", "tokens")):
+        left[column], merged = near_alike(left[column].to_numpy(), what)
+        said_ += merged
+    left.attrs |= {"left_out": len(rows) - len(left), "merged": said_}
     return left
 
 
@@ -258,7 +268,7 @@ def study_rates(rows: pd.DataFrame) -> StudyRates:
     batch = _batch(table)
     law = _fit(table, batch)
     known, differs = said_batch(law, table)
-    warnings = [*doubts(law), *lacking, *unlabelled(table), *differs]
+    warnings = [*doubts(law), *table.attrs["merged"], *lacking, *unlabelled(table), *differs]
     levels, more = _levels(law, table)
     warnings += more
     gone = lost(table["loss"].to_numpy(), table["lr"].to_numpy(), _cells(table))

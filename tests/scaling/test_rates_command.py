@@ -8,7 +8,7 @@ import pytest
 
 from scaling.analysis.laws.fit import NotIdentified
 from scaling.analysis.questions import saved_law
-from scaling.analysis.questions.rate_doubts import notes_of, with_batch
+from scaling.analysis.questions.rate_doubts import notes_of, unlabelled, with_batch
 from scaling.analysis.questions.rate_study import StudyRates, rate_points, study_rates
 from scaling.analysis.questions.saved_rates import SavedRates
 from scaling.analysis.tables.reading import read
@@ -100,16 +100,14 @@ def test_parametrisations_do_not_mix() -> None:
         rate_points(rows)
 
 
-def test_settings_that_no_column_tells_are_said(tmp_path: Path) -> None:
+def test_settings_that_no_column_tells_are_said() -> None:
     plain = table(sizes=3)
     rng = np.random.default_rng(0)
     other = plain.assign(loss=plain["loss"] * np.exp(0.01 * rng.standard_normal(len(plain))))
-    one = read(pd.concat([plain, other]).assign(weight_decay=0.1), history=False)[0]
-    warned = study_rates(one).warnings
-    assert any("no seed tells them apart" in text for text in warned)
+    mixed = rate_points(read(pd.concat([plain, other]), history=False)[0])
+    assert any("no seed tells them apart" in text for text in unlabelled(mixed))
     seeds = pd.concat([plain.assign(seed=0), other.assign(seed=1)])
-    warned = study_rates(read(seeds, history=False)[0]).warnings
-    assert not any("no seed tells them apart" in text for text in warned)
+    assert unlabelled(rate_points(read(seeds, history=False)[0])) == []
 
 
 def test_copies_logarithms_and_rates_of_two_columns() -> None:
@@ -136,6 +134,21 @@ def test_a_run_without_its_batch_is_left_out() -> None:
     left, said = with_batch(points)
     assert len(left) == len(points) - 1
     assert said == [f"1 of {len(points)} runs have no batch, and are left out"]
+
+
+def test_tokens_of_whole_batches_are_one_cell() -> None:
+    plain = table()
+    rng = np.random.default_rng(0)
+    near = plain.assign(tokens=plain["tokens"] * (1 + 0.002 * rng.random(len(plain))))
+    points = rate_points(read(near, history=False)[0])
+    assert points.groupby(["n", "d"]).ngroups == 12
+    assert points.attrs["merged"] == [
+        f"tokens within 1% of one another count as one: {len(plain)} values as 3"
+    ]
+    np.testing.assert_allclose(points["d"], plain["tokens"], rtol=0.003)
+    tied = plain.assign(weight_decay=1e-5 / plain["lr"])
+    notes = notes_of(read(tied, history=False)[1])
+    assert any("beware: 'weight_decay' too, and the law knows" in note for note in notes)
 
 
 def test_what_is_no_sweep_is_told() -> None:
