@@ -201,9 +201,14 @@ def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
     Of a study the last decayed point of each run of a sweep, every decayed point of its ladder.
     Raises UserError: no rates, or several parametrisations or settings, whose rates do not compare.
     """
-    if "lr" not in rows or np.isnan(numbers(rows["lr"], thousands=True).values).all():
+    rates = numbers(rows["lr"], thousands=True) if "lr" in rows else None
+    if rates is None or np.isnan(rates.values).all():
+        first = next(iter(rates.unread.values()), "") if rates is not None else ""
         raise UserError(
-            "--form rates: the table has no column of the learning rate (lr, learning_rate, "
+            f"--form rates: no rate is a number (the first is {first!r}): write plain numbers, or "
+            "their logarithm in a column log2_lr or log10_lr"
+            if first
+            else "--form rates: the table has no column of the learning rate (lr, learning_rate, "
             "peak_lr); add one, a row a run"
         )
     status = rows["status"] if "status" in rows else pd.Series("finished", rows.index)
@@ -252,6 +257,11 @@ def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
     said_ = list[str]()
     for column, what in (("n", "parameters"), ("d", "tokens")):
         left[column], merged = near_alike(left[column].to_numpy(), what)
+        said_ += merged
+    known = np.isfinite(left["batch"]) & (left["batch"] > 0)
+    if known.any():
+        near, merged = near_alike(left.loc[known, "batch"].to_numpy(), "batches")
+        left.loc[known, "batch"] = near
         said_ += merged
     left.attrs |= {"left_out": len(rows) - len(left), "merged": said_}
     return left

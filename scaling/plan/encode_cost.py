@@ -93,7 +93,8 @@ def _sample(source: SourceConfig, data: DataConfig) -> tuple[Reader, list[Unit],
     if not names:
         raise media.MediaError(f"no {source.kind} file in {root}")
     there.train = names
-    chosen = names[:: max(1, len(names) // TIMED)][:TIMED]
+    at = np.linspace(0, len(names) - 1, min(len(names), TIMED)).round().astype(int)
+    chosen = [names[i] for i in at]  # the last ones too: names often go by length or by day
     there.identity = dict.fromkeys(chosen, "")
     return reader, [reader.file_unit(there, "train", (name,)) for name in chosen], len(names)
 

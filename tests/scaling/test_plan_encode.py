@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scaling.config.schema import StudyConfig
-from scaling.plan.encode_cost import lines
+from scaling.config.schema import DataConfig, SourceConfig, StudyConfig
+from scaling.plan.encode_cost import _sample, lines
 from tests.data.clips import write_video
 
 
@@ -43,6 +43,16 @@ def test_files_are_counted_and_some_are_timed(clips: Path) -> None:
     mean, low, high, with_jobs, *_ = _numbers(line)
     assert 0 < low <= mean <= high and with_jobs == pytest.approx(mean / 2, rel=0.05)
     assert "from 7 of 40 files" in line and "decoding and encoding" in line
+
+
+def test_the_last_files_are_timed_too(tmp_path: Path) -> None:
+    """Names often go by length or by day."""
+    for number in range(15):
+        (tmp_path / f"{number:02d}.mp4").touch()
+    source = SourceConfig.model_validate({"name": "a", "kind": "video", "path": tmp_path})
+    _, units, count = _sample(source, DataConfig(sources=[source]))
+    assert (units[0].files, units[-1].files) == (("00.mp4",), ("14.mp4",))
+    assert (len(units), count) == (8, 15)
 
 
 def test_generated_clips_and_networks(clips: Path) -> None:

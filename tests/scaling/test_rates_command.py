@@ -146,6 +146,11 @@ def test_tokens_of_whole_batches_are_one_cell() -> None:
         f"tokens within 1% of one another count as one: {len(plain)} values as 3"
     ]
     np.testing.assert_allclose(points["d"], plain["tokens"], rtol=0.003)
+    tokens = 2.0**18 * (1 + 0.001 * rng.standard_normal(len(plain)))
+    points = rate_points(read(plain.assign(batch_tokens=tokens), history=False)[0])
+    assert points["batch"].nunique() == 1
+    with pytest.raises(UserError, match=r"no rate is a number \(the first is '2\^-9'\)"):
+        rate_points(read(plain.assign(lr="2^-9"), history=False)[0])
     tied = plain.assign(weight_decay=1e-5 / plain["lr"])
     notes = notes_of(read(tied, history=False)[1])
     assert any("beware: 'weight_decay' too, and the law knows" in note for note in notes)
