@@ -50,7 +50,7 @@ def test_the_last_files_are_timed_too(tmp_path: Path) -> None:
     for number in range(15):
         (tmp_path / f"{number:02d}.mp4").touch()
     source = SourceConfig.model_validate({"name": "a", "kind": "video", "path": tmp_path})
-    _, units, count = _sample(source, DataConfig(sources=[source]))
+    _, units, count = _sample(source, DataConfig(sources=(source,)))
     assert (units[0].files, units[-1].files) == (("00.mp4",), ("14.mp4",))
     assert (len(units), count) == (8, 15)
 
