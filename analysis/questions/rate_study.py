@@ -195,12 +195,7 @@ def _moves(law: RatesLaw) -> list[str]:
     return out
 
 
-def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
-    """Runs that count: n, d, lr, batch (NaN: not known), loss (inf: diverged), run_id.
-
-    Of a study the last decayed point of each run of a sweep, every decayed point of its ladder.
-    Raises UserError: no rates, or several parametrisations or settings, whose rates do not compare.
-    """
+def _check_rates(rows: pd.DataFrame) -> None:
     rates = numbers(rows["lr"], thousands=True) if "lr" in rows else None
     if rates is None or np.isnan(rates.values).all():
         first = next(iter(rates.unread.values()), "") if rates is not None else ""
@@ -211,6 +206,29 @@ def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
             else "--form rates: the table has no column of the learning rate (lr, learning_rate, "
             "peak_lr); add one, a row a run"
         )
+
+
+def _merge_alike(left: pd.DataFrame) -> list[str]:
+    """Sizes, tokens and batches that hardly differ made one, in place; what to say of it."""
+    said_ = list[str]()
+    for column, what in (("n", "parameters"), ("d", "tokens")):
+        left[column], merged = near_alike(left[column].to_numpy(), what)
+        said_ += merged
+    known = np.isfinite(left["batch"]) & (left["batch"] > 0)
+    if known.any():
+        near, merged = near_alike(left.loc[known, "batch"].to_numpy(), "batches")
+        left.loc[known, "batch"] = near
+        said_ += merged
+    return said_
+
+
+def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
+    """Runs that count: n, d, lr, batch (NaN: not known), loss (inf: diverged), run_id.
+
+    Of a study the last decayed point of each run of a sweep, every decayed point of its ladder.
+    Raises UserError: no rates, or several parametrisations or settings, whose rates do not compare.
+    """
+    _check_rates(rows)
     status = rows["status"] if "status" in rows else pd.Series("finished", rows.index)
     diverged = status.eq("diverged")
     decayed = rows["decayed"].fillna(False).astype(bool) if "decayed" in rows else True
@@ -254,15 +272,7 @@ def rate_points(rows: pd.DataFrame) -> pd.DataFrame:
             f"(the first: {first}); where the rate is a logarithm, call it log2_lr or log10_lr"
         )
     left: pd.DataFrame = out[usable].reset_index(drop=True)
-    said_ = list[str]()
-    for column, what in (("n", "parameters"), ("d", "tokens")):
-        left[column], merged = near_alike(left[column].to_numpy(), what)
-        said_ += merged
-    known = np.isfinite(left["batch"]) & (left["batch"] > 0)
-    if known.any():
-        near, merged = near_alike(left.loc[known, "batch"].to_numpy(), "batches")
-        left.loc[known, "batch"] = near
-        said_ += merged
+    said_ = _merge_alike(left)
     left.attrs |= {"left_out": len(rows) - len(left), "merged": said_}
     return left
 

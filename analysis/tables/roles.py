@@ -103,6 +103,17 @@ def _setting(
     return notes
 
 
+def _settings(table: Table, out: pd.DataFrame) -> list[str]:
+    """Write seed, rate and batch into `out`; what there is to say of their columns."""
+    notes = []
+    for wanted, place in ((names.SEED, "seed"), (names.LR, "lr"), (names.BATCH, "batch_tokens")):
+        if (column := table.first(place, wanted)) is not None:
+            out[place] = table.frame[column].astype(str).to_numpy()
+            if place != "seed":
+                notes += _setting(table, out, place, column, wanted)
+    return notes
+
+
 def settle(
     table: Table, out: pd.DataFrame, found: dict[str, Quantity], run: str | None, by: str | None,
     said: set[str],
@@ -112,11 +123,7 @@ def settle(
     said: columns of which the caller has said which rows count (--where).
     """
     frame, notes, named = table.frame, list[str](), run is not None
-    for wanted, place in ((names.SEED, "seed"), (names.LR, "lr"), (names.BATCH, "batch_tokens")):
-        if (column := table.first(place, wanted)) is not None:
-            out[place] = frame[column].astype(str).to_numpy()
-            if place != "seed":
-                notes += _setting(table, out, place, column, wanted)
+    notes += _settings(table, out)
     if "seed" in out and out["seed"].nunique() > 1:
         notes.append(SEEDS)
     mixed = mixes(table)
