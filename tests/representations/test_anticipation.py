@@ -287,7 +287,9 @@ def test_mistakes_are_messages(own: Study, built_in: Path, tmp_path: Path) -> No
     refused("val-0002.mp4: shows 96 x 64 px, where its annotations are of 64 x 64", turned)
     nouns = [{"id": 0, "name": "cup"}]
     other = changed(built_in, tmp_path / "other", noun_categories=nouns)
-    refused("val.json, annotation 0|is .*: want one of the 1 of noun_categories", other)
+    refused(
+        "val.json, annotation 0|is .*: want a whole number, one of the 1 of noun_categories", other
+    )
     given = json.loads((built_in / SPLITS["val"]).read_text())
     for one in given["annotations"]:
         del one["objects"]
